@@ -1,0 +1,66 @@
+# Everything a newcomer needs: `make demo`, then `make test`. Each sets up what it needs.
+
+PYTHON ?= python3
+VENV ?= .venv
+PYTEST_ARGS ?=
+BIN := $(VENV)/bin
+RUNTIME := $(VENV)/.runtime-installed
+DEV := $(VENV)/.dev-installed
+CHECKED := configs data_pipelines zse_jax tests
+
+.DEFAULT_GOAL := help
+.DELETE_ON_ERROR:
+.PHONY: help install demo test test-fast lint format lock clean
+
+help:  ## Show the commands
+	@awk -F ':.*## ' '/^[a-z-]+:.*## / {printf "  make %-10s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
+
+install: $(DEV)  ## Create .venv with everything that runs and tests the project
+
+demo: $(RUNTIME)  ## Train on the embedded doodles, evaluate, draw retrieved photos
+	$(BIN)/python -m zse_jax.main --config=configs/doodles.py --workdir=demo
+	$(BIN)/python -m zse_jax.evaluate --checkpoint=demo --pictures=demo/pictures
+
+test: $(DEV)  ## Run every test
+	$(BIN)/python -m pytest $(PYTEST_ARGS)
+
+test-fast: $(DEV)  ## Run the tests that take seconds
+	$(BIN)/python -m pytest -m "not slow" $(PYTEST_ARGS)
+
+lint: $(DEV)  ## Check style, format and types
+	$(BIN)/ruff check $(CHECKED)
+	$(BIN)/ruff format --check $(CHECKED)
+	$(BIN)/mypy
+
+format: $(DEV)  ## Put the code into the house's format
+	$(BIN)/ruff check --fix $(CHECKED)
+	$(BIN)/ruff format $(CHECKED)
+
+lock: $(DEV)  ## Pin anew what pyproject.toml asks for (LOCK_ARGS=--upgrade: the newest)
+	$(BIN)/uv pip compile --quiet --universal --no-annotate --custom-compile-command "make lock" \
+	    $(LOCK_ARGS) pyproject.toml --output-file requirements.txt
+	$(BIN)/uv pip compile --quiet --universal --no-annotate --custom-compile-command "make lock" \
+	    $(LOCK_ARGS) --group dev --constraint requirements.txt --output-file requirements-dev.txt
+	{ echo "-r requirements.txt"; cat requirements-dev.txt; } > requirements-dev.tmp
+	mv requirements-dev.tmp requirements-dev.txt
+
+clean:  ## Remove caches; keeps .venv, demo/ and every workdir
+	rm -rf .cache .hypothesis build *.egg-info
+	find $(CHECKED) -name __pycache__ -type d -prune -exec rm -rf {} +
+
+$(BIN)/pip:
+	@$(PYTHON) -c "import sys; sys.exit(not (3, 11) <= sys.version_info[:2] < (3, 14))" 2>/dev/null || { \
+	    echo "zse_jax needs Python 3.11, 3.12 or 3.13; '$(PYTHON)' is not one:" \
+	        "$$($(PYTHON) --version 2>&1 | head -n 1). Name another: make $(MAKECMDGOALS) PYTHON=python3.12" >&2; \
+	    exit 1; }
+	$(PYTHON) -m venv $(VENV)
+
+$(RUNTIME): requirements.txt | $(BIN)/pip
+	@echo "Installing requirements.txt into $(VENV) (a minute or two)"
+	@$(BIN)/python -m pip install --quiet --disable-pip-version-check -r requirements.txt
+	@touch $@
+
+$(DEV): requirements-dev.txt $(RUNTIME)
+	@echo "Installing requirements-dev.txt into $(VENV)"
+	@$(BIN)/python -m pip install --quiet --disable-pip-version-check -r requirements-dev.txt
+	@touch $@

@@ -1,0 +1,56 @@
+"""What every test stands on: eight virtual devices, checked shapes, golden outputs, real images."""
+
+import os
+from collections.abc import Callable
+from pathlib import Path
+
+ROOT = Path(__file__).resolve().parents[1]
+
+# Before jax is imported. Programs that tests start inherit all of it; flags of the caller stay.
+os.environ["XLA_FLAGS"] = " ".join(
+    ["--xla_force_host_platform_device_count=8", os.environ.get("XLA_FLAGS", "")]
+).strip()
+os.environ.setdefault("JAX_PLATFORMS", "cpu")
+os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "2")
+
+# Compilation is most of the tests' time, in many small programs: the second run finds them here.
+os.environ.setdefault("JAX_COMPILATION_CACHE_DIR", str(ROOT / ".cache" / "jax"))
+os.environ.setdefault("JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS", "0")
+
+import hypothesis
+import numpy as np
+import pytest
+from absl import flags
+from jaxtyping import install_import_hook
+
+from tests.checking import checked
+
+# From here on, every annotated shape and type of the packages is checked at each call.
+install_import_hook(["data_pipelines", "zse_jax"], f"{checked.__module__}.{checked.__name__}")
+
+# grain's worker processes read absl flags, which `app.run` parses in a program.
+flags.FLAGS.mark_as_parsed()
+
+# The same examples in every run, and no deadline: the first one includes compilation.
+hypothesis.settings.register_profile("house", deadline=None, derandomize=True)
+hypothesis.settings.load_profile("house")
+
+
+@pytest.fixture(scope="session")
+def golden() -> Callable[[str], dict[str, np.ndarray]]:
+    """`golden("zse")`: the arrays of tests/golden/zse.npz, which golden/README.md describes."""
+
+    def load(name: str) -> dict[str, np.ndarray]:
+        with np.load(ROOT / "tests" / "golden" / f"{name}.npz") as arrays:
+            return dict(arrays)
+
+    return load
+
+
+@pytest.fixture(scope="session")
+def sketchy_folder() -> Path:
+    """The Sketchy images: $SKETCHY_DIR, or `../shared/data/Sketchy` beside the checkout."""
+    folder = Path(os.environ.get("SKETCHY_DIR", ROOT.parent / "shared" / "data" / "Sketchy"))
+    if not folder.is_dir():
+        pytest.skip(f"needs the Sketchy images, and {folder} is not there; name them: SKETCHY_DIR")
+    return folder
