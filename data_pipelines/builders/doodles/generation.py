@@ -1,0 +1,135 @@
+"""`doodles` as a pure function of a seed: which instances exist, how each is posed, both pictures.
+
+Every random choice comes from a generator seeded by (seed, class, index, purpose), so an instance
+looks the same whoever asks for it, alone or among others, in any order, on any number of processes.
+"""
+
+import concurrent.futures
+import dataclasses
+import functools
+import itertools
+import multiprocessing
+import os
+import zlib
+from collections.abc import Iterator, Sequence
+from typing import Literal, get_args
+
+import cv2
+import numpy as np
+from jaxtyping import UInt8
+
+from data_pipelines.builders.doodles import nature, photo, sketch, things, vehicles
+from data_pipelines.builders.doodles.classes import SEEN, UNSEEN
+from data_pipelines.builders.doodles.parts import Part, turned
+
+Modality = Literal["sketch", "photo"]
+MODALITIES: tuple[Modality, ...] = get_args(Modality)
+CLASSES = tuple(sorted(SEEN + UNSEEN))
+_DRAW = {
+    name: next(getattr(m, name) for m in (nature, things, vehicles) if hasattr(m, name))
+    for name in CLASSES
+}
+SIZE = 64
+"""Side of every image, in pixels."""
+
+
+@dataclasses.dataclass(frozen=True)
+class Doodle:
+    """One picture of one instance.
+
+    Attributes:
+      class_name: one of `CLASSES`.
+      instance: what a photo and its sketch share, e.g. "house_0012".
+      name: relative path, e.g. "photo/house/house_0012.png".
+      image: uint8 [64, 64, 3].
+    """
+
+    class_name: str
+    instance: str
+    name: str
+    image: UInt8[np.ndarray, "64 64 3"]
+
+
+def generate(
+    seed: int = 0,
+    instances_per_class: int = 48,
+    *,
+    modality: Modality,
+    classes: Sequence[str] = CLASSES,
+    workers: int | None = None,
+) -> Iterator[Doodle]:
+    """Draws the instances of each class, class by class, in one modality.
+
+    Args:
+      seed: another seed is another data set.
+      instances_per_class: how many; a larger number extends the smaller one's list.
+      modality: "photo" or "sketch"; the same seed gives the two sides of the same instances.
+      classes: names out of `CLASSES`.
+      workers: drawing processes; 0 draws in this one, None takes as many as there are CPU cores.
+
+    Raises:
+      ValueError: a class that does not exist, or another modality.
+    """
+    unknown = sorted(set(classes) - set(CLASSES))
+    if unknown or modality not in MODALITIES:
+        raise ValueError(
+            f"doodles cannot draw modality {modality!r} of classes {unknown or list(classes)}: it "
+            f"has 'sketch' and 'photo' of {', '.join(CLASSES)}."
+        )
+    jobs = [(c, i) for c in classes for i in range(instances_per_class)]
+    task = functools.partial(_doodle, seed=seed, modality=modality)
+    workers = (os.cpu_count() or 1) if workers is None else workers
+    if workers == 0:
+        yield from itertools.starmap(task, jobs)
+        return
+    # Not forked: the caller may hold the threads of TensorFlow or JAX, which do not survive that.
+    context = multiprocessing.get_context("spawn")
+    with concurrent.futures.ProcessPoolExecutor(workers, context) as pool:
+        yield from pool.map(task, *zip(*jobs, strict=True), chunksize=16)
+
+
+def render(
+    class_name: str, index: int, modality: Modality, seed: int = 0
+) -> UInt8[np.ndarray, "64 64 3"]:
+    """One picture of instance `index` of a class."""
+    parts = posed(class_name, index, seed)
+    draw = photo.draw if modality == "photo" else sketch.draw
+    return draw(parts, SIZE, _random(seed, class_name, index, modality))
+
+
+def posed(class_name: str, index: int, seed: int = 0) -> list[Part]:
+    """The parts of an instance, placed in the frame; coordinates in units of the frame, 0 to 1."""
+    rng = _random(seed, class_name, index, "parts")
+    parts = _DRAW[class_name](rng)
+    flip, stretch = rng.choice([-1, 1]), rng.uniform(0.88, 1.14)
+    angle, extent = rng.uniform(-10, 10), rng.uniform(0.76, 0.93)
+    moved = [
+        dataclasses.replace(
+            p, loops=tuple(turned(loop * [flip * stretch, 1], angle) for loop in p.loops)
+        )
+        for p in parts
+    ]
+    points = np.concatenate([loop for p in moved for loop in p.loops])
+    low, high = points.min(0), points.max(0)
+    scale = extent / (high - low).max()
+    room = (1 - scale * (high - low)) / 2 - 0.03
+    center = 0.5 + rng.uniform(-1, 1, 2) * np.clip(room, 0, 0.1)
+    return [
+        dataclasses.replace(
+            p,
+            loops=tuple((loop - (low + high) / 2) * scale + center for loop in p.loops),
+            width=p.width * scale,
+        )
+        for p in moved
+    ]
+
+
+def _doodle(class_name: str, index: int, *, seed: int, modality: Modality) -> Doodle:
+    cv2.setNumThreads(1)  # The images are small; processes are the better way to use the cores.
+    instance = f"{class_name}_{index:04d}"
+    image = render(class_name, index, modality, seed)
+    return Doodle(class_name, instance, f"{modality}/{class_name}/{instance}.png", image)
+
+
+def _random(seed: int, class_name: str, index: int, purpose: str) -> np.random.Generator:
+    return np.random.default_rng([seed, zlib.crc32(f"{class_name}/{purpose}".encode()), index])
