@@ -1,0 +1,127 @@
+"""Vision Transformer blocks and token selection."""
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+from flax import nnx
+from hypothesis import given
+from hypothesis import strategies as st
+
+from zse_jax.models.vit import (
+    Encoder,
+    attend,
+    merge_heads,
+    select_tokens,
+    split_heads,
+    tokens_after_selection,
+)
+
+
+def encoder(keep_rates=None, depth=3) -> Encoder:
+    return Encoder(
+        width=16,
+        depth=depth,
+        heads=2,
+        mlp_width=32,
+        dropout=0.0,
+        keep_rates=keep_rates,
+        dtype=jnp.dtype("float32"),
+        rngs=nnx.Rngs(params=0, dropout=1),
+    )
+
+
+def test_attention_agrees_with_jax_own():
+    q, k, v = (jax.random.normal(jax.random.key(i), (2, 5, 3, 4)) for i in range(3))
+    out, weights = attend(*(x.swapaxes(1, 2) for x in (q, k, v)))
+    np.testing.assert_allclose(
+        out.swapaxes(1, 2), jax.nn.dot_product_attention(q, k, v), rtol=1e-5, atol=1e-6
+    )
+    np.testing.assert_allclose(weights.sum(-1), 1, rtol=1e-6)
+
+
+def test_heads_split_and_merge_are_inverse():
+    x = jax.random.normal(jax.random.key(0), (2, 5, 12))
+    np.testing.assert_array_equal(merge_heads(split_heads(x, 3)), x)
+
+
+def test_without_selection_every_patch_is_kept_in_order():
+    out = encoder()(jax.random.normal(jax.random.key(0), (2, 10, 16)))
+    assert out.tokens.shape == (2, 10, 16)
+    np.testing.assert_array_equal(out.kept, np.tile(np.arange(9), (2, 1)))
+
+
+def test_selection_keeps_the_most_attended_tokens_in_their_original_order():
+    tokens = jnp.arange(2 * 6 * 1, dtype=jnp.float32).reshape(2, 6, 1)
+    importance = jnp.asarray([[0.1, 0.5, 0.2, 0.4, 0.3], [0.5, 0.1, 0.1, 0.2, 0.3]])
+    kept = jnp.asarray([[2, 3, 5, 7, 8], [0, 1, 2, 3, 4]])
+    out = select_tokens(tokens, kept, importance, 0.5)
+    np.testing.assert_array_equal(out.tokens[..., 0], [[0, 2, 4, 5], [6, 7, 10, 11]])
+    np.testing.assert_array_equal(out.kept, [[3, 7, 8], [0, 3, 4]])
+
+
+@given(st.integers(0, 10**6), st.floats(0.1, 0.99))
+def test_selection_is_a_sorted_choice_without_repetition(seed, rate):
+    importance = jax.random.uniform(jax.random.key(seed), (3, 16))
+    out = select_tokens(jnp.zeros((3, 17, 2)), jnp.tile(jnp.arange(16), (3, 1)), importance, rate)
+    assert (np.diff(out.kept, axis=1) > 0).all()
+    dropped = [np.setdiff1d(np.arange(16), row) for row in np.asarray(out.kept)]
+    for scores, kept, gone in zip(np.asarray(importance), out.kept, dropped, strict=True):
+        assert scores[kept].min() >= scores[gone].max(initial=0)
+
+
+def test_published_rates_keep_144_of_196_tokens():
+    rates = {4: 0.9, 7: 0.9, 10: 0.9}
+    assert [tokens_after_selection(196, dict(list(rates.items())[:i])) for i in range(4)] == [
+        196,
+        177,
+        160,
+        144,
+    ]
+
+
+def test_selection_happens_after_attention_within_its_block():
+    """With one block, kept tokens equal those of the unselected block at the same places."""
+    x = jax.random.normal(jax.random.key(0), (2, 10, 16))
+    plain, selected = encoder(depth=1)(x), encoder({1: 0.5}, depth=1)(x)
+    assert selected.tokens.shape == (2, 6, 16)
+    for i in range(2):
+        np.testing.assert_allclose(
+            selected.tokens[i, 1:], plain.tokens[i, 1:][selected.kept[i]], rtol=1e-5, atol=1e-6
+        )
+        np.testing.assert_allclose(selected.tokens[i, 0], plain.tokens[i, 0], rtol=1e-5, atol=1e-6)
+
+
+@pytest.mark.parametrize("rates", [{4: 0.5}, {0: 0.5}, {1: 0.0}, {1: 1.5}])
+def test_impossible_selection_is_an_error(rates):
+    with pytest.raises(ValueError, match="Token selection with rate"):
+        encoder(rates)
+
+
+def test_heads_that_do_not_divide_the_width_are_an_error():
+    with pytest.raises(ValueError, match="5 attention heads cannot share a width of 16"):
+        Encoder(
+            width=16,
+            depth=1,
+            heads=5,
+            mlp_width=8,
+            dropout=0.0,
+            dtype=jnp.dtype("float32"),
+            rngs=nnx.Rngs(0),
+        )
+
+
+def test_dropout_is_off_in_a_deterministic_view():
+    model = Encoder(
+        width=16,
+        depth=1,
+        heads=2,
+        mlp_width=8,
+        dropout=0.5,
+        dtype=jnp.dtype("float32"),
+        rngs=nnx.Rngs(params=0, dropout=1),
+    )
+    x = jax.random.normal(jax.random.key(0), (1, 4, 16))
+    assert not np.allclose(model(x).tokens, model(x).tokens)
+    still = nnx.view(model, deterministic=True)
+    np.testing.assert_array_equal(still(x).tokens, still(x).tokens)

@@ -1,0 +1,58 @@
+"""Loading foreign weights: strict in both directions, and nothing half-loaded."""
+
+import numpy as np
+import pytest
+from flax import nnx
+
+from zse_jax.pretrained.mapping import Source, fill, transpose
+
+
+class Net(nnx.Module):
+    def __init__(self):
+        self.layer = nnx.Linear(2, 3, rngs=nnx.Rngs(0))
+
+
+TABLE = {("layer", "kernel"): Source("fc.weight", transpose), ("layer", "bias"): Source("fc.bias")}
+
+
+def arrays():
+    return {
+        "fc.weight": np.arange(6, dtype=np.float64).reshape(3, 2),
+        "fc.bias": np.ones(3),
+    }
+
+
+def test_arrays_are_laid_out_and_cast():
+    net = Net()
+    fill(net, arrays(), TABLE)
+    np.testing.assert_array_equal(net.layer.kernel[...], np.arange(6.0).reshape(3, 2).T)
+    assert net.layer.kernel.dtype == np.float32
+
+
+def test_an_unused_name_is_an_error_unless_known():
+    extra = {**arrays(), "counter": np.zeros(())}
+    with pytest.raises(ValueError, match="no place for     counter"):
+        fill(Net(), extra, TABLE)
+    fill(Net(), extra, TABLE, ignored=lambda name: name == "counter")
+
+
+def test_a_missing_name_is_an_error_that_says_where_it_belongs():
+    given = arrays()
+    del given["fc.bias"]
+    with pytest.raises(ValueError, match=r"nothing for      layer.bias \(expected as fc.bias\)"):
+        fill(Net(), given, TABLE)
+
+
+def test_a_wrong_shape_is_an_error_and_leaves_the_model_alone():
+    net = Net()
+    before = np.asarray(net.layer.kernel[...])
+    with pytest.raises(ValueError, match=r"shape differs at layer.bias: \(3,\) here.*\(4,\)"):
+        fill(net, {**arrays(), "fc.bias": np.ones(4)}, TABLE)
+    np.testing.assert_array_equal(net.layer.kernel[...], before)
+
+
+def test_all_problems_are_listed_at_once():
+    with pytest.raises(ValueError) as error:
+        fill(Net(), {"a": np.zeros(1), "fc.weight": np.zeros((3, 3))}, TABLE)
+    for part in ("no place for     a", "nothing for      layer.bias", "shape differs"):
+        assert part in str(error.value)

@@ -1,0 +1,166 @@
+"""The ZSE retriever at a small size: its interface, loss and variants."""
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+from flax import nnx
+
+from zse_jax.losses import euclidean_triplet, relation_mse
+from zse_jax.retrievers import create
+from zse_jax.retrievers.zse import normalise
+
+TINY = {
+    "system": "zse",
+    "image_size": 32,
+    "patch_size": 8,
+    "width": 16,
+    "depth": 2,
+    "heads": 2,
+    "mlp_width": 32,
+    "cross_heads": 2,
+    "cross_mlp_width": 24,
+    "anchors": 4,
+    "anchor_width": 8,
+}
+
+
+def build(seed=0, dtype="float32", **changes):
+    return create({**TINY, **changes}, dtype=dtype, rngs=nnx.Rngs(params=seed, dropout=seed + 1))
+
+
+def still(**arguments):
+    return nnx.view(build(**arguments), deterministic=True)
+
+
+def images(count, seed=0):
+    return jnp.asarray(
+        np.random.default_rng(seed).integers(0, 256, (count, 32, 32, 3), dtype=np.uint8)
+    )
+
+
+def quadruplets(count):
+    return {
+        "sketches": images(2 * count, 1).reshape(count, 2, 32, 32, 3),
+        "photos": images(2 * count, 2).reshape(count, 2, 32, 32, 3),
+    }
+
+
+def test_pixels_are_normalised_to_mean_and_std_of_one_half():
+    pixels = jnp.asarray([0, 51, 255], jnp.uint8).reshape(1, 1, 1, 3)
+    np.testing.assert_allclose(normalise(pixels).ravel(), [-1, (0.2 - 0.5) / 0.5, 1], atol=1e-6)
+
+
+def test_score_of_every_pair_is_the_score_of_that_pair():
+    model = still()
+    sketches, photos = model.encode(images(3), "sketch"), model.encode(images(5, 1), "photo")
+    matrix = model.score(sketches, photos)
+    assert matrix.shape == (3, 5)
+    for q in range(3):
+        one = jnp.broadcast_to(sketches[q], photos.shape)
+        np.testing.assert_allclose(matrix[q], model.pairs(one, photos).score, rtol=1e-5)
+
+
+def test_pair_output_has_the_documented_shapes():
+    model = still()
+    tokens = model.encode(images(3), "sketch")
+    out = model.pairs(tokens, tokens)
+    assert out.sketch_tokens.shape == out.photo_tokens.shape == (3, 17, 16)
+    assert out.cosine.shape == (3, 4, 4)
+    assert out.logit.shape == out.score.shape == (3,)
+    np.testing.assert_allclose(out.score, jax.nn.sigmoid(out.logit), rtol=1e-6)
+
+
+def test_embedding_is_the_normalised_retrieval_token():
+    model = still()
+    tokens = model.encode(images(3), "photo")
+    embedding = model.embedding(tokens)
+    np.testing.assert_allclose(jnp.linalg.norm(embedding, axis=1), 1, rtol=1e-5)
+    cosine = (embedding * tokens[:, 0]).sum(1) / jnp.linalg.norm(tokens[:, 0], axis=1)
+    np.testing.assert_allclose(cosine, 1, rtol=1e-5)
+
+
+def test_loss_is_the_weighted_sum_of_its_terms_over_the_right_pairs():
+    model, batch = still(), quadruplets(3)
+    loss, terms = model.loss(batch)
+    out = [
+        model.pairs(
+            model.encode(batch["sketches"][:, i], "sketch"),
+            model.encode(batch["photos"][:, i], "photo"),
+        )
+        for i in range(2)
+    ]
+    triplet = euclidean_triplet(
+        out[0].sketch_tokens[:, 0], out[0].photo_tokens[:, 0], out[1].photo_tokens[:, 0]
+    )
+    score = jnp.concatenate([out[0].score, out[1].score])
+    relation = relation_mse(score, jnp.asarray([1.0] * 3 + [0.0] * 3))
+    np.testing.assert_allclose(terms["triplet"], triplet, rtol=1e-5)
+    np.testing.assert_allclose(terms["relation"], relation, rtol=1e-5)
+    np.testing.assert_allclose(loss, 2 * triplet + 4 * relation, rtol=1e-5)
+
+
+def test_every_parameter_receives_a_gradient():
+    model = still()
+    batch = quadruplets(2)
+    gradients = nnx.grad(lambda m: m.loss(batch)[0])(model)
+    flat = nnx.to_flat_state(gradients)
+    assert not [path for path, leaf in flat if not np.abs(leaf[...]).max() > 0]
+
+
+def test_dropout_draws_anew_each_time_and_is_off_in_a_deterministic_view():
+    model, batch = build(), quadruplets(2)
+    assert model.loss(batch)[0] != model.loss(batch)[0]
+    quiet = nnx.view(model, deterministic=True)
+    assert quiet.loss(batch)[0] == quiet.loss(batch)[0]
+
+
+@pytest.mark.parametrize(
+    ("changes", "tokens"),
+    [
+        ({"cross_value": "other"}, 17),
+        ({"anchor_map": "spatial"}, 17),
+        ({"anchors": 16}, 17),
+        ({"keep_rate": 0.9, "keep_blocks": (1, 2), "anchors": 14}, 15),
+    ],
+    ids=["textbook cross-attention", "spatial anchors", "all tokens", "token selection"],
+)
+def test_variants_train_and_score(changes, tokens):
+    model = still(**changes)
+    features = model.encode(images(2), "sketch")
+    assert features.shape == (2, tokens, 16)
+    assert np.isfinite(model.score(features, features)).all()
+    assert np.isfinite(model.loss(quadruplets(2))[0])
+
+
+def test_published_network_has_the_published_number_of_parameters():
+    shapes = nnx.eval_shape(lambda: create({"system": "zse"}, rngs=nnx.Rngs(0)))
+    count = sum(x.size for x in jax.tree.leaves(nnx.state(shapes, nnx.Param)))
+    assert count == 98_240_536
+
+
+def test_bfloat16_computes_in_bfloat16_with_float32_parameters_and_scores():
+    model = still(dtype="bfloat16")
+    assert {x.dtype for x in jax.tree.leaves(nnx.state(model, nnx.Param))} == {jnp.dtype("float32")}
+    tokens = model.encode(images(2), "sketch")
+    assert tokens.dtype == jnp.bfloat16
+    assert model.score(tokens, tokens).dtype == jnp.float32
+    reference = still().encode(images(2), "sketch")
+    error = jnp.linalg.norm(tokens.astype(jnp.float32) - reference) / jnp.linalg.norm(reference)
+    assert error < 0.03
+
+
+@pytest.mark.parametrize(
+    ("changes", "message"),
+    [
+        ({"system": "zsee"}, "did you mean 'zse'"),
+        ({"widht": 3}, "config.model.widht.*did you mean 'width'"),
+        ({"patch_size": 7}, "image_size=32 is not a multiple of patch_size=7"),
+        ({"heads": 3}, "3 attention heads cannot share a width of 16"),
+        ({"anchors": 5}, "5 anchors cannot be made from 16 local tokens: choose 16 or 4"),
+        ({"keep_rate": 0.5}, "rate 0.5 in block 4 is impossible"),
+    ],
+)
+def test_settings_that_do_not_fit_are_errors_that_say_what_would(changes, message):
+    with pytest.raises(ValueError, match=message):
+        build(**changes)

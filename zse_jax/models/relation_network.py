@@ -1,0 +1,111 @@
+"""The kernel-based relation network (ZSE, CVPR 2023, section 3.3): from two token maps to a score.
+
+Local tokens become *anchors*, every sketch anchor is compared with every photo anchor by cosine,
+and a small perceptron reads the match from that matrix.
+"""
+
+import itertools
+import math
+from typing import Literal
+
+import jax
+import jax.numpy as jnp
+from flax import nnx
+from jaxtyping import Array, Float
+
+from zse_jax.models.layers import linear, patches
+
+AnchorMap = Literal["published", "spatial"]
+
+
+class Anchors(nnx.Module):
+    """Local tokens to anchors: as they are, or merged 2x2 by a convolution of stride 2.
+
+    `anchor_map` says how the [t, d] tokens of an image become the d-channel map that is convolved:
+
+    - "published": the token matrix's memory is read as [d, side, side] without a transposition, as
+      the published code does (`view`); released weights need it, but an anchor then mixes values
+      from all over the image.
+    - "spatial": the token of row y, column x is the map's vector at (y, x), as the paper's text
+      describes; an anchor is then a place in the image, which explanations rely on.
+    """
+
+    def __init__(
+        self,
+        tokens: int,
+        width: int,
+        anchors: int,
+        anchor_width: int,
+        *,
+        anchor_map: AnchorMap,
+        dtype: jnp.dtype,
+        rngs: nnx.Rngs,
+    ):
+        """`anchors`: `tokens` (no convolution) or a quarter of them, on a square, even grid.
+
+        Raises:
+          ValueError: another number of anchors, or an unknown `anchor_map`.
+        """
+        if anchor_map not in ("published", "spatial"):
+            raise ValueError(f'anchor_map={anchor_map!r}: choose "published" or "spatial".')
+        side = math.isqrt(tokens)
+        mergeable = side * side == tokens and side % 2 == 0
+        if anchors != tokens and not (mergeable and anchors * 4 == tokens):
+            choices = f"{tokens} or {tokens // 4}" if mergeable else f"{tokens}"
+            raise ValueError(
+                f"{anchors} anchors cannot be made from {tokens} local tokens: choose {choices}."
+            )
+        self.side = side
+        self.published = anchor_map == "published"
+        self.merge = (
+            None if anchors == tokens else linear(4 * width, anchor_width, dtype=dtype, rngs=rngs)
+        )
+
+    def __call__(self, tokens: Float[Array, "b t d"]) -> Float[Array, "b a c"]:
+        """Anchors of local tokens (without the retrieval token)."""
+        if self.merge is None:
+            return tokens
+        b, t, d = tokens.shape
+        if self.published:
+            grid = tokens.reshape(b, d, self.side, self.side).transpose(0, 2, 3, 1)
+        else:
+            grid = tokens.reshape(b, self.side, self.side, d)
+        return self.merge(patches(grid, 2)).reshape(b, t // 4, -1)
+
+
+def cosine_matrix(
+    sketch: Float[Array, "*b a c"], photo: Float[Array, "*b e c"]
+) -> Float[Array, "*b a e"]:
+    """Cosine similarity of every sketch anchor with every photo anchor, float32, in [-1, 1].
+
+    A zero anchor has similarity 0 with everything, and a zero gradient.
+    """
+
+    def unit(x):
+        x = x.astype(jnp.float32)
+        square = jnp.square(x).sum(axis=-1, keepdims=True)
+        return x * jax.lax.rsqrt(jnp.maximum(square, 1e-24))
+
+    return jnp.einsum("...ac,...ec->...ae", unit(sketch), unit(photo))
+
+
+class RelationNetwork(nnx.Module):
+    """A² -> A·sqrt(A) -> A -> 1 with ReLU and dropout between: 343, 2744, 1728 hidden units first.
+
+    Those are the published widths for A = 49, 196, 144; other A follow the same rule, rounded.
+    """
+
+    def __init__(self, anchors: int, *, dropout: float, dtype: jnp.dtype, rngs: nnx.Rngs):
+        """`anchors`: A, the side of the cosine matrix it reads."""
+        widths = [anchors**2, round(anchors**1.5), anchors, 1]
+        self.layers = nnx.List(
+            [linear(i, o, dtype=dtype, rngs=rngs) for i, o in itertools.pairwise(widths)]
+        )
+        self.dropouts = nnx.List([nnx.Dropout(dropout, rngs=rngs) for _ in range(2)])
+
+    def __call__(self, cosine: Float[Array, "b a a"]) -> Float[Array, "b"]:
+        """The logit of "same class" for each pair, float32; the score is its sigmoid."""
+        x = cosine.reshape(cosine.shape[0], -1)
+        for layer, dropout in zip(self.layers[:-1], self.dropouts, strict=True):
+            x = dropout(jax.nn.relu(layer(x)))
+        return self.layers[-1](x)[:, 0].astype(jnp.float32)

@@ -1,0 +1,110 @@
+"""The learnable tokenizer of ZSE (CVPR 2023, section 3.1): from an image to visual tokens.
+
+Two patch embeddings are averaged: the usual one of a Vision Transformer, and a small stack of
+overlapping convolutions (the *scale* embedding) that reaches the same grid and gives strokes, which
+are thin and sparse, a receptive field wider than one patch. A learned retrieval token stands in
+front, where a classifier has [CLS], and learned positions are added.
+"""
+
+import math
+
+import jax
+import jax.numpy as jnp
+from flax import nnx
+from jaxtyping import Array, Float
+
+from zse_jax.models.layers import linear, patches, torch_uniform
+
+
+class ScaleEmbedding(nnx.Module):
+    """Bias-free convolutions of stride 2, ReLU between: 7x7 to 64 channels, then 3x3 doubling them.
+
+    There are log2(patch_size) of them, so that the output has one position per patch; for patches
+    of 16 pixels these are the published 3 -> 64 -> 128 -> 256 -> width.
+    """
+
+    def __init__(self, patch_size: int, width: int, *, dtype: jnp.dtype, rngs: nnx.Rngs):
+        """Raises ValueError unless `patch_size` is a power of two of at least 2 pixels."""
+        count = int(math.log2(patch_size)) if patch_size > 0 else 0
+        if count < 1 or 2**count != patch_size:
+            raise ValueError(
+                f"patch_size={patch_size}: the scale embedding halves the image at each of its "
+                f"convolutions, so patch_size has to be 2, 4, 8, 16 or another power of two."
+            )
+        channels = [3, *(64 * 2**i for i in range(count - 1)), width]
+        kernels = [7] + [3] * (count - 1)
+        self.convolutions = nnx.List(
+            [
+                nnx.Conv(
+                    inputs,
+                    outputs,
+                    (kernel, kernel),
+                    strides=2,
+                    padding=kernel // 2,
+                    use_bias=False,
+                    kernel_init=torch_uniform(inputs * kernel * kernel),
+                    dtype=dtype,
+                    rngs=rngs,
+                )
+                for inputs, outputs, kernel in zip(
+                    channels[:-1], channels[1:], kernels, strict=True
+                )
+            ]
+        )
+
+    def __call__(
+        self, images: Float[Array, "b height width 3"]
+    ) -> Float[Array, "b rows columns d"]:
+        """One vector per patch of the image."""
+        x = images
+        for i, convolution in enumerate(self.convolutions):
+            x = convolution(x if i == 0 else jax.nn.relu(x))
+        return x
+
+
+class Tokenizer(nnx.Module):
+    """Images to tokens: a retrieval token, then one token per patch, row by row."""
+
+    def __init__(
+        self,
+        *,
+        image_size: int,
+        patch_size: int,
+        width: int,
+        dropout: float,
+        position_std: float,
+        dtype: jnp.dtype,
+        rngs: nnx.Rngs,
+    ):
+        """Position and retrieval token start from N(0, position_std²); published: 1."""
+        self.patch_size = patch_size
+        self.grid = image_size // patch_size
+        self.dtype = dtype
+        self.patch_embedding = linear(patch_size * patch_size * 3, width, dtype=dtype, rngs=rngs)
+        self.scale_embedding = ScaleEmbedding(patch_size, width, dtype=dtype, rngs=rngs)
+        normal = nnx.initializers.normal(position_std)
+        self.retrieval_token = nnx.Param(normal(rngs.params(), (1, 1, width)))
+        self.positions = nnx.Param(normal(rngs.params(), (1, 1 + self.grid**2, width)))
+        self.dropout = nnx.Dropout(dropout, rngs=rngs)
+
+    def __call__(self, images: Float[Array, "b height width 3"]) -> Float[Array, "b n d"]:
+        """Tokens of normalised images of the size the tokenizer was built for.
+
+        Raises:
+          ValueError: images of another size.
+        """
+        side = self.grid * self.patch_size
+        if images.shape[1:] != (side, side, 3):
+            raise ValueError(
+                f"Images of shape {tuple(images.shape[1:])} reached a network built for "
+                f"{(side, side, 3)}: set config.model.image_size to the images' size."
+            )
+        images = images.astype(self.dtype)
+        embedded = self.patch_embedding(patches(images, self.patch_size))
+        x = (embedded + self.scale_embedding(images)) / 2
+        x = x.reshape(x.shape[0], -1, x.shape[-1])
+        first = jnp.broadcast_to(
+            self.retrieval_token[...].astype(x.dtype), (x.shape[0], 1, x.shape[-1])
+        )
+        x = jnp.concatenate([first, x], axis=1) + self.positions[...].astype(x.dtype)
+        return self.dropout(x)

@@ -1,0 +1,1 @@
+"""Other people's weights: one file per publisher, each with `load(model, arrays)`."""

@@ -1,0 +1,94 @@
+"""Filling a model from a publisher's arrays, strictly in both directions.
+
+A publisher's file in this package holds one table, parameter path here -> (publisher's name,
+how to lay the array out); this module applies it and refuses anything left over on either side.
+"""
+
+from collections.abc import Callable, Iterable, Mapping
+from typing import Any, NamedTuple
+
+import jax.numpy as jnp
+import numpy as np
+from flax import nnx
+
+Path = tuple[Any, ...]
+"""Names and list positions on the way from a model to one of its parameters."""
+
+
+class Source(NamedTuple):
+    """Where a parameter comes from: the publisher's name, and the change of layout."""
+
+    name: str
+    layout: Callable[[np.ndarray], np.ndarray] = lambda array: array
+
+
+def transpose(array: np.ndarray) -> np.ndarray:
+    """PyTorch's linear weight [out, in] -> kernel [in, out]."""
+    return array.T
+
+
+def convolution(array: np.ndarray) -> np.ndarray:
+    """PyTorch's convolution weight [out, in, height, width] -> [height, width, in, out]."""
+    return array.transpose(2, 3, 1, 0)
+
+
+def patch_matrix(array: np.ndarray) -> np.ndarray:
+    """The same for a convolution that `models.layers.patches` turned into a matrix product."""
+    return convolution(array).reshape(-1, array.shape[0])
+
+
+def fill(
+    model: nnx.Module,
+    arrays: Mapping[str, np.ndarray],
+    table: Mapping[Path, Source],
+    *,
+    ignored: Callable[[str], bool] = lambda name: False,
+) -> None:
+    """Sets every parameter of `model` in place.
+
+    Args:
+      model: whose `nnx.Param` leaves are filled; each keeps its dtype and sharding.
+      arrays: the publisher's names and arrays.
+      table: for each parameter's path, its source.
+      ignored: names that the publisher's file carries and its network never uses.
+
+    Raises:
+      ValueError: names nobody uses, parameters nobody fills, or shapes that differ; all are listed,
+        and the model is left as it was.
+    """
+    parameters = dict(nnx.to_flat_state(nnx.state(model, nnx.Param)))
+    problems = [f"  no place for     {name}" for name in _unused(arrays, table, ignored)]
+    filled = {}
+    for path, parameter in parameters.items():
+        source = table.get(path)
+        where = ".".join(map(str, path))
+        if source is None or source.name not in arrays:
+            missing = f" (expected as {source.name})" if source else ""
+            problems.append(f"  nothing for      {where}{missing}")
+            continue
+        given = np.asarray(arrays[source.name])
+        try:
+            value = source.layout(given)
+        except ValueError:
+            value = given
+        if value.shape != parameter.shape:
+            problems.append(
+                f"  shape differs at {where}: {tuple(parameter.shape)} here, {source.name} has "
+                f"{tuple(given.shape)}"
+            )
+            continue
+        filled[path] = value
+    if problems:
+        raise ValueError(
+            "These weights do not fit the model; nothing was loaded. Check that the file and the "
+            "model's config are of the same network and size.\n" + "\n".join(problems)
+        )
+    for path, parameter in parameters.items():
+        parameter[...] = jnp.asarray(filled[path], parameter.dtype)
+
+
+def _unused(
+    names: Iterable[str], table: Mapping[Path, Source], ignored: Callable[[str], bool]
+) -> list[str]:
+    used = {source.name for source in table.values()}
+    return [name for name in names if name not in used and not ignored(name)]

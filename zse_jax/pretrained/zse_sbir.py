@@ -1,0 +1,86 @@
+"""Weights of the published ZSE code (github.com/buptLinfy/ZSE-SBIR), by its parameter names.
+
+The published state dict also carries an unused third copy of the cross-attention layer,
+`ca.encoder.layers.*`, which is known and ignored.
+"""
+
+from collections.abc import Mapping
+
+import numpy as np
+
+from zse_jax.pretrained.mapping import (
+    Path,
+    Source,
+    convolution,
+    fill,
+    patch_matrix,
+    transpose,
+)
+from zse_jax.retrievers.zse import ZSE
+
+
+def load(model: ZSE, arrays: Mapping[str, np.ndarray]) -> None:
+    """Fills `model` in place from the published names, e.g. `sa.model.cls`.
+
+    Raises:
+      ValueError: names without a place, parameters without a source or of another shape, listed.
+    """
+    fill(model, arrays, table(model), ignored=lambda name: name.startswith("ca.encoder.layers."))
+
+
+def table(model: ZSE) -> dict[Path, Source]:
+    """Parameter path -> the published name and the change of layout."""
+    entries: dict[Path, Source] = {
+        ("tokenizer", "retrieval_token"): Source("sa.model.cls"),
+        ("tokenizer", "positions"): Source("sa.model.pos_embedding"),
+        **_linear(("tokenizer", "patch_embedding"), "sa.model.embedding", patch_matrix),
+        **_norm(("encoder", "norm"), "sa.model.transformer.encoder_norm"),
+    }
+    # The published stack alternates convolutions with ReLUs, hence every second number.
+    for i in range(len(model.tokenizer.scale_embedding.convolutions)):
+        path = ("tokenizer", "scale_embedding", "convolutions", i, "kernel")
+        entries[path] = Source(f"sa.model.scale.seq.{2 * i}.weight", convolution)
+    for i in range(len(model.encoder.blocks)):
+        here, there = ("encoder", "blocks", i), f"sa.model.transformer.layers.{i}.0"
+        entries |= _norm((*here, "norm_attention"), f"{there}.layer_norm_input")
+        entries |= _norm((*here, "norm_mlp"), f"{there}.layer_norm_out")
+        entries |= _linear((*here, "attention", "qkv"), f"{there}.attention.to_qkv")
+        entries |= _linear((*here, "attention", "out"), f"{there}.attention.to_out.0")
+        entries |= _linear((*here, "mlp_in"), f"{there}.mlp.net.0")
+        entries |= _linear((*here, "mlp_out"), f"{there}.mlp.net.3")
+    for layer, there in (
+        ("sketch_layer", "ca.encoder.layer1.0"),
+        ("photo_layer", "ca.encoder.layer2.0"),
+    ):
+        entries |= _cross_layer(("cross_attention", layer), there)
+    if model.anchors.merge is not None:
+        entries |= _linear(("anchors", "merge"), "conv2d", patch_matrix)
+    for i in range(len(model.relation_network.layers)):
+        entries |= _linear(("relation_network", "layers", i), f"rn.rn.{3 * i}")
+    return entries
+
+
+def _cross_layer(here: Path, there: str) -> dict[Path, Source]:
+    entries: dict[Path, Source] = {}
+    for i, name in enumerate(("query", "key", "value", "out")):
+        entries |= _linear((*here, name), f"{there}.self_attn.linears.{i}")
+    entries |= _linear((*here, "mlp_in"), f"{there}.feed_forward.w_1")
+    entries |= _linear((*here, "mlp_out"), f"{there}.feed_forward.w_2")
+    for i, name in enumerate(("norm_attended", "norm_mlp")):
+        entries[(*here, name, "scale")] = Source(f"{there}.sublayer.{i}.norm.a")
+        entries[(*here, name, "bias")] = Source(f"{there}.sublayer.{i}.norm.b")
+    return entries
+
+
+def _linear(here: Path, there: str, layout=transpose) -> dict[Path, Source]:
+    return {
+        (*here, "kernel"): Source(f"{there}.weight", layout),
+        (*here, "bias"): Source(f"{there}.bias"),
+    }
+
+
+def _norm(here: Path, there: str) -> dict[Path, Source]:
+    return {
+        (*here, "scale"): Source(f"{there}.weight"),
+        (*here, "bias"): Source(f"{there}.bias"),
+    }

@@ -1,0 +1,222 @@
+"""ZSE: "Zero-Shot Everything Sketch-Based Image Retrieval, and in Explainable Style" (CVPR 2023).
+
+Lin et al., arXiv 2303.14348. Self-attention with a learnable tokenizer encodes each image;
+cross-attention lets the tokens of a sketch and a photo meet; a kernel-based relation network scores
+how well their local tokens correspond. Defaults are the published network, B/16.
+"""
+
+from collections.abc import Mapping
+from typing import Any, ClassVar, Literal, NamedTuple
+
+import jax
+import jax.numpy as jnp
+from flax import nnx
+from jaxtyping import Array, Float, Num, UInt8
+
+from zse_jax.losses import euclidean_triplet, relation_mse
+from zse_jax.models.cross_attention import CrossAttention, Projected, Value
+from zse_jax.models.relation_network import (
+    AnchorMap,
+    Anchors,
+    RelationNetwork,
+    cosine_matrix,
+)
+from zse_jax.models.tokenizer import Tokenizer
+from zse_jax.models.vit import Encoder, tokens_after_selection
+from zse_jax.retrievers.base import Modality, Retriever
+
+
+class PairOutput(NamedTuple):
+    """What the network makes of B pairs (sketch i, photo i).
+
+    Attributes:
+      sketch_tokens, photo_tokens: [b, n, d] after cross-attention, the retrieval token first.
+      cosine: [b, a, a], sketch anchors by photo anchors, in [-1, 1].
+      logit: [b], of "same class".
+      score: [b], its sigmoid, in (0, 1).
+    """
+
+    sketch_tokens: Float[Array, "b n d"]
+    photo_tokens: Float[Array, "b n d"]
+    cosine: Float[Array, "b a a"]
+    logit: Float[Array, "b"]
+    score: Float[Array, "b"]
+
+
+class ZSE(Retriever):
+    """The ZSE network; its features are each image's tokens before cross-attention."""
+
+    batch_kind: ClassVar[str] = "quadruplet"
+    rankings: ClassVar[Mapping[str, Literal["embedding", "score"]]] = {
+        "token": "embedding",
+        "relation": "score",
+    }
+
+    def __init__(
+        self,
+        *,
+        image_size: int = 224,
+        patch_size: int = 16,
+        width: int = 768,
+        depth: int = 12,
+        heads: int = 12,
+        mlp_width: int = 3072,
+        cross_heads: int = 8,
+        cross_mlp_width: int = 1024,
+        cross_value: Value = "own",
+        anchors: int = 49,
+        anchor_width: int = 512,
+        anchor_map: AnchorMap = "published",
+        keep_rate: float = 1.0,
+        keep_blocks: tuple[int, ...] = (4, 7, 10),
+        dropout: float = 0.1,
+        position_std: float = 1.0,
+        triplet_weight: float = 2.0,
+        triplet_margin: float = 1.0,
+        relation_weight: float = 4.0,
+        dtype: jnp.dtype = jnp.float32,
+        rngs: nnx.Rngs,
+    ):
+        """Builds the network; every default is the published value.
+
+        Args:
+          image_size, patch_size: pixels.
+          keep_rate: share of local tokens kept in each of `keep_blocks` (counted from 1); 0.9 is
+            the paper's token selection, 1 the published code.
+          cross_value: "own" as published, or "other"; see `models.cross_attention`.
+          anchors: 49, or as many as local tokens remain (196, or 144 at keep_rate 0.9).
+          anchor_map: "published" or "spatial"; see `models.relation_network.Anchors`.
+          position_std: standard deviation of the positions' and retrieval token's initial values.
+          dtype: of activations; parameters are float32.
+
+        Raises:
+          ValueError: sizes that do not fit each other; the message names them.
+        """
+        if patch_size < 1 or image_size % patch_size:
+            raise ValueError(
+                f"image_size={image_size} is not a multiple of patch_size={patch_size}: change one."
+            )
+        keep_rates = dict.fromkeys(keep_blocks, keep_rate) if keep_rate != 1 else {}
+        self.image_size = image_size
+        self.triplet_weight = triplet_weight
+        self.triplet_margin = triplet_margin
+        self.relation_weight = relation_weight
+        common: dict[str, Any] = {"dropout": dropout, "dtype": dtype, "rngs": rngs}
+        self.tokenizer = Tokenizer(
+            image_size=image_size,
+            patch_size=patch_size,
+            width=width,
+            position_std=position_std,
+            **common,
+        )
+        self.encoder = Encoder(
+            width=width,
+            depth=depth,
+            heads=heads,
+            mlp_width=mlp_width,
+            keep_rates=keep_rates,
+            **common,
+        )
+        self.cross_attention = CrossAttention(
+            width, cross_heads, cross_mlp_width, value=cross_value, **common
+        )
+        local_tokens = tokens_after_selection(self.tokenizer.grid**2, keep_rates)
+        self.anchors = Anchors(
+            local_tokens,
+            width,
+            anchors,
+            anchor_width,
+            anchor_map=anchor_map,
+            dtype=dtype,
+            rngs=rngs,
+        )
+        self.relation_network = RelationNetwork(anchors, **common)
+
+    def tokens(self, images: Float[Array, "b h w 3"]) -> Float[Array, "b n d"]:
+        """Tokens of images that are already normalised (mean 0.5, std 0.5); token 0 retrieves."""
+        return self.encoder(self.tokenizer(images)).tokens
+
+    def pairs(
+        self, sketch_tokens: Float[Array, "b n d"], photo_tokens: Float[Array, "b n d"]
+    ) -> PairOutput:
+        """Everything the network makes of the pairs (sketch i, photo i)."""
+        return self._relate(
+            self.cross_attention.project_sketches(sketch_tokens),
+            self.cross_attention.project_photos(photo_tokens),
+        )
+
+    def _relate(self, sketch: Projected, photo: Projected) -> PairOutput:
+        sketch_tokens, photo_tokens = self.cross_attention.attend(sketch, photo)
+        cosine = cosine_matrix(
+            self.anchors(sketch_tokens[:, 1:]), self.anchors(photo_tokens[:, 1:])
+        )
+        logit = self.relation_network(cosine)
+        return PairOutput(sketch_tokens, photo_tokens, cosine, logit, jax.nn.sigmoid(logit))
+
+    def loss(self, batch: dict[str, Num[Array, "..."]]) -> tuple[Array, dict[str, Array]]:
+        """2 · triplet + 4 · relation on quadruplets (paper section 3.4; weights as published).
+
+        Args:
+          batch: `sketches` and `photos` [b, 2, h, w, 3]; on axis 1 the matching pair of sketch and
+            photo, then the pair of two classes. uint8 pixels, or floats already normalised.
+
+        Returns:
+          The loss, and its terms before weighting: `triplet` on the retrieval tokens after
+          cross-attention (anchor and positive from the matching pairs, negative from the other
+          pairs' photos), `relation`, and `relation_accuracy` at a score of 0.5.
+        """
+        count = batch["sketches"].shape[0]
+
+        # Both pairs of a sample go through the network at once: matching pairs first, then others.
+        def pair_major(images):
+            return images.swapaxes(0, 1).reshape(2 * count, *images.shape[2:])
+
+        images = jnp.concatenate([pair_major(batch["sketches"]), pair_major(batch["photos"])])
+        sketch_tokens, photo_tokens = jnp.split(self.tokens(normalise(images)), 2)
+        out = self.pairs(sketch_tokens, photo_tokens)
+        triplet = euclidean_triplet(
+            out.sketch_tokens[:count, 0],
+            out.photo_tokens[:count, 0],
+            out.photo_tokens[count:, 0],
+            margin=self.triplet_margin,
+        )
+        target = (jnp.arange(2 * count) < count).astype(jnp.float32)
+        relation = relation_mse(out.score, target)
+        loss = self.triplet_weight * triplet + self.relation_weight * relation
+        accuracy = ((out.score > 0.5) == (target > 0.5)).mean()
+        return loss, {"triplet": triplet, "relation": relation, "relation_accuracy": accuracy}
+
+    def encode(self, images: UInt8[Array, "b h w 3"], modality: Modality) -> Float[Array, "b n d"]:
+        """The tokens of each image; one encoder serves both modalities."""
+        del modality
+        return self.tokens(normalise(images))
+
+    def embedding(self, features: Float[Array, "b n d"]) -> Float[Array, "b d"]:
+        """The retrieval tokens before cross-attention, L2-normalised (the papers' "Ret")."""
+        token = features[:, 0].astype(jnp.float32)
+        return token / jnp.maximum(jnp.linalg.norm(token, axis=-1, keepdims=True), 1e-12)
+
+    def score(
+        self, sketches: Float[Array, "q n d"], photos: Float[Array, "g n d"]
+    ) -> Float[Array, "q g"]:
+        """Relation score of every sketch with every photo (the papers' "RN"), in (0, 1).
+
+        Projections are made once per image. Sketches are taken one after the other, so memory is
+        that of one sketch against the given photos: pass a gallery in tiles.
+        """
+        photo = self.cross_attention.project_photos(photos)
+
+        def against_all_photos(sketch):
+            sketch = jax.tree.map(
+                lambda x: jnp.broadcast_to(x, (photos.shape[0], *x.shape)), sketch
+            )
+            return self._relate(sketch, photo).score
+
+        return jax.lax.map(against_all_photos, self.cross_attention.project_sketches(sketches))
+
+
+def normalise(images: Num[Array, "b h w 3"]) -> Float[Array, "b h w 3"]:
+    """uint8 pixels to mean 0.5 and std 0.5 per channel, in [-1, 1]; floats pass through."""
+    if images.dtype == jnp.uint8:
+        return images.astype(jnp.float32) / 127.5 - 1
+    return images
