@@ -1,0 +1,147 @@
+"""Figures: what they show, told without looking at pixels."""
+
+import io
+
+import numpy as np
+import pytest
+from matplotlib.colors import to_hex
+from matplotlib.patches import Rectangle
+
+from zse_jax.explain.figures import MUTED, RIGHT, WRONG, retrieval_grid, training_curves
+
+SIMILARITY = np.array([[0.1, 0.9, 0.5, 0.7], [0.3, 0.3, 0.8, 0.0]])
+SKETCH_LABELS, PHOTO_LABELS = np.array([0, 1]), np.array([0, 0, 1, 1])
+
+
+class Photos(dict):
+    """A gallery that remembers what was read."""
+
+    def __missing__(self, index):
+        self[index] = np.full((8, 8, 3), index, np.uint8)
+        return self[index]
+
+
+def grid(photos=None, **arguments):
+    return retrieval_grid(
+        np.full((2, 8, 8, 3), 255, np.uint8),
+        Photos() if photos is None else photos,
+        arguments.pop("similarity", SIMILARITY),
+        sketch_labels=SKETCH_LABELS,
+        photo_labels=PHOTO_LABELS,
+        **arguments,
+    )
+
+
+def shown(figure):
+    """Value of each image, in the order of drawing: sketch and photos of each row."""
+    return [int(image.get_array()[0, 0, 0]) for image in figure.axes[0].images]
+
+
+def frames(figure):
+    return [
+        (
+            to_hex(patch.get_edgecolor()).upper(),
+            "solid" if patch.get_linestyle() in ("-", "solid") else patch.get_linestyle(),
+        )
+        for patch in figure.axes[0].patches
+        if isinstance(patch, Rectangle)
+    ]
+
+
+def texts(figure):
+    return [text.get_text() for text in figure.axes[0].texts]
+
+
+def png(figure):
+    buffer = io.BytesIO()
+    figure.savefig(buffer, format="png")
+    return buffer.getvalue()
+
+
+def test_photos_stand_by_similarity_beside_their_sketch():
+    assert shown(grid(columns=3)) == [255, 1, 3, 2, 255, 2, 0, 1]
+
+
+def test_only_photos_that_are_shown_are_read():
+    photos = Photos()
+    grid(photos, columns=1)
+    assert sorted(photos) == [1, 2]
+
+
+def test_right_and_wrong_differ_by_colour_and_by_line():
+    figure = grid(columns=2)
+    right, wrong, sketch = (RIGHT, "solid"), (WRONG, "--"), (MUTED, "solid")
+    assert frames(figure) == [sketch, right, wrong, sketch, right, wrong]
+
+
+def test_classes_are_named():
+    names = texts(grid(columns=2, class_names=("hot-air_balloon", "a_class_with_a_very_long_name")))
+    assert names[-6:] == ["hot-air balloon"] * 2 + ["a class with a v…"] * 3 + ["hot-air balloon"]
+
+
+def test_without_names_labels_are_written():
+    assert texts(grid(columns=1))[-4:] == ["0", "0", "1", "1"]
+
+
+def test_a_small_gallery_gives_fewer_columns():
+    assert len(shown(grid(columns=10))) == 2 * (1 + 4)
+
+
+def test_the_grid_is_drawn_without_a_display():
+    assert png(grid(title="Unseen classes")).startswith(b"\x89PNG")
+
+
+def test_the_grid_of_real_images_is_drawn(sketchy_folder):
+    from PIL import Image
+
+    files = sorted(sketchy_folder.rglob("photo/**/airplane/*.jpg"))[:4]
+    photos = [np.asarray(Image.open(file).convert("RGB")) for file in files]
+    figure = grid(photos, class_names=("airplane", "zebra"))
+    assert len(figure.axes[0].images) == 10
+    assert png(figure)
+
+
+def test_labels_that_do_not_fit_are_an_error(monkeypatch):
+    monkeypatch.setattr("jaxtyping.config.jaxtyping_disable", True)
+    with pytest.raises(ValueError, match=r"shape \(2, 3\), but there are 2 sketch labels and 4"):
+        grid(similarity=SIMILARITY[:, :3])
+
+
+def test_nothing_to_show_is_an_error():
+    with pytest.raises(ValueError, match="Nothing to show: 2 sketches, 4 photos, 0 columns"):
+        grid(columns=0)
+
+
+RECORDS = [
+    {"step": 0, "unseen/relation/exact/mAP@all": 0.1, "unseen/relation/voc/mAP@all": 0.2},
+    {"step": 10, "train/loss": 4.0},
+    {"step": 20, "train/loss": 3.0, "unseen/token/exact/mAP@all": 0.3},
+    {"step": 10, "train/loss": 2.0},
+    {"step": 30, "train/loss": float("nan"), "unseen/relation/exact/mAP@all": 0.4},
+]
+
+
+def lines(axes):
+    return {line.get_label(): line.get_xydata().tolist() for line in axes.lines}
+
+
+def test_curves_show_the_loss_and_each_ranking():
+    figure = training_curves(RECORDS)
+    loss, metric = figure.axes
+    assert lines(loss) == {"train": [[10, 2], [20, 3]]}  # A resumed step counts once, NaN not.
+    assert lines(metric) == {"relation": [[0, 0.1], [30, 0.4]], "token": [[20, 0.3]]}
+    assert png(figure).startswith(b"\x89PNG")
+
+
+def test_curves_show_chance():
+    _, metric = training_curves(RECORDS, chance=0.125).axes
+    assert lines(metric)["chance"] == [[0, 0.125], [1, 0.125]]
+
+
+def test_a_run_without_evaluations_has_one_panel():
+    assert len(training_curves([{"step": 1, "loss": 1.0}]).axes) == 1
+
+
+def test_no_record_is_an_error():
+    with pytest.raises(ValueError, match="No record carries a finite 'loss' or 'exact/mAP@all'"):
+        training_curves([{"step": 1, "images_per_second": 3.0}])

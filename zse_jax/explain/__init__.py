@@ -1,0 +1,1 @@
+"""Showing why a photo was found, and how training went."""
