@@ -1,0 +1,137 @@
+"""The values every setting starts from: ZSE as published (Lin et al., arXiv 2303.14348).
+
+Not run by itself: `configs/sketchy.py` and its like call `get_config` and change what differs.
+`with_arg` reads what stands behind the colon of `--config=configs/sketchy.py:Ti/16,steps=500`.
+"""
+
+import ast
+import difflib
+from typing import Any
+
+from ml_collections import ConfigDict
+from ml_collections.config_dict import placeholder
+
+VARIANTS: dict[str, dict[str, Any]] = {
+    "B/16": {},  # as published: the model's own defaults
+    "S/16": {
+        "width": 384, "heads": 6, "mlp_width": 1536, "cross_heads": 4, "cross_mlp_width": 512,
+        "anchor_width": 256,
+    },
+    "Ti/16": {
+        "width": 192, "heads": 3, "mlp_width": 768, "cross_heads": 2, "cross_mlp_width": 256,
+        "anchor_width": 128,
+    },
+    "demo": {  # 64 x 64 pixels, 8 x 8 tokens, 16 anchors: minutes on a laptop
+        "image_size": 64, "patch_size": 8, "width": 128, "depth": 4, "heads": 4, "mlp_width": 256,
+        "cross_heads": 2, "cross_mlp_width": 128, "anchors": 16, "anchor_width": 64,
+    },
+}  # fmt: skip
+"""Sizes of the network: S and Ti as in DeiT (arXiv 2012.12877), the rest of ZSE scaled along."""
+
+
+def get_config() -> ConfigDict:
+    """The shared defaults. A `placeholder` is None until it is given a value of that type."""
+    config = ConfigDict()
+    config.seed = 0
+    config.compute_dtype = "float32"  # or "bfloat16"; parameters are float32 in either case
+
+    config.model = model = ConfigDict()
+    model.system = "zse"
+    model.image_size = 224  # pixels, square
+
+    config.data = data = ConfigDict()
+    data.name = "sketchy"  # the prepared data set
+    data.split = "sketchy_split1"  # which of its classes are seen, which unseen
+    data.manual_dir = placeholder(str)  # the folder you downloaded and unpacked
+    data.data_dir = placeholder(str)  # of prepared data sets; None: ~/tensorflow_datasets
+    data.workers = 2  # processes that decode images; 0: this one
+
+    config.train = train = ConfigDict()
+    train.steps = 20_000  # 30 epochs of 10,000 samples
+    train.batch_size = 15  # samples, each of two sketches and two photos
+
+    config.optimizer = optimizer = ConfigDict()
+    optimizer.name = "adamw"
+    optimizer.learning_rate = 1e-5
+    optimizer.weight_decay = 1e-2
+    optimizer.b1 = 0.9
+    optimizer.b2 = 0.999
+    optimizer.eps = 1e-8
+    optimizer.schedule = "constant"  # or "cosine"
+    optimizer.warmup_steps = 0
+    optimizer.final_fraction = 0.0  # of the learning rate, at the end of "cosine"
+    optimizer.clip_norm = placeholder(float)  # largest norm of the whole gradient
+
+    config.evaluation = evaluation = ConfigDict()
+    evaluation.every = 667  # steps: an epoch; 0: never
+    evaluation.batch_size = 16  # images
+    evaluation.sketch_stride = 20  # while training: every 20th sketch of the unseen classes
+    evaluation.photo_stride = 10
+    evaluation.test_sketch_stride = 1  # at the end, and by zse_jax.evaluate: all of them
+    evaluation.test_photo_stride = 1
+    evaluation.select = "relation/exact/mAP@all"  # ranking/convention/metric of the best step
+
+    config.checkpoint = checkpoint = ConfigDict()
+    checkpoint.every = 667  # steps; a new best one is saved in any case
+    checkpoint.keep_last = 2
+
+    config.mesh = mesh = ConfigDict()
+    mesh.data = -1  # devices that see different samples; -1: all that fsdp leaves
+    mesh.fsdp = 1  # devices over which each large parameter is split
+
+    config.log = log = ConfigDict()
+    log.every = 20  # steps
+    log.tensorboard = True
+    return config
+
+
+def with_arg(config: ConfigDict, arg: str, variant: str = "B/16") -> ConfigDict:
+    """`config` changed by a comma-separated `arg`: a variant, and `key=value` shorthands.
+
+    Without a variant in `arg` it is `variant`.
+
+    A key is a full one (`evaluation.batch_size`) or its end; where ends are the same, that of
+    `train` is meant (`batch_size`).
+
+    Raises:
+      ValueError: an unknown variant or key, with the nearest one; an ambiguous key, with the
+        candidates.
+    """
+    parts = [part.strip() for part in arg.split(",") if part.strip()]
+    if all("=" in part for part in parts):
+        parts.insert(0, variant)
+    for part in parts:
+        name, equals, value = part.partition("=")
+        if equals:
+            config.update_from_flattened_dict({_full_key(config, name): _literal(value)})
+        elif name in VARIANTS:
+            config.model.update(VARIANTS[name])
+        else:
+            near = difflib.get_close_matches(name, VARIANTS, n=1, cutoff=0.0)[0]
+            raise ValueError(
+                f"There is no variant {name!r}: did you mean {near!r}? Known are "
+                f"{', '.join(VARIANTS)}."
+            )
+    return config
+
+
+def _full_key(config: ConfigDict, name: str) -> str:
+    keys = [
+        f"{group}.{key}" for group in config if isinstance(config[group], ConfigDict)
+        for key in config[group]
+    ] + [group for group in config if not isinstance(config[group], ConfigDict)]  # fmt: skip
+    found = [key for key in keys if name in (key, key.rpartition(".")[2])]
+    found = [key for key in found if key in (name, f"train.{name}")] or found
+    if not found:
+        near = difflib.get_close_matches(name, keys, n=1, cutoff=0.0)[0]
+        raise ValueError(f"The config has no key {name!r}: did you mean {near!r}?")
+    if len(found) > 1:
+        raise ValueError(f"The key {name!r} could be {' or '.join(found)}: write it in full.")
+    return found[0]
+
+
+def _literal(text: str) -> Any:
+    try:
+        return ast.literal_eval(text)
+    except (ValueError, SyntaxError):
+        return text

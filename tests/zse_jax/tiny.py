@@ -1,0 +1,138 @@
+"""A retrieval system, a data set and a config that train in seconds, for the tests of training.
+
+    python -m tests.zse_jax.tiny WORKDIR [--die-at=STEP] [--full-at=STEP] [key=value ...]
+
+trains them in a process of its own, which kills itself with SIGKILL while it computes the step
+after STEP, or from STEP on can write no file larger than 20 kB.
+"""
+
+import io
+import os
+import signal
+import sys
+from collections.abc import Sequence
+from typing import Any, ClassVar
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+from flax import nnx
+from jaxtyping import Array, Float, UInt8
+from ml_collections import ConfigDict
+from PIL import Image
+
+from configs import default
+from data_pipelines import loading
+from zse_jax import retrievers
+from zse_jax.retrievers.base import Modality, Retriever
+
+SIZE = 8
+CLASSES_PER_ITEM = 3
+
+
+class Tiny(Retriever):
+    """One hidden layer with dropout; a relation that is the embedding's cosine, squashed."""
+
+    batch_kind: ClassVar[str] = "quadruplet"
+    rankings: ClassVar[dict[str, str]] = {"token": "embedding", "relation": "score"}
+
+    def __init__(
+        self, *, width: int = 16, dropout: float = 0.1, image_size: int = SIZE, dtype: jnp.dtype,
+        rngs: nnx.Rngs,
+    ):  # fmt: skip
+        self.image_size = image_size
+        self.first = nnx.Linear(image_size**2 * 3, width, dtype=dtype, rngs=rngs)
+        self.dropout = nnx.Dropout(dropout, rngs=rngs)
+        self.second = nnx.Linear(width, width, dtype=dtype, rngs=rngs)
+
+    def encode(self, images: UInt8[Array, "b h w 3"], modality: Modality) -> Float[Array, "b d"]:
+        pixels = images.reshape(len(images), -1) / 255 - 0.5
+        return self.second(self.dropout(jax.nn.relu(self.first(pixels)))).astype(jnp.float32)
+
+    def embedding(self, features: Float[Array, "b d"]) -> Float[Array, "b d"]:
+        return features / jnp.linalg.norm(features + 1e-6, axis=-1, keepdims=True)
+
+    def loss(self, batch: Any) -> tuple[Float[Array, ""], dict[str, Float[Array, ""]]]:
+        def vectors(images: Array, modality: Modality) -> Array:
+            flat = self.encode(images.reshape(-1, *images.shape[2:]), modality)
+            return self.embedding(flat).reshape(*images.shape[:2], -1)
+
+        sketch, photo = vectors(batch["sketches"], "sketch"), vectors(batch["photos"], "photo")
+        distance = 1 - jnp.sum(sketch * photo, axis=-1)
+        triplet = jnp.mean(jax.nn.relu(1 + distance[:, 0] - distance[:, 1]))
+        return triplet, {"triplet": triplet}
+
+
+def load_items(name: str, modality: str, classes: Sequence[str], **_: Any) -> loading.Items:
+    """A few drawn images of each class, in place of a prepared data set."""
+    generator = np.random.default_rng(0)
+    colours = generator.integers(80, 120, (len(classes), 3))
+    labels = np.repeat(np.arange(len(classes), dtype=np.int32), CLASSES_PER_ITEM)
+    encoded = []
+    for label in labels:
+        noise = generator.integers(0, 130, (SIZE, SIZE, 3))
+        with io.BytesIO() as file:
+            Image.fromarray((colours[label] + noise).astype(np.uint8)).save(file, "PNG")
+            encoded.append(file.getvalue())
+    names = tuple(f"{classes[label]}/{i}.png" for i, label in enumerate(labels))
+    rows = np.arange(len(labels))
+    return loading.Items(modality, encoded, rows, labels, tuple(classes), names, names)
+
+
+def config(**flat: Any) -> ConfigDict:
+    """A config for `Tiny`; `flat` sets dotted keys."""
+    made = default.get_config()
+    made.model = ConfigDict({"system": "tiny", "width": 16, "dropout": 0.1, "image_size": SIZE})
+    made.data.update(name="doodles", split="doodles", workers=0)
+    made.train.update(steps=12, batch_size=8)
+    made.optimizer.learning_rate = 1e-3
+    made.evaluation.update(every=6, batch_size=8, sketch_stride=1, photo_stride=1)
+    made.checkpoint.every = 3
+    made.log.update(every=2, tensorboard=False)
+    made.update_from_flattened_dict(flat)
+    return made.lock()
+
+
+def install(patch: Any = setattr) -> None:
+    """Makes system "tiny" and its data known; `patch` is `monkeypatch.setattr` in tests."""
+    patch(retrievers, "SYSTEMS", {**retrievers.SYSTEMS, "tiny": f"{__name__}:Tiny"})
+    patch(loading, "load_items", load_items)
+
+
+def main() -> None:
+    """Trains in this process, as the docstring above says."""
+    import resource
+
+    from absl import flags
+
+    from zse_jax import programs, train
+
+    flags.FLAGS.mark_as_parsed()
+    programs.quiet()
+    install()
+    options = dict(argument.lstrip("-").split("=", 1) for argument in sys.argv[2:])
+    die_at = int(options.pop("die-at", -1))
+    note = train.Run.note
+
+    def deadly(run: train.Run, step: int, *args: Any, **kwargs: Any) -> None:
+        if step == die_at:
+            os.kill(os.getpid(), signal.SIGKILL)
+        note(run, step, *args, **kwargs)
+
+    train.Run.note = deadly
+    full_at, save = int(options.pop("full-at", -1)), train.checkpoint.Checkpoints.save
+
+    def limited(checkpoints: Any, step: int, *args: Any) -> None:
+        if step == full_at:
+            checkpoints.wait()
+            resource.setrlimit(resource.RLIMIT_FSIZE, (20_000, 20_000))
+        save(checkpoints, step, *args)
+
+    train.checkpoint.Checkpoints.save = limited
+    values = {key: int(value) for key, value in options.items()}
+    programs.with_message(lambda: train.train(config(**values), sys.argv[1]))
+
+
+if __name__ == "__main__":
+    sys.modules["tests.zse_jax.tiny"] = sys.modules[__name__]
+    main()

@@ -1,0 +1,63 @@
+"""The optimizer: AdamW as ZSE was trained with, an optional schedule, optional clipping.
+
+Decoupled weight decay (Loshchilov & Hutter, arXiv 1711.05101) on every parameter, biases and
+norms included, as the published training does:
+    m <- b1 m + (1 - b1) g,  v <- b2 v + (1 - b2) g^2,
+    p <- p - rate (m^ / (sqrt(v^) + eps) + weight_decay p).
+"""
+
+import difflib
+
+import optax
+from ml_collections import ConfigDict
+
+OPTIMIZERS = ("adamw",)
+SCHEDULES = ("constant", "cosine")
+
+
+def create(config: ConfigDict, steps: int) -> optax.GradientTransformation:
+    """The gradient transformation that `config.optimizer` describes.
+
+    Args:
+      config: `name`, `learning_rate`, `weight_decay`, `b1`, `b2`, `eps`; `schedule`
+        ("constant", or "cosine": down to `final_fraction` of the rate at the last step),
+        `warmup_steps` (linear, from 0); `clip_norm` (largest global gradient norm, or None).
+      steps: length of the training, in steps.
+
+    Raises:
+      ValueError: an unknown optimizer or schedule, or a warm-up longer than the training.
+    """
+    _check("config.optimizer.name", config.name, OPTIMIZERS)
+    rate = learning_rate(config, steps)
+    adamw = optax.adamw(
+        rate, b1=config.b1, b2=config.b2, eps=config.eps, weight_decay=config.weight_decay
+    )
+    if config.clip_norm is None:
+        return adamw
+    return optax.chain(optax.clip_by_global_norm(config.clip_norm), adamw)
+
+
+def learning_rate(config: ConfigDict, steps: int) -> optax.Schedule:
+    """The learning rate as a function of the step, counted from 0."""
+    _check("config.optimizer.schedule", config.schedule, SCHEDULES)
+    peak, warmup = config.learning_rate, config.warmup_steps
+    if not 0 <= warmup <= steps:
+        raise ValueError(
+            f"config.optimizer.warmup_steps={warmup} must lie between 0 and "
+            f"config.train.steps={steps}."
+        )
+    if config.schedule == "cosine":
+        after = optax.cosine_decay_schedule(peak, max(1, steps - warmup), config.final_fraction)
+    else:
+        after = optax.constant_schedule(peak)
+    if not warmup:
+        return after
+    return optax.join_schedules([optax.linear_schedule(0.0, peak, warmup), after], [warmup])
+
+
+def _check(key: str, name: str, known: tuple[str, ...]) -> None:
+    if name not in known:
+        near = difflib.get_close_matches(name.lower(), known, n=1, cutoff=0.0)
+        raise ValueError(
+            f"{key}={name!r} is not known: did you mean {near[0]!r}? Known are {', '.join(known)}."
+        )

@@ -1,0 +1,116 @@
+"""Where arrays live: one mesh ("data", "fsdp"), one rule for parameters, one for batches.
+
+Batches are split over both axes. A parameter (and with it the two moments AdamW keeps of it) is
+split over "fsdp" along its largest dimension that divides, and repeated over "data"; `fsdp=1` is
+plain data parallelism. The compiler adds the collectives (GSPMD), so the same program runs on one
+device and on many. The fully-sharded idea is ZeRO stage 3, Rajbhandari et al., arXiv 1910.02054.
+"""
+
+import math
+from collections.abc import Iterable, Sequence
+from typing import Any
+
+import jax
+import numpy as np
+from jax.sharding import AxisType, Mesh, NamedSharding
+from jax.sharding import PartitionSpec as P
+
+AXES = ("data", "fsdp")
+
+MIN_SIZE = 2**14
+"""Elements below which splitting a parameter costs more in messages than it saves in memory."""
+
+
+def make_mesh(data: int = -1, fsdp: int = 1, devices: Sequence[jax.Device] | None = None) -> Mesh:
+    """The mesh of all devices, `data` by `fsdp`.
+
+    Args:
+      data: how many groups see different samples; -1 means all devices that `fsdp` leaves.
+      fsdp: over how many devices each large parameter is split.
+      devices: the devices to use; all of the machine (of all machines) by default.
+
+    Raises:
+      ValueError: the two do not multiply to the number of devices.
+    """
+    devices = jax.devices() if devices is None else devices
+    count = len(devices)
+    divisors = [n for n in range(1, count + 1) if count % n == 0]
+    if fsdp not in divisors:
+        raise ValueError(
+            f"config.mesh.fsdp={fsdp} does not divide the {_devices(devices)} here: "
+            f"choose one of {divisors}."
+        )
+    if data == -1:
+        data = count // fsdp
+    if data * fsdp != count:
+        raise ValueError(
+            f"config.mesh asks for data={data} x fsdp={fsdp} = {data * fsdp} devices, and there "
+            f"are {_devices(devices)}: with fsdp={fsdp}, data must be {count // fsdp} "
+            "(or -1: whatever is left)."
+        )
+    return jax.make_mesh((data, fsdp), AXES, axis_types=(AxisType.Auto,) * 2, devices=devices)
+
+
+def _devices(devices: Iterable[jax.Device]) -> str:
+    devices = list(devices)
+    kind = devices[0].platform.upper()
+    return f"1 {kind} device" if len(devices) == 1 else f"{len(devices)} {kind} devices"
+
+
+def replicated(mesh: Mesh) -> NamedSharding:
+    """The same array on every device."""
+    return NamedSharding(mesh, P())
+
+
+def batch_sharding(mesh: Mesh) -> NamedSharding:
+    """The leading axis (samples, or images) split over all devices."""
+    return NamedSharding(mesh, P(AXES))
+
+
+def parameter_spec(shape: Sequence[int], fsdp: int) -> P:
+    """How an array of `shape` is split over `fsdp` devices: the shape rule.
+
+    The largest dimension that `fsdp` divides is split (the last of equals); arrays with fewer than
+    `MIN_SIZE` elements, and those with no such dimension, are repeated.
+    """
+    if fsdp == 1 or math.prod(shape) < MIN_SIZE:
+        return P()
+    by_size = sorted(range(len(shape)), key=lambda axis: (shape[axis], axis), reverse=True)
+    axis = next((axis for axis in by_size if shape[axis] % fsdp == 0), None)
+    return P() if axis is None else P(*[None] * axis, "fsdp")
+
+
+def state_shardings(mesh: Mesh, state: Any) -> Any:
+    """The sharding of every leaf (anything with a shape) of a train state, by `parameter_spec`."""
+    fsdp = mesh.shape["fsdp"]
+    return jax.tree.map(lambda leaf: NamedSharding(mesh, parameter_spec(leaf.shape, fsdp)), state)
+
+
+def check_batch_size(mesh: Mesh, batch_size: int, key: str) -> None:
+    """Raises ValueError, naming the config `key`, unless a batch divides evenly over the mesh."""
+    count = mesh.size
+    if batch_size < 1 or batch_size % count:
+        near = sorted({max(1, batch_size // count) * count, -(-batch_size // count) * count} - {0})
+        raise ValueError(
+            f"{key}={batch_size} does not divide over {describe(mesh)}; every device needs the "
+            f"same number: choose {' or '.join(map(str, near))}."
+        )
+
+
+def describe(mesh: Mesh) -> str:
+    """The mesh in words: "8 CPU devices (data=2 x fsdp=4)"."""
+    devices = _devices(mesh.devices.flat)
+    return (
+        devices
+        if mesh.size == 1
+        else f"{devices} ({' x '.join(f'{a}={n}' for a, n in mesh.shape.items())})"
+    )
+
+
+def bytes_per_device(tree: Any) -> int:
+    """Memory the arrays of `tree` take on the first device of each, in bytes."""
+    return sum(
+        int(np.prod(leaf.sharding.shard_shape(leaf.shape))) * leaf.dtype.itemsize
+        for leaf in jax.tree.leaves(tree)
+        if hasattr(leaf, "sharding")
+    )

@@ -1,0 +1,289 @@
+"""The training loop: evaluate -> save -> next batch -> step.
+
+In this order the position in the data is saved before it moves, and every saved step has been
+evaluated if it was due: a run killed at any moment goes on from its last checkpoint as if nothing
+had happened, to the bit. What a step does is in `zse_jax.train_state`.
+"""
+
+import contextlib
+import dataclasses
+import json
+import math
+import os
+import tempfile
+import time
+from collections.abc import Mapping
+from typing import Any
+
+import jax
+import numpy as np
+from etils import epath
+from jax.sharding import Mesh
+from jaxtyping import Array
+from ml_collections import ConfigDict
+
+from data_pipelines import loading, splits
+from zse_jax import checkpoint, configuration, optimizers, sharding
+from zse_jax.evaluate import Evaluator, check_select, comparison, load_items, write_json
+from zse_jax.reporting import METRICS_FILE, Reporter, read_metrics, show
+from zse_jax.retrievers.base import Retriever
+from zse_jax.train_state import Batch, Setup, State, merge_model, set_up
+
+RESULTS_FILE = "metrics.json"
+
+
+def training_batches(config: ConfigDict, model: Retriever, mesh: Mesh) -> Any:
+    """The endless, resumable iterator of training batches, already on the mesh."""
+    classes = splits.get(config.data.split).seen
+    dataset = loading.train_batches(
+        load_items(config, "sketch", classes),
+        load_items(config, "photo", classes),
+        kind=model.batch_kind,
+        image_size=model.image_size,
+        batch_size=config.train.batch_size // jax.process_count(),
+        seed=config.seed,
+        workers=config.data.workers,
+        shard_index=jax.process_index(),
+        shard_count=jax.process_count(),
+    )
+    return iter(loading.to_device(dataset, sharding.batch_sharding(mesh)))
+
+
+def train(config: ConfigDict, workdir: str | os.PathLike) -> dict[str, Any]:
+    """Trains, or goes on training, until `config.train.steps`.
+
+    Args:
+      config: made by a file in `configs/`.
+      workdir: gets checkpoints, metrics.jsonl, TensorBoard files, and metrics.json at the end.
+
+    Returns:
+      What metrics.json holds: the metrics of the best checkpoint.
+
+    Raises:
+      ValueError: values in the config that do not fit each other, the machine, or the run that is
+        already in `workdir`.
+      OSError: `workdir` cannot be written, the data set is not there, or a save failed.
+      FloatingPointError: the loss is no longer a number.
+    """
+    mesh = sharding.make_mesh(**config.mesh)
+    sharding.check_batch_size(mesh, config.train.batch_size, "config.train.batch_size")
+    workdir = writable(workdir)
+    setup = set_up(config, mesh)
+    check_select(config.evaluation.select, setup.model.rankings)
+    with checkpoint.Checkpoints(
+        workdir, select=config.evaluation.select, keep_last=config.checkpoint.keep_last
+    ) as checkpoints:
+        changed, start = {}, checkpoints.latest
+        if start is not None:
+            saved = checkpoints.read_config(start)
+            changed = configuration.check_resumable(saved, config, str(workdir))
+        evaluation = config.evaluation
+        validation = Evaluator(config, mesh, evaluation.sketch_stride, evaluation.photo_stride)
+        batches = training_batches(config, setup.model, mesh)
+        state = (
+            setup.init() if start is None else checkpoints.restore(start, setup.abstract, batches)
+        )
+        with Reporter(workdir, config.train.steps, start, config.log.tensorboard) as report:
+            introduce(report, config, mesh, setup, workdir, start, changed)
+            run = Run(config, mesh, setup, workdir, checkpoints, report, validation)
+            with contextlib.closing(batches):  # ends the processes that read ahead
+                state = run.loop(state, batches, start)
+            return run.finish(state)
+
+
+@dataclasses.dataclass
+class Run:
+    """The phases of the loop, and what they share."""
+
+    config: ConfigDict
+    mesh: Mesh
+    setup: Setup
+    workdir: epath.Path
+    checkpoints: checkpoint.Checkpoints
+    report: Reporter
+    validation: Evaluator
+    pending: list[tuple[int, dict[str, Array]]] = dataclasses.field(default_factory=list)
+    """Losses still on the device, by step."""
+
+    def loop(self, state: State, batches: Any, start: int | None) -> State:
+        """Steps from `start` (None: from scratch) to the end."""
+        steps = self.config.train.steps
+        for step in range(start or 0, steps + 1):
+            if step != start:  # where it resumes, all that was due has been done
+                metrics = self.evaluate(step, state)
+                self.save(step, state, batches, metrics)
+            if step >= steps:
+                break
+            batch = next(batches)
+            state, losses = self.setup.step(state, batch)
+            self.note(step, losses, first=step == (start or 0), batch=batch)
+        return state
+
+    def evaluate(self, step: int, state: State) -> dict[str, float] | None:
+        """The validation metrics, if they are due at `step`."""
+        every = self.config.evaluation.every
+        if not every or (step % every and step != self.config.train.steps):
+            return None
+        self.flush(step)
+        with self.report.clock.paused():
+            began = time.monotonic()
+            evaluation = self.validation(merge_model(self.setup.definition, state))
+            metrics = evaluation.flat()
+            self.report.evaluation(step, metrics, time.monotonic() - began)
+        return metrics
+
+    def save(
+        self, step: int, state: State, batches: Any, metrics: Mapping[str, float] | None
+    ) -> None:
+        """Saves, in the background, if it is due, or the best so far, or the end."""
+        self.checkpoints.check()
+        if step == 0:
+            return
+        best, every = self.checkpoints.best, self.config.checkpoint.every
+        record = metrics is not None and (
+            best is None or metrics[self.config.evaluation.select] > best[1]
+        )
+        due = bool(every) and step % every == 0
+        if not (due or record or step == self.config.train.steps):
+            return
+        self.flush(step)
+        with self.report.clock.paused():
+            self.checkpoints.save(step, state, batches, self.config, metrics)
+
+    def note(self, step: int, losses: dict[str, Array], *, first: bool, batch: Batch) -> None:
+        """Remembers the losses of the step after `step`, without waiting for them.
+
+        They are reported one step late, when the device has the next one to work on.
+        """
+        self.pending.append((step + 1, losses))
+        if first:  # which includes the compilation
+            jax.block_until_ready(losses)
+            self.report.clock.restart(step + 1)
+            self.report.images = images_in(batch)
+        if step % self.config.log.every == 0:
+            self.flush(step)
+
+    def flush(self, until: int) -> None:
+        """Reports the mean losses of the pending steps up to `until`; raises if one is NaN."""
+        due = [(step, losses) for step, losses in self.pending if step <= until]
+        if not due:
+            return
+        self.pending = self.pending[len(due) :]
+        fetched = jax.device_get([losses for _, losses in due])
+        for (step, _), losses in zip(due, fetched, strict=True):
+            if not all(math.isfinite(value) for value in losses.values()):
+                self.fail(step, losses)
+        means = {
+            name: float(np.mean([losses[name] for losses in fetched], dtype=np.float64))
+            for name in fetched[0]
+        }
+        rate = optimizers.learning_rate(self.config.optimizer, self.config.train.steps)(until - 1)
+        self.report.training(until, means | {"learning_rate": float(rate)})
+
+    def fail(self, step: int, losses: Mapping[str, Any]) -> None:
+        """Raises FloatingPointError for a loss that is not finite."""
+        self.checkpoints.wait()
+        last = self.checkpoints.latest
+        terms = ", ".join(f"{name} {float(value):.4g}" for name, value in losses.items())
+        raise FloatingPointError(
+            f"The training diverged at step {step}: {terms}. Nothing of it was saved; "
+            + (
+                f"the last good checkpoint is {self.checkpoints.folder / str(last)}. "
+                if last
+                else "there is no checkpoint yet. "
+            )
+            + "Start a new run (another --workdir) with a smaller --config.optimizer."
+            "learning_rate, a warm-up (--config.optimizer.warmup_steps) or clipped gradients "
+            "(--config.optimizer.clip_norm=1.0)."
+        )
+
+    def finish(self, state: State) -> dict[str, Any]:
+        """Evaluates the best checkpoint on the test set, and tells what the training brought."""
+        config, checkpoints = self.config, self.checkpoints
+        checkpoints.wait()
+        step = checkpoints.best[0] if checkpoints.best else checkpoints.latest
+        if step is None:
+            raise ValueError(f"config.train.steps={config.train.steps}: nothing was trained.")
+        validation = checkpoints.metrics(step)
+        file = self.workdir / RESULTS_FILE
+        wanted = {"step": step, "split": config.data.split, "evaluation": dict(config.evaluation)}
+        if file.exists() and wanted.items() <= (done := json.loads(file.read_text())).items():
+            self.report.say(f"This run is finished; its results are in {file}.")
+            show(comparison(done["untrained"], done["validation"], step, self.validation.size))
+            return done
+        evaluation = config.evaluation
+        strides = evaluation.test_sketch_stride, evaluation.test_photo_stride
+        test = validation
+        if strides != (evaluation.sketch_stride, evaluation.photo_stride) or not validation:
+            del state
+            best = checkpoints.restore(step, self.setup.abstract)
+            evaluator = Evaluator(config, self.mesh, *strides)
+            self.report.say(f"Evaluating step {step} on the test set: {evaluator.size}")
+            found = evaluator(merge_model(self.setup.definition, best), progress=True)
+            show(found.table(f"Step {step}, test set"))
+            test = found.flat()
+        lines = read_metrics(self.workdir / METRICS_FILE)
+        untrained = {
+            key.removeprefix("validation/"): value
+            for line in lines
+            if line["step"] == 0
+            for key, value in line.items()
+            if key.startswith("validation/")
+        }
+        results = wanted | {"test": test, "validation": validation, "untrained": untrained}
+        if jax.process_index() == 0:
+            write_json(file, results)
+            show(comparison(untrained, validation, step, self.validation.size))
+        return results
+
+
+def introduce(
+    report: Reporter,
+    config: ConfigDict,
+    mesh: Mesh,
+    setup: Setup,
+    workdir: epath.Path,
+    start: int | None,
+    changed: Mapping[str, tuple[Any, Any]],
+) -> None:
+    """Says what is about to run, where, and from which step."""
+    count = sum(math.prod(leaf.shape) for leaf in jax.tree.leaves(setup.abstract["model"]))
+    report.say(
+        f"{config.model.system} on {config.data.split}: {count / 1e6:.1f} M parameters, computing "
+        f"in {config.compute_dtype} on {sharding.describe(mesh)}"
+    )
+    report.say(
+        f"workdir {workdir}: "
+        + (
+            f"from step 0 to {config.train.steps}"
+            if start is None
+            else f"going on from step {start}"
+        )
+        + (f" (changed: {configuration.describe(changed)})" if changed else "")
+    )
+
+
+def writable(workdir: str | os.PathLike) -> epath.Path:
+    """The workdir as an absolute path, created if need be.
+
+    Raises:
+      OSError: it cannot be created or written.
+    """
+    path = checkpoint.absolute(workdir)
+    try:
+        path.mkdir(parents=True, exist_ok=True)
+        if "://" not in os.fspath(path):
+            with tempfile.TemporaryFile(dir=path):
+                pass
+    except OSError as error:
+        raise OSError(
+            f"--workdir={path} cannot be written ({error.strerror or error}): choose a folder you "
+            "may write to, or mend its permissions."
+        ) from error
+    return path
+
+
+def images_in(batch: Batch) -> int:
+    """How many images a batch holds."""
+    arrays = [leaf for leaf in jax.tree.leaves(batch) if leaf.ndim >= 4]
+    return sum(math.prod(leaf.shape[:-3]) for leaf in arrays)

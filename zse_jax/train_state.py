@@ -1,0 +1,99 @@
+"""The train state, and one step of training as a pure function of (state, batch).
+
+What changes is a dict of three parts, each saved on its own; what does not is a hashable
+`Definition`. `set_up` compiles the step for a mesh, with the state donated and every array where
+`zse_jax.sharding` puts it.
+"""
+
+import functools
+from collections.abc import Callable, Mapping
+from typing import NamedTuple
+
+import jax
+import optax
+from flax import nnx
+from jax.sharding import Mesh
+from jaxtyping import Array, Float
+from ml_collections import ConfigDict
+
+from zse_jax import checkpoint, optimizers, retrievers, sharding
+from zse_jax.retrievers.base import Retriever
+
+State = dict[str, nnx.State]
+"""What a step changes: "model" (parameters), "random" (dropout keys), "optimizer"."""
+
+Batch = Mapping[str, Array]
+
+
+class Definition(NamedTuple):
+    """What a step does not change: the structure of model and optimizer."""
+
+    model: nnx.GraphDef[Retriever]
+    optimizer: nnx.GraphDef[nnx.Optimizer]
+
+
+def split(model: Retriever, optimizer: nnx.Optimizer) -> tuple[Definition, State]:
+    """A model and its optimizer as what stays and what changes."""
+    model_definition, *parts = nnx.split(model, nnx.RngState, ...)
+    optimizer_definition, moments = nnx.split(optimizer)
+    state = {"random": parts[0], "model": parts[1], "optimizer": moments}
+    return Definition(model_definition, optimizer_definition), state
+
+
+def merge_model(definition: Definition, state: State) -> Retriever:
+    """The model in a train state; shares its arrays."""
+    return nnx.merge(definition.model, state["random"], state["model"])
+
+
+def train_step(
+    definition: Definition, state: State, batch: Batch
+) -> tuple[State, dict[str, Float[Array, ""]]]:
+    """One update: the next state, and the loss, its terms and the gradient's norm before it."""
+    model = merge_model(definition, state)
+    optimizer = nnx.merge(definition.optimizer, state["optimizer"])
+    gradient = nnx.value_and_grad(lambda model: model.loss(batch), has_aux=True)
+    (loss, terms), grads = gradient(model)
+    optimizer.update(model, grads)
+    metrics = {"loss": loss, **terms, "gradient_norm": optax.global_norm(grads)}
+    return split(model, optimizer)[1], metrics
+
+
+class Setup(NamedTuple):
+    """A train state before it exists.
+
+    Attributes:
+      model: the retriever with shapes in place of arrays.
+      definition: its structure and the optimizer's.
+      abstract: the train state with shapes, types and shardings in place of arrays.
+      init: makes the state, each array where it belongs.
+      step: compiled `train_step`; takes (state, batch), and uses up the state.
+    """
+
+    model: Retriever
+    definition: Definition
+    abstract: State
+    init: Callable[[], State]
+    step: Callable[[State, Batch], tuple[State, dict[str, Array]]]
+
+
+def set_up(config: ConfigDict, mesh: Mesh) -> Setup:
+    """Everything about the train state that `config` decides, placed on `mesh`."""
+    transformation = optimizers.create(config.optimizer, config.train.steps)
+
+    def create() -> tuple[Retriever, nnx.Optimizer]:
+        parameters, dropout = jax.random.split(jax.random.key(config.seed))
+        rngs = nnx.Rngs(params=parameters, dropout=dropout)
+        model = retrievers.create(config.model.to_dict(), dtype=config.compute_dtype, rngs=rngs)
+        return model, nnx.Optimizer(model, transformation, wrt=nnx.Param)
+
+    model, optimizer = nnx.eval_shape(create)
+    definition, shapes = split(model, optimizer)
+    shardings = sharding.state_shardings(mesh, shapes)
+    step = jax.jit(
+        functools.partial(train_step, definition),
+        donate_argnums=0,
+        in_shardings=(shardings, sharding.batch_sharding(mesh)),
+        out_shardings=(shardings, sharding.replicated(mesh)),
+    )
+    init = jax.jit(lambda: split(*create())[1], out_shardings=shardings)
+    return Setup(model, definition, checkpoint.abstract_state(shapes, shardings), init, step)
