@@ -12,7 +12,7 @@ from ml_collections import ConfigDict
 from ml_collections.config_dict import placeholder
 
 VARIANTS: dict[str, dict[str, Any]] = {
-    "B/16": {},  # as published: the model's own defaults
+    "B/16": {},  # as published
     "S/16": {
         "width": 384, "heads": 6, "mlp_width": 1536, "cross_heads": 4, "cross_mlp_width": 512,
         "anchor_width": 256,
@@ -20,10 +20,6 @@ VARIANTS: dict[str, dict[str, Any]] = {
     "Ti/16": {
         "width": 192, "heads": 3, "mlp_width": 768, "cross_heads": 2, "cross_mlp_width": 256,
         "anchor_width": 128,
-    },
-    "demo": {  # 64 x 64 pixels, 8 x 8 tokens, 16 anchors: minutes on a laptop
-        "image_size": 64, "patch_size": 8, "width": 128, "depth": 4, "heads": 4, "mlp_width": 256,
-        "cross_heads": 2, "cross_mlp_width": 128, "anchors": 16, "anchor_width": 64,
     },
 }  # fmt: skip
 """Sizes of the network: S and Ti as in DeiT (arXiv 2012.12877), the rest of ZSE scaled along."""
@@ -35,9 +31,27 @@ def get_config() -> ConfigDict:
     config.seed = 0
     config.compute_dtype = "float32"  # or "bfloat16"; parameters are float32 in either case
 
-    config.model = model = ConfigDict()
+    config.model = model = ConfigDict()  # as published: B/16
     model.system = "zse"
     model.image_size = 224  # pixels, square
+    model.patch_size = 16
+    model.width = 768
+    model.depth = 12
+    model.heads = 12
+    model.mlp_width = 3072
+    model.cross_heads = 8
+    model.cross_mlp_width = 1024
+    model.cross_value = "own"  # or "other": the textbook's cross-attention
+    model.anchors = 49  # 196: every token (144 at keep_rate 0.9)
+    model.anchor_width = 512
+    model.anchor_map = "published"  # or "spatial": an anchor is a place in the image
+    model.keep_rate = 1.0  # 0.9: the paper's token selection, in these blocks
+    model.keep_blocks = (4, 7, 10)
+    model.dropout = 0.1
+    model.position_std = 1.0  # of the initial positions and retrieval token
+    model.triplet_weight = 2.0
+    model.triplet_margin = 1.0
+    model.relation_weight = 4.0
 
     config.data = data = ConfigDict()
     data.name = "sketchy"  # the prepared data set
@@ -85,10 +99,8 @@ def get_config() -> ConfigDict:
     return config
 
 
-def with_arg(config: ConfigDict, arg: str, variant: str = "B/16") -> ConfigDict:
+def with_arg(config: ConfigDict, arg: str) -> ConfigDict:
     """`config` changed by a comma-separated `arg`: a variant, and `key=value` shorthands.
-
-    Without a variant in `arg` it is `variant`.
 
     A key is a full one (`evaluation.batch_size`) or its end; where ends are the same, that of
     `train` is meant (`batch_size`).
@@ -97,10 +109,7 @@ def with_arg(config: ConfigDict, arg: str, variant: str = "B/16") -> ConfigDict:
       ValueError: an unknown variant or key, with the nearest one; an ambiguous key, with the
         candidates.
     """
-    parts = [part.strip() for part in arg.split(",") if part.strip()]
-    if all("=" in part for part in parts):
-        parts.insert(0, variant)
-    for part in parts:
+    for part in filter(None, (part.strip() for part in arg.split(","))):
         name, equals, value = part.partition("=")
         if equals:
             config.update_from_flattened_dict({_full_key(config, name): _literal(value)})

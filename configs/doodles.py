@@ -2,7 +2,8 @@
 
     python -m zse_jax.main --config=configs/doodles.py --workdir=runs/doodles
 
-Needs no download; takes minutes on two cores. Chance is mAP@all 0.13.
+Needs no download; takes minutes on two cores. Chance is mAP@all 0.13. Shorthands follow a colon:
+`--config=configs/doodles.py:steps=200,seed=1`.
 
 Published: nothing, the data set is made here. Measured here: not measured yet.
 """
@@ -13,17 +14,32 @@ from configs import default
 
 
 def get_config(arg: str = "") -> ConfigDict:
-    """The demo, changed by `arg`: a variant and comma-separated key=value shorthands."""
+    """The demo, changed by `arg`: comma-separated key=value shorthands."""
     config = default.get_config()
     config.data.name = config.data.split = "doodles"
-    config.train.steps = 600
+    config.data.workers = 0  # images of 64 x 64 decode in no time
+
+    model = config.model  # 8 x 8 tokens, 16 anchors
+    model.image_size, model.patch_size = 64, 8
+    model.width, model.depth, model.heads, model.mlp_width = 96, 4, 4, 192
+    model.cross_heads, model.cross_mlp_width = 4, 128
+    model.anchors, model.anchor_width = 16, 64
+    # From scratch, on little data: positions that do not drown the patches, anchors that are
+    # places, and no dropout. The published values serve fine-tuning of ImageNet weights.
+    model.position_std = 0.02
+    model.anchor_map = "spatial"
+    model.dropout = 0.0
+
+    config.train.steps = 800
     config.train.batch_size = 16
-    config.optimizer.learning_rate = 5e-4
+    config.optimizer.learning_rate = 1e-3
+    config.optimizer.weight_decay = 0.05
     config.optimizer.schedule = "cosine"
-    config.optimizer.warmup_steps = 50
+    config.optimizer.warmup_steps = 100
     config.optimizer.clip_norm = 1.0
-    config.evaluation.every = 150
+    config.evaluation.every = 200
     config.evaluation.batch_size = 64
-    config.evaluation.sketch_stride = config.evaluation.photo_stride = 1
-    config.checkpoint.every = 150
-    return default.with_arg(config, arg, variant="demo")
+    config.evaluation.sketch_stride = 3
+    config.evaluation.photo_stride = 2
+    config.checkpoint.every = 200
+    return default.with_arg(config, arg)

@@ -87,8 +87,8 @@ def train(config: ConfigDict, workdir: str | os.PathLike) -> dict[str, Any]:
             introduce(report, config, mesh, setup, workdir, start, changed)
             run = Run(config, mesh, setup, workdir, checkpoints, report, validation)
             with contextlib.closing(batches):  # ends the processes that read ahead
-                state = run.loop(state, batches, start)
-            return run.finish(state)
+                run.loop(state, batches, start)
+            return run.finish()
 
 
 @dataclasses.dataclass
@@ -105,8 +105,8 @@ class Run:
     pending: list[tuple[int, dict[str, Array]]] = dataclasses.field(default_factory=list)
     """Losses still on the device, by step."""
 
-    def loop(self, state: State, batches: Any, start: int | None) -> State:
-        """Steps from `start` (None: from scratch) to the end."""
+    def loop(self, state: State, batches: Any, start: int | None) -> None:
+        """Steps from `start` (None: from scratch) to the end, the last of which is saved."""
         steps = self.config.train.steps
         for step in range(start or 0, steps + 1):
             if step != start:  # where it resumes, all that was due has been done
@@ -117,7 +117,6 @@ class Run:
             batch = next(batches)
             state, losses = self.setup.step(state, batch)
             self.note(step, losses, first=step == (start or 0), batch=batch)
-        return state
 
     def evaluate(self, step: int, state: State) -> dict[str, float] | None:
         """The validation metrics, if they are due at `step`."""
@@ -197,7 +196,7 @@ class Run:
             "(--config.optimizer.clip_norm=1.0)."
         )
 
-    def finish(self, state: State) -> dict[str, Any]:
+    def finish(self) -> dict[str, Any]:
         """Evaluates the best checkpoint on the test set, and tells what the training brought."""
         config, checkpoints = self.config, self.checkpoints
         checkpoints.wait()
@@ -215,7 +214,6 @@ class Run:
         strides = evaluation.test_sketch_stride, evaluation.test_photo_stride
         test = validation
         if strides != (evaluation.sketch_stride, evaluation.photo_stride) or not validation:
-            del state
             best = checkpoints.restore(step, self.setup.abstract)
             evaluator = Evaluator(config, self.mesh, *strides)
             self.report.say(f"Evaluating step {step} on the test set: {evaluator.size}")

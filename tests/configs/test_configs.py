@@ -1,5 +1,7 @@
 """Every config builds, holds what was published, and reads its argument."""
 
+import inspect
+
 import jax
 import pytest
 from flax import nnx
@@ -7,10 +9,13 @@ from flax import nnx
 from configs import default, doodles, sketchy, sketchy_split2
 from data_pipelines import splits
 from zse_jax import configuration, optimizers, retrievers
+from zse_jax.retrievers import zse
+
+NOT_IN_CONFIG = ("self", "dtype", "rngs")
 
 CONFIGS = [
     (sketchy, "B/16"), (sketchy, "S/16"), (sketchy, "Ti/16"), (sketchy_split2, "B/16"),
-    (doodles, "demo"),
+    (doodles, ""),
 ]  # fmt: skip
 
 
@@ -34,6 +39,12 @@ def test_the_default_is_as_published():
     assert (config.evaluation.sketch_stride, config.evaluation.photo_stride) == (20, 10)
 
 
+def test_the_model_has_every_setting_of_its_class_at_the_published_value():
+    signature = inspect.signature(zse.ZSE.__init__).parameters
+    published = {name: p.default for name, p in signature.items() if name not in NOT_IN_CONFIG}
+    assert default.get_config().model.to_dict() == {"system": "zse", **published}
+
+
 @pytest.mark.parametrize(("arg", "millions"), [("B/16", 100), ("S/16", 30), ("Ti/16", 10)])
 def test_variants_have_their_sizes(arg, millions):
     config = sketchy.get_config(arg)
@@ -50,7 +61,7 @@ def test_shorthands_follow_the_variant():
 
 
 def test_shorthands_alone_keep_the_usual_variant():
-    assert doodles.get_config("steps=7").model == doodles.get_config("demo").model
+    assert doodles.get_config("steps=7").model == doodles.get_config().model
     assert sketchy.get_config("steps=7").model == sketchy.get_config().model
 
 

@@ -5,7 +5,7 @@ cross-attention lets the tokens of a sketch and a photo meet; a kernel-based rel
 how well their local tokens correspond. Defaults are the published network, B/16.
 """
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from typing import Any, ClassVar, Literal, NamedTuple
 
 import jax
@@ -68,7 +68,7 @@ class ZSE(Retriever):
         anchor_width: int = 512,
         anchor_map: AnchorMap = "published",
         keep_rate: float = 1.0,
-        keep_blocks: tuple[int, ...] = (4, 7, 10),
+        keep_blocks: Sequence[int] = (4, 7, 10),
         dropout: float = 0.1,
         position_std: float = 1.0,
         triplet_weight: float = 2.0,
