@@ -35,6 +35,7 @@ def get_config() -> ConfigDict:
     model.system = "zse"
     model.image_size = 224  # pixels, square
     model.patch_size = 16
+    model.scale_channels = 64  # of the first convolution of the scale embedding
     model.width = 768
     model.depth = 12
     model.heads = 12

@@ -20,7 +20,7 @@ def get_config(arg: str = "") -> ConfigDict:
     config.data.workers = 0  # images of 64 x 64 decode in no time
 
     model = config.model  # 8 x 8 tokens, 16 anchors
-    model.image_size, model.patch_size = 64, 8
+    model.image_size, model.patch_size, model.scale_channels = 64, 8, 16
     model.width, model.depth, model.heads, model.mlp_width = 96, 4, 4, 192
     model.cross_heads, model.cross_mlp_width = 4, 128
     model.anchors, model.anchor_width = 16, 64

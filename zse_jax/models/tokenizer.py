@@ -17,21 +17,27 @@ from zse_jax.models.layers import linear, patches, torch_uniform
 
 
 class ScaleEmbedding(nnx.Module):
-    """Bias-free convolutions of stride 2, ReLU between: 7x7 to 64 channels, then 3x3 doubling them.
+    """Bias-free convolutions of stride 2, ReLU between: 7x7 first, then 3x3 doubling the channels.
 
     There are log2(patch_size) of them, so that the output has one position per patch; for patches
-    of 16 pixels these are the published 3 -> 64 -> 128 -> 256 -> width.
+    of 16 pixels and 64 first channels these are the published 3 -> 64 -> 128 -> 256 -> width.
     """
 
-    def __init__(self, patch_size: int, width: int, *, dtype: jnp.dtype, rngs: nnx.Rngs):
-        """Raises ValueError unless `patch_size` is a power of two of at least 2 pixels."""
+    def __init__(
+        self, patch_size: int, width: int, channels: int = 64, *, dtype: jnp.dtype, rngs: nnx.Rngs
+    ):
+        """`channels`: of the first convolution's output.
+
+        Raises:
+          ValueError: `patch_size` is no power of two of at least 2 pixels.
+        """
         count = int(math.log2(patch_size)) if patch_size > 0 else 0
         if count < 1 or 2**count != patch_size:
             raise ValueError(
                 f"patch_size={patch_size}: the scale embedding halves the image at each of its "
                 f"convolutions, so patch_size has to be 2, 4, 8, 16 or another power of two."
             )
-        channels = [3, *(64 * 2**i for i in range(count - 1)), width]
+        widths = [3, *(channels * 2**i for i in range(count - 1)), width]
         kernels = [7] + [3] * (count - 1)
         self.convolutions = nnx.List(
             [
@@ -46,9 +52,7 @@ class ScaleEmbedding(nnx.Module):
                     dtype=dtype,
                     rngs=rngs,
                 )
-                for inputs, outputs, kernel in zip(
-                    channels[:-1], channels[1:], kernels, strict=True
-                )
+                for inputs, outputs, kernel in zip(widths[:-1], widths[1:], kernels, strict=True)
             ]
         )
 
@@ -71,6 +75,7 @@ class Tokenizer(nnx.Module):
         image_size: int,
         patch_size: int,
         width: int,
+        scale_channels: int,
         dropout: float,
         position_std: float,
         dtype: jnp.dtype,
@@ -81,7 +86,9 @@ class Tokenizer(nnx.Module):
         self.grid = image_size // patch_size
         self.dtype = dtype
         self.patch_embedding = linear(patch_size * patch_size * 3, width, dtype=dtype, rngs=rngs)
-        self.scale_embedding = ScaleEmbedding(patch_size, width, dtype=dtype, rngs=rngs)
+        self.scale_embedding = ScaleEmbedding(
+            patch_size, width, scale_channels, dtype=dtype, rngs=rngs
+        )
         normal = nnx.initializers.normal(position_std)
         self.retrieval_token = nnx.Param(normal(rngs.params(), (1, 1, width)))
         self.positions = nnx.Param(normal(rngs.params(), (1, 1 + self.grid**2, width)))

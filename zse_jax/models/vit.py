@@ -15,7 +15,7 @@ import jax.numpy as jnp
 from flax import nnx
 from jaxtyping import Array, Float, Int
 
-from zse_jax.models.layers import layer_norm, linear
+from zse_jax.models.layers import gelu, layer_norm, linear
 
 
 class Encoded(NamedTuple):
@@ -110,7 +110,7 @@ class Block(nnx.Module):
         x = tokens + self.dropout_attention(attended)
         if self.keep_rate < 1:
             x, kept = select_tokens(x, kept, weights[:, :, 0, 1:].mean(axis=1), self.keep_rate)
-        hidden = jax.nn.gelu(self.mlp_in(self.norm_mlp(x)), approximate=False)
+        hidden = gelu(self.mlp_in(self.norm_mlp(x)))
         return Encoded(x + self.dropout_mlp(self.mlp_out(self.dropout_hidden(hidden))), kept)
 
 

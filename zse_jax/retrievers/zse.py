@@ -57,6 +57,7 @@ class ZSE(Retriever):
         *,
         image_size: int = 224,
         patch_size: int = 16,
+        scale_channels: int = 64,
         width: int = 768,
         depth: int = 12,
         heads: int = 12,
@@ -81,6 +82,7 @@ class ZSE(Retriever):
 
         Args:
           image_size, patch_size: pixels.
+          scale_channels: of the scale embedding's first convolution; each later one doubles them.
           keep_rate: share of local tokens kept in each of `keep_blocks` (counted from 1); 0.9 is
             the paper's token selection, 1 the published code.
           cross_value: "own" as published, or "other"; see `models.cross_attention`.
@@ -105,6 +107,7 @@ class ZSE(Retriever):
         self.tokenizer = Tokenizer(
             image_size=image_size,
             patch_size=patch_size,
+            scale_channels=scale_channels,
             width=width,
             position_std=position_std,
             **common,

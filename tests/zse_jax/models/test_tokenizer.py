@@ -14,6 +14,7 @@ def build(image_size=32, patch_size=8, width=16) -> Tokenizer:
         image_size=image_size,
         patch_size=patch_size,
         width=width,
+        scale_channels=4,
         dropout=0.0,
         position_std=1.0,
         dtype=jnp.dtype("float32"),
