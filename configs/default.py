@@ -59,6 +59,7 @@ def get_config() -> ConfigDict:
     data.split = "sketchy_split1"  # which of its classes are seen, which unseen
     data.manual_dir = placeholder(str)  # the folder you downloaded and unpacked
     data.data_dir = placeholder(str)  # of prepared data sets; None: ~/tensorflow_datasets
+    data.skip_unreadable = False  # True: prepare without unreadable images, and name them
     data.workers = 2  # processes that decode images; 0: this one
 
     config.train = train = ConfigDict()

@@ -11,6 +11,7 @@ import fcntl
 import functools
 import importlib
 import json
+import logging
 import os
 import pkgutil
 from collections.abc import Callable, Iterator, Sequence
@@ -19,10 +20,11 @@ from types import ModuleType
 from typing import Any, NamedTuple
 
 import tqdm
-from absl import logging
 
 from data_pipelines import builders
 from data_pipelines.images import Modality
+
+logger = logging.getLogger(__name__)
 
 _INDEX_FORMAT = 1
 """Raised when the index's content changes, so that older files are written anew."""
@@ -104,7 +106,7 @@ def _index(path: Path, records: Records) -> Index:
     try:
         _write_atomically(path, json.dumps({"format": _INDEX_FORMAT, **index._asdict()}))
     except OSError as error:  # A data set on a read-only disk: works, but scans each time.
-        logging.warning("Cannot keep the index %s (%s); the next start scans again.", path, error)
+        logger.warning("Cannot keep the index %s (%s); the next start scans again.", path, error)
     return index
 
 
@@ -170,7 +172,7 @@ def prepare(
             )
         with _only_process(root, name):
             if not folder.exists():  # Another process may have prepared it while this one waited.
-                logging.info("Preparing data set %s in %s", name, folder)
+                logger.info("Preparing data set %s in %s", name, folder)
                 config = tfds.download.DownloadConfig(manual_dir=manual_dir)
                 builder.download_and_prepare(download_config=config)
     elif manual_dir is not None:

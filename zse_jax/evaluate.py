@@ -87,7 +87,12 @@ def load_items(config: ConfigDict, modality: Modality, classes: Sequence[str]) -
     """The items of one modality of `classes` in the data set of `config.data`."""
     data = config.data
     return loading.load_items(
-        data.name, modality, classes, data_dir=data.data_dir, manual_dir=data.manual_dir
+        data.name,
+        modality,
+        classes,
+        data_dir=data.data_dir,
+        manual_dir=data.manual_dir,
+        skip_unreadable=data.skip_unreadable,
     )
 
 

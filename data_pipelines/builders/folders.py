@@ -7,6 +7,7 @@ that are no images are named.
 
 import dataclasses
 import hashlib
+import logging
 import multiprocessing
 import os
 from collections.abc import Collection, Iterator, Mapping, Sequence
@@ -14,9 +15,10 @@ from pathlib import Path
 from typing import Any
 
 import tqdm
-from absl import logging
 
 from data_pipelines import images, splits
+
+logger = logging.getLogger(__name__)
 
 IMAGE_SUFFIXES = (".png", ".jpg", ".jpeg")
 """Compared in lower case: TU-Berlin Extended mixes .jpg and .JPEG."""
@@ -116,7 +118,7 @@ def check(source: Source, *, skip_unreadable: bool = False) -> dict[str, str]:
       ValueError: listing all images that do not decode, unless `skip_unreadable`.
     """
     if source.ignored:
-        logging.warning(
+        logger.warning(
             "%d files below %s are no images (%s) and are left out: %s",
             len(source.ignored),
             source.root,
@@ -130,10 +132,10 @@ def check(source: Source, *, skip_unreadable: bool = False) -> dict[str, str]:
     count = f"{len(unreadable)} of {source.file_count} images below {source.root}"
     if not skip_unreadable:
         raise ValueError(
-            f"{count} cannot be read. Unpack them again, or prepare with skip_unreadable=True to "
-            f"leave them out:{listing}"
+            f"{count} cannot be read. Unpack them again, or leave them out with "
+            f"skip_unreadable=True (--config.data.skip_unreadable=True):{listing}"
         )
-    logging.warning("%s cannot be read and are left out:%s", count, listing)
+    logger.warning("%s cannot be read and are left out:%s", count, listing)
     return unreadable
 
 

@@ -71,11 +71,11 @@ class Tokenizer(nnx.Module):
 
     def __init__(
         self,
-        *,
         image_size: int,
         patch_size: int,
         width: int,
         scale_channels: int,
+        *,
         dropout: float,
         position_std: float,
         dtype: jnp.dtype,

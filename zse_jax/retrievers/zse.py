@@ -105,12 +105,7 @@ class ZSE(Retriever):
         self.relation_weight = relation_weight
         common: dict[str, Any] = {"dropout": dropout, "dtype": dtype, "rngs": rngs}
         self.tokenizer = Tokenizer(
-            image_size=image_size,
-            patch_size=patch_size,
-            scale_channels=scale_channels,
-            width=width,
-            position_std=position_std,
-            **common,
+            image_size, patch_size, width, scale_channels, position_std=position_std, **common
         )
         self.encoder = Encoder(
             width=width,

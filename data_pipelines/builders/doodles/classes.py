@@ -1,16 +1,17 @@
 """The 32 classes of `doodles`, as plain names: 24 to train on, 8 that training never sees.
 
-The unseen classes recombine parts that seen ones have (wheels, boxes, cones, rings, domes, discs,
-blades, leaves), so that a network can know the pieces without ever having seen the whole.
+The unseen classes recombine parts that seen ones have (wheels, boxes, rings, domes, discs, blades,
+leaves), so that a network can know the pieces without ever having seen the whole.
 """
 
 SEEN = (
-    "airplane",
     "apple",
     "balloon",
     "bird",
+    "butterfly",
     "cactus",
     "car",
+    "castle",
     "chair",
     "fish",
     "flower",
@@ -28,16 +29,15 @@ SEEN = (
     "truck",
     "turtle",
     "umbrella",
-    "windmill",
 )
 
 UNSEEN = (
+    "airplane",
     "bicycle",
-    "butterfly",
-    "castle",
     "mushroom",
     "pineapple",
     "scissors",
     "snowman",
     "teapot",
+    "windmill",
 )

@@ -1,9 +1,8 @@
 """An instance of `doodles` as a photo: lit, textured, casting a shadow, on a busy background.
 
 Colours are drawn per instance and tell nothing of the class; the background has texture, blobs,
-stripes and clutter, but less contrast than the object's outline. It is light, like paper: with
-backgrounds of any lightness, a small network trained from scratch for minutes learns no more than
-the lightness.
+stripes and clutter, but less contrast than the object's outline. It is light, like
+paper, so that there is the outline to learn from and not the lightness of the ground.
 """
 
 import math

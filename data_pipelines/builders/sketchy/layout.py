@@ -10,13 +10,14 @@ photos that were drawn; so does this, for comparable galleries.
 """
 
 import dataclasses
+import logging
 import re
 from pathlib import Path
 
-from absl import logging
-
 from data_pipelines import splits
 from data_pipelines.builders import folders
+
+logger = logging.getLogger(__name__)
 
 CLASSES = splits.SPLITS["sketchy_split1"].classes
 
@@ -48,7 +49,7 @@ def scan(manual_dir: Path) -> folders.Source:
     drawn = {file.instance for file in photos}
     orphans = [file.name for file in sketches if file.instance not in drawn]
     if orphans:
-        logging.warning(
+        logger.warning(
             "%d of %d sketches in %s were drawn from a photo that is not there, for example %s: "
             "they make no instance pair.",
             len(orphans),

@@ -102,11 +102,13 @@ def test_unreadable_images_stop_the_preparation_and_are_all_listed(new_sketchy, 
     assert not (tmp_path / "sketchy/1.0.0").exists()
 
 
-def test_unreadable_images_can_be_left_out_and_are_remembered(new_sketchy, tmp_path):
+def test_unreadable_images_can_be_left_out_and_are_named(new_sketchy, tmp_path, caplog):
     folder = new_sketchy()
     names = damage(folder)
     made = prepared.prepare("sketchy", data_dir=tmp_path, manual_dir=folder, skip_unreadable=True)
     assert set(json.loads((made / "metadata.json").read_text())["unreadable"]) == set(names)
+    assert "3 of 750 images" in caplog.text
+    assert all(name in caplog.text for name in names)
     records, index = prepared.open_split(made, "sketch")
     assert len(records) == 498
     assert not set(names) & set(index.names)

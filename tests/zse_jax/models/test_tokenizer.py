@@ -11,9 +11,9 @@ from zse_jax.models.tokenizer import ScaleEmbedding, Tokenizer
 
 def build(image_size=32, patch_size=8, width=16) -> Tokenizer:
     return Tokenizer(
-        image_size=image_size,
-        patch_size=patch_size,
-        width=width,
+        image_size,
+        patch_size,
+        width,
         scale_channels=4,
         dropout=0.0,
         position_std=1.0,
