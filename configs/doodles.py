@@ -5,7 +5,8 @@
 Needs no download; takes minutes on two cores. Chance is mAP@all 0.13. Shorthands follow a colon:
 `--config=configs/doodles.py:steps=200,seed=1`.
 
-Published: nothing, the data set is made here. Measured here: not measured yet.
+Published: nothing, the data set is made here. Measured here (exact mAP@all, 384 x 384, seeds 0, 1,
+2): relation 0.556, 0.591, 0.593; token 0.145, 0.166, 0.174; untrained 0.15.
 """
 
 from ml_collections import ConfigDict

@@ -10,6 +10,7 @@ import difflib
 import fcntl
 import functools
 import importlib
+import io
 import json
 import logging
 import os
@@ -172,9 +173,10 @@ def prepare(
             )
         with _only_process(root, name):
             if not folder.exists():  # Another process may have prepared it while this one waited.
-                logger.info("Preparing data set %s in %s", name, folder)
+                print(f"Preparing the data set {name!r}, this once, in {folder}", flush=True)
                 config = tfds.download.DownloadConfig(manual_dir=manual_dir)
-                builder.download_and_prepare(download_config=config)
+                with contextlib.redirect_stdout(io.StringIO()):  # It speaks of a download.
+                    builder.download_and_prepare(download_config=config)
     elif manual_dir is not None:
         _check_source(folder, package.scan, manual_dir)
     return folder

@@ -24,7 +24,7 @@ CONFIGS = [
 )
 def test_every_config_describes_a_run(module, arg):
     config = module.get_config(arg)
-    model = nnx.eval_shape(lambda: retrievers.create(config.model.to_dict(), rngs=nnx.Rngs(0)))
+    model = nnx.eval_shape(lambda: retrievers.create(config.model, rngs=nnx.Rngs(0)))
     optimizers.create(config.optimizer, config.train.steps)
     assert splits.get(config.data.split).dataset == config.data.name
     assert config.evaluation.select.partition("/")[0] in model.rankings
@@ -48,7 +48,7 @@ def test_the_model_has_every_setting_of_its_class_at_the_published_value():
 @pytest.mark.parametrize(("arg", "millions"), [("B/16", 100), ("S/16", 30), ("Ti/16", 10)])
 def test_variants_have_their_sizes(arg, millions):
     config = sketchy.get_config(arg)
-    model = nnx.eval_shape(lambda: retrievers.create(config.model.to_dict(), rngs=nnx.Rngs(0)))
+    model = nnx.eval_shape(lambda: retrievers.create(config.model, rngs=nnx.Rngs(0)))
     count = sum(leaf.size for leaf in jax.tree.leaves(nnx.state(model, nnx.Param)))
     assert 0.6 * millions < count / 1e6 < 1.1 * millions
 

@@ -8,6 +8,7 @@ from typing import Any
 
 import jax.numpy as jnp
 from flax import nnx
+from ml_collections import ConfigDict
 
 from zse_jax.retrievers.base import Retriever
 
@@ -16,7 +17,7 @@ SYSTEMS = {"zse": "zse_jax.retrievers.zse:ZSE"}
 
 
 def create(
-    config: Mapping[str, Any], *, dtype: str | jnp.dtype = jnp.float32, rngs: nnx.Rngs
+    config: Mapping[str, Any] | ConfigDict, *, dtype: str | jnp.dtype = jnp.float32, rngs: nnx.Rngs
 ) -> Retriever:
     """The retriever that `config.model` describes: `system`, and arguments of its class.
 
