@@ -8,7 +8,7 @@ RUNTIME := $(VENV)/.runtime-installed
 DEV := $(VENV)/.dev-installed
 CHECKED := configs data_pipelines zse_jax tests
 
-# XLA's large buffers in huge pages: small networks train half as fast again on a CPU (glibc only).
+# XLA's large buffers in huge pages: small networks train faster on a CPU (glibc only).
 export GLIBC_TUNABLES ?= glibc.malloc.hugetlb=1
 
 .DEFAULT_GOAL := help

@@ -53,7 +53,7 @@ class Records:
         return tuple(features[key].bytes_list.value[0].decode() for key in keys)
 
     def _features(self, row: int) -> Any:
-        # A tf.train.Example, parsed by protobuf alone: 3 us, against 60 us by TFDS's data source.
+        # A tf.train.Example, parsed by protobuf alone, which spares TFDS's work per feature.
         return _example_class().FromString(self._source[row]).features.feature
 
 

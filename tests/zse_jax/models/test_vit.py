@@ -18,13 +18,13 @@ from zse_jax.models.vit import (
 )
 
 
-def encoder(keep_rates=None, depth=3) -> Encoder:
+def encoder(keep_rates=None, depth=3, heads=2, dropout=0.0) -> Encoder:
     return Encoder(
         width=16,
         depth=depth,
-        heads=2,
+        heads=heads,
         mlp_width=32,
-        dropout=0.0,
+        dropout=dropout,
         keep_rates=keep_rates,
         dtype=jnp.dtype("float32"),
         rngs=nnx.Rngs(params=0, dropout=1),
@@ -100,27 +100,11 @@ def test_impossible_selection_is_an_error(rates):
 
 def test_heads_that_do_not_divide_the_width_are_an_error():
     with pytest.raises(ValueError, match="5 attention heads cannot share a width of 16"):
-        Encoder(
-            width=16,
-            depth=1,
-            heads=5,
-            mlp_width=8,
-            dropout=0.0,
-            dtype=jnp.dtype("float32"),
-            rngs=nnx.Rngs(0),
-        )
+        encoder(heads=5)
 
 
 def test_dropout_is_off_in_a_deterministic_view():
-    model = Encoder(
-        width=16,
-        depth=1,
-        heads=2,
-        mlp_width=8,
-        dropout=0.5,
-        dtype=jnp.dtype("float32"),
-        rngs=nnx.Rngs(params=0, dropout=1),
-    )
+    model = encoder(depth=1, dropout=0.5)
     x = jax.random.normal(jax.random.key(0), (1, 4, 16))
     assert not np.allclose(model(x).tokens, model(x).tokens)
     still = nnx.view(model, deterministic=True)
