@@ -30,8 +30,9 @@ class UnreadableImageError(ValueError):
 def decode(encoded: bytes) -> UInt8[np.ndarray, "h w 3"]:
     """Decodes any format that Pillow reads, completely, to RGB as a viewer would show it.
 
-    EXIF orientation is applied, transparent pixels are laid on white, palette, grey, CMYK and
-    16-bit images become 8-bit RGB. The result may be read-only.
+    EXIF orientation is applied, transparent pixels are laid on white, palette, grey, CMYK, 16-bit
+    and float images become 8-bit RGB; of several frames, the first counts. The result may be
+    read-only.
 
     Raises:
       UnreadableImageError: when the bytes are empty, truncated or not an image.
@@ -52,13 +53,25 @@ def decode(encoded: bytes) -> UInt8[np.ndarray, "h w 3"]:
 def _on_white(image: Image.Image) -> Image.Image:
     if image.mode == "RGB" and "transparency" not in image.info:
         return image
-    if image.mode.startswith("I;16"):  # Pillow would clip to 255, not scale.
-        grey = (np.asarray(image, np.float32) / 257).round().astype(np.uint8)
-        return Image.fromarray(grey).convert("RGB")
+    if image.mode[0] in "IF":
+        return Image.fromarray(_eight_bits(image)).convert("RGB")
     if image.has_transparency_data:
         image = image.convert("RGBA")
         return Image.alpha_composite(Image.new("RGBA", image.size, "white"), image).convert("RGB")
     return image.convert("RGB")
+
+
+def _eight_bits(image: Image.Image) -> UInt8[np.ndarray, "h w"]:
+    """Scales 16-bit integers and floats from 0 to 1; Pillow would clip them to 255."""
+    values, white = np.asarray(image, np.float32), 1 if image.mode == "F" else 65535
+    if not (values.min() >= 0 and values.max() <= white):  # Also when one is not a number.
+        raise ValueError(
+            f"its pixels go from {values.min():g} to {values.max():g}, and not from 0 (black) to "
+            f"{white} (white)"
+        )
+    grey = (values / (white / 255)).round().astype(np.uint8)
+    grey[values == image.info.get("transparency", -1)] = 255
+    return grey
 
 
 def prepare_sketch(

@@ -6,6 +6,7 @@ workers, and, put together, for any number of hosts.
 """
 
 import dataclasses
+import logging
 import math
 from collections.abc import Sequence
 from pathlib import Path
@@ -19,6 +20,8 @@ from data_pipelines import images, prepared, sampling, splits
 from data_pipelines.images import Modality
 from data_pipelines.streaming import Batch, Batches
 from data_pipelines.streaming import to_device as to_device
+
+logger = logging.getLogger(__name__)
 
 _ENDLESS = 2**40
 """Samples before training data ends: a million per second for twelve days."""
@@ -74,6 +77,14 @@ class Items:
     def by_class(self) -> list[Int[np.ndarray, "_"]]:
         """Positions of the items of each class."""
         return [np.flatnonzero(self.labels == label) for label in range(len(self.class_names))]
+
+    def by_instance(self) -> dict[tuple[int, str], Int[np.ndarray, "_"]]:
+        """Positions of the items of each (class, instance); items of no known instance are none."""
+        positions: dict[tuple[int, str], list[int]] = {}
+        for position, key in enumerate(zip(self.labels.tolist(), self.instances, strict=True)):
+            if key[1]:
+                positions.setdefault(key, []).append(position)
+        return {key: np.array(found) for key, found in positions.items()}
 
     def image(self, i: SupportsIndex, size: int) -> UInt8[np.ndarray, "{size} {size} 3"]:
         """Item `i`, decoded and preprocessed as its modality asks, `size` pixels wide.
@@ -157,7 +168,7 @@ def train_batches(
     Args:
       sketches: of the seen classes.
       photos: of the same classes, in the same order.
-      kind: of sampler: a key of `sampling.SAMPLERS`, the retriever's `batch_kind`.
+      kind: of sampler: as `sampling.sampler` takes it, such as the retriever's `batch_kind`.
       image_size: side of the square images, in pixels.
       batch_size: samples per batch of this process.
       seed: of everything random.
@@ -167,19 +178,20 @@ def train_batches(
 
     Returns:
       Batches of sketches uint8 [B, s, H, W, 3], photos uint8 [B, p, H, W, 3], sketch_labels int32
-      [B, s] and photo_labels int32 [B, p], where s = p = 2 for quadruplets.
+      [B, s] and photo_labels int32 [B, p], where s = p = 2 for quadruplets, s = 1 and p = 2 for
+      triplets, s = p = K for groups of K.
 
     Raises:
-      ValueError: for an unknown kind, fewer than two classes, or classes that differ between
-        sketches and photos or have no sketch or no photo.
+      ValueError: for an unknown kind, fewer than two classes, classes that differ between
+        sketches and photos or have no sketch or no photo, or, if instances are sampled, no class
+        with two instance pairs, or one with fewer than a group needs; or more samples per batch
+        than classes, where these must differ.
     """
-    if kind not in sampling.SAMPLERS:
-        raise ValueError(
-            f"There is no sampler {kind!r}; data_pipelines.sampling.SAMPLERS has "
-            f"{', '.join(sampling.SAMPLERS)}."
-        )
+    sampler = sampling.sampler(kind)
     _check_training_classes(sketches, photos)
-    draw = _Draw(sampling.SAMPLERS[kind], sketches.by_class(), photos.by_class())
+    draw = _draw(sampler, sketches, photos)
+    if sampler.distinct:
+        draw = _distinct(draw, batch_size * shard_count, seed)
     samples = grain.MapDataset.range(_ENDLESS).random_map(draw, seed=seed)
     samples = samples.map(_LoadSample(sketches, photos, image_size))
     return Batches(samples.batch(batch_size)[shard_index::shard_count], workers)
@@ -230,11 +242,65 @@ def evaluation_batches(
 @dataclasses.dataclass(frozen=True)
 class _Draw:
     sampler: sampling.Sampler
-    sketches_by_class: sampling.ByClass
-    photos_by_class: sampling.ByClass
+    sketches: sampling.ByClass | sampling.ByInstance
+    photos: sampling.ByClass | sampling.ByInstance
 
     def __call__(self, index: int, rng: np.random.Generator) -> sampling.Sample:
-        return self.sampler(rng, self.sketches_by_class, self.photos_by_class)
+        return self.sampler.draw(rng, self.sketches, self.photos)
+
+
+@dataclasses.dataclass(frozen=True)
+class _DrawDistinct(_Draw):
+    """The samples of a batch (of all processes together) are of different classes."""
+
+    batch_size: int
+    seed: int
+
+    def __call__(self, index: int, rng: np.random.Generator) -> sampling.Sample:
+        c = sampling.distinct_class(self.seed, index, self.batch_size, len(self.sketches))
+        return self.sampler.draw(rng, self.sketches[c : c + 1], self.photos[c : c + 1])
+
+
+def _distinct(draw: _Draw, batch_size: int, seed: int) -> _DrawDistinct:
+    classes = len(draw.sketches)
+    if not 2 <= batch_size <= classes:
+        raise ValueError(
+            f"A batch of {batch_size} groups, each of another class, cannot be drawn from "
+            f"{classes} seen classes: choose a batch size from 2 to {classes} "
+            "(--config.train.batch_size)."
+        )
+    return _DrawDistinct(draw.sampler, draw.sketches, draw.photos, batch_size, seed)
+
+
+def _draw(sampler: sampling.Sampler, sketches: Items, photos: Items) -> _Draw:
+    if sampler.level == "class":
+        return _Draw(sampler, sketches.by_class(), photos.by_class())
+    *groups, left_out = sampling.group_by_instance(
+        sketches.by_instance(), photos.by_instance(), sampler.pairs or 2
+    )
+    if not groups[0]:
+        raise ValueError(
+            f"Training by instances needs sketches with their own photos, but none of the "
+            f"{len(sketches.class_names)} seen classes has {sampler.pairs or 'two'} such pairs: of "
+            f"{len(sketches)} sketches {sum(map(bool, sketches.instances))} name a photo, "
+            f"of {len(photos)} photos {sum(map(bool, photos.instances))} are named. Use a data set with instance pairs "
+            "(sketchy, doodles, folder), or train by classes: --config.train.sampler=quadruplet."
+        )
+    if left_out and sampler.pairs:
+        counts = ", ".join(f"{sketches.class_names[c]} ({n})" for c, n in left_out.items())
+        raise ValueError(
+            f"Groups of {sampler.pairs} instances need as many pairs of sketch and photo in every "
+            f"seen class, but {len(left_out)} classes have fewer: {counts}. Choose smaller groups "
+            "(--config.train.sampler=instance_group:2), or leave these classes out of the split."
+        )
+    if left_out:
+        names = ", ".join(sketches.class_names[c] for c in left_out)
+        logger.warning(
+            "%d classes with fewer than two pairs of sketch and photo do not train: %s.",
+            len(left_out),
+            names,
+        )
+    return _Draw(sampler, *groups)
 
 
 @dataclasses.dataclass(frozen=True)

@@ -1,49 +1,58 @@
 """Image files of a data set that somebody unpacked on a disk: list, check and fingerprint them.
 
-What the builders of the manual data sets (Sketchy, TU-Berlin, QuickDraw) have in common. Nothing
-is dropped silently: a class without images is an error, every unreadable file is reported, files
-that are no images are named.
+What the builders of the manual data sets (Sketchy, TU-Berlin, QuickDraw, a user's own) have in
+common. Nothing is dropped silently: a class without images is an error, every unreadable file is
+reported, files that are no images are named.
 """
 
 import dataclasses
 import hashlib
 import logging
-import multiprocessing
 import os
 from collections.abc import Collection, Iterator, Mapping, Sequence
 from pathlib import Path
-from typing import Any
-
-import tqdm
 
 from data_pipelines import images, splits
 
 logger = logging.getLogger(__name__)
 
-IMAGE_SUFFIXES = (".png", ".jpg", ".jpeg")
+IMAGE_SUFFIXES = (
+    *(".png", ".apng", ".jpg", ".jpeg", ".jpe", ".jfif", ".jp2", ".j2k", ".webp", ".avif", ".gif"),
+    *(".bmp", ".dib", ".tif", ".tiff", ".tga", ".ppm", ".pgm", ".pbm", ".pnm"),
+)
 """Compared in lower case: TU-Berlin Extended mixes .jpg and .JPEG."""
 
-_PARALLEL_FROM = 2000
-"""Below this many files, starting processes takes longer than decoding."""
 
-
-@dataclasses.dataclass(frozen=True)
+@dataclasses.dataclass(frozen=True, slots=True)
 class ImageFile:
-    """One image on disk.
+    """One image on disk; small, because a data set has hundreds of thousands.
 
     Attributes:
-      path: where it lies.
-      name: its path relative to the data set's root, with forward slashes.
-      class_name: the folder it lies in.
+      root: the data set's root.
+      name: its path relative to the root, with forward slashes.
+      class_name: the class folder it lies in.
       size: bytes.
       instance: id of the photo that it is, or was drawn from; "" where unknown.
     """
 
-    path: Path
+    root: Path
     name: str
     class_name: str
     size: int
     instance: str = ""
+
+    @property
+    def path(self) -> Path:
+        """The file."""
+        return self.root / self.name
+
+    def read(self) -> bytes:
+        """The encoded image.
+
+        Raises:
+          OSError: when the file cannot be read.
+        """
+        return self.path.read_bytes()
 
 
 @dataclasses.dataclass(frozen=True)
@@ -53,7 +62,7 @@ class Source:
     Attributes:
       root: the folder that names are relative to.
       images: the images of each modality, in the order of their names.
-      ignored: names of files that are no images.
+      ignored: names of files that are no images, or lie outside of every class.
     """
 
     root: Path
@@ -67,119 +76,136 @@ class Source:
 
     @property
     def fingerprint(self) -> str:
-        """Changes when an image is added, removed, renamed or changes its size."""
+        """Changes when an image is added, removed, renamed, or changes its size or its pair."""
         digest = hashlib.sha256()
         for modality, files in sorted(self.images.items()):
             for file in files:
-                digest.update(f"{modality}\t{file.name}\t{file.size}\n".encode())
+                line = f"{modality}\t{file.name}\t{file.size}\t{file.instance}\n"
+                digest.update(line.encode())
         return digest.hexdigest()
 
 
-def list_images(
-    folder: Path, root: Path, classes: Collection[str]
-) -> tuple[list[ImageFile], list[str]]:
-    """Lists `folder/<class>/<image>`, sorted, and the names of all files that are no images.
+def find_root(manual_dir: Path, *parts: str) -> Path:
+    """The folder that holds one of the folders `parts`: `manual_dir`, or the one folder in it.
 
     Raises:
-      ValueError: when the class folders are not exactly `classes`, or some hold no image.
+      FileNotFoundError: when there is no such folder, or several below `manual_dir`.
     """
-    found = sorted(e.name for e in os.scandir(folder) if e.is_dir() and not e.name.startswith("."))
+
+    def fits(folder: Path) -> bool:
+        return any((folder / part).is_dir() for part in parts)
+
+    if fits(manual_dir):
+        return manual_dir
+    names = class_folders(manual_dir) if manual_dir.is_dir() else []
+    roots = [manual_dir / name for name in names if name != "__MACOSX" and fits(manual_dir / name)]
+    if len(roots) != 1:
+        wanted = " or ".join(f"{part}/" for part in parts)
+        found = f"several: {', '.join(map(str, roots))}" if roots else "none"
+        raise FileNotFoundError(
+            f"Looked for a folder that holds {wanted}, in {manual_dir} and one below it, and found "
+            f"{found}. Give the one folder that holds {wanted} as manual_dir."
+        )
+    return roots[0]
+
+
+def find_folder(*candidates: Path) -> Path:
+    """The first of `candidates` that is a folder.
+
+    Raises:
+      FileNotFoundError: when none is.
+    """
+    for folder in candidates:
+        if folder.is_dir():
+            return folder
+    raise FileNotFoundError(
+        f"The data set is not complete: there is no folder {' nor '.join(map(str, candidates))}. "
+        "Sketches and photos both are needed; unpack what is missing."
+    )
+
+
+def spellings(folder: Path) -> tuple[Path, Path]:
+    """`<folder>_ready`, which the published file lists name, then `<folder>`."""
+    return folder.with_name(f"{folder.name}_ready"), folder
+
+
+def class_folders(folder: Path) -> list[str]:
+    """The names of the folders in `folder`, sorted, without hidden ones."""
+    with os.scandir(folder) as entries:
+        return sorted(e.name for e in entries if e.is_dir() and not e.name.startswith("."))
+
+
+def list_images(
+    folder: Path, root: Path, classes: Collection[str], *, nested: bool = False
+) -> tuple[list[ImageFile], list[str]]:
+    """Lists `folder/<class>/<image>`, sorted, and the names of all files that are none of those.
+
+    Hidden files count as no images: on a Mac, every copied image has a hidden companion.
+
+    Args:
+      folder: what to list.
+      root: the folder that names are relative to.
+      classes: what the class folders must be called.
+      nested: whether images may also lie deeper: `folder/<class>/**/<image>`.
+
+    Raises:
+      ValueError: when the class folders are not exactly `classes`, some hold no image, or names
+        are no UTF-8 or go in circles.
+    """
+    found = class_folders(folder)
     splits.check_classes(found, classes, str(folder))
     files: list[ImageFile] = []
-    ignored: list[str] = []
     empty: list[str] = []
+    prefix = folder.relative_to(root).as_posix()
+    strays = {path.name for path in folder.iterdir()} - set(found)
+    ignored = [f"{prefix}/{name}" for name in sorted(strays)]
     for class_name in found:
         count = len(files)
-        for entry in sorted(os.scandir(folder / class_name), key=lambda entry: entry.name):
-            path = Path(entry.path)
-            name = path.relative_to(root).as_posix()
-            if path.suffix.lower() in IMAGE_SUFFIXES and not path.name.startswith("."):
-                files.append(ImageFile(path, name, class_name, entry.stat().st_size))
+        for name, entry in _walk(folder / class_name, f"{prefix}/{class_name}", nested):
+            is_image = entry.name.lower().endswith(IMAGE_SUFFIXES)
+            if is_image and not entry.name.startswith(".") and not entry.is_dir():
+                files.append(ImageFile(root, name, class_name, _size(entry)))
             else:
                 ignored.append(name)
         if len(files) == count:
             empty.append(class_name)
     if empty:
-        raise ValueError(
-            f"{len(empty)} of {len(found)} class folders in {folder} hold no image "
-            f"({', '.join(IMAGE_SUFFIXES)}): {', '.join(empty)}. The archive seems to be unpacked "
-            "in part; unpack it again."
+        splits.raise_or_collect(
+            ValueError(
+                f"{len(empty)} of {len(found)} class folders in {folder} hold no image "
+                f"({', '.join(IMAGE_SUFFIXES)}): {', '.join(empty)}. The archive may be unpacked "
+                "only in part: unpack it again, or fill the folders."
+            )
         )
-    return files, ignored
+    return sorted(files, key=lambda file: file.name), ignored
 
 
-def check(source: Source, *, skip_unreadable: bool = False) -> dict[str, str]:
-    """Decodes every image completely, on all cores, behind a progress bar with the time left.
-
-    Returns:
-      Name -> reason of each image that does not decode; empty unless `skip_unreadable`.
-
-    Raises:
-      ValueError: listing all images that do not decode, unless `skip_unreadable`.
-    """
-    if source.ignored:
-        logger.warning(
-            "%d files below %s are no images (%s) and are left out: %s",
-            len(source.ignored),
-            source.root,
-            ", ".join(IMAGE_SUFFIXES),
-            ", ".join(source.ignored),
-        )
-    unreadable = _find_unreadable([file for files in source.images.values() for file in files])
-    if not unreadable:
-        return {}
-    listing = "".join(f"\n  {name}: {reason}" for name, reason in unreadable.items())
-    count = f"{len(unreadable)} of {source.file_count} images below {source.root}"
-    if not skip_unreadable:
-        raise ValueError(
-            f"{count} cannot be read. Unpack them again, or leave them out with "
-            f"skip_unreadable=True (--config.data.skip_unreadable=True):{listing}"
-        )
-    logger.warning("%s cannot be read and are left out:%s", count, listing)
-    return unreadable
+def _walk(folder: Path, name: str, nested: bool) -> Iterator[tuple[str, "os.DirEntry[str]"]]:
+    """Everything in `folder`, sorted, with its name relative to the root of the data set."""
+    with os.scandir(folder) as entries:
+        ordered = sorted(entries, key=lambda entry: entry.name)
+    for entry in ordered:
+        below = f"{name}/{entry.name}"
+        try:
+            below.encode()
+        except UnicodeEncodeError as error:
+            raise ValueError(
+                f"The name {entry.name!r} in {folder} is not UTF-8, which the prepared data set "
+                "cannot store. Rename it."
+            ) from error
+        if not (nested and entry.is_dir()) or entry.name.startswith("."):
+            yield below, entry
+        elif entry.is_symlink() and folder.resolve().is_relative_to(Path(entry.path).resolve()):
+            raise ValueError(
+                f"The link {entry.path} leads back to a folder above it, and so around forever. "
+                "Remove it."
+            )
+        else:
+            yield from _walk(Path(entry.path), below, nested)
 
 
-def describe(source: Source, unreadable: Mapping[str, str]) -> dict[str, Any]:
-    """What the prepared data set remembers of its source, as plain values."""
-    return {
-        "source": str(source.root.resolve()),
-        "file_count": source.file_count,
-        "fingerprint": source.fingerprint,
-        "unreadable": dict(unreadable),
-        "ignored": list(source.ignored),
-    }
-
-
-def records(files: Sequence[ImageFile]) -> Iterator[tuple[int, dict[str, Any]]]:
-    """The records of `features.record_features`, keyed by position."""
-    for key, file in enumerate(files):
-        yield (
-            key,
-            {
-                "image": file.path.read_bytes(),
-                "class_name": file.class_name,
-                "instance": file.instance,
-                "name": file.name,
-            },
-        )
-
-
-def _find_unreadable(files: Sequence[ImageFile]) -> dict[str, str]:
-    paths = [file.path for file in files]
-    progress = {"total": len(files), "desc": "Checking images", "unit": " images"}
-    if len(files) < _PARALLEL_FROM:
-        reasons = list(tqdm.tqdm(map(_why_unreadable, paths), **progress))
-    else:
-        # Not forked: TensorFlow, which TFDS may have loaded by now, does not survive that.
-        with multiprocessing.get_context("spawn").Pool() as pool:
-            checked = pool.imap(_why_unreadable, paths, chunksize=64)
-            reasons = list(tqdm.tqdm(checked, **progress))
-    return {file.name: why for file, why in zip(files, reasons, strict=True) if why}
-
-
-def _why_unreadable(path: Path) -> str | None:
+def _size(entry: "os.DirEntry[str]") -> int:
     try:
-        images.decode(path.read_bytes())
-    except (images.UnreadableImageError, OSError) as error:
-        return str(error)
-    return None
+        return entry.stat().st_size
+    except OSError:  # A broken link: reading it fails by name, beside all other unreadable files.
+        return 0

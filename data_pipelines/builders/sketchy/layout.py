@@ -12,7 +12,7 @@ photos that were drawn; so does this, for comparable galleries.
 import dataclasses
 import logging
 import re
-from pathlib import Path
+from pathlib import Path, PurePosixPath
 
 from data_pipelines import splits
 from data_pipelines.builders import folders
@@ -20,9 +20,6 @@ from data_pipelines.builders import folders
 logger = logging.getLogger(__name__)
 
 CLASSES = splits.SPLITS["sketchy_split1"].classes
-
-_SUFFIXES = ("_ready", "")
-"""Where both exist, the published file lists name the first."""
 
 
 def scan(manual_dir: Path) -> folders.Source:
@@ -35,15 +32,14 @@ def scan(manual_dir: Path) -> folders.Source:
       FileNotFoundError: when a folder of the layout is missing; says where it was looked for.
       ValueError: when a folder lacks classes, holds unknown ones, or a class is empty.
     """
-    root = _find_root(manual_dir)
-    sketch_folder = _find_folder(root / "256x256" / "sketch", "tx_000000000000")
-    photo_folder = _find_folder(root / "256x256" / "photo", "tx_000000000000")
-    extension = _first_folder(root, "EXTEND_image_sketchy")
+    root = folders.find_root(manual_dir, "256x256")
+    sketch_folder = folders.find_folder(*folders.spellings(root / "256x256/sketch/tx_000000000000"))
+    photo_folder = folders.find_folder(*folders.spellings(root / "256x256/photo/tx_000000000000"))
 
     sketches, ignored = folders.list_images(sketch_folder, root, CLASSES)
-    sketches = [_with_instance(file, re.sub(r"-\d+$", "", file.path.stem)) for file in sketches]
+    sketches = [_with_instance(file, re.sub(r"-\d+$", "", _stem(file))) for file in sketches]
     photos, more = folders.list_images(photo_folder, root, CLASSES)
-    photos = [_with_instance(file, file.path.stem) for file in photos]
+    photos = [_with_instance(file, _stem(file)) for file in photos]
     ignored += more
 
     drawn = {file.instance for file in photos}
@@ -57,8 +53,10 @@ def scan(manual_dir: Path) -> folders.Source:
             root,
             orphans[0],
         )
-    if extension is not None:  # Without instances: its copies would make pairs ambiguous.
-        extra, more = folders.list_images(extension, root, CLASSES)
+    extension = folders.spellings(root / "EXTEND_image_sketchy")
+    if any(folder.is_dir() for folder in extension):
+        # Without instances: its copies would make pairs ambiguous.
+        extra, more = folders.list_images(folders.find_folder(*extension), root, CLASSES)
         photos += extra
         ignored += more
     return folders.Source(root, {"sketch": sketches, "photo": photos}, ignored)
@@ -68,31 +66,5 @@ def _with_instance(file: folders.ImageFile, instance: str) -> folders.ImageFile:
     return dataclasses.replace(file, instance=instance)
 
 
-def _find_root(manual_dir: Path) -> Path:
-    roots = [
-        folder
-        for folder in (manual_dir, *sorted(manual_dir.iterdir()))
-        if (folder / "256x256").is_dir()
-    ]
-    if len(roots) != 1:
-        found = f"several: {', '.join(map(str, roots))}" if roots else "none"
-        raise FileNotFoundError(
-            f"Looked for Sketchy's folder 256x256/ in {manual_dir} and one below it, and found "
-            f"{found}. Give the one folder that holds 256x256/ as manual_dir."
-        )
-    return roots[0]
-
-
-def _find_folder(parent: Path, stem: str) -> Path:
-    folder = _first_folder(parent, stem)
-    if folder is None:
-        raise FileNotFoundError(
-            f"Sketchy is not complete: neither {parent / stem}_ready nor {parent / stem} is a "
-            "folder. Unpack the archive again, sketches and photos both."
-        )
-    return folder
-
-
-def _first_folder(parent: Path, stem: str) -> Path | None:
-    candidates = (parent / f"{stem}{suffix}" for suffix in _SUFFIXES)
-    return next((folder for folder in candidates if folder.is_dir()), None)
+def _stem(file: folders.ImageFile) -> str:
+    return PurePosixPath(file.name).stem

@@ -1,0 +1,125 @@
+"""Finds the files of QuickDraw Extended, and of Google's own drawings.
+
+    <root>/sketches/<class>/*.png          or QuickDraw_sketches_final/, as the archive calls it
+    <root>/images/<class>/*.jpg            or QuickDraw_images_final/
+
+In place of the sketches, Google's drawings, one file per class, simplified or raw:
+
+    <root>/ndjson/<class>.ndjson           or sketches/<class>.ndjson
+
+Google spells classes in its own way ("The Eiffel Tower" for "eiffel tower", "crocodile" for
+"crocodilian"), and its website puts "full_simplified_" before them; both are understood, and
+Google's other classes left out. A class has more than 100,000 drawings, the benchmark 3,000 of it:
+so many are taken by default, the first of each file that the game recognized. They need not be the
+benchmark's own; numbers to lay beside a paper's come from its sketches.
+
+Nobody drew the sketches from the photos: there are no instances.
+"""
+
+import logging
+import re
+from collections.abc import Sequence
+from pathlib import Path
+
+from data_pipelines import splits
+from data_pipelines.builders import folders
+from data_pipelines.builders.quickdraw import drawings
+
+logger = logging.getLogger(__name__)
+
+CLASSES = splits.SPLITS["quickdraw"].classes
+
+DRAWINGS_PER_CLASS = 3000
+"""330,000 sketches of 110 classes (Dey et al., CVPR 2019)."""
+
+_CLASS_OF = {splits.canonical(name): name for name in CLASSES}
+
+
+def scan(
+    manual_dir: Path, *, drawings_per_class: int | None = DRAWINGS_PER_CLASS
+) -> folders.Source:
+    """Lists sketches and photos below `manual_dir`.
+
+    Args:
+      manual_dir: the folder that holds `sketches/` or `ndjson/`, and `images/`, or one above it.
+      drawings_per_class: how many recognized drawings to take of a .ndjson file, from its start;
+        None takes all.
+
+    Raises:
+      FileNotFoundError: when a folder of the layout is missing; says where it was looked for.
+      ValueError: when classes are missing or unknown, one is empty or there twice, or there are
+        both drawings and images of sketches.
+    """
+    sketch_names = ("sketches", "QuickDraw_sketches_final")
+    photo_names = ("images", "QuickDraw_images_final")
+    root = folders.find_root(manual_dir, *sketch_names, "ndjson", *photo_names)
+    photo_folder = folders.find_folder(*(root / name for name in photo_names))
+    ndjson = sorted(
+        path for name in ("sketches", "ndjson") for path in root.glob(f"{name}/*.ndjson")
+    )
+    if ndjson:
+        _check_only_drawings(ndjson, [root / name for name in sketch_names])
+        sketches, ignored = _list_drawings(ndjson, root, drawings_per_class)
+    else:
+        sketch_folder = folders.find_folder(*(root / name for name in sketch_names))
+        sketches, ignored = folders.list_images(sketch_folder, root, CLASSES)
+    photos, more = folders.list_images(photo_folder, root, CLASSES)
+    return folders.Source(root, {"sketch": sketches, "photo": photos}, ignored + more)
+
+
+def _check_only_drawings(ndjson: Sequence[Path], sketch_folders: Sequence[Path]) -> None:
+    for folder in sketch_folders:
+        if folder.is_dir() and folders.class_folders(folder):
+            raise ValueError(
+                f"There are drawings ({ndjson[0]} and {len(ndjson) - 1} more) and folders of "
+                f"images ({folder}), and no telling which are the sketches. Move one away."
+            )
+
+
+def _list_drawings(
+    ndjson: Sequence[Path], root: Path, limit: int | None
+) -> tuple[list[folders.ImageFile], list[str]]:
+    """The drawings of every class, sorted by name, and the names of the files of other classes."""
+    file_of: dict[str, Path] = {}
+    ignored: dict[str, str] = {}  # Google's class -> the file.
+    for path in ndjson:
+        word = re.sub(r"^full[_-](simplified|raw)[_-]", "", path.stem)
+        class_name = _CLASS_OF.get(splits.canonical(word))
+        if class_name is None:
+            ignored[word] = path.relative_to(root).as_posix()
+        elif class_name in file_of:
+            raise ValueError(
+                f"Both {file_of[class_name]} and {path} hold drawings of {class_name!r}. Move one "
+                "away."
+            )
+        else:
+            file_of[class_name] = path
+    where = f"the .ndjson files in {ndjson[0].parent}"
+    splits.check_classes([*file_of, *ignored], CLASSES, where, allow_more=True)
+
+    found: list[folders.ImageFile] = []
+    unrecognized = cut = 0
+    empty: list[str] = []
+    for class_name, path in file_of.items():
+        listing = drawings.list_drawings(path, root, class_name, limit=limit)
+        found += listing.drawings
+        unrecognized += listing.unrecognized
+        cut += listing.cut
+        if not listing.drawings:
+            empty.append(str(path))
+    if empty:
+        splits.raise_or_collect(
+            ValueError(f"No recognized drawing is in {', '.join(empty)}. Get them again.")
+        )
+    if unrecognized or cut:
+        logger.warning(
+            "Of the drawings in %s, %d are taken. Left out are %d that the game did not recognize "
+            "and, in %d of %d files, all that come after the first %s recognized.",
+            root,
+            len(found),
+            unrecognized,
+            cut,
+            len(file_of),
+            limit,
+        )
+    return sorted(found, key=lambda file: file.name), list(ignored.values())

@@ -1,0 +1,286 @@
+"""Is a data set that somebody unpacked fit to train on? Looks at every file and says.
+
+    python -m data_pipelines.check --dataset=sketchy --manual_dir=DIR --contact_sheet=sheet.png
+
+Needs no prepared data set: it reads the folder that is later given as config.data.manual_dir.
+"""
+
+import argparse
+import collections
+import importlib
+import json
+import logging
+import pkgutil
+import sys
+from collections.abc import Callable, Mapping, Sequence
+from pathlib import Path
+from typing import Any, NamedTuple
+
+from rich.console import Console
+from rich.table import Table
+from rich.text import Text
+
+from data_pipelines import builders, splits
+from data_pipelines.builders import folders
+from data_pipelines.checking import contact_sheet, findings, inspection
+
+Scan = Callable[[Path], folders.Source]
+
+FIT, UNFIT, NOT_CHECKED, INTERRUPTED = 0, 1, 2, 130
+"""Exit codes."""
+
+_EXAMPLES = 5
+"""Items of each finding shown to people; --json lists all."""
+
+_STYLES = {"error": "bold red", "warning": "yellow", "note": "dim"}
+
+
+class Report(NamedTuple):
+    """What was found, and whether the data set is fit to train on."""
+
+    data: findings.DataSet
+    findings: Sequence[findings.Finding]
+
+    @property
+    def fit(self) -> bool:
+        """Whether there are images, and no error."""
+        return bool(self.data.inspected) and not any(
+            finding.severity == "error" for finding in self.findings
+        )
+
+    def as_json(self) -> dict[str, Any]:
+        """Everything, as plain values."""
+        data, split = self.data, self.data.split
+        sides: Mapping[str, tuple[str, ...]] = {"seen": split.seen, "unseen": split.unseen}
+        counts = {}
+        for modality in data.source.images:
+            per_class = data.counts(modality)
+            total = {side: sum(per_class.get(c, 0) for c in sides[side]) for side in sides}
+            counts[modality] = {**total, "classes": per_class}
+        severities = collections.Counter(finding.severity for finding in self.findings)
+        return {
+            "dataset": split.dataset,
+            "split": data.split_name or None,
+            "root": str(data.source.root),
+            "fit": self.fit,
+            "errors": severities["error"],
+            "warnings": severities["warning"],
+            "counts": counts,
+            "findings": [
+                {
+                    "check": finding.check,
+                    "severity": finding.severity,
+                    "message": finding.message,
+                    "items": finding.items,
+                }
+                for finding in self.findings
+            ],
+        }
+
+
+def check(
+    dataset: str,
+    manual_dir: Path,
+    *,
+    split: str | None = None,
+    unseen: Sequence[str] = (),
+    accept: Sequence[str] = (),
+) -> Report:
+    """Checks the data set in `manual_dir`, as the program does.
+
+    Args:
+      dataset: a package of `data_pipelines.builders` that reads what a user unpacked.
+      manual_dir: where it is unpacked.
+      split: one of `splits.SPLITS`; the data set's first if None.
+      unseen: the unseen classes of a data set without a published split.
+      accept: checks of `findings.CHECKS` whose findings count as notes.
+
+    Raises:
+      ValueError: naming the nearest valid name of what is unknown.
+      FileNotFoundError: when there is nothing in `manual_dir`.
+    """
+    scan = _scan_of(dataset)
+    split_name = _split_name(dataset, split, unseen)
+    for name in accept:
+        if name not in findings.CHECKS:
+            raise _unknown("check", name, findings.CHECKS, "--accept")
+    if not manual_dir.is_dir() or not any(manual_dir.iterdir()):
+        raise FileNotFoundError(
+            f"There is nothing in {manual_dir}. Set --manual_dir to the folder in which "
+            f"{dataset!r} is unpacked."
+        )
+    source = folders.Source(manual_dir, {"sketch": [], "photo": []})
+    broken: list[Exception] = []
+    with splits.collecting_errors() as collected:
+        try:
+            source = scan(manual_dir)
+        except (ValueError, OSError) as error:
+            broken.append(error)
+    setting = splits.SPLITS[split_name] if split_name else _own_split(dataset, source, unseen)
+    files = [file for files in source.images.values() for file in files]
+    data = findings.DataSet(source, inspection.inspect_all(files), setting, split_name)
+    if broken:  # Nothing was listed, which does not mean that nothing is there.
+        return Report(data, findings.graded(findings.from_errors([*collected, *broken]), accept))
+    return Report(data, findings.find_all(data, collected, accept))
+
+
+def _scan_of(dataset: str) -> Scan:
+    packages = [module.name for module in pkgutil.iter_modules(builders.__path__) if module.ispkg]
+    modules = {name: importlib.import_module(f"{builders.__name__}.{name}") for name in packages}
+    scans = {name: module.scan for name, module in modules.items() if hasattr(module, "scan")}
+    if dataset in modules and dataset not in scans:
+        raise ValueError(
+            f"The data set {dataset!r} is made or downloaded by a program, which checks it: there "
+            "is no folder to look at."
+        )
+    if dataset not in scans:
+        raise _unknown("data set", dataset, scans, "--dataset")
+    return scans[dataset]
+
+
+def _split_name(dataset: str, split: str | None, unseen: Sequence[str]) -> str:
+    own = [name for name, setting in splits.SPLITS.items() if setting.dataset == dataset]
+    if own and unseen:
+        raise ValueError(
+            f"The unseen classes of {dataset!r} are published: choose --split={'|'.join(own)} "
+            "instead of --unseen."
+        )
+    if split is None:
+        return own[0] if own else ""
+    if split not in splits.SPLITS:
+        raise _unknown("split", split, own or splits.SPLITS, "--split")
+    if split not in own:
+        raise ValueError(
+            f"The split {split!r} is one of the data set {splits.SPLITS[split].dataset!r}, not of "
+            f"{dataset!r}. "
+            + (f"Set --split to one of {', '.join(own)}." if own else "Name classes by --unseen.")
+        )
+    return split
+
+
+def _own_split(dataset: str, source: folders.Source, unseen: Sequence[str]) -> splits.Split:
+    found = {file.class_name for files in source.images.values() for file in files}
+    for name in unseen:
+        if found and name not in found:
+            raise _unknown("class", name, sorted(found), "--unseen")
+    return splits.Split(dataset, tuple(sorted(found - {*unseen})), tuple(unseen))
+
+
+def _unknown(what: str, name: str, valid: Any, flag: str) -> ValueError:
+    near = splits.nearest(name, valid)
+    hint = f" (did you mean {near}?)" if near else ""
+    return ValueError(
+        f"There is no {what} {name!r}{hint}. Set {flag} to one of {', '.join(valid)}."
+    )
+
+
+def show(report: Report, console: Console) -> None:
+    """Prints the counts of each class, the findings and the verdict."""
+    if report.data.inspected:
+        console.print(_counts_table(report.data))
+    for finding in report.findings:
+        line = Text(f"{finding.severity} ", style=_STYLES[finding.severity])
+        console.print(line.append(f"{finding.check}: {finding.message}", style="default"))
+        for item in finding.items[:_EXAMPLES]:
+            joint = " = " if finding.check in ("leakage", "labels", "duplicates") else ": "
+            console.print(Text(f"    {joint.join(item)}"), soft_wrap=True)
+        if len(finding.items) > _EXAMPLES:
+            console.print(f"    and {len(finding.items) - _EXAMPLES:,} more; --json lists all")
+    unfit = "NOT fit to train on: see the errors; --accept=CHECK makes one a note"
+    verdict = "fit to train on" if report.fit else unfit
+    console.print(Text(verdict, style="bold green" if report.fit else "bold red"))
+
+
+def _counts_table(data: findings.DataSet) -> Table:
+    table = Table(title=f"{data.split_name or data.split.dataset} in {data.source.root}")
+    table.add_column("class")
+    table.add_column("")
+    counts = {modality: data.counts(modality) for modality in data.source.images}
+    for modality in counts:
+        table.add_column(modality, justify="right")
+    names = sorted({name for found in counts.values() for name in found})
+    sides = dict.fromkeys(names, "unknown") | dict.fromkeys(data.split.seen, "seen")
+    sides |= dict.fromkeys(data.split.unseen, "unseen")
+    for name in sorted(names, key=lambda name: (sides[name] != "unseen", name)):
+        table.add_row(Text(name), sides[name], *(str(found[name]) for found in counts.values()))
+    table.add_section()
+    for side in ("unseen", "seen"):
+        within = [name for name in names if sides[name] == side]
+        totals = (str(sum(found[name] for name in within)) for found in counts.values())
+        table.add_row(f"{len(within)} classes", side, *totals, style="bold")
+    return table
+
+
+class _Parser(argparse.ArgumentParser):
+    """Says in one line what is wrong with the command line, instead of ending the process."""
+
+    def error(self, message: str) -> Any:
+        raise ValueError(f"{message}. --help lists the flags.")
+
+
+def _parser() -> argparse.ArgumentParser:
+    kinds = "\n".join(f"  {n:<11}{c.severity:<9}{c.meaning}" for n, c in findings.CHECKS.items())
+    parser = _Parser(
+        "python -m data_pipelines.check",
+        description=__doc__,
+        epilog=f"Checks, in order:\n{kinds}\n\n"
+        "Exit code: 0 when there is no error (fit to train on), 1 when there is one, 2 when "
+        "nothing\ncould be checked (a wrong flag, an empty folder).\n"
+        "Pixels are compared exactly, after decoding: copies that were scaled or compressed again "
+        "are\nnot found.",
+        formatter_class=argparse.RawDescriptionHelpFormatter,
+        allow_abbrev=False,
+    )
+    add = parser.add_argument
+    add("--dataset", required=True, help="a data set that a user unpacks, such as sketchy")
+    add("--manual_dir", required=True, type=Path, help="the folder in which it is unpacked")
+    add("--split", help="a published split of the data set; its first by default")
+    add("--unseen", type=_list, default=(), help="unseen classes of your own data: A,B,...")
+    add("--accept", type=_list, default=(), help="checks whose findings you accept: A,B,...")
+    add("--contact_sheet", type=Path, help="write a picture of some images of each class: FILE.png")
+    add("--json", action="store_true", help="print one JSON object on stdout, and nothing else")
+    return parser
+
+
+def _list(text: str) -> tuple[str, ...]:
+    return tuple(dict.fromkeys(name.strip() for name in text.split(",") if name.strip()))
+
+
+def main(argv: Sequence[str]) -> int:
+    """The program: `argv` without its name; returns the exit code."""
+    try:
+        options, unknown = _parser().parse_known_args(argv)
+        if unknown:
+            flag = unknown[0].split("=")[0]
+            near = splits.nearest(flag, [f"--{name}" for name in vars(options)])
+            raise ValueError(f"There is no flag {flag} (did you mean {near or '--help'}?).")
+        sheet = options.contact_sheet
+        if sheet and (sheet.suffix.lower() != ".png" or not sheet.absolute().parent.is_dir()):
+            raise ValueError(f"--contact_sheet={sheet} must be FILE.png in a folder that exists.")
+        report = check(
+            options.dataset,
+            options.manual_dir.expanduser(),
+            split=options.split,
+            unseen=options.unseen,
+            accept=options.accept,
+        )
+        if sheet:
+            contact_sheet.contact_sheet(report.data).save(sheet)
+    except (ValueError, OSError) as error:
+        print(f"error: {' '.join(str(error).split())}", file=sys.stderr)
+        return NOT_CHECKED
+    except KeyboardInterrupt:
+        print("\ninterrupted", file=sys.stderr)
+        return INTERRUPTED
+    if options.json:
+        print(json.dumps({**report.as_json(), "contact_sheet": sheet and str(sheet)}))
+    else:
+        show(report, Console())
+        if sheet:
+            print(f"Contact sheet: {sheet}")
+    return FIT if report.fit else UNFIT
+
+
+if __name__ == "__main__":
+    logging.getLogger("data_pipelines").setLevel(logging.ERROR)  # The report says it all.
+    sys.exit(main(sys.argv[1:]))

@@ -1,0 +1,309 @@
+"""What is wrong with a data set on disk, from its files and from what `inspection` saw of them.
+
+Each function here looks at one thing and yields findings; `CHECKS` says how bad each is.
+"""
+
+import collections
+import dataclasses
+from collections.abc import Collection, Iterable, Iterator, Mapping
+from pathlib import PurePosixPath
+from typing import Literal, NamedTuple
+
+from data_pipelines import images, splits
+from data_pipelines.builders import folders
+from data_pipelines.checking import published
+from data_pipelines.checking.inspection import Inspected
+
+Severity = Literal["error", "warning", "note"]
+
+
+class Check(NamedTuple):
+    """One kind of finding: how bad it is, and why."""
+
+    severity: Severity
+    meaning: str
+
+
+CHECKS: Mapping[str, Check] = {
+    "layout": Check("error", "the folders are not those of the data set, or a class is empty"),
+    "classes": Check("error", "class folders that are missing, unknown or without a usable image"),
+    "unreadable": Check("error", "images that do not decode; skip_unreadable leaves them out"),
+    "leakage": Check("error", "the same pixels in a seen and in an unseen class"),
+    "split": Check("warning", "no class is named as unseen, so leakage cannot be looked for"),
+    "counts": Check("warning", "other numbers of images than the published lists name"),
+    "labels": Check("warning", "the same pixels in several classes, all seen or all unseen"),
+    "duplicates": Check("warning", "the same pixels more than once in a class"),
+    "blank": Check("warning", "sketches or photos of one colour, and sketches without ink"),
+    "pairs": Check("warning", "sketches whose photo is not there, and photos without sketches"),
+    "ignored": Check("warning", "files that are no images"),
+    "repeats": Check("note", "photos that the data set repeats on purpose"),
+}
+"""Errors make a data set unfit to train on; warnings make it smaller or less comparable."""
+
+
+@dataclasses.dataclass(frozen=True)
+class Finding:
+    """Something that a user should know.
+
+    Attributes:
+      check: a key of `CHECKS`.
+      message: one sentence with the numbers.
+      items: what it is about, a row each: a file and the reason, or all files that are the same.
+      severity: that of the check, unless the user accepts such findings.
+    """
+
+    check: str
+    message: str
+    items: tuple[tuple[str, ...], ...] = ()
+    severity: Severity = "note"
+
+
+@dataclasses.dataclass(frozen=True)
+class DataSet:
+    """What is checked: the files found, what was seen of each, and the classes of its setting.
+
+    `split_name` is "" for a data set without a published split.
+    """
+
+    source: folders.Source
+    inspected: Mapping[str, Inspected]
+    split: splits.Split
+    split_name: str = ""
+
+    @property
+    def files(self) -> list[folders.ImageFile]:
+        """The images of all modalities."""
+        return [file for files in self.source.images.values() for file in files]
+
+    def counts(self, modality: images.Modality) -> dict[str, int]:
+        """Images of each class of the split, and of each other class of either modality."""
+        found = collections.Counter(f.class_name for f in self.source.images[modality])
+        names = {*self.split.classes, *(file.class_name for file in self.files)}
+        return {c: found[c] for c in sorted(names)}
+
+
+def find_all(
+    data: DataSet, errors: Collection[Exception] = (), accept: Collection[str] = ()
+) -> list[Finding]:
+    """Everything that is to be said of the data set, the worst first.
+
+    Args:
+      data: what was found and seen.
+      errors: what was wrong when its files were listed.
+      accept: checks whose findings the user knows and takes as notes.
+    """
+    found = [
+        *from_errors(errors),
+        *classes(data, errors),
+        *unreadable(data),
+        *same_pixels(data),
+        *without_split(data),
+        *counts(data),
+        *blank(data),
+        *pairs(data),
+        *ignored(data),
+    ]
+    return graded(found, accept)
+
+
+def graded(found: Iterable[Finding], accept: Collection[str] = ()) -> list[Finding]:
+    """The findings with their severity, in the order of `CHECKS`; what is accepted is a note."""
+    known = [
+        dataclasses.replace(f, severity="note" if f.check in accept else CHECKS[f.check].severity)
+        for f in found
+    ]
+    return sorted(known, key=lambda finding: list(CHECKS).index(finding.check))
+
+
+def from_errors(errors: Collection[Exception]) -> Iterator[Finding]:
+    """Class names that do not match, with the nearest valid ones; whatever else went wrong."""
+    for error in errors:
+        if isinstance(error, splits.ClassNamesError):
+            rows = [(name, "is missing") for name in error.missing]
+            for name, near in error.unknown.items():
+                rows.append((name, f"is unknown: did you mean {near}?" if near else "is unknown"))
+            yield Finding(
+                "classes",
+                f"{len(error.missing)} class folders are missing and {len(error.unknown)} unknown "
+                f"in {error.where}. Rename them to the published names.",
+                tuple(rows),
+            )
+        else:
+            yield Finding("layout", " ".join(str(error).split()))
+
+
+def classes(data: DataSet, errors: Collection[Exception] = ()) -> Iterator[Finding]:
+    """Classes whose folder is there, but without an image that decodes."""
+    missing = {name for e in errors for name in getattr(e, "missing", ())}
+    for modality in data.source.images:
+        usable = {
+            file.class_name
+            for file in data.source.images[modality]
+            if not data.inspected[file.name].unreadable
+        }
+        none = [c for c in data.split.classes if c not in usable and c not in missing]
+        if none:
+            yield Finding(
+                "classes",
+                f"{len(none)} classes have no {modality} that can be used.",
+                tuple((c, f"has no {modality}") for c in none),
+            )
+
+
+def unreadable(data: DataSet) -> Iterator[Finding]:
+    """Images that do not decode, each with the reason."""
+    rows = tuple((name, i.unreadable) for name, i in data.inspected.items() if i.unreadable)
+    if rows:
+        yield Finding(
+            "unreadable",
+            f"{len(rows):,} of {len(data.inspected):,} images cannot be read. Unpack them again, "
+            "or leave them out: --config.data.skip_unreadable=True.",
+            rows,
+        )
+
+
+def same_pixels(data: DataSet) -> Iterator[Finding]:
+    """Images with the same pixels: leakage from seen to unseen, conflicting labels, duplicates."""
+    groups: dict[bytes, list[folders.ImageFile]] = collections.defaultdict(list)
+    for file in data.files:
+        seen = data.inspected[file.name]
+        if not seen.unreadable and not seen.one_colour:  # Blank ones are reported as blank.
+            groups[seen.digest].append(file)
+    repeats = _repeats(data, groups)
+    seen_classes, unseen_classes = frozenset(data.split.seen), frozenset(data.split.unseen)
+    rows: dict[str, list[tuple[str, ...]]] = {"leakage": [], "labels": [], "duplicates": []}
+    for group in groups.values():
+        among = {file.class_name for file in group}
+        if among & seen_classes and among & unseen_classes:
+            rows["leakage"].append(tuple(file.name for file in group))
+        elif len(among) > 1:
+            rows["labels"].append(tuple(file.name for file in group))
+        elif len(left := [file.name for file in group if file.name not in repeats]) > 1:
+            rows["duplicates"].append(tuple(left))
+    messages = {
+        "leakage": "images lie in a seen and in an unseen class: what is tested was trained on.",
+        "labels": "images lie in several classes, so that their label is uncertain.",
+        "duplicates": "images lie more than once in their class.",
+    }
+    for check, found in rows.items():
+        if found:
+            yield Finding(check, f"{len(found)} {messages[check]}", tuple(found))
+    if repeats:
+        yield Finding(
+            "repeats",
+            f"{len(repeats):,} photos repeat photos that were drawn, as published: the papers' "
+            "galleries hold both.",
+        )
+
+
+def _repeats(data: DataSet, groups: Mapping[bytes, list[folders.ImageFile]]) -> set[str]:
+    """Names of further photos that are drawn photos of their class, by name or by pixels."""
+    if data.split.dataset not in published.REPEATS_DRAWN_PHOTOS:
+        return set()
+    photos = data.source.images["photo"]
+    drawn = {(photo.class_name, photo.instance) for photo in photos if photo.instance}
+    further = {photo.name for photo in photos if not photo.instance}
+    stems = {p.name: (p.class_name, PurePosixPath(p.name).stem) for p in photos}
+    repeats = {name for name in further if stems[name] in drawn}
+    for group in groups.values():
+        of = {f.class_name for f in group if f.instance and f.name not in further}
+        repeats |= {f.name for f in group if f.name in further and f.class_name in of}
+    return repeats
+
+
+def without_split(data: DataSet) -> Iterator[Finding]:
+    """Says that seen and unseen classes are not told apart."""
+    if not data.split.unseen:
+        yield Finding(
+            "split",
+            "No class is named as unseen, so that leakage from seen to unseen classes cannot be "
+            "looked for. Name them: --unseen=A,B.",
+        )
+
+
+def counts(data: DataSet) -> Iterator[Finding]:
+    """Numbers of images that differ from those of the published lists."""
+    for modality, listed in published.LISTED.get(data.split_name, {}).items():
+        found = data.counts(modality)
+        unseen = sum(found.get(c, 0) for c in data.split.unseen)
+        seen = sum(found.get(c, 0) for c in data.split.seen)
+        if unseen != listed.unseen:
+            yield Finding(
+                "counts",
+                f"The unseen classes hold {unseen:,} {_plural(modality)}, the published test list "
+                f"{listed.unseen:,}: results do not compare with published ones.",
+            )
+        if listed.seen is not None and seen < listed.seen:
+            yield Finding(
+                "counts",
+                f"The seen classes hold {seen:,} {_plural(modality)}, the published training list "
+                f"{listed.seen:,}.",
+            )
+    dataset = data.split.dataset
+    drawn = collections.Counter(f.class_name for f in data.source.images["photo"] if f.instance)
+    for found, expected, what in (
+        (data.counts("sketch"), published.SKETCHES_PER_CLASS.get(dataset), "sketches"),
+        (drawn, published.DRAWN_PHOTOS_PER_CLASS.get(dataset), "drawn photos"),
+    ):
+        if expected is not None:
+            rows = [(c, f"{found.get(c, 0)} {what}") for c in data.split.classes]
+            rows = [row for row in rows if row[1] != f"{expected} {what}"]
+            if rows:
+                yield Finding(
+                    "counts",
+                    f"{len(rows)} of {len(data.split.classes)} classes do not hold the "
+                    f"published {expected} {what}.",
+                    tuple(rows),
+                )
+
+
+def _plural(modality: images.Modality) -> str:
+    return "sketches" if modality == "sketch" else "photos"
+
+
+def blank(data: DataSet) -> Iterator[Finding]:
+    """Images of one colour, and sketches in which nothing is dark enough to crop to."""
+    rows = []
+    for modality, files in data.source.images.items():
+        for file in files:
+            seen = data.inspected[file.name]
+            if seen.one_colour:
+                rows.append((file.name, "is of one colour"))
+            elif modality == "sketch" and seen.inkless:
+                rows.append((file.name, "has no pixel with R + G + B <= 300, and is not cropped"))
+    if rows:
+        yield Finding("blank", f"{len(rows)} images show nothing, or no ink.", tuple(rows))
+
+
+def pairs(data: DataSet) -> Iterator[Finding]:
+    """What makes no instance pair, in a data set that has such pairs, and what makes two."""
+    sketches, photos = data.source.images["sketch"], data.source.images["photo"]
+    if not any(file.instance for file in sketches):
+        return
+    drawn = {(file.class_name, file.instance) for file in sketches}
+    shown = collections.Counter((f.class_name, f.instance) for f in photos if f.instance)
+    alone = [file for file in sketches if (file.class_name, file.instance) not in shown]
+    undrawn = [f for f in photos if f.instance and (f.class_name, f.instance) not in drawn]
+    twice = [f for f in photos if shown[f.class_name, f.instance] > 1]
+    for files, message, reason in (
+        (alone, f"of {len(sketches):,} sketches have no photo of their own", "its photo: {}"),
+        (undrawn, f"of {sum(shown.values()):,} photos were never drawn", "no sketch of {}"),
+        (twice, "photos share their instance with another, so that pairs are ambiguous", "{}"),
+    ):
+        if files:
+            yield Finding(
+                "pairs",
+                f"{len(files):,} {message} (matters for fine-grained retrieval).",
+                tuple((file.name, reason.format(file.instance or "none named")) for file in files),
+            )
+
+
+def ignored(data: DataSet) -> Iterator[Finding]:
+    """Files that are no images, which preparing leaves out."""
+    if data.source.ignored:
+        yield Finding(
+            "ignored",
+            f"{len(data.source.ignored)} files are no images "
+            f"({', '.join(folders.IMAGE_SUFFIXES)}) and are left out.",
+            tuple((name,) for name in data.source.ignored),
+        )

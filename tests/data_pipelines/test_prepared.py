@@ -1,0 +1,285 @@
+"""Preparing: in parallel, resumable after a kill, one at a time, readable by TFDS itself."""
+
+import json
+import os
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import pytest
+import tensorflow_datasets as tfds
+
+from data_pipelines import prepared
+from data_pipelines.builders import packing, sketchy
+from tests.data_pipelines.builders.test_sketchy import SKETCHES, damage
+from tests.data_pipelines.conftest import flat_image
+
+HEAD = """
+import os, signal, sys, time
+from pathlib import Path
+from data_pipelines import prepared
+from data_pipelines.builders import packing
+
+packing._IMAGES_PER_PART = 50
+"""
+
+DIE_AT_RECORD_160 = """
+count, record = 0, packing._record
+def record_or_die(*arguments):
+    global count
+    count += 1
+    if count == 160:
+        os.kill(os.getpid(), signal.SIGKILL)
+    return record(*arguments)
+packing._record = record_or_die
+"""
+
+IN_TWO_PROCESSES = """
+packing._PARALLEL_FROM = 0
+packing._cores = lambda: 2
+"""
+
+NEVER_FINISH = """
+packing._record = lambda *_: time.sleep(600)
+"""
+
+TAIL = """
+if __name__ == "__main__":
+    prepared.prepare("sketchy", data_dir=sys.argv[1], manual_dir=sys.argv[2])
+"""
+
+
+def program(folder: Path, data_dir: Path, source: Path, *changes: str) -> list:
+    """The command that prepares `source` in parts of 50 images, with something changed."""
+    path = folder / "program.py"
+    path.write_text("".join((HEAD, *changes, TAIL)))
+    return [sys.executable, path, data_dir, source]
+
+
+def start(command: list, **options) -> subprocess.Popen:
+    """Starts it where `data_pipelines` is found."""
+    environment = {**os.environ, "PYTHONPATH": str(Path(prepared.__file__).parents[1])}
+    return subprocess.Popen(command, env=environment, stderr=subprocess.PIPE, text=True, **options)
+
+
+def run(command: list) -> tuple[int, str]:
+    """Its exit code, and what it wrote to stderr."""
+    process = start(command)
+    _, errors = process.communicate()
+    return process.returncode, errors
+
+
+def contents(folder: Path) -> dict:
+    """Modality -> name -> the stored bytes."""
+    opened = {modality: prepared.open_split(folder, modality) for modality in ("sketch", "photo")}
+    return {
+        modality: {n: records[r] for r, n in zip(index.rows, index.names, strict=True)}
+        for modality, (records, index) in opened.items()
+    }
+
+
+@pytest.fixture
+def small_parts(monkeypatch):
+    """Parts of 50 images."""
+    monkeypatch.setattr(packing, "_IMAGES_PER_PART", 50)
+
+
+@pytest.fixture
+def killed(new_sketchy, tmp_path):
+    """Source and data_dir of a preparation that was killed in the middle of its fourth part."""
+    source, data_dir = new_sketchy(), tmp_path / "tfds"
+    assert run(program(tmp_path, data_dir, source, DIE_AT_RECORD_160))[0] == -signal.SIGKILL
+    return source, data_dir
+
+
+@pytest.fixture
+def packed(monkeypatch):
+    """Paths of the parts that are packed from here on."""
+    paths, pack_part = [], packing.pack_part
+
+    def watched(part):
+        paths.append(part.path.name)
+        return pack_part(part)
+
+    monkeypatch.setattr(packing, "pack_part", watched)
+    return paths
+
+
+def test_a_killed_preparation_leaves_nothing_that_looks_complete(killed):
+    _, data_dir = killed
+    assert not (data_dir / "sketchy/1.0.0").exists()
+    with pytest.raises(FileNotFoundError, match="not prepared"):
+        prepared.prepare("sketchy", data_dir=data_dir)
+
+
+def test_the_next_start_goes_on_from_the_finished_parts_and_says_so(
+    killed, small_parts, packed, sketchy_source, capsys
+):
+    source, data_dir = killed
+    folder = prepared.prepare("sketchy", data_dir=data_dir, manual_dir=source)
+    assert "150 of 750 images are packed" in capsys.readouterr().err
+    assert len(packed) == 15 - 3
+    found = contents(folder)
+    assert [len(images) for images in found.values()] == [500, 250]
+    for images in found.values():
+        assert all((source / name).read_bytes() == stored for name, stored in images.items())
+    assert {path.name for path in folder.parent.iterdir()} == {"1.0.0"}
+
+
+def test_files_that_changed_since_then_are_packed_again(killed, small_parts, packed):
+    source, data_dir = killed
+    name = f"{SKETCHES}/airplane/n0000_0-1.png"
+    (source / name).write_bytes(flat_image("zebra", 1))  # As many bytes.
+    folder = prepared.prepare("sketchy", data_dir=data_dir, manual_dir=source)
+    assert len(packed) == 15 - 2
+    assert contents(folder)["sketch"][name] == (source / name).read_bytes()
+
+
+def test_files_that_change_while_they_are_packed_are_noticed(new_sketchy, tmp_path, small_parts):
+    source = sketchy.scan(new_sketchy())
+
+    def run_then_touch(parts):
+        yield from map(packing.pack_part, parts)
+        os.utime(source.images["photo"][7].path)
+
+    with pytest.raises(OSError, match=r"changed while they were packed.*photo.*n0000_0\.jpg"):
+        packing.pack(source, tmp_path / "parts", run_then_touch)
+
+
+def test_unreadable_images_are_not_looked_for_twice(new_sketchy, tmp_path, packed):
+    source = new_sketchy()
+    names = damage(source)
+    for _ in range(2):
+        with pytest.raises(ValueError, match="3 of 750 images"):
+            prepared.prepare("sketchy", data_dir=tmp_path, manual_dir=source)
+    folder = prepared.prepare("sketchy", data_dir=tmp_path, manual_dir=source, skip_unreadable=True)
+    assert len(packed) == 2
+    assert set(json.loads((folder / "metadata.json").read_text())["unreadable"]) == set(names)
+
+
+def test_a_part_of_which_nothing_can_be_read_is_no_file(new_sketchy, tmp_path, small_parts):
+    source = new_sketchy()
+    for file in sketchy.scan(source).images["sketch"][50:100]:
+        file.path.write_bytes(b"")
+    folder = prepared.prepare("sketchy", data_dir=tmp_path, manual_dir=source, skip_unreadable=True)
+    assert len(contents(folder)["sketch"]) == 450
+    assert len(list(folder.glob("*sketch.array_record*"))) == 9
+
+
+def test_a_modality_of_which_nothing_can_be_read_is_an_error(new_sketchy, tmp_path):
+    source = new_sketchy()
+    for file in sketchy.scan(source).images["photo"]:
+        file.path.write_bytes(b"")
+    with pytest.raises(ValueError, match="Not one photo"):
+        prepared.prepare("sketchy", data_dir=tmp_path, manual_dir=source, skip_unreadable=True)
+
+
+def test_a_full_disk_is_no_unreadable_image(sketchy_source, tmp_path, monkeypatch):
+    class Full:
+        def __init__(self, *_):
+            raise RuntimeError("No space left on device")
+
+    monkeypatch.setattr("array_record.python.array_record_module.ArrayRecordWriter", Full)
+    with pytest.raises(OSError, match=r"Cannot write .*No space left"):
+        prepared.prepare("sketchy", data_dir=tmp_path, manual_dir=sketchy_source)
+
+
+def test_preparing_makes_the_index_so_that_opening_reads_no_record(data_dir, monkeypatch):
+    monkeypatch.setattr(prepared.Records, "texts", None)
+    _, index = prepared.open_split(data_dir / "sketchy/1.0.0", "photo")
+    assert len(index.rows) == 375
+    assert list(index.names) == sorted(index.names)
+
+
+def test_the_index_says_what_the_records_say(data_dir):
+    records, index = prepared.open_split(data_dir / "sketchy/1.0.0", "sketch")
+    stored = [records.texts(row, "name", "class_name", "instance") for row in index.rows]
+    assert stored == list(zip(index.names, index.class_names, index.instances, strict=True))
+
+
+def test_tfds_itself_reads_what_was_packed(data_dir):
+    builder = tfds.builder_from_directory(data_dir / "sketchy/1.0.0")
+    source = builder.as_data_source("photo")
+    assert len(source) == builder.info.splits["photo"].num_examples == 375
+    assert source[0]["image"].shape == (8, 8, 3)
+    assert source[0]["class_name"] == b"airplane"
+
+
+def test_another_file_format_is_refused(tmp_path):
+    with pytest.raises(ValueError, match="packed as array_record, not as 'tfrecord'"):
+        tfds.builder_cls("sketchy")(data_dir=tmp_path, file_format="tfrecord")
+
+
+@pytest.mark.slow
+def test_several_processes_pack_the_same_as_one(sketchy_source, data_dir, tmp_path):
+    command = program(tmp_path, tmp_path / "tfds", sketchy_source, IN_TWO_PROCESSES)
+    assert run(command)[0] == 0
+    one, two = (contents(d / "sketchy/1.0.0") for d in (data_dir, tmp_path / "tfds"))
+    assert one == two
+
+
+@pytest.mark.slow
+def test_workers_end_with_a_killed_parent(sketchy_source, tmp_path):
+    process = start(
+        program(tmp_path, tmp_path / "tfds", sketchy_source, IN_TWO_PROCESSES, NEVER_FINISH),
+        start_new_session=True,
+    )
+    deadline = time.monotonic() + 60
+    while time.monotonic() < deadline:
+        if len(list((tmp_path / "tfds").rglob("*.part"))) == 2:  # Both are at work.
+            break
+        time.sleep(0.1)
+    assert process.poll() is None
+    process.kill()
+    process.communicate()
+    with pytest.raises(ProcessLookupError):  # Nobody of the process group is left.
+        while time.monotonic() < deadline:
+            os.killpg(process.pid, 0)
+            time.sleep(0.1)
+
+
+@pytest.mark.slow
+def test_of_two_that_prepare_at_once_one_waits_for_the_other(sketchy_source, tmp_path):
+    command = program(tmp_path, tmp_path / "tfds", sketchy_source)
+    processes = [start(command, stdout=subprocess.PIPE) for _ in range(2)]
+    said = [process.communicate()[0] for process in processes]
+    assert [process.returncode for process in processes] == [0, 0]
+    assert sorted(map(bool, said)) == [False, True]
+
+
+# Apache Beam
+
+
+def test_beam_that_is_not_installed_is_named(sketchy_source, tmp_path, monkeypatch):
+    monkeypatch.setitem(sys.modules, "apache_beam", None)
+    with pytest.raises(ModuleNotFoundError, match=r"'DirectRunner'.*pip install apache-beam"):
+        prepared.prepare(
+            "sketchy", data_dir=tmp_path, manual_dir=sketchy_source, beam_runner="DirectRunner"
+        )
+
+
+def test_options_of_beam_need_a_runner(sketchy_source, tmp_path):
+    with pytest.raises(ValueError, match="no beam_runner for beam_options"):
+        prepared.prepare(
+            "sketchy", data_dir=tmp_path, manual_dir=sketchy_source, beam_options=["--x=1"]
+        )
+
+
+def test_a_drawn_data_set_takes_no_beam(tmp_path):
+    with pytest.raises(ValueError, match="'doodles' is made by a program and reads no beam_runner"):
+        prepared.prepare("doodles", data_dir=tmp_path, beam_runner="DirectRunner")
+
+
+@pytest.mark.slow
+def test_beam_packs_the_same(sketchy_source, data_dir, tmp_path):
+    pytest.importorskip("apache_beam", reason="Apache Beam is optional and not installed")
+    folder = prepared.prepare(
+        "sketchy",
+        data_dir=tmp_path,
+        manual_dir=sketchy_source,
+        beam_runner="DirectRunner",
+        beam_options=["--direct_num_workers=2"],
+    )
+    assert contents(folder) == contents(data_dir / "sketchy/1.0.0")
