@@ -21,7 +21,7 @@ help:  ## Show the commands
 install: $(DEV)  ## Create .venv with everything that runs and tests the project
 
 demo: $(RUNTIME)  ## Train on the embedded doodles, evaluate, draw retrieved photos
-	$(BIN)/python -m zse_jax.main --config=configs/doodles.py --workdir=demo
+	$(BIN)/python -m zse_jax.main --config=configs/demo.py --workdir=demo
 	$(BIN)/python -m zse_jax.evaluate --checkpoint=demo --pictures=demo/pictures
 
 test: $(DEV)  ## Run every test

@@ -6,6 +6,7 @@ Not run by itself: `configs/sketchy.py` and its like call `get_config` and chang
 
 import ast
 import difflib
+from collections.abc import Mapping
 from typing import Any
 
 from ml_collections import ConfigDict
@@ -31,7 +32,61 @@ def get_config() -> ConfigDict:
     config.seed = 0
     config.compute_dtype = "float32"  # or "bfloat16"; parameters are float32 in either case
 
-    config.model = model = ConfigDict()  # as published: B/16
+    config.model = _model()
+
+    config.data = data = ConfigDict()
+    data.name = "sketchy"  # the prepared data set
+    data.split = "sketchy_split1"  # which of its classes are seen, which unseen
+    data.unseen = placeholder(str)  # with split=None: the unseen classes, separated by commas
+    data.manual_dir = placeholder(str)  # the folder you downloaded and unpacked
+    data.data_dir = placeholder(str)  # of prepared data sets; None: ~/tensorflow_datasets
+    data.skip_unreadable = False  # True: prepare without unreadable images, and name them
+    data.held_out = 0.0  # share of each seen class's photos that does not train
+    data.held_out_seed = 0
+    data.workers = 2  # processes that decode images; 0: this one
+
+    config.target = target = ConfigDict()  # another data set to evaluate on; None: that of data
+    target.name = placeholder(str)
+    target.split = placeholder(str)
+    target.unseen = placeholder(str)
+    target.manual_dir = placeholder(str)
+
+    config.train = train = ConfigDict()
+    train.steps = 20_000  # 30 epochs of 10,000 samples
+    train.batch_size = 15  # samples, each of two sketches and two photos
+    train.sampler = placeholder(str)  # None: the system's own; "instance_quadruplet": fine-grained
+
+    config.optimizer = optimizer = ConfigDict()
+    optimizer.name = "adamw"
+    optimizer.learning_rate = 1e-5
+    optimizer.weight_decay = 1e-2
+    optimizer.b1 = 0.9
+    optimizer.b2 = 0.999
+    optimizer.eps = 1e-8
+    optimizer.schedule = "constant"  # or "cosine"
+    optimizer.warmup_steps = 0
+    optimizer.final_fraction = 0.0  # of the learning rate, at the end of "cosine"
+    optimizer.clip_norm = placeholder(float)  # largest norm of the whole gradient
+
+    config.evaluation = _evaluation()
+
+    config.checkpoint = checkpoint = ConfigDict()
+    checkpoint.every = 667  # steps; a new best one is saved in any case
+    checkpoint.keep_last = 2
+
+    config.mesh = mesh = ConfigDict()
+    mesh.data = -1  # devices that see different samples; -1: all that fsdp leaves
+    mesh.fsdp = 1  # devices over which each large parameter is split
+
+    config.log = log = ConfigDict()
+    log.every = 20  # steps
+    log.tensorboard = True
+    return config
+
+
+def _model() -> ConfigDict:
+    """ZSE as published: B/16."""
+    model = ConfigDict()
     model.system = "zse"
     model.image_size = 224  # pixels, square
     model.patch_size = 16
@@ -53,32 +108,19 @@ def get_config() -> ConfigDict:
     model.triplet_weight = 2.0
     model.triplet_margin = 1.0
     model.relation_weight = 4.0
+    return model
 
-    config.data = data = ConfigDict()
-    data.name = "sketchy"  # the prepared data set
-    data.split = "sketchy_split1"  # which of its classes are seen, which unseen
-    data.manual_dir = placeholder(str)  # the folder you downloaded and unpacked
-    data.data_dir = placeholder(str)  # of prepared data sets; None: ~/tensorflow_datasets
-    data.skip_unreadable = False  # True: prepare without unreadable images, and name them
-    data.workers = 2  # processes that decode images; 0: this one
 
-    config.train = train = ConfigDict()
-    train.steps = 20_000  # 30 epochs of 10,000 samples
-    train.batch_size = 15  # samples, each of two sketches and two photos
-
-    config.optimizer = optimizer = ConfigDict()
-    optimizer.name = "adamw"
-    optimizer.learning_rate = 1e-5
-    optimizer.weight_decay = 1e-2
-    optimizer.b1 = 0.9
-    optimizer.b2 = 0.999
-    optimizer.eps = 1e-8
-    optimizer.schedule = "constant"  # or "cosine"
-    optimizer.warmup_steps = 0
-    optimizer.final_fraction = 0.0  # of the learning rate, at the end of "cosine"
-    optimizer.clip_norm = placeholder(float)  # largest norm of the whole gradient
-
-    config.evaluation = evaluation = ConfigDict()
+def _evaluation() -> ConfigDict:
+    """Whom to rank, when, and what of it to keep."""
+    evaluation = ConfigDict()
+    evaluation.protocol = "category"  # or "fine_grained": the photo that was drawn
+    evaluation.seen_gallery = "none"  # "all" or "held_out": seen classes' photos are in the gallery
+    evaluation.rankings = ()  # of the system's; (): all
+    evaluation.shortlists = ()  # K of two-stage rankings, measured beside the exact one at the end
+    evaluation.storage = "auto"  # of features: "device", "host" or "disk"; auto: where they fit
+    evaluation.storage_dtype = placeholder(str)  # "bfloat16": half of the memory
+    evaluation.queries = "sketch"  # or "text": the class's name, for systems that know words
     evaluation.every = 667  # steps: an epoch; 0: never
     evaluation.batch_size = 16  # images
     evaluation.sketch_stride = 20  # while training: every 20th sketch of the unseen classes
@@ -86,26 +128,16 @@ def get_config() -> ConfigDict:
     evaluation.test_sketch_stride = 1  # at the end, and by zse_jax.evaluate: all of them
     evaluation.test_photo_stride = 1
     evaluation.select = "relation/exact/mAP@all"  # ranking/convention/metric of the best step
-
-    config.checkpoint = checkpoint = ConfigDict()
-    checkpoint.every = 667  # steps; a new best one is saved in any case
-    checkpoint.keep_last = 2
-
-    config.mesh = mesh = ConfigDict()
-    mesh.data = -1  # devices that see different samples; -1: all that fsdp leaves
-    mesh.fsdp = 1  # devices over which each large parameter is split
-
-    config.log = log = ConfigDict()
-    log.every = 20  # steps
-    log.tensorboard = True
-    return config
+    return evaluation
 
 
-def with_arg(config: ConfigDict, arg: str) -> ConfigDict:
-    """`config` changed by a comma-separated `arg`: a variant, and `key=value` shorthands.
+def with_arg(
+    config: ConfigDict, arg: str, variants: Mapping[str, Mapping[str, Any]] = VARIANTS
+) -> ConfigDict:
+    """`config` changed by a comma-separated `arg`: variants, and `key=value` shorthands.
 
     A key is a full one (`evaluation.batch_size`) or its end; where ends are the same, that of
-    `train` is meant (`batch_size`).
+    `train` or `data` is meant (`batch_size`, `split`).
 
     Raises:
       ValueError: an unknown variant or key, with the nearest one; an ambiguous key, with the
@@ -115,13 +147,14 @@ def with_arg(config: ConfigDict, arg: str) -> ConfigDict:
         name, equals, value = part.partition("=")
         if equals:
             config.update_from_flattened_dict({_full_key(config, name): _literal(value)})
-        elif name in VARIANTS:
-            config.model.update(VARIANTS[name])
+        elif name in variants:
+            full = {key if "." in key else f"model.{key}": v for key, v in variants[name].items()}
+            config.update_from_flattened_dict(full)
         else:
-            near = difflib.get_close_matches(name, VARIANTS, n=1, cutoff=0.0)[0]
+            near = difflib.get_close_matches(name, variants, n=1, cutoff=0.0)[0]
             raise ValueError(
                 f"There is no variant {name!r}: did you mean {near!r}? Known are "
-                f"{', '.join(VARIANTS)}."
+                f"{', '.join(variants)}."
             )
     return config
 
@@ -132,7 +165,7 @@ def _full_key(config: ConfigDict, name: str) -> str:
         for key in config[group]
     ] + [group for group in config if not isinstance(config[group], ConfigDict)]  # fmt: skip
     found = [key for key in keys if name in (key, key.rpartition(".")[2])]
-    found = [key for key in found if key in (name, f"train.{name}")] or found
+    found = [key for key in found if key in (name, f"train.{name}", f"data.{name}")] or found
     if not found:
         near = difflib.get_close_matches(name, keys, n=1, cutoff=0.0)[0]
         raise ValueError(f"The config has no key {name!r}: did you mean {near!r}?")

@@ -1,9 +1,9 @@
 """The demo: a small ZSE on the embedded data set of drawn things (24 seen, 8 unseen classes).
 
-    python -m zse_jax.main --config=configs/doodles.py --workdir=runs/doodles
+    python -m zse_jax.main --config=configs/demo.py --workdir=runs/demo
 
 Needs no download; takes minutes on two cores. Chance is mAP@all 0.13. Shorthands follow a colon:
-`--config=configs/doodles.py:steps=200,seed=1`.
+`--config=configs/demo.py:steps=200,seed=1`.
 
 Published: nothing, the data set is made here. Measured here (exact mAP@all, 384 x 384, seeds 0, 1,
 2): relation 0.556, 0.591, 0.593; token 0.145, 0.166, 0.174; untrained 0.15.

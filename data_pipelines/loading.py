@@ -283,8 +283,9 @@ def _draw(sampler: sampling.Sampler, sketches: Items, photos: Items) -> _Draw:
             f"Training by instances needs sketches with their own photos, but none of the "
             f"{len(sketches.class_names)} seen classes has {sampler.pairs or 'two'} such pairs: of "
             f"{len(sketches)} sketches {sum(map(bool, sketches.instances))} name a photo, "
-            f"of {len(photos)} photos {sum(map(bool, photos.instances))} are named. Use a data set with instance pairs "
-            "(sketchy, doodles, folder), or train by classes: --config.train.sampler=quadruplet."
+            f"of {len(photos)} photos {sum(map(bool, photos.instances))} are named. Use a data set "
+            "with instance pairs (sketchy, doodles, folder), or train by classes: "
+            "--config.train.sampler=quadruplet."
         )
     if left_out and sampler.pairs:
         counts = ", ".join(f"{sketches.class_names[c]} ({n})" for c, n in left_out.items())

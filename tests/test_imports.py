@@ -30,7 +30,7 @@ ALLOWED = {
         "zse_jax.retrievers.base",
     },
 }
-PROGRAMS = {"zse_jax.main", "zse_jax.train", "zse_jax.evaluate"}
+PROGRAMS = {"zse_jax.main", "zse_jax.train", "zse_jax.evaluate", "zse_jax.hashing"}
 
 # They import TensorFlow: seconds of start-up, for nothing unless it is used. (tensorflow_datasets
 # does so only when it prepares a data set, and builders need its base class.)

@@ -122,7 +122,8 @@ class Checkpoints:
 
         if step in self._manager.all_steps():
             return
-        items = {name: ocp.args.StandardSave(flat_arrays(state[name])) for name in ITEMS}
+        flat = {name: flat_arrays(state[name]) for name in ITEMS}  # Orbax saves no empty item
+        items = {name: ocp.args.StandardSave(arrays) for name, arrays in flat.items() if arrays}
         about = {"version": __version__, "config": configuration.to_plain(config)}
         with self._saving():
             self._manager.save(
@@ -255,7 +256,7 @@ def load(path: str | os.PathLike) -> Retriever:
         abstract = abstract_state(shapes, jax.tree.map(lambda _: device, shapes))
         state = _restore(manager, step, abstract)
     model = nnx.merge(definition, state["random"], state["model"])
-    return nnx.view(model, deterministic=True, raise_if_not_found=False)
+    return nnx.view(model, deterministic=True, use_running_average=True, raise_if_not_found=False)
 
 
 def read_config(path: str | os.PathLike) -> ConfigDict:
@@ -323,7 +324,7 @@ def _restore(
 ) -> dict[str, nnx.State]:
     folder = manager.directory / str(step)
     with _reading(folder):
-        wanted = {name: flat_arrays(part) for name, part in abstract.items()}
+        wanted = {name: flat for name, part in abstract.items() if (flat := flat_arrays(part))}
         for name in wanted:
             saved = dict(ocp.StandardCheckpointHandler().metadata(folder / name))
             _compare(saved, wanted[name], f"{folder}/{name}")
@@ -331,7 +332,7 @@ def _restore(
         restored = manager.restore(step, args=ocp.args.Composite(**args))
     return {
         name: jax.tree_util.tree_map_with_path(
-            lambda path, _, arrays=restored[name]: arrays[_name(path)], part
+            lambda path, _, name=name: restored[name][_name(path)], part
         )
         for name, part in abstract.items()
     }

@@ -14,6 +14,8 @@ from ml_collections.config_dict import placeholder
 
 MAY_CHANGE = (
     "train.steps",
+    "target",
+    "teacher",
     "evaluation",
     "checkpoint",
     "log",
@@ -43,11 +45,16 @@ def to_plain(config: ConfigDict) -> dict[str, Any]:
 
 
 def from_plain(plain: Mapping[str, Any]) -> ConfigDict:
-    """The config that `to_plain` turned into `plain`; None stays open for any type."""
+    """The config that `to_plain` turned into `plain`; None stays open for any type.
+
+    Lists become tuples, which is what they were: a flag can override a tuple, and no list.
+    """
 
     def opened(value: Any) -> Any:
         if isinstance(value, Mapping):
             return {key: opened(inner) for key, inner in value.items()}
+        if isinstance(value, list):
+            return tuple(value)
         return placeholder(object) if value is None else value
 
     return ConfigDict(opened(plain)).lock()

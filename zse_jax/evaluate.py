@@ -2,15 +2,22 @@
 
     python -m zse_jax.evaluate --checkpoint=runs/sketchy --output=metrics.json --pictures=pictures
     python -m zse_jax.evaluate --checkpoint=runs/sketchy --config.evaluation.test_sketch_stride=20
+    python -m zse_jax.evaluate --checkpoint=runs/sketchy --config=configs/cross_sketchy_tuberlin.py
 
-Restores the best model of a workdir (or the step whose folder is given), ranks the photos of the
-split's unseen classes for each of their sketches by every ranking of the system, and prints the
-metrics in three conventions (exact, voc, hits) that papers mix. The config comes from inside the
-checkpoint: --config.KEY=VALUE changes a value of it, --config=FILE takes another one, to evaluate
-on another data set.
+Restores the best model of a workdir (or the step whose folder is given) and ranks a gallery for
+each sketch of the unseen classes, by every ranking of the system: which sketches, which gallery and
+what counts as right is the setting of the config. Prints the metrics in three conventions (exact,
+voc, hits) that papers mix, or Acc@k for fine-grained settings, with 95 % bootstrap intervals, each
+class by itself, and the classes that are confused most.
+
+The config comes from inside the checkpoint: --config.KEY=VALUE changes a value of it, --config=FILE
+takes another one, to evaluate in another setting. Two-stage ranking is measured beside the exact
+one with --config.evaluation.shortlists="(100,400)".
 """
 
+import hashlib
 import json
+import logging
 import os
 from collections.abc import Iterable, Mapping, Sequence
 from typing import Any
@@ -20,15 +27,19 @@ import numpy as np
 from absl import flags
 from etils import epath
 from jax.sharding import Mesh
-from jaxtyping import UInt8
+from jaxtyping import Int, UInt8
 from ml_collections import ConfigDict, config_flags
 from rich.table import Table
 
 from data_pipelines import loading, splits
-from zse_jax import checkpoint, configuration, programs, sharding
+from zse_jax import checkpoint, configuration, programs, settings, sharding, text_queries
 from zse_jax.reporting import METRICS_FILE, read_metrics, show
 from zse_jax.retrieval import metrics, protocols
-from zse_jax.retrievers.base import Modality, Retriever
+from zse_jax.retrieval.results import Evaluation
+from zse_jax.retrieval.storage import Storage
+from zse_jax.retrievers.base import Retriever
+
+logger = logging.getLogger(__name__)
 
 Values = Mapping[str, float]
 """{"relation/exact/mAP@all": 0.43, ...}: ranking / convention / metric, in [0, 1]."""
@@ -42,35 +53,80 @@ class Evaluator:
     """Ranks the unseen classes' photos for their sketches, as often as it is called.
 
     Attributes:
-      sketches, photos: the items (not read yet) of the unseen classes, thinned by the strides.
+      sketches, photos: the items (not read yet) that the setting ranks, thinned by the strides.
+      notes: how they were chosen, as plain values.
       size: how many there are of each, for people.
+      title: the split they are of, for people.
+      fine_grained: whether only the photo that was drawn is right.
     """
 
     def __init__(self, config: ConfigDict, mesh: Mesh, sketch_stride: int, photo_stride: int):
-        """Opens the data set of `config.data`, preparing it first where it is not there.
+        """Opens the data set of the setting, preparing it first where it is not there.
 
         Raises:
-          ValueError: unknown names, or a batch that does not divide over the mesh.
+          ValueError: unknown names, nothing to rank, or a batch that does not divide over the mesh.
           FileNotFoundError: the data set is not on this machine.
         """
         sharding.check_batch_size(
             mesh, config.evaluation.batch_size, "config.evaluation.batch_size"
         )
         self._config, self._sharding = config, sharding.batch_sharding(mesh)
-        classes = splits.get(config.data.split).unseen
-        self.sketches = load_items(config, "sketch", classes).every(sketch_stride)
-        self.photos = load_items(config, "photo", classes).every(photo_stride)
-        self.size = f"{len(self.sketches):,} sketches x {len(self.photos):,} photos"
-
-    def __call__(self, retriever: Retriever, **options: Any) -> protocols.Evaluation:
-        """What `retriever` reaches; `options` are those of `protocols.zero_shot`."""
-        return protocols.zero_shot(
-            retriever,
-            self._batches(self.sketches, retriever.image_size),
-            self._batches(self.photos, retriever.image_size),
-            sharding=self._sharding,
-            **options,
+        self.sketches, self.photos, self.notes = settings.evaluated_items(
+            config, sketch_stride, photo_stride
         )
+        self.size = f"{len(self.sketches):,} sketches x {len(self.photos):,} photos"
+        self.title = self.notes["data"] if config.data.split is None else self.notes["split"]
+        self.fine_grained = config.evaluation.protocol == "fine_grained"
+
+    @property
+    def instances(self) -> tuple[Int[np.ndarray, " q"], Int[np.ndarray, " g"]]:
+        """Which instance each sketch and each photo is of, as numbers that they share."""
+        return settings.instance_numbers(self.sketches, self.photos)
+
+    def __call__(
+        self, retriever: Retriever, *, folder: str | os.PathLike | None = None, **options: Any
+    ) -> Evaluation:
+        """What `retriever` reaches.
+
+        Args:
+          retriever: the system.
+          folder: where features that are kept on disk and finished scores lie, so that an
+            evaluation that is killed continues; None: nowhere.
+          options: those of `protocols.zero_shot`.
+        """
+        evaluation = self._config.evaluation
+        storage = Storage(
+            where=evaluation.storage,
+            dtype=evaluation.storage_dtype,
+            folder=folder,
+            key=self._key(retriever.image_size),
+        )
+        given: dict[str, Any] = {
+            "rankings": evaluation.rankings or None,
+            "sharding": self._sharding,
+            "storage": storage,
+            "folder": folder,
+            "class_names": self.photos.class_names,
+            "notes": self.notes,
+        }
+        run: Any = protocols.zero_shot
+        if self.fine_grained:
+            run = protocols.fine_grained
+            given["sketch_instances"], given["photo_instances"] = self.instances
+        sketches = self.sketches
+        if evaluation.queries == "text":
+            retriever = text_queries.ByName(retriever, self.photos.class_names)
+            sketches = text_queries.spelled(sketches)
+        batches = (self._batches(x, retriever.image_size) for x in (sketches, self.photos))
+        return run(retriever, *batches, **given | options)
+
+    def _key(self, image_size: int) -> str:
+        """Which images are evaluated, in which order and size."""
+        digest = hashlib.sha256()
+        for items in (self.sketches, self.photos):
+            for name in items.names:
+                digest.update(name.encode() + b"\n")
+        return f"{self.notes['data']}/{image_size}/{digest.hexdigest()[:16]}"
 
     def _batches(self, items: loading.Items, image_size: int) -> Any:
         return loading.evaluation_batches(
@@ -83,48 +139,44 @@ class Evaluator:
         )
 
 
-def load_items(config: ConfigDict, modality: Modality, classes: Sequence[str]) -> loading.Items:
-    """The items of one modality of `classes` in the data set of `config.data`."""
-    data = config.data
-    return loading.load_items(
-        data.name,
-        modality,
-        classes,
-        data_dir=data.data_dir,
-        manual_dir=data.manual_dir,
-        skip_unreadable=data.skip_unreadable,
-    )
+def check_select(config: ConfigDict, rankings: Iterable[str]) -> None:
+    """Checks that `config.evaluation.select` is measured in the setting, by one of `rankings`.
 
-
-def check_select(select: str, rankings: Iterable[str]) -> None:
-    """Raises ValueError unless `config.evaluation.select` is a metric of a system's `rankings`."""
+    Raises:
+      ValueError: it is not, naming the nearest that is.
+    """
+    measured: Mapping[str, Sequence[str]] = dict.fromkeys(metrics.CONVENTIONS, metrics.METRICS)
+    if config.evaluation.protocol == "fine_grained":
+        measured = dict.fromkeys(("class", "all"), metrics.ACCURACY)
     known = [
-        f"{ranking}/{convention}/{name}"
-        for ranking in rankings
-        for convention in metrics.CONVENTIONS
-        for name in metrics.METRICS
+        f"{ranking}/{scope}/{name}"
+        for ranking in config.evaluation.rankings or rankings
+        for scope, names in measured.items()
+        for name in names
     ]
+    select = config.evaluation.select
     if select not in known:
         raise ValueError(
-            f"config.evaluation.select={select!r} is no metric of this system: did you mean "
-            f"{configuration.nearest(select, known)!r}?"
+            f"config.evaluation.select={select!r} is no metric of this system and protocol: did "
+            f"you mean {configuration.nearest(select, known)!r}?"
         )
 
 
 def comparison(before: Values, after: Values, step: int, size: str) -> Table:
-    """What training brought: "untrained -> step N" for every ranking, convention and metric."""
+    """What training brought: "untrained -> step N" for everything that was measured."""
     table = Table(
         title=f"Unseen classes: untrained \N{RIGHTWARDS ARROW} step {step}",
         caption=f"percent; {size}",
     )
-    for name in ("ranking", "convention", *metrics.METRICS):
-        table.add_column(name, justify="right" if name in metrics.METRICS else "left")
+    names = tuple(dict.fromkeys(key.rpartition("/")[2] for key in after))
+    for name in ("ranking", "", *names):
+        table.add_column(name, justify="right" if name in names else "left")
     for row in dict.fromkeys(key.rpartition("/")[0] for key in after):
         cells = (
             "\N{RIGHTWARDS ARROW}".join(
                 f"{100 * values[f'{row}/{name}']:.1f}" for values in (before, after) if values
             )
-            for name in metrics.METRICS
+            for name in names
         )
         table.add_row(*row.split("/"), *cells)
     return table
@@ -139,6 +191,13 @@ def define_flags(options: flags.FlagValues, argv: Sequence[str]) -> None:
         )
         flags.DEFINE_string("output", None, "Write the metrics to this JSON file.", values)
         flags.DEFINE_string("pictures", None, "Draw retrieved photos into this folder.", values)
+        flags.DEFINE_string(
+            "scratch",
+            None,
+            "Keep encoded features and finished scores in this folder: the same command goes on "
+            "after a kill. Large; delete it afterwards.",
+            values,
+        )
 
     define(options)
     first = flags.FlagValues()
@@ -163,16 +222,52 @@ def main(options: flags.FlagValues) -> None:
     strides = config.evaluation.test_sketch_stride, config.evaluation.test_photo_stride
     evaluator = Evaluator(config, sharding.make_mesh(**config.mesh), *strides)
     step, retriever = checkpoint.step_of(path), checkpoint.load(path)
-    print(f"{path}, step {step}, on unseen classes of {config.data.split}: {evaluator.size}")
-    results = evaluator(retriever, progress=True, keep_similarities=bool(options.pictures))
-    show(results.table(f"Unseen classes of {config.data.split}, step {step}"))
+    evaluator.notes |= trained_on(path, config, evaluator.sketches.class_names)
+    title = f"Unseen classes of {evaluator.title}, step {step}"
+    print(f"{path}, step {step}, on unseen classes of {evaluator.title}: {evaluator.size}")
+    results = evaluator(
+        retriever,
+        progress=True,
+        shortlists=config.evaluation.shortlists,
+        folder=options.scratch,
+        name=title,
+    )
+    show(results.table(intervals=True))
+    for ranking in results.values:
+        show(results.class_table(ranking))
+        show(results.confusion_table(ranking))
     if options.output:
         about = {"checkpoint": str(path), "step": step, "split": config.data.split}
         about["config"] = configuration.to_plain(config)
         write_json(options.output, about | results.to_dict())
     if options.pictures:
         draw(evaluator, results, retriever.image_size, options.pictures)
-        draw_training(path, options.pictures)
+        draw_training(path, options.pictures, config.evaluation.select.partition("/")[2])
+
+
+def trained_on(path: str, config: ConfigDict, ranked: Sequence[str]) -> dict[str, Any]:
+    """Notes on classes that the checkpoint at `path` was trained on although they are ranked.
+
+    There are none while it is evaluated in its own setting. In another one it is warned of, because
+    such numbers are no zero-shot results.
+    """
+    trained = checkpoint.read_config(path)
+    if (trained.data.name, trained.data.split) == (config.data.name, config.data.split):
+        return {}
+    seen = settings.split_of(trained, trained.data)
+    leaked = splits.same_classes(ranked, seen.seen)
+    if leaked:
+        names = ", ".join(f"{ours} (as {theirs})" for ours, theirs in leaked.items())
+        logger.warning(
+            "%s was trained on %s, and with it on %d of the %d classes that are ranked: %s. This "
+            "is no zero-shot result; a config with a target leaves such classes out.",
+            path,
+            trained.data.split or trained.data.name,
+            len(leaked),
+            len(ranked),
+            names,
+        )
+    return {"trained_on": trained.data.split or trained.data.name, "seen_but_ranked": leaked}
 
 
 def write_json(path: str | os.PathLike, content: Mapping[str, Any]) -> None:
@@ -183,12 +278,12 @@ def write_json(path: str | os.PathLike, content: Mapping[str, Any]) -> None:
     print(f"wrote {path}")
 
 
-def draw(evaluator: Evaluator, results: protocols.Evaluation, image_size: int, folder: str) -> None:
+def draw(evaluator: Evaluator, results: Evaluation, image_size: int, folder: str) -> None:
     """Draws what each ranking finds for a sketch of every unseen class.
 
     Args:
       evaluator: whose images `results` ranks.
-      results: with similarities.
+      results: what it measured.
       image_size: of the drawn images, in pixels.
       folder: gets a picture for each ranking, retrieved-RANKING.png.
     """
@@ -196,28 +291,36 @@ def draw(evaluator: Evaluator, results: protocols.Evaluation, image_size: int, f
 
     _, queries = np.unique(results.sketch_labels, return_index=True)
     sketches = _Images(evaluator.sketches.select(queries), image_size)
-    for ranking, similarity in results.similarities.items():
+    instances: dict[str, Any] = {}
+    if evaluator.fine_grained:
+        sketch_instances, photo_instances = evaluator.instances
+        instances = {
+            "sketch_instances": sketch_instances[queries],
+            "photo_instances": photo_instances,
+        }
+    for ranking, top in results.top.items():
         figure = figures.retrieval_grid(
             sketches,
             _Images(evaluator.photos, image_size),
-            similarity[queries],
+            top[queries],
             sketch_labels=results.sketch_labels[queries],
             photo_labels=results.photo_labels,
-            class_names=evaluator.sketches.class_names,
+            class_names=evaluator.photos.class_names,
             title=f"The photos nearest to a sketch, by {ranking}",
+            **instances,
         )
         _save(figure, folder, f"retrieved-{ranking}.png")
 
 
-def draw_training(path: str | os.PathLike, folder: str) -> None:
-    """Draws the training curves into `folder`, if the checkpoint at `path` lies in a workdir."""
+def draw_training(path: str | os.PathLike, folder: str, metric: str) -> None:
+    """Draws the loss and `metric` over steps into `folder`, if `path` lies in a run's workdir."""
     from zse_jax.explain import figures
 
     path = checkpoint.absolute(path)
     for workdir in (path, *path.parents[:2]):
         if (workdir / METRICS_FILE).exists():
             records = read_metrics(workdir / METRICS_FILE)
-            _save(figures.training_curves(records), folder, "training.png")
+            _save(figures.training_curves(records, metric=metric), folder, "training.png")
             return
 
 

@@ -1,7 +1,10 @@
 """Training losses as pure functions of arrays."""
 
+import math
+
+import jax
 import jax.numpy as jnp
-from jaxtyping import Array, Float
+from jaxtyping import Array, Float, Int, Num
 
 
 def euclidean_triplet(
@@ -35,3 +38,183 @@ def relation_mse(
     loss; the clamp to 0.01 and 0.99 is the published code's.
     """
     return jnp.square(score - jnp.clip(target, clamp, 1 - clamp)).mean()
+
+
+def cosine_distance(a: Float[Array, "*b d"], b: Float[Array, "*b d"]) -> Float[Array, "*b"]:
+    """1 - cos(a, b) in float32, in [0, 2]; 1 where a vector is zero."""
+    return 1 - (unit(a) * unit(b)).sum(axis=-1)
+
+
+def unit(x: Float[Array, "*b d"], eps: float = 1e-8) -> Float[Array, "*b d"]:
+    """The vectors at length 1, in float32; those shorter than `eps` are divided by `eps`."""
+    x = x.astype(jnp.float32)
+    return x * jax.lax.rsqrt(jnp.maximum(jnp.square(x).sum(axis=-1, keepdims=True), eps**2))
+
+
+def cosine_triplet(
+    anchor: Float[Array, "b d"],
+    positive: Float[Array, "b d"],
+    negative: Float[Array, "b d"],
+    *,
+    margin: float = 0.3,
+) -> Float[Array, ""]:
+    """mean(max(0, d(a, p) - d(a, n) + margin)) with d = 1 - cosine.
+
+    Source: CLIP-AT, CVPR 2023, triplet term; margin 0.3 as re-implemented, 0.2 in its code.
+    """
+    difference = cosine_distance(anchor, positive) - cosine_distance(anchor, negative)
+    return jnp.maximum(difference + margin, 0).mean()
+
+
+def text_classification(
+    embeddings: Float[Array, "b d"],
+    texts: Float[Array, "c d"],
+    labels: Int[Array, "b"],
+    *,
+    scale: Float[Array, ""] | float,
+) -> Float[Array, ""]:
+    """mean(-log softmax(scale · cos(embedding, texts))[label]): is each image nearest its class?
+
+    `texts` are the text features of the C classes, `scale` CLIP's exp(logit_scale). Source:
+    CLIP-AT, CVPR 2023, classification term, which its published code lacks.
+    """
+    logits = scale * jnp.matmul(unit(embeddings), unit(texts).T, precision="float32")
+    chosen = jnp.take_along_axis(jax.nn.log_softmax(logits), labels[:, None], axis=1)
+    return -chosen.mean()
+
+
+def relative_distance_divergence(
+    delta: Float[Array, "c k"], labels: Int[Array, "c"]
+) -> Float[Array, ""]:
+    """L_delta: do all classes tell their photos apart by the same distances?
+
+    With P_i = softmax(delta_i): mean of KL(P_i || P_j) over ordered pairs of rows (i, j) of two
+    classes; 0 where there is only one class. Source: CLIP-AT, CVPR 2023, the regulariser of its
+    fine-grained model; as the k-th triplet of one class is compared with the k-th of another, each
+    class needs K of them.
+
+    Args:
+      delta: d(sketch, its photo) - d(sketch, another photo) of K triplets of each row's class.
+      labels: class of each row; a class drawn twice is not compared with itself.
+    """
+    log_p = jax.nn.log_softmax(delta.astype(jnp.float32), axis=1)
+    p = jnp.exp(log_p)
+    divergence = (p * log_p).sum(axis=1)[:, None] - jnp.matmul(p, log_p.T, precision="float32")
+    differ = labels[:, None] != labels[None]
+    return jnp.where(differ, divergence, 0).sum() / jnp.maximum(differ.sum(), 1)
+
+
+def shuffle_patches(
+    images: Num[Array, "b h w c"], order: Int[Array, "b n"]
+) -> Num[Array, "b h w c"]:
+    """Each image cut into a square of n patches and put together in another order.
+
+    At position i (row by row) stands the patch `order[:, i]`. Source: CLIP-AT, CVPR 2023, patch
+    shuffling (n = 4).
+
+    Raises:
+      ValueError: n is no square, or the image does not divide into its patches.
+    """
+    b, height, width, channels = images.shape
+    grid = math.isqrt(order.shape[1])
+    if grid**2 != order.shape[1] or height % grid or width % grid:
+        raise ValueError(
+            f"Images of {height}x{width} do not divide into a square of {order.shape[1]} patches."
+        )
+    patch = (height // grid, width // grid)
+    cut = images.reshape(b, grid, patch[0], grid, patch[1], channels).swapaxes(2, 3)
+    cut = cut.reshape(b, grid**2, *patch, channels)
+    cut = jnp.take_along_axis(cut, order[:, :, None, None, None], axis=1)
+    return cut.reshape(b, grid, grid, *patch, channels).swapaxes(2, 3).reshape(images.shape)
+
+
+def euclidean_distances(a: Float[Array, "n d"], b: Float[Array, "m d"]) -> Float[Array, "n m"]:
+    """|a_i - b_j| of unit vectors, from their cosine, in [0.001, 2]; the floor keeps gradients."""
+    squared = 2 - 2 * jnp.matmul(a, b.T, precision="float32")
+    return jnp.sqrt(jnp.maximum(squared, 1e-6))
+
+
+def domain_balanced_quadruplet(
+    sketches: Float[Array, "s d"],
+    photos: Float[Array, "p d"],
+    sketch_labels: Int[Array, "s"],
+    photo_labels: Int[Array, "p"],
+    *,
+    margin: float = 0.3,
+    cross_margin: float = 0.15,
+) -> Float[Array, ""]:
+    """Hardest positives and negatives from both domains, all four relations weighing the same.
+
+    With d the Euclidean distance of the L2-normalised embeddings and, for an anchor a, p_Y the
+    farthest member of its class in domain Y and n_Y the nearest of the other classes in Y:
+
+        [margin + d(a, p_S) - d(a, n_S)]+ + [margin + d(a, p_P) - d(a, n_P)]+
+        + [cross_margin + d(a, p_O) - d(p_O, n_O)]+
+
+    S and P are sketches and photos, O is the domain that a is not of: the last is the quadruplet's
+    term (Chen et al., CVPR 2017), whose negative pair p_O, n_O does not hold the anchor. The mean
+    over sketch anchors and the mean over photo anchors count half each. Source: EfficientCNN
+    (Tursun et al., Pattern Recognition 126, 2022), which states the four relations and their
+    balance; mining, distance and the last term are our reading.
+
+    Args:
+      sketches, photos: embeddings, normalised here; each class has members in both domains.
+      sketch_labels, photo_labels: classes; at least two different ones.
+    """
+    sketches, photos = unit(sketches), unit(photos)
+    sketch_to_photo = euclidean_distances(sketches, photos)
+    same = sketch_labels[:, None] == photo_labels[None]
+    within = {
+        "sketch": (
+            euclidean_distances(sketches, sketches),
+            sketch_labels[:, None] == sketch_labels[None],
+        ),
+        "photo": (euclidean_distances(photos, photos), photo_labels[:, None] == photo_labels[None]),
+    }
+
+    def hardest(distance, same):
+        positive = jnp.where(same, distance, -jnp.inf).argmax(axis=1)
+        negative = jnp.where(same, jnp.inf, distance).argmin(axis=1)
+        anchor = jnp.arange(len(distance))
+        return positive, negative, distance[anchor, positive], distance[anchor, negative]
+
+    def of_anchors(own, across, same_across, other):
+        _, _, far, near = hardest(*own)
+        positive, negative, far_across, near_across = hardest(across, same_across)
+        return (
+            jax.nn.relu(margin + far - near)
+            + jax.nn.relu(margin + far_across - near_across)
+            + jax.nn.relu(cross_margin + far_across - other[0][positive, negative])
+        ).mean()
+
+    return 0.5 * (
+        of_anchors(within["sketch"], sketch_to_photo, same, within["photo"])
+        + of_anchors(within["photo"], sketch_to_photo.T, same.T, within["sketch"])
+    )
+
+
+def semantic_classification(
+    logits: Float[Array, "b c"], labels: Int[Array, "b"], *, smoothing: float = 0.0
+) -> Float[Array, ""]:
+    """mean(-Σ_k q_k log softmax(logits)_k), q = (1 - smoothing) onehot(label) + smoothing / C.
+
+    Source: EfficientCNN (2022), semantic classification loss; the head is shared by sketches and
+    photos. Label smoothing is our option (Szegedy et al., CVPR 2016).
+    """
+    log_p = jax.nn.log_softmax(logits.astype(jnp.float32))
+    chosen = jnp.take_along_axis(log_p, labels[:, None], axis=1)[:, 0]
+    return -((1 - smoothing) * chosen + smoothing * log_p.mean(axis=1)).mean()
+
+
+def knowledge_preservation(
+    logits: Float[Array, "b n"], knowledge: Float[Array, "b n"]
+) -> Float[Array, ""]:
+    """mean(KL(t || softmax(logits))), t the teacher's distribution for each image's class.
+
+    0 where the student's ImageNet head still says what the untouched network said, on average, of
+    the class's photos. Its gradient is that of the cross-entropy. Source: EfficientCNN (2022),
+    semantic knowledge preservation loss; our reading.
+    """
+    t = knowledge.astype(jnp.float32)
+    log_t = jnp.log(jnp.where(t > 0, t, 1.0))
+    return (t * (log_t - jax.nn.log_softmax(logits.astype(jnp.float32)))).sum(axis=1).mean()

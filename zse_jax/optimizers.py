@@ -4,10 +4,14 @@ Decoupled weight decay (Loshchilov & Hutter, arXiv 1711.05101) on every paramete
 norms included, as the published training does:
     m <- b1 m + (1 - b1) g,  v <- b2 v + (1 - b2) g^2,
     p <- p - rate (m^ / (sqrt(v^) + eps) + weight_decay p).
+With weight_decay 0 it is Adam, as CLIP-AT was. Groups of parameters can have rates of their own.
 """
 
 import difflib
+from collections.abc import Mapping, Sequence
+from typing import Any
 
+import jax
 import optax
 from ml_collections import ConfigDict
 
@@ -15,26 +19,62 @@ OPTIMIZERS = ("adamw",)
 SCHEDULES = ("constant", "cosine")
 
 
-def create(config: ConfigDict, steps: int) -> optax.GradientTransformation:
+Groups = Mapping[str, str]
+"""For each trainable parameter, by its path ("clip/visual/norm_pre/bias"), its group."""
+
+
+def create(
+    config: ConfigDict, steps: int, groups: Groups | None = None, known: Sequence[str] = ()
+) -> optax.GradientTransformation:
     """The gradient transformation that `config.optimizer` describes.
 
     Args:
       config: `name`, `learning_rate`, `weight_decay`, `b1`, `b2`, `eps`; `schedule`
         ("constant", or "cosine": down to `final_fraction` of the rate at the last step),
-        `warmup_steps` (linear, from 0); `clip_norm` (largest global gradient norm, or None).
+        `warmup_steps` (linear, from 0); `clip_norm` (largest global gradient norm, or None);
+        optionally `learning_rates`, of single groups, which follow the same schedule.
       steps: length of the training, in steps.
+      groups: of the parameters that train (`Retriever.parameter_group`).
+      known: the groups that the system can have (`Retriever.parameter_groups`).
 
     Raises:
-      ValueError: an unknown optimizer or schedule, or a warm-up longer than the training.
+      ValueError: an unknown optimizer, schedule or group, or a warm-up longer than the training.
     """
     _check("config.optimizer.name", config.name, OPTIMIZERS)
     rate = learning_rate(config, steps)
     adamw = optax.adamw(
         rate, b1=config.b1, b2=config.b2, eps=config.eps, weight_decay=config.weight_decay
     )
+    if rates := dict(config.get("learning_rates", {})):
+        for name in rates:
+            _check("config.optimizer.learning_rates", name, tuple(known) or ("none at all",))
+        adamw = optax.chain(adamw, _group_rates(rates, config.learning_rate, groups or {}))
     if config.clip_norm is None:
         return adamw
     return optax.chain(optax.clip_by_global_norm(config.clip_norm), adamw)
+
+
+def _group_rates(
+    rates: Mapping[str, float], common: float, groups: Groups
+) -> optax.GradientTransformation:
+    """Multiplies the updates of each group by its rate over the common one.
+
+    AdamW's updates are proportional to its rate, so each group learns at its own.
+    """
+    if common <= 0:
+        raise ValueError(
+            f"config.optimizer.learning_rate={common} must be positive where groups have rates of "
+            "their own (config.optimizer.learning_rates)."
+        )
+
+    def scale(updates: Any, _: Any) -> Any:
+        def one(path: tuple, update: Any) -> Any:
+            name = jax.tree_util.keystr(path, simple=True, separator="/").removesuffix("/value")
+            return update * (rates.get(groups[name], common) / common)
+
+        return jax.tree_util.tree_map_with_path(one, updates)
+
+    return optax.stateless(scale)
 
 
 def learning_rate(config: ConfigDict, steps: int) -> optax.Schedule:

@@ -35,14 +35,17 @@ class Reporter:
         steps: int,
         start: int | None = None,
         tensorboard: bool = True,
+        headline: str = "exact/mAP@all",
     ):
         """Opens the files of a run of `steps` that resumes at step `start`, or starts anew (None).
 
+        Of each validation, the console shows the metric `headline` by every ranking.
         TensorBoard's files are written by clu, which imports TensorFlow; that takes seconds.
         """
         self.images = 0
         self.clock = Clock(start or 0)
         self._steps = steps
+        self._headline = headline
         self._chief = jax.process_index() == 0
         self._file = self._writer = None
         if not self._chief:
@@ -108,9 +111,10 @@ class Reporter:
         shown = "  ".join(
             f"{name.partition('/')[0]} {100 * value:.1f}"
             for name, value in metrics.items()
-            if name.endswith("/exact/mAP@all")
+            if name.endswith(f"/{self._headline}")
         )
-        self.say(f"step {step}: unseen classes, mAP@all {shown}  ({duration(seconds)})")
+        name = self._headline.removeprefix("exact/")
+        self.say(f"step {step}: unseen classes, {name} {shown}  ({duration(seconds)})")
 
 
 class Clock:

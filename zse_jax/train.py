@@ -10,9 +10,11 @@ import dataclasses
 import json
 import math
 import os
+import shutil
 import tempfile
 import time
 from collections.abc import Mapping
+from importlib import import_module
 from typing import Any
 
 import jax
@@ -22,23 +24,21 @@ from jax.sharding import Mesh
 from jaxtyping import Array
 from ml_collections import ConfigDict
 
-from data_pipelines import loading, splits
-from zse_jax import checkpoint, configuration, optimizers, sharding
-from zse_jax.evaluate import Evaluator, check_select, comparison, load_items, write_json
+from data_pipelines import loading
+from zse_jax import checkpoint, configuration, optimizers, settings, sharding
+from zse_jax.evaluate import Evaluator, check_select, comparison, write_json
 from zse_jax.reporting import METRICS_FILE, Reporter, read_metrics, show
 from zse_jax.retrievers.base import Retriever
-from zse_jax.train_state import Batch, Setup, State, merge_model, set_up
+from zse_jax.train_state import Batch, Setup, State, complete, merge_model, set_up
 
 RESULTS_FILE = "metrics.json"
 
 
 def training_batches(config: ConfigDict, model: Retriever, mesh: Mesh) -> Any:
     """The endless, resumable iterator of training batches, already on the mesh."""
-    classes = splits.get(config.data.split).seen
     dataset = loading.train_batches(
-        load_items(config, "sketch", classes),
-        load_items(config, "photo", classes),
-        kind=model.batch_kind,
+        *settings.training_items(config),
+        kind=config.train.sampler or model.batch_kind,
         image_size=model.image_size,
         batch_size=config.train.batch_size // jax.process_count(),
         seed=config.seed,
@@ -65,11 +65,12 @@ def train(config: ConfigDict, workdir: str | os.PathLike) -> dict[str, Any]:
       OSError: `workdir` cannot be written, the data set is not there, or a save failed.
       FloatingPointError: the loss is no longer a number.
     """
+    config = complete(config)
     mesh = sharding.make_mesh(**config.mesh)
     sharding.check_batch_size(mesh, config.train.batch_size, "config.train.batch_size")
     workdir = writable(workdir)
     setup = set_up(config, mesh)
-    check_select(config.evaluation.select, setup.model.rankings)
+    check_select(config, setup.model.rankings)
     with checkpoint.Checkpoints(
         workdir, select=config.evaluation.select, keep_last=config.checkpoint.keep_last
     ) as checkpoints:
@@ -81,14 +82,27 @@ def train(config: ConfigDict, workdir: str | os.PathLike) -> dict[str, Any]:
         validation = Evaluator(config, mesh, evaluation.sketch_stride, evaluation.photo_stride)
         batches = training_batches(config, setup.model, mesh)
         state = (
-            setup.init() if start is None else checkpoints.restore(start, setup.abstract, batches)
+            first_state(config, mesh, setup, workdir)
+            if start is None
+            else checkpoints.restore(start, setup.abstract, batches)
         )
-        with Reporter(workdir, config.train.steps, start, config.log.tensorboard) as report:
+        headline = config.evaluation.select.partition("/")[2]
+        with Reporter(
+            workdir, config.train.steps, start, config.log.tensorboard, headline
+        ) as report:
             introduce(report, config, mesh, setup, workdir, start, changed)
             run = Run(config, mesh, setup, workdir, checkpoints, report, validation)
             with contextlib.closing(batches):  # ends the processes that read ahead
                 run.loop(state, batches, start)
             return run.finish()
+
+
+def first_state(config: ConfigDict, mesh: Mesh, setup: Setup, workdir: epath.Path) -> State:
+    """The state before the first step: random values, or what the system's `starter` makes."""
+    if setup.model.starter is None:
+        return setup.init()
+    module, function = setup.model.starter.split(":")
+    return getattr(import_module(module), function)(config, mesh, setup, workdir)
 
 
 @dataclasses.dataclass
@@ -104,6 +118,11 @@ class Run:
     validation: Evaluator
     pending: list[tuple[int, dict[str, Array]]] = dataclasses.field(default_factory=list)
     """Losses still on the device, by step."""
+
+    @property
+    def scratch(self) -> epath.Path | None:
+        """Where the last evaluation, which may take hours, keeps what is done; local disks only."""
+        return None if "://" in os.fspath(self.workdir) else self.workdir / "scratch"
 
     def loop(self, state: State, batches: Any, start: int | None) -> None:
         """Steps from `start` (None: from scratch) to the end, the last of which is saved."""
@@ -136,7 +155,7 @@ class Run:
     ) -> None:
         """Saves, in the background, if it is due, or the best so far, or the end."""
         self.checkpoints.check()
-        if step == 0:
+        if step == 0 < self.config.train.steps:
             return
         best, every = self.checkpoints.best, self.config.checkpoint.every
         record = metrics is not None and (
@@ -205,7 +224,12 @@ class Run:
             raise ValueError(f"config.train.steps={config.train.steps}: nothing was trained.")
         validation = checkpoints.metrics(step)
         file = self.workdir / RESULTS_FILE
-        wanted = {"step": step, "split": config.data.split, "evaluation": dict(config.evaluation)}
+        plain = configuration.to_plain(config)
+        setting = {key: plain[key] for key in ("data", "target", "evaluation")}
+        for places in (setting["data"], setting["target"]):
+            for key in ("data_dir", "manual_dir", "workers"):
+                places.pop(key, None)
+        wanted = {"step": step, "setting": setting}
         if file.exists() and wanted.items() <= (done := json.loads(file.read_text())).items():
             self.report.say(f"This run is finished; its results are in {file}.")
             show(comparison(done["untrained"], done["validation"], step, self.validation.size))
@@ -217,8 +241,13 @@ class Run:
             best = checkpoints.restore(step, self.setup.abstract)
             evaluator = Evaluator(config, self.mesh, *strides)
             self.report.say(f"Evaluating step {step} on the test set: {evaluator.size}")
-            found = evaluator(merge_model(self.setup.definition, best), progress=True)
-            show(found.table(f"Step {step}, test set"))
+            found = evaluator(
+                merge_model(self.setup.definition, best),
+                progress=True,
+                shortlists=evaluation.shortlists,
+                folder=self.scratch,
+            )
+            show(found.table(f"Step {step}, test set", intervals=True))
             test = found.flat()
         lines = read_metrics(self.workdir / METRICS_FILE)
         untrained = {
@@ -231,6 +260,8 @@ class Run:
         results = wanted | {"test": test, "validation": validation, "untrained": untrained}
         if jax.process_index() == 0:
             write_json(file, results)
+            if self.scratch is not None:
+                shutil.rmtree(self.scratch, ignore_errors=True)
             show(comparison(untrained, validation, step, self.validation.size))
         return results
 

@@ -5,9 +5,10 @@ What changes is a dict of three parts, each saved on its own; what does not is a
 `zse_jax.sharding` puts it.
 """
 
+import dataclasses
 import functools
 from collections.abc import Callable, Mapping
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import jax
 import optax
@@ -16,7 +17,7 @@ from jax.sharding import Mesh
 from jaxtyping import Array, Float
 from ml_collections import ConfigDict
 
-from zse_jax import checkpoint, optimizers, retrievers, sharding
+from zse_jax import checkpoint, optimizers, retrievers, settings, sharding
 from zse_jax.retrievers.base import Retriever
 
 State = dict[str, nnx.State]
@@ -51,11 +52,53 @@ def train_step(
     """One update: the next state, and the loss, its terms and the gradient's norm before it."""
     model = merge_model(definition, state)
     optimizer = nnx.merge(definition.optimizer, state["optimizer"])
-    gradient = nnx.value_and_grad(lambda model: model.loss(batch), has_aux=True)
+    gradient = nnx.value_and_grad(
+        lambda model: model.loss(batch),
+        argnums=nnx.DiffState(0, optimizer.wrt),
+        has_aux=True,
+    )
     (loss, terms), grads = gradient(model)
     optimizer.update(model, grads)
     metrics = {"loss": loss, **terms, "gradient_norm": optax.global_norm(grads)}
     return split(model, optimizer)[1], metrics
+
+
+@dataclasses.dataclass(frozen=True)
+class Only:
+    """A filter of `flax.nnx`: the variables at these paths."""
+
+    paths: frozenset[tuple[Any, ...]]
+
+    def __call__(self, path: tuple[Any, ...], value: Any) -> bool:
+        """Whether the variable at `path` is one of them."""
+        del value
+        return path in self.paths
+
+
+def trainable(model: Retriever) -> tuple[Any, optimizers.Groups]:
+    """Which parameters of `model` train, as a filter, and the optimizer's group of each.
+
+    The others get no gradients and no optimizer state; see `Retriever.parameter_group`.
+    """
+    paths = [path for path, _ in nnx.to_flat_state(nnx.state(model, nnx.Param))]
+    groups = {path: group for path in paths if (group := model.parameter_group(path)) is not None}
+    named = {"/".join(map(str, path)): group for path, group in groups.items()}
+    return nnx.Param if len(groups) == len(paths) else Only(frozenset(groups)), named
+
+
+def complete(config: ConfigDict) -> ConfigDict:
+    """The config with what its data says: the seen classes, where the system wants their names.
+
+    They then travel with the checkpoint, in the order of the training labels.
+
+    Raises:
+      ValueError, FileNotFoundError: as `settings.split_of`.
+    """
+    if "class_names" not in config.model or config.model.class_names is not None:
+        return config
+    config = config.copy_and_resolve_references()
+    config.model.class_names = tuple(settings.split_of(config, config.data).seen)
+    return config
 
 
 class Setup(NamedTuple):
@@ -78,13 +121,16 @@ class Setup(NamedTuple):
 
 def set_up(config: ConfigDict, mesh: Mesh) -> Setup:
     """Everything about the train state that `config` decides, placed on `mesh`."""
-    transformation = optimizers.create(config.optimizer, config.train.steps)
 
     def create() -> tuple[Retriever, nnx.Optimizer]:
         parameters, dropout = jax.random.split(jax.random.key(config.seed))
         rngs = nnx.Rngs(params=parameters, dropout=dropout)
         model = retrievers.create(config.model.to_dict(), dtype=config.compute_dtype, rngs=rngs)
-        return model, nnx.Optimizer(model, transformation, wrt=nnx.Param)
+        wrt, groups = trainable(model)
+        transformation = optimizers.create(
+            config.optimizer, config.train.steps, groups, model.parameter_groups
+        )
+        return model, nnx.Optimizer(model, transformation, wrt=wrt)
 
     model, optimizer = nnx.eval_shape(create)
     definition, shapes = split(model, optimizer)

@@ -1,4 +1,4 @@
-"""The ZSE network in plain PyTorch: the baseline of `training.py`, of equal arithmetic.
+"""The ZSE network in plain PyTorch, of equal arithmetic: the baseline of training and scoring.
 
 Written as anybody would write it, with PyTorch's own layers and dropout; needs the `torch` package,
 which the project itself does not.
@@ -129,3 +129,26 @@ class TorchZSE(nn.Module):
         target = torch.tensor([0.99] * n + [0.01] * n)
         triplet = F.triplet_margin_loss(sketch[:n, 0], photo[:n, 0], photo[n:, 0])
         return 2 * triplet + 4 * F.mse_loss(score, target)
+
+
+class TorchRelation(nn.Module):
+    """Cross-attention and relation network alone: the baseline of `scoring.py`."""
+
+    def __init__(self, width=768, heads=8, mlp_width=1024, anchor_width=512):
+        super().__init__()
+        self.sketch_layer, self.photo_layer = (
+            CrossLayer(width, heads, mlp_width, 0.1) for _ in "sp"
+        )
+        self.merge = nn.Conv2d(width, anchor_width, 2, 2)
+        self.relation = nn.Sequential(
+            nn.Linear(49 * 49, 343), nn.ReLU(), nn.Linear(343, 49), nn.ReLU(), nn.Linear(49, 1)
+        )
+
+    def forward(self, sketch, photo):
+        """Scores of the pairs (sketch i, photo i) from tokens [b, 197, width]."""
+        sketch, photo = self.sketch_layer(sketch, photo), self.photo_layer(photo, sketch)
+        p, q = (
+            F.normalize(self.merge(x[:, 1:].reshape(len(x), -1, 14, 14)).flatten(2), dim=1)
+            for x in (sketch, photo)
+        )
+        return self.relation((p.transpose(1, 2) @ q).flatten(1)).sigmoid()[:, 0]

@@ -1,35 +1,100 @@
 """Every config builds, holds what was published, and reads its argument."""
 
+import importlib
 import inspect
+import json
+import pkgutil
 
 import jax
+import numpy as np
 import pytest
 from flax import nnx
 
-from configs import default, doodles, sketchy, sketchy_split2
-from data_pipelines import splits
-from zse_jax import configuration, optimizers, retrievers
+import configs
+from configs import default, demo, sketchy
+from data_pipelines import sampling, splits
+from tests import layouts
+from zse_jax import configuration, evaluate, optimizers, retrievers, settings, train
 from zse_jax.retrievers import zse
 
 NOT_IN_CONFIG = ("self", "dtype", "rngs")
 
-CONFIGS = [
-    (sketchy, "B/16"), (sketchy, "S/16"), (sketchy, "Ti/16"), (sketchy_split2, "B/16"),
-    (doodles, ""),
-]  # fmt: skip
+FOUND = {found.name for found in pkgutil.iter_modules(configs.__path__)}
+NAMES = sorted(name for name in FOUND if not name.endswith("default"))
 
 
-@pytest.mark.parametrize(
-    ("module", "arg"), CONFIGS, ids=lambda value: getattr(value, "__name__", value)
-)
-def test_every_config_describes_a_run(module, arg):
-    config = module.get_config(arg)
+def config_of(name, arg=""):
+    return importlib.import_module(f"configs.{name}").get_config(arg)
+
+
+@pytest.mark.parametrize("name", NAMES)
+def test_every_config_describes_a_run(name):
+    config = config_of(name)
     model = nnx.eval_shape(lambda: retrievers.create(config.model, rngs=nnx.Rngs(0)))
     optimizers.create(config.optimizer, config.train.steps)
-    assert splits.get(config.data.split).dataset == config.data.name
-    assert config.evaluation.select.partition("/")[0] in model.rankings
+    for data in (config.data, config.target):
+        assert data.split is None or splits.get(data.split).dataset == data.name
+    assert (config.train.sampler or model.batch_kind) in sampling.SAMPLERS
+    assert config.evaluation.protocol in settings.PROTOCOLS
+    assert config.evaluation.seen_gallery in settings.SEEN_GALLERY
+    evaluate.check_select(config, model.rankings)
     assert configuration.to_plain(config)
-    assert f"configs/{module.__name__.rpartition('.')[2]}.py" in module.__doc__
+
+
+@pytest.mark.parametrize("name", NAMES)
+def test_every_config_says_how_to_run_it_and_what_comes_out(name):
+    text = importlib.import_module(f"configs.{name}").__doc__
+    assert f"python -m zse_jax.main --config=configs/{name}.py" in text
+    assert "Published" in text
+    assert "measured" in text.lower()
+
+
+@pytest.fixture(scope="module")
+def prepared_data(tmp_path_factory):
+    """A folder of prepared data sets, and the folders they are prepared from when first needed."""
+    root = tmp_path_factory.mktemp("data")
+
+    def of(name):
+        if name not in layouts.WRITE:
+            return None
+        folder = root / name
+        if not folder.exists():
+            layouts.WRITE[name](folder)
+        return str(folder)
+
+    return root / "prepared", of
+
+
+SMALL = {
+    "zse": {
+        "image_size": 16, "patch_size": 4, "scale_channels": 4, "width": 8, "depth": 1, "heads": 2,
+        "mlp_width": 8, "cross_heads": 2, "cross_mlp_width": 8, "anchors": 4, "anchor_width": 4,
+        "keep_blocks": (),
+    },
+}  # fmt: skip
+"""Of each system, the settings that make a network which takes no time."""
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("name", NAMES)
+def test_every_config_trains_a_step_on_data_of_its_layout(name, prepared_data, tmp_path):
+    config = config_of(name)
+    data_dir, folder_of = prepared_data
+    config.model.update(SMALL[config.model.system])
+    config.data.update(data_dir=str(data_dir), manual_dir=folder_of(config.data.name), workers=0)
+    if config.data.name == "folder":
+        config.data.unseen = "bee,dog"
+    if config.target.name is not None:
+        config.target.manual_dir = folder_of(config.target.name)
+    config.train.update(steps=1, batch_size=8)
+    config.optimizer.warmup_steps = 0
+    config.evaluation.update(batch_size=8, every=1, sketch_stride=1, photo_stride=1)
+    config.log.tensorboard = False
+    results = train.train(config, tmp_path / "run")
+    values = np.array(list(results["test"].values()))
+    assert ((values >= 0) & (values <= 1)).all()
+    assert config.evaluation.select in results["test"]
+    assert json.loads((tmp_path / "run" / "metrics.json").read_text()) == results
 
 
 def test_the_default_is_as_published():
@@ -61,7 +126,7 @@ def test_shorthands_follow_the_variant():
 
 
 def test_shorthands_alone_keep_the_usual_variant():
-    assert doodles.get_config("steps=7").model == doodles.get_config().model
+    assert demo.get_config("steps=7").model == demo.get_config().model
     assert sketchy.get_config("steps=7").model == sketchy.get_config().model
 
 

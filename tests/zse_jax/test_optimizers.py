@@ -67,6 +67,25 @@ def test_cosine_warms_up_and_ends_at_its_fraction():
     np.testing.assert_allclose(found, [0.0, 0.5, 1.0, 0.55, 0.1], atol=1e-6)
 
 
+def test_a_group_can_have_a_rate_of_its_own():
+    parameters = {"prompt": jnp.ones(2), "norm": {"bias": jnp.ones(2)}}
+    gradients = {"prompt": jnp.array([0.3, -2.0]), "norm": {"bias": jnp.array([0.1, 5.0])}}
+    groups = {"prompt": "prompt", "norm/bias": "norm"}
+    config = options(learning_rate=1e-3)
+    config.learning_rates = {"prompt": 1e-2}
+    transformation = optimizers.create(config, 100, groups, ("prompt", "norm"))
+    state = transformation.init(parameters)
+    found, _ = transformation.update(gradients, state, parameters)
+    for rate, change, gradient in (
+        (1e-2, found["prompt"], gradients["prompt"]),
+        (1e-3, found["norm"]["bias"], gradients["norm"]["bias"]),
+    ):
+        np.testing.assert_allclose(change, -rate * (np.sign(gradient) + 1e-2), rtol=1e-5)
+    with pytest.raises(ValueError, match="learning_rates='promt'.*did you mean 'prompt'"):
+        config.learning_rates = {"promt": 1e-2}
+        optimizers.create(config, 100, groups, ("prompt", "norm"))
+
+
 @pytest.mark.parametrize(
     ("changes", "message"),
     [

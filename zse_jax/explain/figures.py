@@ -11,7 +11,7 @@ from collections.abc import Iterable, Mapping, Sequence
 from typing import Any, Protocol, runtime_checkable
 
 import numpy as np
-from jaxtyping import Integer, Real, UInt8
+from jaxtyping import Integer, UInt8
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 from matplotlib.patches import Circle, Rectangle
@@ -45,10 +45,12 @@ class Images(Protocol):
 def retrieval_grid(
     sketches: Images,
     photos: Images,
-    similarity: Real[np.ndarray, "q g"],
+    top: Integer[np.ndarray, "q k"],
     *,
     sketch_labels: Integer[np.ndarray, " q"],
     photo_labels: Integer[np.ndarray, " g"],
+    sketch_instances: Integer[np.ndarray, " q"] | None = None,
+    photo_instances: Integer[np.ndarray, " g"] | None = None,
     class_names: Sequence[str] | None = None,
     columns: int = 10,
     title: str | None = None,
@@ -58,9 +60,11 @@ def retrieval_grid(
     Args:
       sketches: the Q sketches, one row each.
       photos: the gallery; only the photos that are shown are read.
-      similarity: of every sketch with every photo; larger is nearer, ties keep the gallery's order.
+      top: gallery indices of each sketch's best photos, nearest first; -1 where there are no more.
       sketch_labels: class of each sketch.
       photo_labels: class of each photo.
+      sketch_instances, photo_instances: for fine-grained retrieval, in which only the photo of
+        the sketch's own instance is right; without them, all photos of its class are.
       class_names: name of each class, by label; without it, labels are written.
       columns: photos in a row, fewer where the gallery is smaller.
       title: written above.
@@ -71,48 +75,51 @@ def retrieval_grid(
     Raises:
       ValueError: nothing to show, or shapes that do not fit each other.
     """
-    queries, gallery = similarity.shape
-    if similarity.shape != (len(sketch_labels), len(photo_labels)):
+    queries, gallery = len(sketch_labels), len(photo_labels)
+    if len(top) != queries or top.max(initial=-1) >= gallery:
         raise ValueError(
-            f"similarity has shape {similarity.shape}, but there are {len(sketch_labels)} sketch "
-            f"labels and {len(photo_labels)} photo labels: give one row per sketch and one column "
-            "per photo."
+            f"top has shape {top.shape} and names photos up to {top.max(initial=-1)}, but there "
+            f"are {queries} sketch labels and {gallery} photo labels: give one row per sketch, and "
+            "indices of photos."
         )
+    columns = min(columns, top.shape[1])
     if not queries or min(gallery, columns) < 1:
         raise ValueError(
             f"Nothing to show: {queries} sketches, {gallery} photos, {columns} columns. At "
             "least one of each is needed."
         )
-    columns = min(columns, gallery)
-    order = np.argsort(-similarity.astype(np.float64), axis=1, kind="stable")[:, :columns]
+    if sketch_instances is None or photo_instances is None:
+        sketch_instances, photo_instances = sketch_labels, photo_labels
 
     step_x, step_y = _IMAGE + _GAP, _IMAGE + _CAPTION + _GAP
-    top = _MARGIN + (0.3 if title else 0.0)
+    upper = _MARGIN + (0.3 if title else 0.0)
     width = 2 * _MARGIN + _IMAGE + _QUERY_GAP + columns * step_x
-    height = top + _HEADER + queries * step_y
+    height = upper + _HEADER + queries * step_y
     figure, axes = _canvas(width, height)
     if title:
-        axes.text(_MARGIN, top - 0.06, title, fontsize=10, color=INK, va="bottom", weight="bold")
+        axes.text(_MARGIN, upper - 0.06, title, fontsize=10, color=INK, va="bottom", weight="bold")
 
     first = _MARGIN + _IMAGE + _QUERY_GAP
     heading: dict[str, Any] = {"fontsize": 7.5, "color": MUTED, "ha": "center", "va": "center"}
-    axes.text(_MARGIN + _IMAGE / 2, top + _HEADER / 2, "sketch", **heading)
+    axes.text(_MARGIN + _IMAGE / 2, upper + _HEADER / 2, "sketch", **heading)
     for column in range(columns):
         x = first + column * step_x + _IMAGE / 2
-        axes.text(x, top + _HEADER / 2, f"{column + 1}", **heading)
+        axes.text(x, upper + _HEADER / 2, f"{column + 1}", **heading)
 
     for row in range(queries):
-        y = top + _HEADER + row * step_y
+        y = upper + _HEADER + row * step_y
         label = int(sketch_labels[row])
         _image(axes, _MARGIN, y, sketches[row])
         _frame(axes, _MARGIN, y, color=MUTED, linewidth=0.6)
         _caption(axes, _MARGIN, y, _class_name(label, class_names), color=INK, weight="bold")
-        for column, photo in enumerate(order[row].tolist()):
-            x, found = first + column * step_x, int(photo_labels[photo])
+        for column, photo in enumerate(top[row, :columns].tolist()):
+            if photo < 0:
+                break
+            x, right = first + column * step_x, sketch_instances[row] == photo_instances[photo]
             _image(axes, x, y, photos[photo])
-            _verdict(axes, x, y, right=found == label)
-            color = MUTED if found == label else WRONG
-            _caption(axes, x, y, _class_name(found, class_names), color=color)
+            _verdict(axes, x, y, right=bool(right))
+            name = _class_name(int(photo_labels[photo]), class_names)
+            _caption(axes, x, y, name, color=MUTED if right else WRONG)
     return figure
 
 

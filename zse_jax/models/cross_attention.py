@@ -6,12 +6,15 @@ and residual stay on its own side (`value="own"`, needed by released weights). T
 takes key and value from the other side (`value="other"`).
 
 Every projection depends on one image only, so it is made once per image (`project`), and only what
-truly depends on the pair is computed per pair (`attend`).
+truly depends on the pair is computed per pair (`attend`). To score one sketch against many photos,
+`meeting` arranges the same arithmetic around the factors that all pairs share.
 """
 
+from collections.abc import Callable
 from typing import Literal, NamedTuple
 
 import jax
+import jax.extend
 import jax.numpy as jnp
 from flax import nnx
 from jaxtyping import Array, Float
@@ -20,6 +23,9 @@ from zse_jax.models.layers import linear
 from zse_jax.models.vit import attend, check_heads, merge_heads, split_heads
 
 Value = Literal["own", "other"]
+
+Fused = Literal["cudnn", "xla"]
+"""`jax.nn.dot_product_attention`'s implementations; "xla" is for tests of the arrangement."""
 
 
 class UnbiasedNorm(nnx.Module):
@@ -87,8 +93,13 @@ class CrossLayer(nnx.Module):
     ) -> Float[Array, "b t d"]:
         """The tokens of this side after meeting the other."""
         attended, _ = attend(query, key, value, self.dropout_weights)
-        attended = self.out(merge_heads(attended))
-        x = self.norm_attended(residual + self.dropout_attended(attended))
+        return self.after_attention(residual, merge_heads(attended))
+
+    def after_attention(
+        self, residual: Float[Array, "*#b #t d"], attended: Float[Array, "*b t d"]
+    ) -> Float[Array, "*b t d"]:
+        """The rest of the layer: output projection of the merged heads, feed-forward, norms."""
+        x = self.norm_attended(residual + self.dropout_attended(self.out(attended)))
         hidden = self.dropout_hidden(jax.nn.relu(self.mlp_in(x)))
         return self.norm_mlp(x + self.dropout_mlp(self.mlp_out(hidden)))
 
@@ -168,11 +179,99 @@ class CrossAttention(nnx.Module):
             self.photo_layer(photo.tokens, photo.query, sketch.key, values[1]),
         )
 
+    def meeting(
+        self, photos: Projected, fused: Fused | None = None
+    ) -> Callable[[Projected], tuple[Float[Array, "g t d"], Float[Array, "g t d"]]]:
+        """A function of one sketch: its tokens and the photos', after it has met each photo.
+
+        Equal to `attend` on that sketch repeated, without dropout of attention weights, but three
+        of the four attention products share a factor between all photos and so are large single
+        matrix products. Queries and residuals may be of fewer tokens than keys and values.
+
+        Args:
+          photos: of G photos; they are arranged once, for any number of sketches.
+          fused: computes attention by `jax.nn.dot_product_attention` instead, which never stores
+            the weights. None: by cuDNN where `fused_attention` says that it serves.
+
+        Returns:
+          A function of the `Projected` of one sketch (no leading axis).
+        """
+        if fused or fused_attention(photos.query.dtype, photos.query.shape[-1]):
+            return self._fused_meeting(photos, fused or "cudnn")
+        width = photos.tokens.shape[-1]
+        scale = photos.query.shape[-1] ** -0.5
+        query, key, value = (x.swapaxes(0, 1) for x in photos[1:])  # Heads first, then photos.
+        shared, own = ("hsc", "hgsc") if self.takes_own_value else ("hgsc", "hsc")
+
+        def softmax(logits: Array, dtype: jnp.dtype) -> Array:
+            return jax.nn.softmax(logits, axis=-1).astype(dtype)
+
+        def meet(sketch: Projected) -> tuple[Array, Array]:
+            values = (sketch.value, value) if self.takes_own_value else (value, sketch.value)
+            # Scaled is always the smaller factor.
+            logits = jnp.einsum(
+                "htc,hgsc->htgs", sketch.query * scale, key, preferred_element_type=jnp.float32
+            )
+            attended = jnp.einsum(
+                f"htgs,{shared}->htgc", softmax(logits, key.dtype), values[0]
+            ).transpose(1, 2, 0, 3)
+            sketch_tokens = self.sketch_layer.after_attention(
+                sketch.tokens[:, None], attended.reshape(*attended.shape[:2], width)
+            ).swapaxes(0, 1)
+            logits = jnp.einsum(
+                "hgtc,hsc->hgts", query, sketch.key * scale, preferred_element_type=jnp.float32
+            )
+            attended = jnp.einsum(
+                f"hgts,{own}->hgtc", softmax(logits, key.dtype), values[1]
+            ).transpose(1, 2, 0, 3)
+            photo_tokens = self.photo_layer.after_attention(
+                photos.tokens, attended.reshape(*attended.shape[:2], width)
+            )
+            return sketch_tokens, photo_tokens
+
+        return meet
+
+    def _fused_meeting(self, photos: Projected, implementation: Fused):
+        # Tokens before heads, as `dot_product_attention` wants them.
+        query, key, value = (x.swapaxes(1, 2) for x in photos[1:])
+
+        def merged(*operands: Array) -> Array:
+            attended = jax.nn.dot_product_attention(*operands, implementation=implementation)
+            return attended.reshape(*attended.shape[:2], -1)
+
+        def meet(sketch: Projected) -> tuple[Array, Array]:
+            sketch_query, sketch_key, sketch_value = (
+                jnp.broadcast_to(x.swapaxes(0, 1), (len(key), x.shape[1], *key.shape[2:]))
+                for x in sketch[1:]
+            )
+            values = (sketch_value, value) if self.takes_own_value else (value, sketch_value)
+            return (
+                self.sketch_layer.after_attention(
+                    sketch.tokens[None], merged(sketch_query, key, values[0])
+                ),
+                self.photo_layer.after_attention(
+                    photos.tokens, merged(query, sketch_key, values[1])
+                ),
+            )
+
+        return meet
+
     def __call__(
         self, sketch_tokens: Float[Array, "b t d"], photo_tokens: Float[Array, "b t d"]
     ) -> tuple[Float[Array, "b t d"], Float[Array, "b t d"]]:
         """Sketch and photo tokens of each pair (sketch i, photo i) after cross-attention."""
         return self.attend(self.project_sketches(sketch_tokens), self.project_photos(photo_tokens))
+
+
+def fused_attention(dtype: jnp.dtype, head_width: int) -> bool:
+    """Whether cuDNN's fused attention takes heads of this kind on the default device.
+
+    It does on NVIDIA GPUs, in half precision, for widths that are multiples of 8 up to 128.
+    """
+    half = dtype in (jnp.bfloat16, jnp.float16)
+    backend = jax.extend.backend.get_backend()
+    nvidia = backend.platform == "gpu" and "cuda" in backend.platform_version.lower()
+    return nvidia and half and head_width % 8 == 0 and head_width <= 128
 
 
 def _copy(source: nnx.Linear, target: nnx.Linear) -> None:

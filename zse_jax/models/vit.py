@@ -13,7 +13,7 @@ from typing import NamedTuple
 import jax
 import jax.numpy as jnp
 from flax import nnx
-from jaxtyping import Array, Float, Int
+from jaxtyping import Array, Bool, Float, Int
 
 from zse_jax.models.layers import gelu, layer_norm, linear
 
@@ -35,14 +35,19 @@ def attend(
     key: Float[Array, "b heads s d"],
     value: Float[Array, "b heads s d"],
     dropout: nnx.Dropout | None = None,
+    mask: Bool[Array, "t s"] | None = None,
 ) -> tuple[Float[Array, "b heads t d"], Float[Array, "b heads t s"]]:
     """softmax(q kᵀ / sqrt(d)) v and its weights; softmax in float32, heads before tokens.
+
+    Where `mask` is False, a query does not see a key.
 
     With heads in front the two products are plain batched matrix products, which XLA's CPU backend
     runs faster than `jax.nn.dot_product_attention` on its token-major layout.
     """
     scale = query.shape[-1] ** -0.5
     logits = jnp.einsum("bhtd,bhsd->bhts", query * scale, key, preferred_element_type=jnp.float32)
+    if mask is not None:
+        logits = jnp.where(mask, logits, -jnp.inf)
     weights = jax.nn.softmax(logits, axis=-1)
     used = weights if dropout is None else dropout(weights)
     return jnp.einsum("bhts,bhsd->bhtd", used.astype(value.dtype), value), weights
@@ -69,13 +74,13 @@ class SelfAttention(nnx.Module):
         self.out = linear(width, width, dtype=dtype, rngs=rngs)
 
     def __call__(
-        self, x: Float[Array, "b t d"]
+        self, x: Float[Array, "b t d"], mask: Bool[Array, "t t"] | None = None
     ) -> tuple[Float[Array, "b t d"], Float[Array, "b heads t t"]]:
-        """The attended tokens and the attention weights."""
+        """The attended tokens and the attention weights; `mask` as for `attend`."""
         query, key, value = (
             split_heads(part, self.heads) for part in jnp.split(self.qkv(x), 3, axis=-1)
         )
-        attended, weights = attend(query, key, value)
+        attended, weights = attend(query, key, value, mask=mask)
         return self.out(merge_heads(attended)), weights
 
 

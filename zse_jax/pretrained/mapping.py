@@ -44,10 +44,11 @@ def fill(
     *,
     ignored: Callable[[str], bool] = lambda name: False,
 ) -> None:
-    """Sets every parameter of `model` in place.
+    """Sets every parameter and running average of `model` in place.
 
     Args:
-      model: whose `nnx.Param` leaves are filled; each keeps its dtype and sharding.
+      model: whose `nnx.Param` and `nnx.BatchStat` leaves are filled; each keeps its dtype and
+        sharding.
       arrays: the publisher's names and arrays.
       table: for each parameter's path, its source.
       ignored: names that the publisher's file carries and its network never uses.
@@ -56,7 +57,7 @@ def fill(
       ValueError: names nobody uses, parameters nobody fills, or shapes that differ; all are listed,
         and the model is left as it was.
     """
-    parameters = dict(nnx.to_flat_state(nnx.state(model, nnx.Param)))
+    parameters = dict(nnx.to_flat_state(nnx.state(model, nnx.Any(nnx.Param, nnx.BatchStat))))
     problems = [f"  no place for     {name}" for name in _unused(arrays, table, ignored)]
     filled = {}
     for path, parameter in parameters.items():

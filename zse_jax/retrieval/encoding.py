@@ -1,15 +1,18 @@
-"""Encode a data set: every image once, on one device or a mesh, the features kept on the host.
+"""Encode a data set: every image once, on one device or a mesh.
 
 A sketch or photo takes part in thousands of pairs, but what a retriever's `encode` computes of it
 depends on the image alone. Batches are padded to one shape, so that there is one compilation, and
 masked, so that no image is dropped and no padding returned. While the device works on a batch, the
-host fetches the one before and reads the next.
+host fetches the one before, keeps it (see `storage`) and reads the next.
 """
 
 import collections
 import functools
+import hashlib
+import itertools
 import operator
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping
+from pathlib import Path
 from typing import Any
 
 import jax
@@ -21,6 +24,15 @@ from jax.sharding import NamedSharding, PartitionSpec
 from jaxtyping import Array, Bool, Int, UInt8
 from tqdm import tqdm
 
+from zse_jax.retrieval.feature_files import OnDisk
+from zse_jax.retrieval.storage import (
+    Devices,
+    InMemory,
+    Place,
+    Storage,
+    free_host_memory,
+    item_bytes,
+)
 from zse_jax.retrievers.base import Features, Modality, Retriever
 
 Batch = Mapping[str, np.ndarray | jax.Array]
@@ -37,6 +49,7 @@ def encode(
     *,
     sharding: NamedSharding | None = None,
     progress: str | None = None,
+    storage: Storage = Storage(),  # noqa: B008  (frozen)
 ) -> tuple[Features, Int[np.ndarray, " n"]]:
     """What the retriever keeps of each image, and the images' labels.
 
@@ -50,48 +63,73 @@ def encode(
       modality: which of the two the images are.
       sharding: how a batch is spread over a mesh (its leading axis). None: the default device.
       progress: what to call this work in the progress bar; None for silence.
+      storage: where the features are kept, and in which precision. With a folder, batches that an
+        interrupted call finished are not encoded again, nor read if the iterator of `batches` can
+        start later (its `get_state()` has a "next_index").
 
     Returns:
-      Features as numpy arrays in the retriever's own precision, whose leading axis is the N real
-      images in the order of the batches, and their labels, int32 [N]. Every process gets all of
-      them, ordered within a global batch by process.
+      Features whose leading axis is the N real images in the order of the batches, in the
+      retriever's own precision or the storage's: numpy arrays, read-only memory-mapped ones, or
+      (kept on the device) `jax.Array`s, on a mesh whole on each of its devices. And their labels,
+      int32 [N]. Every process gets all of them, ordered within a global batch by process.
 
     Raises:
       ValueError: no image, a batch without one of its three entries, a batch size that does not
-        divide over the mesh, or features whose leading axis is not the image.
-      FloatingPointError: the features of an image are not finite.
+        divide over the mesh, features whose leading axis is not the image, or a storage folder
+        that holds features of another retriever or of other images, or is damaged.
+      FloatingPointError: the features of an image are not finite. They are not recorded.
+      OSError: the disk is too small.
     """
     graphdef, state = evaluation_state(retriever, sharding)
+    run = functools.partial(_encode, graphdef, state, modality=modality, dtype=storage.dtype)
+    devices = jax.local_devices()[:1] if sharding is None else sharding.device_set
+    count = operator.length_hint(batches)
+    kept = _folder(storage, retriever, modality, count) if storage.folder is not None else None
+    finished = kept.finished if kept else 0
     dispatched = (
-        (*_encode(graphdef, state, image, modality=modality), label, mask)
-        for image, label, mask in _placed(batches, sharding)
+        (*run(image), label, mask)
+        for image, label, mask in _placed(
+            () if kept and kept.complete else _from(batches, finished), sharding
+        )
     )
-    chunks: list[Features] = []
-    labels: list[np.ndarray] = []
-    done = 0
-    with progress_bar(progress, operator.length_hint(batches), unit="batch") as bar:
-        for features, finite, label, mask in fetched(dispatched):
-            if not finite[mask].all():
-                item = done + int(np.flatnonzero(~finite[mask])[0])
-                raise FloatingPointError(
-                    f"The features of {modality} {item}, counting from 0, hold NaN or infinity, "
-                    f"as do those of {(~finite[mask]).sum()} of the {mask.sum()} images of its "
-                    "batch. Most likely the parameters do: the training diverged, or the "
-                    "checkpoint is damaged. Use an earlier checkpoint, or train with a smaller "
-                    "learning rate."
-                )
-            chunks.append(
-                features if mask.all() else jax.tree.map(lambda x, m=mask: x[m], features)
-            )
-            labels.append(label[mask].astype(np.int32))
-            done += int(mask.sum())
-            bar.update()
-    if not done:
+    new = functools.partial(_new, storage, count=count, devices=devices)
+    with progress_bar(progress, count, unit="batch", initial=finished) as bar:
+        if finished:
+            bar.set_postfix_str(f"{finished} of them from {storage.folder}")
+        kept, structure = _keep(fetched(dispatched), kept, new, modality, bar)
+    if kept is None or not kept.items:
         raise ValueError(
             f"There is no {modality} to encode: the batches hold no image. Check that the split "
             f"has {modality} files on disk and that the stride keeps at least one."
         )
-    return _concatenated(chunks), np.concatenate(labels)
+    if structure is None:  # Nothing was left to encode.
+        size = retriever.image_size
+        made, _ = jax.eval_shape(run, jax.ShapeDtypeStruct((1, size, size, 3), jnp.uint8))
+        kept.check_structure(made)
+        structure = jax.tree.structure(made)
+    features, labels = kept.result(structure)
+    size = len(labels) * item_bytes(features)
+    return _moved(features, kept.place or storage.place(size, devices), sharding), labels
+
+
+def fingerprint(retriever: Retriever) -> str:
+    """A digest of a retriever's structure and parameter values, 32 hexadecimal digits.
+
+    Equal for equal retrievers, however their parameters are spread over devices and processes.
+    What evaluation does not depend on, the state of random generators and whether the retriever
+    is training, does not count. With several processes, all must ask.
+    """
+    digest = hashlib.blake2b(digest_size=16)
+    for path, value in nnx.iter_graph(_evaluation_view(retriever)):
+        if isinstance(value, nnx.RngState) or str(path[-1:]).startswith("('_pytree__"):
+            continue
+        digest.update(f"{path}: {_described(value)}\n".encode())
+        for leaf in jax.tree.leaves(value) if isinstance(value, nnx.Variable) else [value]:
+            if isinstance(leaf, jax.Array | np.ndarray):
+                array = whole(leaf)
+                digest.update(f"{array.dtype.name} {array.shape}\n".encode())
+                digest.update(np.ascontiguousarray(array).reshape(-1).view(np.uint8).data)
+    return digest.hexdigest()
 
 
 def evaluation_state(
@@ -105,10 +143,7 @@ def evaluation_state(
     `graphdef` is hashable and equal for retrievers of one structure: as a static argument it makes
     jit compile once for all evaluations of a training run.
     """
-    view = nnx.view(
-        retriever, deterministic=True, use_running_average=True, raise_if_not_found=False
-    )
-    graphdef, state = nnx.split(view)
+    graphdef, state = nnx.split(_evaluation_view(retriever))
     if sharding is None:
         return graphdef, state
     replicated = NamedSharding(sharding.mesh, PartitionSpec())
@@ -122,15 +157,16 @@ def evaluation_state(
     return graphdef, jax.tree.map(placed, state)
 
 
-def progress_bar(description: str | None, total: int, *, unit: str) -> tqdm:
+def progress_bar(description: str | None, total: int, *, unit: str, initial: int = 0) -> tqdm:
     """A progress bar with rate and ETA: live in a terminal, a line now and then in a log file.
 
-    `total` is 0 where it is not known. Silent without a description, and on all but the first of
-    several processes.
+    `total` is 0 where it is not known; `initial` of it were done before. Silent
+    without a description, and on all but the first of several processes.
     """
     silent = description is None or jax.process_index() != 0
     bar = tqdm(
         total=total or None,
+        initial=initial,
         desc=description,
         unit=f" {unit}",
         unit_scale=total >= 10_000,
@@ -155,17 +191,96 @@ def fetched(results: Iterable[Any]) -> Iterator[Any]:
         yield _to_host(pending.popleft())
 
 
-@functools.partial(jax.jit, static_argnames=("graphdef", "modality"))
+def _evaluation_view(retriever: Retriever) -> Retriever:
+    return nnx.view(
+        retriever, deterministic=True, use_running_average=True, raise_if_not_found=False
+    )
+
+
+def _folder(storage: Storage, retriever: Retriever, modality: Modality, batches: int) -> OnDisk:
+    """What is kept in the storage's folder of these images by this retriever."""
+    about = {
+        "checkpoint": fingerprint(retriever),
+        "data": storage.key,
+        "modality": modality,
+        "precision": storage.dtype,
+    }
+    return OnDisk(Path(storage.folder or "") / modality, about, batches)
+
+
+def _new(
+    storage: Storage, features: Features, batch_size: int, *, count: int, devices: Devices
+) -> InMemory | OnDisk:
+    """Where features without a folder go, by those of the first batch."""
+    size = item_bytes(features) * batch_size * count or None
+    place = storage.place(size, devices)
+    # On their way to the device they wait on the host, or on disk where the host is smaller.
+    on_disk = place == "disk" or (size or 0) > free_host_memory()
+    return OnDisk(None, {}, count, place) if on_disk else InMemory(place)
+
+
+def _keep(
+    results: Iterable[tuple[Features, np.ndarray, np.ndarray, np.ndarray]],
+    kept: InMemory | OnDisk | None,
+    new: Callable[[Features, int], InMemory | OnDisk],
+    modality: Modality,
+    bar: tqdm,
+) -> tuple[InMemory | OnDisk | None, Any]:
+    """Keeps the real images of each batch; where, and the structure of their features."""
+    structure = None
+    try:
+        for features, finite, label, mask in results:
+            kept = kept or new(features, len(mask))
+            if not finite[mask].all():
+                item = kept.items + int(np.flatnonzero(~finite[mask])[0])
+                raise FloatingPointError(
+                    f"The features of {modality} {item}, counting from 0, hold NaN or infinity, "
+                    f"as do those of {(~finite[mask]).sum()} of the {mask.sum()} images of its "
+                    "batch. Most likely the parameters do: the training diverged, or the "
+                    "checkpoint is damaged. Use an earlier checkpoint, or train with a smaller "
+                    "learning rate."
+                )
+            structure = jax.tree.structure(features)
+            if not mask.all():
+                features = jax.tree.map(operator.itemgetter(mask), features)
+            kept.append(features, label[mask], len(mask))
+            bar.update()
+    except BaseException:
+        if kept:
+            kept.close()
+        raise
+    return kept, structure
+
+
+def _moved(features: Features, place: Place, sharding: NamedSharding | None) -> Features:
+    """Features that lie in host memory or on disk, where they are to stay."""
+    if place == "disk":
+        return features
+    if place == "host":
+        return jax.tree.map(lambda x: np.array(x) if isinstance(x, np.memmap) else x, features)
+    if sharding is None:
+        return jax.device_put(features)
+    everywhere = NamedSharding(sharding.mesh, PartitionSpec())
+    return jax.tree.map(lambda leaf: _replicate(leaf, everywhere), features)
+
+
+@functools.partial(jax.jit, static_argnames=("graphdef", "modality", "dtype"))
 def _encode(
     graphdef: nnx.GraphDef[Retriever],
     state: nnx.State,
     images: UInt8[Array, "b h w 3"],
     *,
     modality: Modality,
+    dtype: str | None,
 ) -> tuple[Features, Bool[Array, " b"]]:
-    """Features of a batch, and whether each image's are finite."""
+    """Features of a batch, floats in `dtype`, and whether each image's are finite."""
     retriever = nnx.merge(graphdef, state)
     features = retriever.encode(images, modality)
+    if dtype:
+        features = jax.tree.map(
+            lambda leaf: leaf.astype(dtype) if jnp.issubdtype(leaf.dtype, jnp.floating) else leaf,
+            features,
+        )
     finite = jnp.ones(len(images), bool)
     for path, leaf in jax.tree.leaves_with_path(features):
         if leaf.shape[:1] != images.shape[:1]:
@@ -176,6 +291,17 @@ def _encode(
         if jnp.issubdtype(leaf.dtype, jnp.inexact):
             finite &= jnp.isfinite(leaf).all(axis=tuple(range(1, leaf.ndim)))
     return features, finite
+
+
+def _from(batches: Iterable[Batch], start: int) -> Iterator[Batch]:
+    """The batches from number `start` on; those before are not read where that can be helped."""
+    iterator: Any = iter(batches)
+    if not start:
+        return iterator
+    if "next_index" in getattr(iterator, "get_state", dict)():
+        iterator.set_state({"next_index": start})
+        return iterator
+    return itertools.islice(iterator, start, None)
 
 
 def _placed(
@@ -208,7 +334,7 @@ def _placed(
         ]
 
 
-def _replicate(leaf: jax.Array, sharding: NamedSharding) -> jax.Array:
+def _replicate(leaf: jax.Array | np.ndarray, sharding: NamedSharding) -> jax.Array:
     """A leaf that lies outside the mesh, on every device of it."""
     if sharding.is_fully_addressable:
         return jax.device_put(leaf, sharding)
@@ -219,30 +345,36 @@ def _replicate(leaf: jax.Array, sharding: NamedSharding) -> jax.Array:
     return jax.make_array_from_callback(leaf.shape, sharding, np.asarray(leaf).__getitem__)
 
 
+def _described(value: Any) -> str:
+    """A static value of a module in words that are the same in every process."""
+    if value is None or isinstance(value, bool | int | float | str | bytes):
+        return repr(value)
+    if isinstance(value, np.dtype):
+        return value.name
+    if isinstance(value, tuple | list):
+        return f"({', '.join(map(_described, value))})"
+    if isinstance(value, Mapping):
+        return _described(sorted((str(name), _described(item)) for name, item in value.items()))
+    named = value if hasattr(value, "__qualname__") else type(value)
+    return f"{named.__module__}.{named.__qualname__}"
+
+
+def whole(leaf: jax.Array | np.ndarray) -> np.ndarray:
+    """An array in host memory, also where other processes hold parts of it."""
+    if not isinstance(leaf, jax.Array):
+        return leaf
+    if jnp.issubdtype(leaf.dtype, jax.dtypes.prng_key):
+        leaf = jax.random.key_data(leaf)
+    if leaf.is_fully_addressable:
+        return np.asarray(leaf)
+    if leaf.is_fully_replicated:
+        return np.asarray(leaf.addressable_data(0))
+    return np.asarray(multihost_utils.process_allgather(leaf, tiled=True))
+
+
 def _to_host(tree: Any) -> Any:
     """The tree as numpy arrays, gathered from every process where it is spread over several."""
     leaves = [leaf for leaf in jax.tree.leaves(tree) if isinstance(leaf, jax.Array)]
     if all(leaf.is_fully_addressable for leaf in leaves):
         return jax.device_get(tree)
     return multihost_utils.process_allgather(tree, tiled=True)
-
-
-def _concatenated(chunks: list[Features]) -> Features:
-    """One pytree of whole arrays.
-
-    Empties `chunks`, and frees each piece once it is copied: the system commits an empty array's
-    pages as they are written, so features that fill half of the memory never lie in it twice.
-    """
-    treedef = jax.tree.structure(chunks[0])
-    columns = [collections.deque(c) for c in zip(*map(jax.tree.leaves, chunks), strict=True)]
-    chunks.clear()
-    whole = []
-    for pieces in columns:
-        joined = np.empty((sum(map(len, pieces)), *pieces[0].shape[1:]), pieces[0].dtype)
-        row = 0
-        while pieces:
-            piece = pieces.popleft()
-            joined[row : row + len(piece)] = piece
-            row += len(piece)
-        whole.append(joined)
-    return jax.tree.unflatten(treedef, whole)

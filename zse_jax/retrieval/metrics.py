@@ -1,4 +1,4 @@
-"""How good a ranking is: mean average precision and precision at k, in the papers' conventions.
+"""How good a ranking is: mean average precision, precision at k and accuracy, by the papers' names.
 
 For one query, let the gallery be sorted by falling similarity, R of its photos be relevant (of the
 query's class), rel(i) be 1 if the photo at rank i is relevant and 0 if not, and
@@ -12,7 +12,12 @@ P(i) = (rel(1) + ... + rel(i)) / i. With N = min(k, R) the conventions of averag
 
 `exact` never reads higher than the other two: name the convention wherever a number goes.
 `mAP@k` is the mean of AP@k over queries, `all` standing for the whole gallery. `P@k`, in every
-convention, is the share of relevant photos among the first N, as ZSE computes it.
+convention, is the share of relevant photos among the first N, as ZSE computes it. `Acc@k`, of
+fine-grained retrieval, is 1 if one of the first k photos is relevant and 0 if not.
+
+A gallery of fewer than k photos is looked at as a whole: N is R, Acc@k is 1. A query without a
+relevant photo has no metric: NaN in arrays over queries, left out of every mean. Precision changes
+at hits only, and at the i-th it is i / rank, so the ranks of the hits are all that is needed.
 """
 
 import warnings
@@ -21,7 +26,11 @@ from typing import Literal, get_args
 
 import jax
 import numpy as np
-from jaxtyping import Bool, Float, Int, Real, Shaped
+from jaxtyping import Float, Int32, Real, Shaped
+
+from zse_jax.retrieval.ranking import Ranked, concatenate, rank
+
+__all__ = ["Ranked", "concatenate", "rank"]  # They are known by this module's name, too.
 
 Convention = Literal["exact", "voc", "hits"]
 CONVENTIONS: tuple[Convention, ...] = get_args(Convention)
@@ -29,11 +38,12 @@ CONVENTIONS: tuple[Convention, ...] = get_args(Convention)
 AVERAGE_PRECISION: Mapping[str, int | None] = {"mAP@all": None, "mAP@200": 200}
 PRECISION: Mapping[str, int] = {"P@100": 100, "P@200": 200}
 METRICS: tuple[str, ...] = (*AVERAGE_PRECISION, *PRECISION)
+ACCURACY: tuple[str, ...] = ("Acc@1", "Acc@5", "Acc@10")
 
 QueryMetrics = dict[Convention, dict[str, Float[np.ndarray, " q"]]]
 
-# Similarities ranked at once: a block's temporaries take some 40 bytes for each, 80 MB in all.
-_BLOCK = 2**21
+# Hits whose precision is worked out at once: some 50 bytes for each.
+_BLOCK = 2**20
 
 
 def rank_metrics(
@@ -59,33 +69,20 @@ def rank_metrics(
       ValueError: NaN similarities, shapes that do not fit each other, nothing to rank, an unknown
         convention, or no query whose class has a photo in the gallery.
     """
-    if missing := without_match(query_labels, gallery_labels):
+    by_query = query_metrics(similarity, query_labels, gallery_labels, (ap,))[ap]
+    missing = int(np.isnan(by_query["mAP@all"]).sum())
+    if missing == len(query_labels):
+        raise ValueError(
+            f"None of the {missing} queries is of a class that has a photo in the gallery: "
+            "there is nothing to measure. Check that sketches and photos carry labels of one split."
+        )
+    if missing:
         warnings.warn(
             f"{missing} of {len(query_labels)} queries are of a class that has no photo in the "
             "gallery; the metrics are means over the other queries.",
             stacklevel=2,
         )
-    by_query = query_metrics(similarity, query_labels, gallery_labels, (ap,))
-    return mean_over_queries(by_query)[ap]
-
-
-def mean_over_queries(by_query: QueryMetrics) -> dict[Convention, dict[str, float]]:
-    """Means over the queries whose class has a photo in the gallery (not NaN in `by_query`).
-
-    Raises:
-      ValueError: there is no such query.
-    """
-    first = next(iter(next(iter(by_query.values())).values()))
-    if np.isnan(first).all():
-        raise ValueError(
-            f"None of the {len(first)} queries is of a class that has a photo in the gallery: "
-            "there is nothing to measure. Check that sketches and photos carry labels of one "
-            "split and that strides have not left out whole classes."
-        )
-    return {
-        convention: {name: float(np.nanmean(values)) for name, values in metrics.items()}
-        for convention, metrics in by_query.items()
-    }
+    return {name: float(np.nanmean(values)) for name, values in by_query.items()}
 
 
 def query_metrics(
@@ -103,124 +100,99 @@ def query_metrics(
     Raises:
       ValueError: as `rank_metrics`, except that queries without a photo are no error.
     """
-    similarity = np.asarray(similarity)
-    query_labels, gallery_labels = np.asarray(query_labels), np.asarray(gallery_labels)
-    _check(similarity, query_labels, gallery_labels, conventions)
+    check_conventions(conventions)
+    return query_metrics_of(rank(similarity, query_labels, gallery_labels, top=0), conventions)
+
+
+def query_metrics_of(
+    ranked: Ranked, conventions: Sequence[Convention] = CONVENTIONS
+) -> QueryMetrics:
+    """The metrics of every single query from a ranking, in float64; see `query_metrics`.
+
+    Raises:
+      ValueError: an unknown convention.
+    """
+    check_conventions(conventions)
+    queries, most = ranked.hit_ranks.shape
     result: QueryMetrics = {
-        convention: {name: np.empty(len(query_labels)) for name in METRICS}
+        convention: {name: np.full(queries, np.nan) for name in METRICS}
         for convention in conventions
     }
-    rows = max(1, _BLOCK // len(gallery_labels))
-    for start in range(0, len(query_labels), rows):
+    rows = max(1, _BLOCK // max(1, most))
+    for start in range(0, queries if most else 0, rows):
         block = slice(start, start + rows)
-        order = ranking(similarity[block], first_query=start)
-        relevant = gallery_labels[order] == query_labels[block, None]
-        del order
-        for convention, metrics in _block_metrics(relevant, conventions).items():
+        for convention, metrics in _block_metrics(ranked.hit_ranks[block], conventions).items():
             for name, values in metrics.items():
                 result[convention][name][block] = values
     return result
 
 
-def ranking(similarity: Real[np.ndarray, "q g"], *, first_query: int = 0) -> Int[np.ndarray, "q g"]:
-    """Gallery indices of every query by falling similarity; ties keep the gallery's order.
+def accuracy_at(
+    ranked: Ranked, ks: Sequence[int] = (1, 5, 10)
+) -> dict[str, Float[np.ndarray, " q"]]:
+    """{"Acc@1": ...}: 1 for queries one of whose first k photos is relevant, 0 for others.
 
-    Raises:
-      ValueError: a similarity is NaN; the message counts queries from `first_query`.
+    Of several relevant photos the first counts. NaN where none is relevant.
     """
-    if not np.issubdtype(similarity.dtype, np.floating):
-        # Negating unsigned integers would wrap around; numpy cannot sort bfloat16 stably.
-        similarity = similarity.astype(np.float64)
-    if np.isnan(similarity).any():
-        query, photo = np.argwhere(np.isnan(similarity))[0]
-        raise ValueError(
-            f"The similarity of query {first_query + query} with gallery photo {photo} is NaN "
-            f"(shape {similarity.shape}). A ranking by NaN means nothing: look for NaN in "
-            "the features or in the parameters of the network that computed it."
-        )
-    return np.argsort(-similarity, axis=1, kind="stable")
+    first = ranked.hit_ranks.min(axis=1, initial=np.iinfo(np.int32).max, where=ranked.hit_ranks > 0)
+    return {f"Acc@{k}": np.where(ranked.hit_ranks.any(axis=1), first <= k, np.nan) for k in ks}
 
 
-def without_match(
-    query_labels: Shaped[np.ndarray | jax.Array, " q"],
-    gallery_labels: Shaped[np.ndarray | jax.Array, " g"],
-) -> int:
-    """How many queries are of a class that has no photo in the gallery."""
-    return int((~np.isin(np.asarray(query_labels), np.asarray(gallery_labels))).sum())
+def chance(ranked: Ranked) -> Float[np.ndarray, " q"]:
+    """For every query, the share of relevant photos among the candidates: NaN where none is.
 
-
-def chance_level(
-    query_labels: Shaped[np.ndarray | jax.Array, " q"],
-    gallery_labels: Shaped[np.ndarray | jax.Array, " g"],
-) -> float:
-    """Expected precision of a random ranking, in 0..1: the mean share of relevant photos.
-
-    `exact` mAP@all of a random ranking lies a little above it, and approaches it as the gallery
-    grows. NaN if no query's class has a photo in the gallery.
+    It is the expected precision of a random ranking, and its Acc@1. `exact` mAP@all of a random
+    ranking lies a little above it, and approaches it as the gallery grows.
     """
-    classes, counts = np.unique(np.asarray(gallery_labels), return_counts=True)
-    share = dict(zip(classes.tolist(), counts / counts.sum(), strict=True))
-    shares = [share[label] for label in np.asarray(query_labels).tolist() if label in share]
-    return float(np.mean(shares)) if shares else float("nan")
+    relevant = (ranked.hit_ranks > 0).sum(axis=1)
+    return np.where(relevant > 0, relevant / np.maximum(ranked.candidates, 1), np.nan)
 
 
-def _block_metrics(
-    relevant: Bool[np.ndarray, "q g"], conventions: Sequence[Convention]
-) -> QueryMetrics:
-    """Metrics of every row of `relevant`, which is in the order of the ranking."""
-    rows, gallery = relevant.shape
-    hits = np.cumsum(relevant, axis=1, dtype=np.int32)
-    total = hits[:, -1].astype(np.float64)
-    defined = np.where(total > 0, total, np.nan)
-    # P(i) where there is a hit, 0 elsewhere: no convention reads precision between hits, and the
-    # running maximum is not changed, because precision falls from each hit to the next.
-    precision = np.where(relevant, hits / np.arange(1, gallery + 1), 0.0)
-
-    result: QueryMetrics = {convention: {} for convention in conventions}
-    for name, top in AVERAGE_PRECISION.items():
-        k = min(top or gallery, gallery)
-        head, possible = precision[:, :k], np.minimum(k, defined)
-        exact = head.sum(axis=1)
-        for convention in conventions:
-            if convention == "exact":
-                average = exact / possible
-            elif convention == "voc":
-                running = np.maximum.accumulate(head[:, ::-1], axis=1)[:, ::-1]
-                average = np.sum(running, axis=1, where=relevant[:, :k]) / possible
-            else:
-                found = hits[:, k - 1]
-                average = np.where(np.isnan(defined), np.nan, exact / np.maximum(found, 1))
-            result[convention][name] = average
-    for name, top in PRECISION.items():
-        possible = np.minimum(top, defined)
-        last = np.minimum(top, np.maximum(total, 1)).astype(int) - 1
-        share = hits[np.arange(rows), last] / possible
-        for convention in conventions:
-            result[convention][name] = share
-    return result
-
-
-def _check(
-    similarity: np.ndarray,
-    query_labels: np.ndarray,
-    gallery_labels: np.ndarray,
-    conventions: Sequence[str],
-) -> None:
-    """Raise a ValueError that says what does not fit."""
-    shapes = f"{similarity.shape}, {query_labels.shape} and {gallery_labels.shape}"
-    if similarity.shape != (*query_labels.shape, *gallery_labels.shape) or similarity.ndim != 2:
-        raise ValueError(
-            "similarity, query_labels and gallery_labels must have shapes [Q, G], [Q] and [G], but "
-            f"have {shapes}: one row for every sketch, one column for every photo."
-        )
-    if not similarity.size:
-        raise ValueError(
-            f"Nothing to rank: similarity, query_labels and gallery_labels have shapes {shapes}. "
-            "At least one query and one gallery photo are needed."
-        )
+def check_conventions(conventions: Sequence[str]) -> None:
+    """Raises ValueError for a name that is no convention of average precision."""
     for convention in conventions:
         if convention not in CONVENTIONS:
             raise ValueError(
                 f"Unknown convention of average precision: {convention!r}. The conventions are "
                 f"{', '.join(CONVENTIONS)}."
             )
+
+
+def _block_metrics(
+    hit_ranks: Int32[np.ndarray, "q r"], conventions: Sequence[Convention]
+) -> QueryMetrics:
+    """Metrics of some queries, one of which at least has a relevant photo."""
+    hit = hit_ranks > 0
+    total = hit.sum(axis=1)
+    defined = np.where(total > 0, total, np.nan)
+    number = np.arange(1, hit_ranks.shape[1] + 1)
+    precision = np.where(hit, number / np.maximum(hit_ranks, 1), 0.0)
+
+    result: QueryMetrics = {convention: {} for convention in conventions}
+    for name, top in AVERAGE_PRECISION.items():
+        head, possible, found = precision, defined, total
+        if top is not None:
+            within = hit & (hit_ranks <= top)
+            head, possible = np.where(within, precision, 0.0), np.minimum(top, defined)
+            found = within.sum(axis=1)
+        exact = _sum(head)
+        for convention in conventions:
+            if convention == "exact":
+                average = exact / possible
+            elif convention == "voc":
+                running = np.maximum.accumulate(head[:, ::-1], axis=1)[:, ::-1]
+                average = _sum(running) / possible
+            else:
+                average = np.where(np.isnan(defined), np.nan, exact / np.maximum(found, 1))
+            result[convention][name] = average
+    for name, top in PRECISION.items():
+        possible = np.minimum(top, defined)
+        share = (hit & (hit_ranks <= np.nan_to_num(possible)[:, None])).sum(axis=1) / possible
+        for convention in conventions:
+            result[convention][name] = share
+    return result
+
+
+def _sum(rows: Float[np.ndarray, "q r"]) -> Float[np.ndarray, " q"]:
+    """Row sums, term by term: zeros behind the last hit do not change a bit of them."""
+    return np.cumsum(rows, axis=1)[:, -1]

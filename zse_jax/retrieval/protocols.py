@@ -1,98 +1,28 @@
 """How the papers evaluate: which images are queries, which the gallery, and what is measured.
 
-`zero_shot` is the category-level protocol: every sketch of the unseen classes is a query, every
-photo of the unseen classes is in the gallery, a photo is relevant if it is of the query's class.
-The published validation while training is the same on every n-th sketch and photo.
+A protocol is a list of tasks, each of which says which photos are relevant for a sketch, among
+which ones they are ranked, and what is measured of that ranking (`Task`); one runner encodes the
+images, scores the pairs block by block, and hands each block to every task.
+
+- `zero_shot`: every sketch of the unseen classes is a query, every photo of the gallery is ranked,
+  and is relevant if it is of the query's class. In the generalized setting the gallery also holds
+  photos of seen classes; across data sets, sketches and photos are of another data set than the
+  training's. The published validation while training is the same on every n-th sketch and photo.
+- `fine_grained`: the one relevant photo is that from which the sketch was drawn.
 """
 
-import dataclasses
-import time
-from collections.abc import Iterable, Iterator, Mapping, Sequence
-from contextlib import contextmanager
-from typing import Any
+from collections.abc import Callable, Iterable, Sequence
+from typing import Unpack
 
 import numpy as np
-from jax.sharding import NamedSharding
-from jaxtyping import Float, Int32
-from rich.table import Table
+from jaxtyping import Int
 
 from zse_jax.retrieval import metrics
-from zse_jax.retrieval.encoding import Batch, encode
-from zse_jax.retrieval.scoring import ranking_kind, similarity
+from zse_jax.retrieval.encoding import Batch
+from zse_jax.retrieval.metrics import Ranked
+from zse_jax.retrieval.results import Evaluation
+from zse_jax.retrieval.tasks import Measured, Options, Task, Words, evaluate
 from zse_jax.retrievers.base import Retriever
-
-Values = Mapping[str, Mapping[metrics.Convention, Mapping[str, float]]]
-
-
-@dataclasses.dataclass(frozen=True)
-class Evaluation:
-    """What a protocol measured.
-
-    Attributes:
-      values: ranking -> convention of average precision -> metric -> value in 0..1.
-      queries, gallery, classes: sketches ranked, photos they were ranked among, classes of either.
-      queries_without_match: sketches of a class without a photo in the gallery; they are no part
-        of the means.
-      chance: expected precision of a random ranking, in 0..1.
-      seconds: wall time by stage: "encode/sketch", "encode/photo", then "rank/<ranking>" and
-        "metrics".
-      sketch_labels, photo_labels: classes, in the order of the similarities.
-      similarities: ranking -> float32 [queries, gallery]; empty unless asked for.
-    """
-
-    values: Values
-    queries: int
-    gallery: int
-    classes: int
-    queries_without_match: int
-    chance: float
-    seconds: Mapping[str, float]
-    sketch_labels: Int32[np.ndarray, " q"] = dataclasses.field(repr=False)
-    photo_labels: Int32[np.ndarray, " g"] = dataclasses.field(repr=False)
-    similarities: Mapping[str, Float[np.ndarray, "q g"]] = dataclasses.field(
-        default_factory=dict, repr=False
-    )
-
-    def flat(self) -> dict[str, float]:
-        """The values for a metric writer: {"relation/exact/mAP@all": 0.52, ...}."""
-        return {
-            f"{ranking}/{convention}/{name}": value
-            for ranking, conventions in self.values.items()
-            for convention, named in conventions.items()
-            for name, value in named.items()
-        }
-
-    def to_dict(self) -> dict[str, Any]:
-        """Everything but the arrays, ready for `json.dump`."""
-        arrays = {"sketch_labels", "photo_labels", "similarities"}
-        fields = (field.name for field in dataclasses.fields(self))
-        return {name: _plain(getattr(self, name)) for name in fields if name not in arrays}
-
-    def table(self, title: str = "Zero-shot retrieval") -> Table:
-        """The values in percent, for `rich.print`."""
-        excluded = (
-            f"; {self.queries_without_match} sketches without a photo of their class left out"
-            if self.queries_without_match
-            else ""
-        )
-        table = Table(
-            title=title,
-            caption=f"percent; {self.queries} sketches x {self.gallery} photos of {self.classes} "
-            f"classes, chance {100 * self.chance:.1f}{excluded}",
-        )
-        table.add_column("ranking")
-        table.add_column("convention")
-        for name in metrics.METRICS:
-            table.add_column(name, justify="right")
-        for ranking, conventions in self.values.items():
-            for position, (convention, named) in enumerate(conventions.items()):
-                table.add_row(
-                    ranking if position == 0 else "",
-                    convention,
-                    *(f"{100 * named[name]:.1f}" for name in metrics.METRICS),
-                    end_section=position == len(conventions) - 1,
-                )
-        return table
 
 
 def zero_shot(
@@ -100,92 +30,113 @@ def zero_shot(
     sketches: Iterable[Batch],
     photos: Iterable[Batch],
     *,
-    rankings: Sequence[str] | None = None,
     conventions: Sequence[metrics.Convention] = metrics.CONVENTIONS,
-    sharding: NamedSharding | None = None,
-    tile: tuple[int, int] | None = None,
-    keep_similarities: bool = False,
-    progress: bool = False,
+    **options: Unpack[Options],
 ) -> Evaluation:
-    """Category-level zero-shot retrieval: rank all photos for every sketch, and measure.
+    """Category-level retrieval: rank all photos for every sketch; those of its class are relevant.
 
     Args:
       retriever: the system; its dropout is off while it is evaluated.
       sketches: evaluation batches of the queries; see `encoding.Batch`.
-      photos: evaluation batches of the gallery, labelled by the same classes.
-      rankings: which of the retriever's rankings; all by default.
+      photos: evaluation batches of the gallery, labelled by the same classes; it may hold classes
+        of which there is no sketch.
       conventions: of average precision; all by default.
-      sharding: how a batch is spread over a mesh; None: the default device.
-      tile: see `scoring.similarity`.
-      keep_similarities: return the similarities too (4 bytes for each pair and ranking).
-      progress: show what is being done, and how long it will take.
+      options: see `Options`.
 
     Raises:
       ValueError: no images, an unknown ranking or convention, or no sketch whose class has a photo.
       FloatingPointError: features or similarities are NaN.
     """
-    rankings = tuple(retriever.rankings if rankings is None else rankings)
-    for ranking in rankings:
-        ranking_kind(retriever, ranking)  # A misspelt name shall not cost an hour of encoding.
-    watch = _Stopwatch()
-    with watch("encode/sketch"):
-        sketch_features, sketch_labels = encode(
-            retriever, sketches, "sketch", sharding=sharding, progress=_say(progress, "sketches")
-        )
-    with watch("encode/photo"):
-        photo_features, photo_labels = encode(
-            retriever, photos, "photo", sharding=sharding, progress=_say(progress, "photos")
-        )
-    values, similarities = {}, {}
-    for ranking in rankings:
-        with watch(f"rank/{ranking}"):
-            scores = similarity(
-                retriever,
-                sketch_features,
-                photo_features,
-                ranking,
-                sharding=sharding,
-                tile=tile,
-                progress=_say(progress, ranking),
+    metrics.check_conventions(conventions)
+    if not conventions:
+        raise ValueError("No convention of average precision is asked for: nothing to measure.")
+
+    def measure(ranked: Ranked) -> Measured:
+        measured = metrics.query_metrics_of(ranked, conventions)
+        return {str(convention): named for convention, named in measured.items()}
+
+    def tasks(sketch_labels: np.ndarray, photo_labels: np.ndarray) -> list[Task]:
+        if not np.isin(sketch_labels, photo_labels).any():
+            raise ValueError(
+                f"None of the {len(sketch_labels)} queries is of a class that has a photo in the "
+                "gallery: there is nothing to measure. Check that sketches and photos carry labels "
+                "of one split and that strides have not left out whole classes."
             )
-        with watch("metrics"):
-            by_query = metrics.query_metrics(scores, sketch_labels, photo_labels, conventions)
-            values[ranking] = metrics.mean_over_queries(by_query)
-        if keep_similarities:
-            similarities[ranking] = scores
-    return Evaluation(
-        values=values,
-        queries=len(sketch_labels),
-        gallery=len(photo_labels),
-        classes=len(np.union1d(sketch_labels, photo_labels)),
-        queries_without_match=metrics.without_match(sketch_labels, photo_labels),
-        chance=metrics.chance_level(sketch_labels, photo_labels),
-        seconds=watch.seconds,
-        sketch_labels=sketch_labels,
-        photo_labels=photo_labels,
-        similarities=similarities,
-    )
+        return [Task(sketch_labels, photo_labels, measure)]
+
+    return evaluate(retriever, sketches, photos, Words("Zero-shot retrieval"), tasks, **options)
 
 
-class _Stopwatch:
-    """Adds up wall time by name."""
+def fine_grained(
+    retriever: Retriever,
+    sketches: Iterable[Batch],
+    photos: Iterable[Batch],
+    *,
+    sketch_instances: Int[np.ndarray, " q"],
+    photo_instances: Int[np.ndarray, " g"],
+    **options: Unpack[Options],
+) -> Evaluation:
+    """Fine-grained retrieval: is the photo that was drawn among the first one, five or ten?
 
-    def __init__(self) -> None:
-        self.seconds: dict[str, float] = {}
+    The values' scopes are "class", ranked among the photos of the sketch's class, which is the
+    usual table; and "all", ranked among all photos. Both are read from one scoring of the pairs.
 
-    @contextmanager
-    def __call__(self, name: str) -> Iterator[None]:
-        start = time.perf_counter()
-        yield
-        self.seconds[name] = self.seconds.get(name, 0.0) + time.perf_counter() - start
+    Args:
+      retriever: the system; its dropout is off while it is evaluated.
+      sketches: evaluation batches of the queries; see `encoding.Batch`. Labels are classes.
+      photos: evaluation batches of the gallery, labelled by the same classes.
+      sketch_instances: what each sketch was drawn from, in the order of the batches; negative
+        where it is not known.
+      photo_instances: which instance each photo is of; negative where there is no sketch of it.
+        Instances count through all classes. Of several photos of one, any is right.
+      options: see `Options`.
+
+    Raises:
+      ValueError: no images, an unknown ranking, instances that do not fit the images or their
+        classes, or no sketch whose own photo is in the gallery.
+      FloatingPointError: features or similarities are NaN.
+    """
+
+    def tasks(sketch_labels: np.ndarray, photo_labels: np.ndarray) -> list[Task]:
+        own = _instances(sketch_instances, sketch_labels, photo_instances, photo_labels)
+        within = Task(*own, _accuracy("class"), sketch_labels, photo_labels)
+        return [within, Task(*own, _accuracy("all"))]
+
+    words = Words("Fine-grained retrieval", "ranked among", "their own photo")
+    return evaluate(retriever, sketches, photos, words, tasks, **options)
 
 
-def _say(progress: bool, what: str) -> str | None:
-    return what if progress else None
+def _accuracy(scope: str) -> Callable[[Ranked], Measured]:
+    return lambda ranked: {scope: metrics.accuracy_at(ranked)}
 
 
-def _plain(value: Any) -> Any:
-    """Mappings of any kind as dicts, all the way down."""
-    if isinstance(value, Mapping):
-        return {key: _plain(item) for key, item in value.items()}
-    return value
+def _instances(
+    sketches: np.ndarray, sketch_labels: np.ndarray, photos: np.ndarray, photo_labels: np.ndarray
+) -> tuple[np.ndarray, np.ndarray]:
+    """Instances of sketches and photos that never match where they are unknown; checked."""
+    images = ("photo", photos, photo_labels), ("sketch", sketches, sketch_labels)
+    for what, instances, labels in images:
+        if len(instances) != len(labels):
+            raise ValueError(
+                f"There are {len(instances)} {what}_instances for {len(labels)} {what} images: "
+                "give one for every image, in the order of the batches."
+            )
+    known, first = np.unique(photos, return_index=True)
+    for what, instances, labels in images:
+        place = np.searchsorted(known, instances).clip(max=len(known) - 1)
+        expected = photo_labels[first[place]]
+        paired = (instances >= 0) & (known[place] == instances)
+        if (wrong := np.flatnonzero(paired & (expected != labels))).size:
+            number = wrong[0]
+            raise ValueError(
+                f"Instance {instances[number]} is of class {expected[number]} by its first photo, "
+                f"but {what} {number}, counting from 0, is of class {labels[number]}: instances "
+                "must count through all classes, and a sketch be of its photo's class."
+            )
+    if not (np.isin(sketches, photos) & (sketches >= 0)).any():
+        raise ValueError(
+            f"None of the {len(sketches)} sketches has its own photo in the gallery of "
+            f"{len(photos)}: there is nothing to measure. Fine-grained retrieval needs a data set "
+            "with instance pairs, and strides that keep them together."
+        )
+    return np.where(sketches < 0, -2, sketches), np.maximum(photos, -1)

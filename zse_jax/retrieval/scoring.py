@@ -1,39 +1,58 @@
-"""Similarity of every sketch with every photo, tile by tile, from features encoded once.
+"""Similarity of every sketch with every photo, by blocks of sketches, from features encoded once.
 
-Features lie on the host; tiles of them move to the device, a few at a time. Every tile has one
-shape: the last ones are filled up with copies of the last item, whose scores are thrown away, so
-that there is one compilation. On a mesh, sketches go to every device and the photos of a tile are
-spread over all of them.
+A ranking of kind "score" (ZSE's relation network) runs a network on each of the Q x G pairs. Blocks
+of sketches are the outer loop, tiles of photos the inner one: a tile of photos moves to the device
+once per block, while the device still works on the one before. Every tile has one shape (the last
+ones are filled up, and what comes of the filling is thrown away), so that there is one compilation
+and the memory it takes does not depend on the gallery's size.
 
 A ranking of kind "embedding" (ZSE's retrieval token) is a matrix product of one vector per image;
-one of kind "score" (ZSE's relation network) runs a network on each of the Q x G pairs.
+its blocks stay on the device.
 """
 
 import difflib
 import functools
 import itertools
+import logging
 from collections.abc import Iterator
-from typing import Literal
+from os import PathLike
+from typing import Literal, NamedTuple
 
 import jax
 import jax.numpy as jnp
 import numpy as np
 from flax import nnx
 from jax.sharding import NamedSharding, PartitionSpec
-from jaxtyping import Array, Float
+from jaxtyping import Array, Bool, Float
+from tqdm import tqdm
 
-from zse_jax.retrieval.encoding import evaluation_state, fetched, progress_bar
+from zse_jax.retrieval import tiles
+from zse_jax.retrieval.encoding import evaluation_state, fetched, fingerprint, progress_bar
+from zse_jax.retrieval.score_files import ScoreFile, digest
+from zse_jax.retrieval.storage import item_bytes
 from zse_jax.retrievers.base import Features, Retriever
 
 Kind = Literal["embedding", "score"]
 
-_EMBEDDING_TILE = (1024, 4096)
+Block = tuple[slice, np.ndarray | jax.Array]
+"""Consecutive sketches and their similarities, float32 [rows, G]."""
 
-# The features that a device holds at once, counted as if every pair of a tile had a copy of both
-# sides; a network's own intermediates are a few times as large.
-_TILE_BYTES = 2**28
-# Pairs are scored in tiles of 8 sketches with as many photos as that allows, within these bounds.
-_SKETCHES, _FEWEST_PHOTOS, _MOST_PHOTOS = 8, 8, 32
+# Vectors are made of features of at most this many bytes for each device, and compared in blocks
+# of at most this many bytes of similarities.
+_VECTOR_BYTES, _BLOCK_BYTES = 2**28, 2**26
+
+
+class _Task(NamedTuple):
+    """What is scored, and where."""
+
+    graphdef: nnx.GraphDef[Retriever]
+    state: nnx.State
+    sketches: Features
+    photos: Features
+    queries: int
+    gallery: int
+    ranking: str
+    sharding: NamedSharding | None
 
 
 def similarity(
@@ -45,70 +64,85 @@ def similarity(
     sharding: NamedSharding | None = None,
     tile: tuple[int, int] | None = None,
     progress: str | None = None,
+    folder: str | PathLike[str] | None = None,
+    key: str = "",
 ) -> Float[np.ndarray, "q g"]:
+    """The blocks of `similarity_blocks` put together, [Q, G] in the memory of every process."""
+    result = np.empty((item_count(sketches, "sketch"), item_count(photos, "photo")), np.float32)
+    for rows, block in similarity_blocks(
+        retriever,
+        sketches,
+        photos,
+        ranking,
+        sharding=sharding,
+        tile=tile,
+        progress=progress,
+        folder=folder,
+        key=key,
+    ):
+        [result[rows]] = fetched([block])
+    return result
+
+
+def similarity_blocks(
+    retriever: Retriever,
+    sketches: Features,
+    photos: Features,
+    ranking: str,
+    *,
+    sharding: NamedSharding | None = None,
+    tile: tuple[int, int] | None = None,
+    progress: str | None = None,
+    folder: str | PathLike[str] | None = None,
+    key: str = "",
+) -> Iterator[Block]:
     """How similar each sketch is to each photo, by one of the retriever's rankings.
 
     Args:
       retriever: the system that encoded the features.
-      sketches: features of Q sketches, as `encoding.encode` gives them.
+      sketches: features of Q sketches, as `encoding.encode` gives them: numpy arrays, also
+        memory-mapped ones, or arrays on the devices.
       photos: features of G photos.
       ranking: a name in `retriever.rankings`: "relation", "token", ...
-      sharding: how photos are spread over a mesh (their leading axis). None: the default device.
+      sharding: how a batch is spread over a mesh; see `tiles` for sketches and photos. None: the
+        default device.
       tile: sketches and photos whose pairs each device scores at once, for rankings of kind
-        "score"; the memory scoring takes grows with it. None: by the size of the features.
+        "score"; the memory scoring takes grows with it. None: `tiles.default_tile`. One that does
+        not fit the device is halved until it does, with a warning.
       progress: what to call this work in the progress bar; None for silence.
+      folder: keeps scores as they are made, for rankings of kind "score" (4 bytes a pair): what an
+        interrupted call finished is not scored again, and the next call may choose other tiles.
+      key: says what else the scores in the folder depend on, if anything; retriever, features and
+        ranking are compared anyway.
 
     Returns:
-      float32 [Q, G] on the host of every process; larger is more similar.
+      An iterator over all sketches, in order, in blocks: which they are, and their similarities,
+      float32 [rows, G]; larger is more similar. numpy arrays, the same on every process, or (kind
+      "embedding") arrays on the device, which on a mesh are whole on each of its devices.
 
     Raises:
       ValueError: an unknown ranking, features without items or whose arrays differ in how many
-        they have, a tile that is not two positive numbers, or a retriever's method that returns
-        another shape than its interface says.
+        they have, a tile that is not two positive numbers, a folder that is damaged or of another
+        task, or a retriever's method that returns another shape than its interface says.
       FloatingPointError: a similarity is NaN.
+      MemoryError: not even a single pair fits the device.
     """
     kind = ranking_kind(retriever, ranking)
-    sketches, photos = jax.device_get((sketches, photos))
-    queries, gallery = item_count(sketches, "sketch"), item_count(photos, "photo")
-    graphdef, state = evaluation_state(retriever, sharding, replicate=True)
-    if tile is None:
-        tile = _default_tile(sketches, photos)
-    if min(tile) < 1:
+    counts = item_count(sketches, "sketch"), item_count(photos, "photo")
+    if tile is not None and min(tile) < 1:
         raise ValueError(f"tile={tile} must be two positive numbers: sketches and photos.")
+    graphdef, state = evaluation_state(retriever, sharding, replicate=True)
+    task = _Task(graphdef, state, sketches, photos, *counts, ranking, sharding)
     if kind == "embedding":
-        sketches, photos = (
-            _embeddings(graphdef, state, features, sharding=sharding)
-            for features in (sketches, photos)
-        )
-        tile = _EMBEDDING_TILE
-    devices = 1 if sharding is None else sharding.num_devices
-    # No tile is larger than the task: two sketches against ten photos are twenty pairs.
-    height, width = min(tile[0], queries), min(tile[1], -(-gallery // devices)) * devices
-
-    def dispatched() -> Iterator[Float[Array, "q g"]]:
-        replicated = sharding and NamedSharding(sharding.mesh, PartitionSpec())
-        for column in range(0, gallery, width):
-            photo_tile = _on_device(_rows(photos, column, width), sharding)
-            for row in range(0, queries, height):
-                sketch_tile = _on_device(_rows(sketches, row, height), replicated)
-                yield _score(graphdef, state, sketch_tile, photo_tile, kind=kind, sharding=sharding)
-
-    result = np.empty((queries, gallery), np.float32)
-    corners = itertools.product(range(0, gallery, width), range(0, queries, height))
-    with progress_bar(progress, queries * gallery, unit="pair") as bar:
-        for (column, row), scores in zip(corners, fetched(dispatched()), strict=True):
-            scores = scores[: queries - row, : gallery - column]
-            if np.isnan(scores).any():
-                sketch, photo = np.argwhere(np.isnan(scores))[0]
-                raise FloatingPointError(
-                    f"The {ranking} similarity of sketch {row + sketch} with photo "
-                    f"{column + photo}, counting from 0, is NaN. Most likely features or "
-                    "parameters hold NaN: the training diverged, or the checkpoint is damaged. Use "
-                    "an earlier checkpoint."
-                )
-            result[row : row + height, column : column + width] = scores
-            bar.update(scores.size)
-    return result
+        return _embedding_blocks(task, progress)
+    file = None
+    if folder is not None:
+        about = {"ranking": ranking, "shape": [*counts], "retriever": fingerprint(retriever)}
+        about |= {"sketches": digest(sketches), "photos": digest(photos), "key": key}
+        file = ScoreFile(folder, about)
+    if tile is None:
+        tile = tiles.even(tiles.default_tile(sketches, photos, sharding), counts, sharding)
+    return _score_blocks(task, tile, progress, file)
 
 
 def ranking_kind(retriever: Retriever, ranking: str) -> Kind:
@@ -147,21 +181,112 @@ def item_count(features: Features, what: str) -> int:
     return count
 
 
-@functools.partial(jax.jit, static_argnames=("graphdef", "kind", "sharding"))
+def _score_blocks(
+    task: _Task, tile: tuple[int, int], progress: str | None, file: ScoreFile | None
+) -> Iterator[Block]:
+    """Blocks of a ranking of kind "score"; NaN stands for what is still to be computed."""
+    spread = tiles.layout(task.sharding)
+    total = task.queries * task.gallery
+    # No tile is larger than the task: two sketches against ten photos are twenty pairs.
+    tile = (
+        min(tile[0], -(-task.queries // spread.rows)),
+        min(tile[1], -(-task.gallery // spread.columns)),
+    )
+    height = tile[0] * spread.rows
+    with progress_bar(progress, total, unit="pair", initial=file.finished if file else 0) as bar:
+        for start in range(0, task.queries, height):
+            rows = slice(start, min(start + height, task.queries))
+            if file:
+                block = file.block(rows)
+            else:
+                block = np.full((rows.stop - start, task.gallery), np.nan, np.float32)
+            while not _filled(block, rows, task, tile, spread, bar):
+                tile = _smaller(tile)
+            yield rows, np.array(block) if file else block
+
+
+def _filled(
+    block: Float[np.ndarray, "q g"],
+    rows: slice,
+    task: _Task,
+    tile: tuple[int, int],
+    spread: tiles.Layout,
+    bar: tqdm,
+) -> bool:
+    """Computes what is NaN in a block, tile by tile; whether the tiles fitted the device."""
+    height, width = tile[0] * spread.rows, tile[1] * spread.columns
+    starts = range(rows.start, rows.stop, height)
+    columns = [
+        column
+        for column in range(0, task.gallery, width)
+        if np.isnan(block[:, column : column + width]).any()
+    ]
+
+    def dispatched() -> Iterator[Float[Array, "q g"]]:
+        if not columns:
+            return
+        sketches = [tiles.on_device(task.sketches, i, height, spread.sketches) for i in starts]
+        for column in columns:
+            photos = tiles.on_device(task.photos, column, width, spread.photos)
+            for sketch in sketches:
+                yield _score(task.graphdef, task.state, sketch, photos, sharding=task.sharding)
+
+    try:
+        for (column, row), scores in zip(
+            itertools.product(columns, starts), fetched(dispatched()), strict=True
+        ):
+            scores = scores[: rows.stop - row, : task.gallery - column]
+            _check(np.isnan(scores), row, column, task.ranking)
+            part = block[row - rows.start :][: len(scores), column : column + width]
+            bar.update(int(np.isnan(part).sum()))
+            part[:] = scores
+    except jax.errors.JaxRuntimeError as error:
+        if "RESOURCE_EXHAUSTED" not in str(error) or jax.process_count() > 1:
+            raise
+        logging.warning(
+            "A tile of %d sketches x %d photos does not fit the device: %s",
+            *tile,
+            str(error).splitlines()[0],
+        )
+        return False
+    return True
+
+
+def _smaller(tile: tuple[int, int]) -> tuple[int, int]:
+    """A tile with its longer side halved."""
+    if tile == (1, 1):
+        raise MemoryError(
+            "Not even one sketch and one photo can be scored in the memory of the device: free "
+            "some of it, or choose a larger device or features of lower precision."
+        )
+    sketches, photos = tile
+    tile = (sketches, (photos + 1) // 2) if photos >= sketches else ((sketches + 1) // 2, photos)
+    logging.warning("Going on with tiles of %d sketches x %d photos.", *tile)
+    return tile
+
+
+def _check(nan: Bool[np.ndarray, "q g"], row: int, column: int, ranking: str) -> None:
+    if nan.any():
+        sketch, photo = np.argwhere(nan)[0]
+        raise FloatingPointError(
+            f"The {ranking} similarity of sketch {row + sketch} with photo {column + photo}, "
+            "counting from 0, is NaN. Most likely features or parameters hold NaN: the training "
+            "diverged, or the checkpoint is damaged. Use an earlier checkpoint."
+        )
+
+
+@functools.partial(jax.jit, static_argnames=("graphdef", "sharding"))
 def _score(
     graphdef: nnx.GraphDef[Retriever],
     state: nnx.State,
     sketches: Features,
     photos: Features,
     *,
-    kind: Kind,
     sharding: NamedSharding | None,
 ) -> Float[Array, "q g"]:
-    """Scores of a tile, float32; each device those of its own photos."""
+    """Scores of a tile, float32; each device those of its own sketches and photos."""
 
     def score(state: nnx.State, sketches: Features, photos: Features) -> Float[Array, "q g"]:
-        if kind == "embedding":
-            return jnp.matmul(sketches, photos.T, precision="float32")
         retriever = nnx.merge(graphdef, state)
         scores = retriever.score(sketches, photos)
         expected = len(jax.tree.leaves(sketches)[0]), len(jax.tree.leaves(photos)[0])
@@ -174,14 +299,53 @@ def _score(
 
     if sharding is None:
         return score(state, sketches, photos)
-    everywhere = PartitionSpec()
+    spread = tiles.layout(sharding)
+    assert spread.sketches and spread.photos
+    rows, columns = spread.sketches.spec, spread.photos.spec
     return jax.shard_map(
         score,
         mesh=sharding.mesh,
-        in_specs=(everywhere, everywhere, sharding.spec),
-        out_specs=PartitionSpec(None, *sharding.spec),
+        in_specs=(PartitionSpec(), rows, columns),
+        out_specs=PartitionSpec(*rows, *columns),
         check_vma=False,  # Nothing is exchanged: a retriever's scan need not say what varies.
     )(state, sketches, photos)
+
+
+def _embedding_blocks(task: _Task, progress: str | None) -> Iterator[Block]:
+    """Blocks of a ranking of kind "embedding"; the vectors of all photos stay on the device."""
+    devices = 1 if task.sharding is None else task.sharding.num_devices
+    height = min(
+        _vectors_at_once(task.sketches, task.queries, devices),
+        -(-max(1, _BLOCK_BYTES // (4 * task.gallery)) // devices) * devices,
+    )
+    width = _vectors_at_once(task.photos, task.gallery, devices)
+
+    def vectors(features: Features, start: int, count: int) -> Float[Array, "b d"]:
+        rows = tiles.on_device(features, start, count, task.sharding)
+        return _embed(task.graphdef, task.state, rows)
+
+    with progress_bar(progress, task.queries * task.gallery, unit="pair") as bar:
+        # Each is awaited, or the features of all photos would be on their way at once.
+        photos = jnp.concatenate(
+            [
+                jax.block_until_ready(vectors(task.photos, start, width))
+                for start in range(0, task.gallery, width)
+            ]
+        )
+        for start in range(0, task.queries, height):
+            rows = slice(start, min(start + height, task.queries))
+            sketches = vectors(task.sketches, start, height)
+            block, broken = _compare(sketches, photos, task.gallery, task.sharding)
+            if broken:
+                _check(np.isnan(np.asarray(block)), start, 0, task.ranking)
+            bar.update((rows.stop - start) * task.gallery)
+            yield rows, block if len(block) == rows.stop - start else block[: rows.stop - start]
+
+
+def _vectors_at_once(features: Features, items: int, devices: int) -> int:
+    """Of how many items the features move to the devices at once, to be made into vectors."""
+    fit = _VECTOR_BYTES // max(1, item_bytes(features))
+    return max(1, min(fit, 4096, -(-items // devices))) * devices
 
 
 @functools.partial(jax.jit, static_argnames=("graphdef",))
@@ -199,50 +363,16 @@ def _embed(
     return embedding.astype(jnp.float32)
 
 
-def _embeddings(
-    graphdef: nnx.GraphDef[Retriever],
-    state: nnx.State,
-    features: Features,
-    *,
+@functools.partial(jax.jit, static_argnames=("gallery", "sharding"))
+def _compare(
+    sketches: Float[Array, "q d"],
+    photos: Float[Array, "n d"],
+    gallery: int,
     sharding: NamedSharding | None,
-) -> Float[np.ndarray, "n d"]:
-    """The embedding of every item, computed in blocks that are bounded in memory."""
-    items = item_count(features, "image")
-    devices = 1 if sharding is None else sharding.num_devices
-    rows = max(1, min(_TILE_BYTES // _item_bytes(features), 4096, -(-items // devices))) * devices
-    blocks = fetched(
-        _embed(graphdef, state, _on_device(_rows(features, start, rows), sharding))
-        for start in range(0, items, rows)
-    )
-    return np.concatenate(list(blocks))[:items]
-
-
-def _rows(features: Features, start: int, count: int) -> Features:
-    """`count` items from `start` on; past the end, copies of the last one."""
-
-    def rows(leaf: np.ndarray) -> np.ndarray:
-        if start + count <= len(leaf):
-            return leaf[start : start + count]
-        return leaf[np.minimum(np.arange(start, start + count), len(leaf) - 1)]
-
-    return jax.tree.map(rows, features)
-
-
-def _on_device(features: Features, sharding: NamedSharding | None) -> Features:
-    """Starts the transfer of a tile, which every process holds, to the device or the mesh."""
-    if sharding is None:
-        return jax.device_put(features)
-    return jax.tree.map(
-        lambda leaf: jax.make_array_from_callback(leaf.shape, sharding, leaf.__getitem__), features
-    )
-
-
-def _default_tile(sketches: Features, photos: Features) -> tuple[int, int]:
-    """Sketches and photos of a tile that is bounded in memory whatever the retriever keeps."""
-    count = _TILE_BYTES // (_SKETCHES * _item_bytes((sketches, photos)))
-    photos_in_tile = int(np.clip(count, _FEWEST_PHOTOS, _MOST_PHOTOS))
-    return _SKETCHES, photos_in_tile - photos_in_tile % 8
-
-
-def _item_bytes(features: Features) -> int:
-    return sum(leaf[0].nbytes for leaf in jax.tree.leaves(features))
+) -> tuple[Float[Array, "q g"], Bool[Array, ""]]:
+    """Products with the first `gallery` photos, and whether one is NaN."""
+    result = jnp.matmul(sketches, photos.T, precision="float32")[:, :gallery]
+    if sharding is not None:
+        everywhere = NamedSharding(sharding.mesh, PartitionSpec())
+        result = jax.lax.with_sharding_constraint(result, everywhere)
+    return result, jnp.isnan(result).any()

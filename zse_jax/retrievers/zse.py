@@ -25,6 +25,9 @@ from zse_jax.models.tokenizer import Tokenizer
 from zse_jax.models.vit import Encoder, tokens_after_selection
 from zse_jax.retrievers.base import Modality, Retriever
 
+# Tokens of the photos that a sketch meets at once on a CPU: 8 of B/16 in float32.
+_CACHED_BYTES = 5 * 2**20
+
 
 class PairOutput(NamedTuple):
     """What the network makes of B pairs (sketch i, photo i).
@@ -138,18 +141,14 @@ class ZSE(Retriever):
         self, sketch_tokens: Float[Array, "b n d"], photo_tokens: Float[Array, "b n d"]
     ) -> PairOutput:
         """Everything the network makes of the pairs (sketch i, photo i)."""
-        return self._relate(
-            self.cross_attention.project_sketches(sketch_tokens),
-            self.cross_attention.project_photos(photo_tokens),
-        )
-
-    def _relate(self, sketch: Projected, photo: Projected) -> PairOutput:
-        sketch_tokens, photo_tokens = self.cross_attention.attend(sketch, photo)
-        cosine = cosine_matrix(
-            self.anchors(sketch_tokens[:, 1:]), self.anchors(photo_tokens[:, 1:])
-        )
-        logit = self.relation_network(cosine)
+        sketch_tokens, photo_tokens = self.cross_attention(sketch_tokens, photo_tokens)
+        cosine, logit = self._relate(sketch_tokens[:, 1:], photo_tokens[:, 1:])
         return PairOutput(sketch_tokens, photo_tokens, cosine, logit, jax.nn.sigmoid(logit))
+
+    def _relate(self, sketch: Array, photo: Array) -> tuple[Array, Array]:
+        """Cosine matrices and logits of local tokens [b, t, d]."""
+        cosine = cosine_matrix(self.anchors(sketch), self.anchors(photo))
+        return cosine, self.relation_network(cosine)
 
     def loss(self, batch: dict[str, Num[Array, "..."]]) -> tuple[Array, dict[str, Array]]:
         """2 · triplet + 4 · relation on quadruplets (paper section 3.4; weights as published).
@@ -199,18 +198,40 @@ class ZSE(Retriever):
     ) -> Float[Array, "q g"]:
         """Relation score of every sketch with every photo (the papers' "RN"), in (0, 1).
 
-        Projections are made once per image. Sketches are taken one after the other, so memory is
-        that of one sketch against the given photos: pass a gallery in tiles.
+        Projections are made once per image, and one sketch after the other meets a group of
+        photos: memory is that of a group, beside the projections of all that are given. Of each
+        image only the local tokens are followed up; no score depends on the retrieval token
+        after cross-attention.
         """
-        photo = self.cross_attention.project_photos(photos)
+        count = len(photos)
+        groups = -(-count // _photos_at_once(photos.size // count * photos.dtype.itemsize))
+        size = -(-count // groups)
+        padded = jnp.pad(photos, ((0, groups * size - count), (0, 0), (0, 0)), mode="edge")
+        sketch = _local(self.cross_attention.project_sketches(sketches))
 
-        def against_all_photos(sketch):
-            sketch = jax.tree.map(
-                lambda x: jnp.broadcast_to(x, (photos.shape[0], *x.shape)), sketch
-            )
-            return self._relate(sketch, photo).score
+        def group_scores(group: Array) -> Array:
+            photo = _local(self.cross_attention.project_photos(group))
+            meet = self.cross_attention.meeting(photo)
+            return jax.lax.map(lambda one: jax.nn.sigmoid(self._relate(*meet(one))[1]), sketch)
 
-        return jax.lax.map(against_all_photos, self.cross_attention.project_sketches(sketches))
+        scores = jax.lax.map(group_scores, padded.reshape(groups, size, *photos.shape[1:]))
+        return scores.swapaxes(0, 1).reshape(len(sketches), -1)[:, :count]
+
+
+def _photos_at_once(photo_bytes: int) -> int:
+    """Photos that meet a sketch at once: as many as a CPU's caches or a GPU's cores like best.
+
+    Args:
+      photo_bytes: size of the tokens of one photo: 605 kB in B/16 and float32.
+    """
+    if jax.default_backend() == "cpu":
+        return max(1, min(64, _CACHED_BYTES // photo_bytes))
+    return 128
+
+
+def _local(projected: Projected) -> Projected:
+    """Without what the retrieval token asks; it still is a key and value to the others."""
+    return projected._replace(tokens=projected.tokens[:, 1:], query=projected.query[:, :, 1:])
 
 
 def normalise(images: Num[Array, "b h w 3"]) -> Float[Array, "b h w 3"]:

@@ -9,7 +9,7 @@ from matplotlib.patches import Rectangle
 
 from zse_jax.explain.figures import MUTED, RIGHT, WRONG, retrieval_grid, training_curves
 
-SIMILARITY = np.array([[0.1, 0.9, 0.5, 0.7], [0.3, 0.3, 0.8, 0.0]])
+TOP = np.array([[1, 3, 2, 0], [2, 0, 1, 3]])
 SKETCH_LABELS, PHOTO_LABELS = np.array([0, 1]), np.array([0, 0, 1, 1])
 
 
@@ -25,7 +25,7 @@ def grid(photos=None, **arguments):
     return retrieval_grid(
         np.full((2, 8, 8, 3), 255, np.uint8),
         Photos() if photos is None else photos,
-        arguments.pop("similarity", SIMILARITY),
+        arguments.pop("top", TOP),
         sketch_labels=SKETCH_LABELS,
         photo_labels=PHOTO_LABELS,
         **arguments,
@@ -58,7 +58,7 @@ def png(figure):
     return buffer.getvalue()
 
 
-def test_photos_stand_by_similarity_beside_their_sketch():
+def test_photos_stand_by_rank_beside_their_sketch():
     assert shown(grid(columns=3)) == [255, 1, 3, 2, 255, 2, 0, 1]
 
 
@@ -72,6 +72,18 @@ def test_right_and_wrong_differ_by_colour_and_by_line():
     figure = grid(columns=2)
     right, wrong, sketch = (RIGHT, "solid"), (WRONG, "--"), (MUTED, "solid")
     assert frames(figure) == [sketch, right, wrong, sketch, right, wrong]
+
+
+def test_of_instances_only_the_sketch_s_own_photo_is_right():
+    own = {"sketch_instances": np.array([3, 7]), "photo_instances": np.array([5, 3, 7, 6])}
+    figure = grid(columns=2, **own)
+    right, wrong, sketch = (RIGHT, "solid"), (WRONG, "--"), (MUTED, "solid")
+    assert frames(figure) == [sketch, right, wrong, sketch, right, wrong]
+    assert frames(grid(columns=3, **own))[2:4] == [wrong, wrong]
+
+
+def test_a_row_may_end_early():
+    assert shown(grid(top=np.array([[1, -1], [2, 0]]))) == [255, 1, 255, 2, 0]
 
 
 def test_classes_are_named():
@@ -103,8 +115,10 @@ def test_the_grid_of_real_images_is_drawn(sketchy_folder):
 
 def test_labels_that_do_not_fit_are_an_error(monkeypatch):
     monkeypatch.setattr("jaxtyping.config.jaxtyping_disable", True)
-    with pytest.raises(ValueError, match=r"shape \(2, 3\), but there are 2 sketch labels and 4"):
-        grid(similarity=SIMILARITY[:, :3])
+    with pytest.raises(ValueError, match=r"shape \(1, 4\) .* there are 2 sketch labels and 4"):
+        grid(top=TOP[:1])
+    with pytest.raises(ValueError, match="names photos up to 4"):
+        grid(top=TOP + 1)
 
 
 def test_nothing_to_show_is_an_error():

@@ -1,12 +1,14 @@
 """Cross-attention between sketch and photo tokens."""
 
+from types import SimpleNamespace
+
 import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
 from flax import nnx
 
-from zse_jax.models.cross_attention import CrossAttention, UnbiasedNorm
+from zse_jax.models.cross_attention import CrossAttention, UnbiasedNorm, fused_attention
 
 WIDTH, HEADS = 12, 3
 
@@ -98,6 +100,43 @@ def test_parameters_that_start_equal_are_still_separate():
     linear = WIDTH * WIDTH + WIDTH
     per_layer = 4 * linear + 2 * WIDTH * 20 + 20 + WIDTH + 4 * WIDTH
     assert count == 2 * per_layer
+
+
+def local(projected):
+    """Only local tokens ask; every token is still key and value."""
+    return projected._replace(tokens=projected.tokens[:, 1:], query=projected.query[:, :, 1:])
+
+
+@pytest.mark.parametrize("fused", [None, "xla"])
+@pytest.mark.parametrize("value", ["own", "other"])
+def test_meeting_many_photos_is_attending_to_each(value, fused):
+    model = build(value)
+    s, p = (jax.random.normal(jax.random.key(i), (n, 5, WIDTH)) for i, n in enumerate((1, 4)))
+    sketch, photos = local(model.project_sketches(s)), local(model.project_photos(p))
+    met = model.meeting(photos, fused)(jax.tree.map(lambda x: x[0], sketch))
+    expected = model(jnp.broadcast_to(s, p.shape), p)
+    for found, whole in zip(met, expected, strict=True):
+        np.testing.assert_allclose(found, whole[:, 1:], rtol=1e-5, atol=1e-5)
+
+
+@pytest.mark.parametrize(
+    ("platform", "version", "dtype", "width", "serves"),
+    [
+        ("gpu", "PJRT C API cuda 12090", "bfloat16", 96, True),
+        ("gpu", "PJRT C API cuda 12090", "float32", 96, False),
+        ("gpu", "PJRT C API cuda 12090", "bfloat16", 12, False),
+        ("gpu", "PJRT C API cuda 12090", "bfloat16", 192, False),
+        ("gpu", "PJRT C API rocm 60000", "bfloat16", 96, False),
+        ("cpu", "cpu", "bfloat16", 96, False),
+        ("tpu", "libtpu", "bfloat16", 96, False),
+    ],
+)
+def test_cudnn_serves_half_precision_on_nvidia_gpus(
+    monkeypatch, platform, version, dtype, width, serves
+):
+    backend = SimpleNamespace(platform=platform, platform_version=version)
+    monkeypatch.setattr("jax.extend.backend.get_backend", lambda: backend)
+    assert fused_attention(jnp.dtype(dtype), width) is serves
 
 
 def test_unknown_value_is_an_error():

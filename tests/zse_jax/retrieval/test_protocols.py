@@ -1,17 +1,21 @@
-"""The category-level protocol, from image batches to the table."""
+"""The protocols, from image batches to numbers."""
 
-import json
 from typing import ClassVar
 
+import hypothesis.strategies as st
 import jax.numpy as jnp
 import numpy as np
 import pytest
-import rich
 from flax import nnx
+from hypothesis import given, settings
 
 from tests.zse_jax.retrieval.fakes import batches, fake, images
-from zse_jax.retrieval.metrics import CONVENTIONS, METRICS, rank_metrics
-from zse_jax.retrieval.protocols import zero_shot
+from zse_jax.retrieval import tasks
+from zse_jax.retrieval.encoding import encode
+from zse_jax.retrieval.metrics import CONVENTIONS, METRICS, rank, rank_metrics
+from zse_jax.retrieval.protocols import fine_grained, zero_shot
+from zse_jax.retrieval.scoring import similarity
+from zse_jax.retrieval.storage import Storage
 from zse_jax.retrievers.base import Retriever
 
 SKETCH_LABELS = np.array([0, 0, 1, 2, 2])
@@ -51,7 +55,16 @@ def evaluate(retriever=None, sketch_labels=SKETCH_LABELS, **arguments):
 
 @pytest.fixture(scope="module")
 def measured():
-    return evaluate(keep_similarities=True)
+    return evaluate()
+
+
+def similarities(sketch_labels=SKETCH_LABELS):
+    retriever = fake()
+    sketches, photos = (
+        encode(retriever, batches(images(len(labels), seed), labels), modality)[0]
+        for labels, seed, modality in ((sketch_labels, 1, "sketch"), (PHOTO_LABELS, 2, "photo"))
+    )
+    return {name: similarity(retriever, sketches, photos, name) for name in retriever.rankings}
 
 
 @pytest.mark.parametrize("prefix", ["", "few_"])
@@ -69,14 +82,35 @@ def test_reproduces_the_published_evaluator_end_to_end(golden, prefix):
     )
     measured = [result.values["table"]["voc"][name] for name in METRICS]
     np.testing.assert_allclose(measured, case["result"], rtol=0, atol=1e-5)
+    through_the_function = rank_metrics(-case["distance"], sketch_labels, photo_labels, ap="voc")
+    assert result.values["table"]["voc"] == pytest.approx(through_the_function, abs=1e-12)
 
 
 def test_measures_every_ranking_in_every_convention(measured):
-    assert list(measured.values) == list(measured.similarities) == ["distance", "cosine"]
-    for ranking, similarity in measured.similarities.items():
+    expected = similarities()
+    assert list(measured.values) == list(expected) == ["distance", "cosine"]
+    for ranking, scores in expected.items():
+        ranked = rank(scores, SKETCH_LABELS, PHOTO_LABELS)
+        np.testing.assert_array_equal(measured.top[ranking], ranked.top)
+        np.testing.assert_array_equal(measured.top_similarity[ranking], ranked.top_similarity)
         for convention in CONVENTIONS:
-            expected = rank_metrics(similarity, SKETCH_LABELS, PHOTO_LABELS, ap=convention)
-            assert measured.values[ranking][convention] == expected
+            values = rank_metrics(scores, SKETCH_LABELS, PHOTO_LABELS, ap=convention)
+            assert measured.values[ranking][convention] == values
+
+
+def test_blocks_do_not_show(measured, monkeypatch):
+    whole = tasks.scoring.similarity_blocks
+
+    def by_two(*arguments, **options):
+        for rows, block in whole(*arguments, **options):
+            for start in range(rows.start, rows.stop, 2):
+                stop = min(start + 2, rows.stop)
+                yield slice(start, stop), block[start - rows.start : stop - rows.start]
+
+    monkeypatch.setattr(tasks.scoring, "similarity_blocks", by_two)
+    result = evaluate()
+    assert result.values == measured.values
+    np.testing.assert_array_equal(result.top["distance"], measured.top["distance"])
 
 
 def test_eight_devices_measure_what_one_measures(measured, sharding):
@@ -101,36 +135,58 @@ def test_says_what_was_measured(measured):
 def test_rankings_and_conventions_can_be_chosen():
     result = evaluate(rankings=["cosine"], conventions=["voc"])
     assert list(result.flat()) == [f"cosine/voc/{name}" for name in METRICS]
-    assert not result.similarities
 
 
-def test_flat_names_carry_the_convention(measured):
-    assert len(measured.flat()) == 2 * 3 * 4
-    value = measured.values["distance"]["exact"]["mAP@all"]
-    assert measured.flat()["distance/exact/mAP@all"] == value
+def test_name_notes_and_class_names_go_through():
+    given = {"name": "A split", "notes": {"seed": 3}, "class_names": ["ant", "bee", "cat"]}
+    result = evaluate(**given)
+    assert {key: getattr(result, key) for key in given} == given
 
 
-def test_the_dict_is_json_without_arrays(measured):
-    stored = json.loads(json.dumps(measured.to_dict()))
-    assert stored["values"]["distance"]["hits"].keys() == set(METRICS)
-    assert not {"similarities", "sketch_labels", "photo_labels"} & stored.keys()
+def test_features_may_be_kept_on_disk(measured, tmp_path):
+    storage = Storage(where="disk", folder=tmp_path, key="these images")
+    assert evaluate(storage=storage).values == measured.values
 
 
-def test_the_table_shows_percent_by_ranking_and_convention(measured, capsys):
-    rich.print(measured.table("Sketchy"))
-    printed = capsys.readouterr().out
-    for word in ("Sketchy", "distance", "cosine", *CONVENTIONS, *METRICS, "5 sketches x 21 photos"):
-        assert word in printed
-    assert f"{100 * measured.values['cosine']['voc']['P@100']:.1f}" in printed
+def test_finished_tiles_are_kept_in_the_folder(measured, tmp_path):
+    retriever = fake()
+    first, again = (evaluate(retriever, folder=tmp_path) for _ in range(2))
+    assert first.values == again.values == measured.values
+    assert [path.name for path in tmp_path.iterdir()] == ["distance"]
 
 
 def test_sketches_without_a_photo_are_counted_and_left_out():
     labels = np.array([0, 0, 1, 9, 9])
-    result = evaluate(sketch_labels=labels, keep_similarities=True)
+    result = evaluate(sketch_labels=labels)
     assert (result.queries, result.queries_without_match) == (5, 2)
-    kept = result.similarities["distance"][:3]
-    expected = rank_metrics(kept, labels[:3], PHOTO_LABELS)
+    assert result.chance == pytest.approx(1 / 3)
+    expected = rank_metrics(similarities()["distance"][:3], labels[:3], PHOTO_LABELS)
     assert result.values["distance"]["exact"] == expected
+
+
+def test_the_gallery_may_hold_classes_without_a_sketch():
+    """The generalized setting: photos of seen classes only get in the way."""
+    scores = np.array([[0.3, 0.9, 0.5], [0.3, 0.1, 0.5]])
+    result = zero_shot(
+        Table(scores),
+        batches(numbered(2), np.array([1, 1])),
+        batches(numbered(3), np.array([0, 4, 1])),
+        conventions=["exact"],
+    )
+    assert result.values["table"]["exact"]["mAP@all"] == pytest.approx((1 / 2 + 1) / 2)
+    assert result.queries_without_match == 0
+    assert result.gallery_classes.tolist() == [0, 1, 4]
+
+
+@pytest.mark.filterwarnings("error")
+def test_a_gallery_smaller_than_k_has_values():
+    result = zero_shot(
+        Table([[0.9, 0.1]]),
+        batches(numbered(1), np.array([3])),
+        batches(numbered(2), np.array([3, 3])),
+    )
+    assert set(result.flat().values()) == {1.0}
+    assert result.top["table"].shape == (1, 2)
 
 
 def test_labels_of_different_splits_are_an_error():
@@ -138,8 +194,144 @@ def test_labels_of_different_splits_are_an_error():
         evaluate(sketch_labels=SKETCH_LABELS + 100)
 
 
-def test_a_misspelt_ranking_is_found_before_encoding():
+@pytest.mark.usefixtures("unchecked")
+@pytest.mark.parametrize(
+    ("wrong", "message"),
+    [
+        ({"rankings": ["cosines"]}, "'cosines': did you mean 'cosine'"),
+        ({"rankings": []}, "No ranking is asked for"),
+        ({"conventions": ["coco"]}, "Unknown convention"),
+        ({"conventions": []}, "No convention"),
+        ({"shortlists": [0]}, r"shortlists=\(0,\) must be"),
+        ({"rankings": ["cosine"], "shortlists": [3]}, "kind 'embedding' for one of kind 'score'"),
+    ],
+)
+def test_what_cannot_be_measured_is_found_before_encoding(wrong, message):
     retriever = fake()
-    with pytest.raises(ValueError, match="'cosines': did you mean 'cosine'"):
-        evaluate(retriever, rankings=["cosines"])
+    with pytest.raises(ValueError, match=message):
+        evaluate(retriever, **wrong)
     assert retriever.compilations("encode") == 0
+
+
+# Two-stage ranking
+
+
+def test_shortlists_are_measured_beside_exact_ranking(measured):
+    result = evaluate(shortlists=[4, len(PHOTO_LABELS), 1000])
+    assert list(result.values) == [
+        "distance",
+        "distance@4",
+        "distance@21",
+        "distance@1000",
+        "cosine",
+    ]
+    assert result.values["distance@21"] == result.values["distance@1000"]
+    assert result.values["distance@21"] == measured.values["distance"] == result.values["distance"]
+    np.testing.assert_array_equal(result.top["distance@21"], measured.top["distance"])
+    assert {"rank/distance", "rank/distance@4"} < result.seconds.keys()
+
+
+def test_a_shortlist_holds_the_first_of_the_embedding_ranking(measured):
+    result = evaluate(shortlists=[4], rankings=["distance"])
+    for query in range(len(SKETCH_LABELS)):
+        shortlist = measured.top["cosine"][query, :4]
+        exact = [photo for photo in measured.top["distance"][query] if photo in shortlist]
+        assert result.top["distance@4"][query, :4].tolist() == exact
+
+
+# Fine-grained
+
+
+def fine(
+    scores, sketch_instances, photo_instances, sketch_labels=None, photo_labels=None, **options
+):
+    queries, gallery = np.shape(scores)
+    labels = (
+        np.zeros(count, int) if given is None else np.asarray(given)
+        for given, count in ((sketch_labels, queries), (photo_labels, gallery))
+    )
+    return fine_grained(
+        Table(scores),
+        *(batches(numbered(len(x)), x) for x in labels),
+        sketch_instances=np.asarray(sketch_instances),
+        photo_instances=np.asarray(photo_instances),
+        **options,
+    )
+
+
+@settings(max_examples=10)
+@given(seed=st.integers(0, 1000))
+def test_the_own_photo_is_looked_for_within_the_class_and_among_all(seed):
+    rng = np.random.default_rng(seed)
+    photo_labels = np.repeat(np.arange(3), 7)
+    instances = rng.integers(0, 21, 9)
+    scores = rng.permutation(9 * 21).reshape(9, 21)
+    result = fine(scores, instances, np.arange(21), photo_labels[instances], photo_labels)
+    for scope, candidate in (
+        ("class", photo_labels == photo_labels[instances, None]),
+        ("all", np.ones((9, 21), bool)),
+    ):
+        own = scores[np.arange(9), instances, None]
+        ranks = 1 + ((scores > own) & candidate).sum(1)
+        for k in (1, 5, 10):
+            assert result.values["table"][scope][f"Acc@{k}"] == pytest.approx((ranks <= k).mean())
+    values = result.values["table"]
+    for scope in values.values():
+        assert scope["Acc@1"] <= scope["Acc@5"] <= scope["Acc@10"]
+    assert all(values["class"][name] >= values["all"][name] for name in values["all"])
+    assert result.chances == pytest.approx({"class": 1 / 7, "all": 1 / 21})
+    assert result.chance == pytest.approx(1 / 21)
+    np.testing.assert_array_equal(result.top["table"], np.argsort(-scores, axis=1))
+
+
+def test_pairs_are_scored_once(monkeypatch):
+    calls = []
+    blocks = tasks.scoring.similarity_blocks
+    monkeypatch.setattr(
+        tasks.scoring,
+        "similarity_blocks",
+        lambda *arguments, **options: calls.append(arguments[3]) or blocks(*arguments, **options),
+    )
+    fine(np.eye(4), np.arange(4), np.arange(4))
+    assert calls == ["table"]
+
+
+def test_sketches_without_their_own_photo_are_counted_and_left_out():
+    result = fine(np.eye(4), [0, 1, 17, -1], [0, 2, -1, 3])
+    assert (result.queries, result.queries_without_match) == (4, 3)
+    assert result.values["table"]["all"] == {"Acc@1": 1.0, "Acc@5": 1.0, "Acc@10": 1.0}
+
+
+def test_any_of_several_photos_of_an_instance_is_right():
+    assert fine([[0.1, 0.9, 0.5]], [7], [7, 3, 7]).values["table"]["all"]["Acc@5"] == 1
+    assert fine([[0.1, 0.9, 0.5]], [7], [7, 7, 3]).values["table"]["all"]["Acc@1"] == 1
+
+
+def test_a_class_of_one_photo_is_always_right():
+    result = fine([[0.1, 0.9]], [5], [5, 6], [0], [0, 1])
+    values = result.values["table"]
+    assert (values["class"]["Acc@1"], values["all"]["Acc@1"]) == (1, 0)
+
+
+def test_no_pair_is_an_error():
+    with pytest.raises(ValueError, match="None of the 2 sketches has its own photo in the gallery"):
+        fine(np.eye(2), [5, -1], [-1, 6])
+
+
+@pytest.mark.usefixtures("unchecked")
+def test_instances_that_do_not_fit_the_images_are_an_error():
+    with pytest.raises(ValueError, match="3 photo_instances for 2 photo images"):
+        fine(np.eye(2), [0, 1], [0, 1, 2])
+
+
+@pytest.mark.parametrize(
+    ("sketch_labels", "photo_labels", "message"),
+    [
+        ([0, 0], [0, 1, 0], "Instance 1 is of class 1 .* but sketch 1, .* is of class 0"),
+        ([0, 1], [0, 1, 0], "Instance 1 is of class 1 .* but photo 2, .* is of class 0"),
+    ],
+)
+def test_instances_that_count_in_each_class_anew_are_an_error(sketch_labels, photo_labels, message):
+    instances = [0, 1, 1 if sketch_labels[1] else 2]
+    with pytest.raises(ValueError, match=message):
+        fine(np.eye(2, 3), [0, 1], instances, sketch_labels, photo_labels)

@@ -51,14 +51,45 @@ def test_pixels_are_normalised_to_mean_and_std_of_one_half():
     np.testing.assert_allclose(normalise(pixels).ravel(), [-1, (0.2 - 0.5) / 0.5, 1], atol=1e-6)
 
 
-def test_score_of_every_pair_is_the_score_of_that_pair():
+@pytest.mark.parametrize(
+    ("changes", "atol"),
+    [
+        ({}, 1e-5),
+        ({"cross_value": "other"}, 1e-5),
+        ({"anchor_map": "spatial"}, 1e-5),
+        ({"anchors": 16}, 1e-5),
+        ({"anchors": 16, "cross_value": "other"}, 1e-5),
+        ({"keep_rate": 0.9, "keep_blocks": (1, 2), "anchors": 14}, 1e-5),
+        ({"dtype": "bfloat16"}, 1e-2),
+    ],
+    ids=str,
+)
+def test_score_of_every_pair_is_the_score_of_that_pair(changes, atol):
+    model = still(**changes)
+    n = jax.eval_shape(lambda pixels: model.encode(pixels, "photo"), images(1)).shape[1]
+    sketches, photos = (
+        jax.random.normal(jax.random.key(i), (count, n, 16), changes.get("dtype", "float32"))
+        for i, count in enumerate((3, 11))
+    )
+    every = jnp.repeat(sketches, 11, axis=0), jnp.tile(photos, (3, 1, 1))
+    logits = nnx.jit(lambda model, *pairs: model.pairs(*pairs).logit)(model, *every)
+    if "dtype" not in changes:  # Spread scores out, so that an exchange of two pairs shows.
+        final, gain, mean = model.relation_network.layers[-1], 0.5 / logits.std(), logits.mean()
+        final.kernel[...] *= gain
+        final.bias[...] = gain * (final.bias[...] - mean)
+        logits = gain * (logits - mean)
+    expected = jax.nn.sigmoid(logits).reshape(3, 11)
+    matrix = nnx.jit(type(model).score)(model, sketches, photos)
+    assert matrix.shape == (3, 11)  # Two groups of photos, the last one filled up.
+    np.testing.assert_allclose(matrix, expected, rtol=0, atol=atol)
+    assert "dtype" in changes or np.diff(np.sort(expected, axis=None)).mean() > 100 * atol
+
+
+def test_a_single_photo_is_scored():
     model = still()
-    sketches, photos = model.encode(images(3), "sketch"), model.encode(images(5, 1), "photo")
-    matrix = model.score(sketches, photos)
-    assert matrix.shape == (3, 5)
-    for q in range(3):
-        one = jnp.broadcast_to(sketches[q], photos.shape)
-        np.testing.assert_allclose(matrix[q], model.pairs(one, photos).score, rtol=1e-5)
+    sketches, photos = model.encode(images(2), "sketch"), model.encode(images(1, 1), "photo")
+    expected = model.pairs(sketches, jnp.broadcast_to(photos, sketches.shape)).score
+    np.testing.assert_allclose(model.score(sketches, photos)[:, 0], expected, atol=1e-5)
 
 
 def test_pair_output_has_the_documented_shapes():

@@ -1,0 +1,177 @@
+"""Two-stage ranking: the shortlist first, by score; the others as the embeddings order them."""
+
+import jax
+import numpy as np
+import pytest
+from flax import nnx
+from hypothesis import given
+from hypothesis import strategies as st
+
+from tests.zse_jax.retrieval.fakes import Fake, cosines, distances, fake, features
+from zse_jax.retrieval import two_stage
+from zse_jax.retrieval.two_stage import two_stage_blocks
+
+
+def ranks(*arguments, **options):
+    """All blocks together, as ranks from 1 (the best)."""
+    blocks = list(two_stage_blocks(*arguments, **options))
+    rows = [np.arange(len(values)) + rows.start for rows, values in blocks]
+    values = np.concatenate([np.asarray(values) for _, values in blocks])
+    assert np.concatenate(rows).tolist() == list(range(len(values)))
+    assert values.dtype == np.float32
+    return -values
+
+
+def oracle(first, second, k):
+    """The ranks by numpy, one sketch after the other."""
+    result = np.empty(first.shape, np.float32)
+    for row, (embedding, score) in enumerate(zip(first, second, strict=True)):
+        order = np.argsort(-embedding, kind="stable")
+        listed = np.sort(order[:k])
+        best = listed[np.argsort(-score[listed], kind="stable")]
+        result[row, np.concatenate([best, order[k:]])] = np.arange(1, len(order) + 1)
+    return result
+
+
+@pytest.mark.parametrize("tile", [None, (4, 3)])
+@pytest.mark.parametrize(("queries", "gallery", "k"), [(1, 2, 1), (13, 29, 5), (8, 32, 31)])
+def test_the_shortlist_is_ordered_by_score_and_the_rest_by_embedding(queries, gallery, k, tile):
+    sketches, photos = features(queries, 1), features(gallery, 2)
+    expected = oracle(cosines(sketches, photos), distances(sketches, photos), k)
+    np.testing.assert_array_equal(ranks(fake(), sketches, photos, k, tile=tile), expected)
+
+
+@pytest.mark.parametrize("k", [29, 1000])
+def test_a_shortlist_of_the_whole_gallery_is_exact_ranking(k):
+    sketches, photos = features(13, 1), features(29, 2)
+    scores = np.asarray(fake().score(sketches, photos))
+    np.testing.assert_array_equal(ranks(fake(), sketches, photos, k), oracle(scores, scores, 29))
+
+
+def test_the_first_k_are_the_k_nearest_embeddings():
+    sketches, photos = features(13, 1), features(29, 2)
+    found = ranks(fake(), sketches, photos, 7) <= 7
+    nearest = np.argsort(-cosines(sketches, photos), axis=1)[:, :7]
+    assert (found.sum(1) == 7).all() and np.take_along_axis(found, nearest, 1).all()
+
+
+@given(st.data())
+def test_values_are_a_permutation_with_ties_in_the_order_of_the_gallery(data):
+    gallery = data.draw(st.integers(1, 12))
+    k = data.draw(st.integers(1, gallery))
+    draw = st.lists(st.integers(0, 3), min_size=gallery, max_size=gallery)
+    first, second = (np.array([data.draw(draw)], np.float32) for _ in range(2))
+    order, shortlist = two_stage._shortlist(jax.numpy.asarray(first), k=k, approximate=False)
+    scores = np.take_along_axis(second, np.asarray(shortlist), axis=1)
+    values = two_stage._values(order, shortlist, jax.numpy.asarray(scores))
+    np.testing.assert_array_equal(-np.asarray(values), oracle(first, second, k))
+
+
+@pytest.mark.parametrize("place", [np.asarray, jax.device_put, "disk"])
+def test_features_may_lie_anywhere(place, tmp_path):
+    def mapped(leaf):
+        file = np.memmap(tmp_path / str(leaf.ndim), dtype=leaf.dtype, mode="w+", shape=leaf.shape)
+        file[:] = leaf
+        return file
+
+    sketches, photos = features(13, 1), features(29, 2)
+    expected = ranks(fake(), sketches, photos, 5)
+    placed = jax.tree.map(mapped if place == "disk" else place, photos)
+    np.testing.assert_array_equal(ranks(fake(), sketches, placed, 5), expected)
+
+
+@pytest.mark.parametrize("on_device", [False, True])
+@pytest.mark.parametrize(("queries", "k"), [(3, 1), (21, 5)])
+def test_eight_devices_give_what_one_gives(sharding, queries, k, on_device):
+    sketches, photos = features(queries, 1), features(29, 2)
+    expected = ranks(fake(), sketches, photos, k)
+    if on_device:
+        everywhere = jax.sharding.NamedSharding(sharding.mesh, jax.sharding.PartitionSpec())
+        sketches, photos = jax.device_put((sketches, photos), everywhere)
+    found = ranks(fake(), sketches, photos, k, sharding=sharding, tile=(1, 4))
+    np.testing.assert_array_equal(found, expected)
+
+
+def test_a_device_scores_no_more_than_the_tile_at_once(sharding):
+    Fake.tiles.clear()
+    for mesh in (None, sharding):
+        ranks(fake(), features(13), features(29), 7, tile=(2, 4), sharding=mesh)
+    assert {tile for tile in Fake.tiles if tile[0] == 1} == {(1, 4)}
+
+
+def test_compiles_once_whatever_the_number_of_sketches():
+    retriever = fake()
+    for queries in (13, 50):
+        ranks(retriever, features(queries), features(29), 5, tile=(4, 5))
+    assert retriever.compilations("score") == 1
+
+
+def test_a_shortlist_scores_only_its_own_pairs(capsys):
+    ranks(fake(), features(13), features(29), 5, progress="two-stage")
+    assert "65/65" in capsys.readouterr().err
+
+
+def test_the_shortlist_may_be_approximate():
+    sketches, photos = features(13, 1), features(29, 2)
+    found = ranks(fake(), sketches, photos, 5, approximate=True)
+    assert (np.sort(found, axis=1) == np.arange(1, 30)).all()
+
+
+def test_an_approximate_shortlist_that_misses_photos_still_ranks_them():
+    order, scores = np.array([[2, 0, 1, 3]]), np.array([[0.1, 0.2]], np.float32)
+    values = two_stage._values(*map(jax.numpy.asarray, (order, np.array([[1, 2]]), scores)))
+    assert values.tolist() == [[-3, -2, -1, -4]]
+
+
+@pytest.mark.parametrize("k", [0, -3])
+def test_an_empty_shortlist_is_an_error(k):
+    with pytest.raises(ValueError, match=f"k={k}: the shortlist must hold at least 1 of the 5"):
+        two_stage_blocks(fake(), features(2), features(5), k)
+
+
+def test_an_empty_tile_is_an_error():
+    with pytest.raises(ValueError, match=r"tile=\(0, 4\)"):
+        two_stage_blocks(fake(), features(2), features(5), 2, tile=(0, 4))
+
+
+@pytest.mark.parametrize("kind", ["embedding", "score"])
+def test_a_retriever_without_both_kinds_is_an_error(kind):
+    class One(Fake):
+        rankings = {"only": kind}  # noqa: RUF012
+
+    missing = {"embedding": "score", "score": "embedding"}[kind]
+    with pytest.raises(ValueError, match=f"Of kind '{missing}', One has none"):
+        two_stage_blocks(One(rngs=nnx.Rngs(0)), features(2), features(5), 2)
+
+
+def test_a_ranking_of_the_wrong_kind_is_an_error():
+    with pytest.raises(ValueError, match="Fake has cosine, and 'distance' is of the other kind"):
+        two_stage_blocks(fake(), features(2), features(5), 2, first="distance")
+
+
+def test_an_unknown_ranking_names_the_nearest():
+    with pytest.raises(ValueError, match="did you mean 'distance'"):
+        two_stage_blocks(fake(), features(2), features(5), 2, second="distnace")
+
+
+def test_nan_is_an_error_that_names_the_pair():
+    class Broken(Fake):
+        def score(self, sketches, photos):
+            return super().score(sketches, photos) * jax.numpy.where(
+                photos["vector"][:, 0] == 7, jax.numpy.nan, 1
+            )
+
+    sketches, photos = features(6, 1), features(20, 2)
+    photos["vector"][17, 0] = 7
+    sketch = int(np.argmax(np.argmax(cosines(sketches, photos)[:, 17:18], axis=1) == 0))
+    with pytest.raises(FloatingPointError, match=f"distance .* sketch {sketch} with photo 17, "):
+        ranks(Broken(rngs=nnx.Rngs(0)), sketches, photos, 19)
+
+
+def test_scores_of_another_shape_are_an_error():
+    class Broken(Fake):
+        def score(self, sketches, photos):
+            return super().score(photos, sketches)
+
+    with pytest.raises(ValueError, match=r"Broken.score returned shape \(2, 1\) for 1 sketch"):
+        ranks(Broken(rngs=nnx.Rngs(0)), features(3), features(5), 2)

@@ -1,0 +1,391 @@
+"""What an evaluation found: means with their uncertainty, classes, confusions, and its tables."""
+
+import dataclasses
+import functools
+from collections.abc import Callable, Mapping, Sequence
+from typing import Any, NamedTuple
+
+import numpy as np
+from jaxtyping import Bool, Float, Float32, Int, Int32
+from rich.table import Table
+
+ByQuery = Mapping[str, Mapping[str, Mapping[str, Float[np.ndarray, " q"]]]]
+"""ranking -> scope -> metric -> value of every query, NaN where it has none."""
+
+Values = dict[str, dict[str, dict[str, float]]]
+"""ranking -> scope -> metric -> value."""
+
+CONFUSION_DEPTH = 100
+"""Photos of a ranking that `Evaluation.confusion` looks at, at most."""
+
+
+class Interval(NamedTuple):
+    """Within these a mean lies with some confidence."""
+
+    low: float
+    high: float
+
+
+class ClassResult(NamedTuple):
+    """One class of the queries.
+
+    Attributes:
+      name: of the class; its label where there are no names.
+      sketches: of the class, all of them.
+      photos: of the class in the gallery.
+      values: as those of `Evaluation`; empty where no sketch of the class can be measured.
+    """
+
+    name: str
+    sketches: int
+    photos: int
+    values: Values
+
+
+class Confusion(NamedTuple):
+    """Which share of the photos that sketches of one class find first are of another class."""
+
+    sketch_class: str
+    photo_class: str
+    share: float
+
+
+@dataclasses.dataclass(frozen=True, eq=False)
+class Evaluation:
+    """What a protocol measured.
+
+    A query for which there is nothing to find (no photo of its class in the gallery; fine-grained:
+    not its own photo) has no value: it is counted, and left out of every mean.
+
+    Attributes:
+      name: of what was evaluated; the title of the tables.
+      by_query: ranking -> scope -> metric -> float64 [queries]. The scope is what a metric's name
+        leaves open: the convention of average precision, or in fine-grained retrieval, among which
+        photos was ranked, "class" or "all".
+      chances: scope -> expected precision (Acc@1) of a random ranking, in 0..1.
+      seconds: wall time by stage: "encode/sketch", "encode/photo", "rank/RANKING", "metrics".
+      sketch_labels, photo_labels: classes, in the order of the images.
+      top: ranking -> indices of the first photos of the whole gallery for each sketch.
+      top_similarity: theirs. Of a two-stage ranking it is minus the rank.
+      scope: what the scopes are called.
+      missing: what a sketch that has no value lacks.
+      notes: what else identifies the protocol, as plain values: split, seed, excluded classes, ...
+      class_names: name of each class, by label; without them, labels are written.
+    """
+
+    name: str
+    by_query: ByQuery
+    chances: Mapping[str, float]
+    seconds: Mapping[str, float]
+    sketch_labels: Int[np.ndarray, " q"] = dataclasses.field(repr=False)
+    photo_labels: Int[np.ndarray, " g"] = dataclasses.field(repr=False)
+    top: Mapping[str, Int32[np.ndarray, "q k"]] = dataclasses.field(repr=False)
+    top_similarity: Mapping[str, Float32[np.ndarray, "q k"]] = dataclasses.field(repr=False)
+    scope: str = "convention"
+    missing: str = "a photo of their class"
+    notes: Mapping[str, Any] = dataclasses.field(default_factory=dict)
+    class_names: Sequence[str] | None = dataclasses.field(default=None, repr=False)
+    _intervals: dict[Any, Any] = dataclasses.field(default_factory=dict, init=False, repr=False)
+
+    @property
+    def queries(self) -> int:
+        """How many sketches were ranked for, those without a value included."""
+        return len(self.sketch_labels)
+
+    @property
+    def gallery(self) -> int:
+        """How many photos were ranked."""
+        return len(self.photo_labels)
+
+    @property
+    def classes(self) -> int:
+        """How many classes sketches and photos are of."""
+        return len(np.union1d(self.sketch_labels, self.photo_labels))
+
+    @property
+    def queries_without_match(self) -> int:
+        """How many sketches have no value."""
+        return int((~self._measured).sum())
+
+    @property
+    def chance(self) -> float:
+        """Expected precision (Acc@1) of a random ranking of the whole gallery, in 0..1."""
+        return min(self.chances.values())
+
+    @property
+    def metrics(self) -> tuple[str, ...]:
+        """Names of the metrics."""
+        return tuple(next(iter(next(iter(self.by_query.values())).values())))
+
+    @functools.cached_property
+    def query_classes(self) -> Int[np.ndarray, " c"]:
+        """Labels of the classes that have a sketch with a value: the rows of `confusion`."""
+        return np.unique(self.sketch_labels[self._measured])
+
+    @functools.cached_property
+    def gallery_classes(self) -> Int[np.ndarray, " c"]:
+        """Labels of the photos' classes: the columns of `confusion`."""
+        return np.unique(self.photo_labels)
+
+    @functools.cached_property
+    def values(self) -> Values:
+        """Means over the sketches that have a value, in 0..1: ranking -> scope -> metric."""
+        return self._each(functools.partial(_mean, chosen=self._measured))
+
+    def flat(self) -> dict[str, float]:
+        """The values for a metric writer: {"relation/exact/mAP@all": 0.52, ...}."""
+        return {
+            f"{ranking}/{scope}/{name}": value
+            for ranking, scopes in self.values.items()
+            for scope, named in scopes.items()
+            for name, value in named.items()
+        }
+
+    def intervals(
+        self, confidence: float = 0.95, resamples: int = 1000, seed: int = 0
+    ) -> dict[str, dict[str, dict[str, Interval]]]:
+        """How far each mean might have differed with other sketches of the same classes.
+
+        Percentiles of the means of bootstrap samples of the queries (Efron, 1979). The gallery and
+        the classes stay as they are, so the uncertainty of *which classes are unseen* is not in it.
+
+        Returns:
+          ranking -> scope -> metric -> Interval, as `values`. With a single query, its value.
+
+        Raises:
+          ValueError: a confidence outside (0, 1), or no resamples.
+        """
+        if not 0 < confidence < 1 or resamples < 1:
+            raise ValueError(
+                f"confidence={confidence} must lie between 0 and 1, and resamples={resamples} be "
+                "at least 1."
+            )
+        key = confidence, resamples, seed
+        if key not in self._intervals:
+            rows: list[np.ndarray] = []
+            self._each(rows.append)
+            # Precision is the same in every convention.
+            unique, place = np.unique(
+                np.stack(rows)[:, self._measured], axis=0, return_inverse=True
+            )
+            bounds = _bootstrap(unique, confidence, resamples, seed)[place]
+            intervals = iter(bounds.tolist())
+            self._intervals[key] = self._each(lambda _: Interval(*next(intervals)))
+        return self._intervals[key]
+
+    def by_class(self) -> list[ClassResult]:
+        """The sketches' classes by themselves, in the order of their labels."""
+        results = []
+        labels = np.unique(self.sketch_labels)
+        for label, name in zip(labels.tolist(), self._names(labels), strict=True):
+            sketches = self.sketch_labels == label
+            chosen = sketches & self._measured
+            values = self._each(functools.partial(_mean, chosen=chosen)) if chosen.any() else {}
+            photos = int((self.photo_labels == label).sum())
+            results.append(ClassResult(name, int(sketches.sum()), photos, values))
+        return results
+
+    def confusion(self, ranking: str) -> Float[np.ndarray, "c d"]:
+        """Of which classes are the photos that the sketches of each class find first.
+
+        Of each sketch that has a value, the first min(100, R) photos of the whole gallery count, R
+        being the photos of its class; so the share of its own class is P@100.
+
+        Returns:
+          Rows as `query_classes`, columns as `gallery_classes`: mean shares; a row's sum is 1.
+        """
+        query = np.searchsorted(self.query_classes, self.sketch_labels[self._measured])
+        gallery, counts = np.unique(self.photo_labels, return_counts=True)
+        column = np.searchsorted(gallery, self.photo_labels)
+        own = np.searchsorted(gallery, self.query_classes)[query]
+        depth = np.minimum(CONFUSION_DEPTH, counts[own])[:, None]
+        found = self.top[ranking][self._measured, :CONFUSION_DEPTH]
+        counted = np.arange(found.shape[1]) < depth
+        shape = len(self.query_classes), len(gallery)
+        cell = np.ravel_multi_index(
+            (np.broadcast_to(query[:, None], found.shape), column[found]), shape
+        )
+        weight = np.broadcast_to(1 / depth, found.shape)
+        total = np.bincount(cell[counted], weight[counted], np.prod(shape)).reshape(shape)
+        return total / np.bincount(query)[:, None]
+
+    def most_confused(self, ranking: str, n: int = 10) -> list[Confusion]:
+        """The n greatest shares of `confusion` that are of another class, the greatest first."""
+        share = self.confusion(ranking)
+        other = (self.query_classes[:, None] != self.gallery_classes) & (share > 0)
+        rows, columns = np.nonzero(other)
+        order = np.argsort(-share[rows, columns], kind="stable")[:n]
+        rows, columns = rows[order], columns[order]
+        names = self._names(self.query_classes[rows]), self._names(self.gallery_classes[columns])
+        return [*map(Confusion, *names, share[rows, columns].tolist())]
+
+    def to_dict(self) -> dict[str, Any]:
+        """Everything that is no array over images, ready for `json.dump`; intervals of 95 %."""
+        names = {"query_classes": self.query_classes, "gallery_classes": self.gallery_classes}
+        return _plain(
+            {
+                "name": self.name,
+                "notes": self.notes,
+                "queries": self.queries,
+                "gallery": self.gallery,
+                "classes": self.classes,
+                "queries_without_match": self.queries_without_match,
+                "chance": self.chance,
+                "chances": self.chances,
+                "values": self.values,
+                "intervals_95": self.intervals(),
+                "by_class": {x.name: x._asdict() | {"name": x.name} for x in self.by_class()},
+                "confusion": {key: self._names(value) for key, value in names.items()}
+                | {"share": {ranking: self.confusion(ranking) for ranking in self.top}},
+                "seconds": self.seconds,
+            }
+        )
+
+    def table(self, title: str | None = None, *, intervals: bool = False) -> Table:
+        """The values in percent, for `rich.print`; with `intervals`, those of 95 % beside them."""
+        table = Table(title=title or self.name, caption=self._caption(intervals))
+        for name in ("ranking", self.scope, *self.metrics):
+            table.add_column(name, justify="right" if name in self.metrics else "left")
+        for ranking, scopes in self.values.items():
+            for position, (scope, named) in enumerate(scopes.items()):
+                cells = [_percent(value) for value in named.values()]
+                if intervals:
+                    bounds = self.intervals()[ranking][scope].values()
+                    cells = [
+                        f"{cell} \\[{_percent(low)}, {_percent(high)}]"
+                        for cell, (low, high) in zip(cells, bounds, strict=True)
+                    ]
+                table.add_row(
+                    ranking if position == 0 else "",
+                    scope,
+                    *cells,
+                    end_section=position == len(scopes) - 1,
+                )
+        return table
+
+    def class_table(self, ranking: str | None = None, scope: str | None = None) -> Table:
+        """The classes by one ranking (the first unless named), worst first, in percent.
+
+        The last column is the class whose photos their sketches find most often instead.
+        """
+        ranking = ranking or next(iter(self.values))
+        scope = scope or next(iter(self.values[ranking]))
+        taken: dict[str, str] = {}
+        for sketch_class, photo_class, share in self.most_confused(ranking, self.classes**2):
+            taken.setdefault(sketch_class, f"{photo_class} {_percent(share)}")
+        table = Table(title=f"{self.name}: classes by {ranking}, {scope}", caption="percent")
+        for name in ("class", "sketches", "photos", *self.metrics, "taken for"):
+            table.add_column(name, justify="left" if name in ("class", "taken for") else "right")
+        first = self.metrics[0]
+
+        def order(result: ClassResult) -> float:
+            return result.values[ranking][scope][first] if result.values else -1.0
+
+        for result in sorted(self.by_class(), key=order):
+            named = result.values[ranking][scope] if result.values else {}
+            cells = [_percent(named[name]) if named else "-" for name in self.metrics]
+            counts = f"{result.sketches:,}", f"{result.photos:,}"
+            table.add_row(result.name, *counts, *cells, taken.get(result.name, ""))
+        return table
+
+    def confusion_table(self, ranking: str | None = None, n: int = 10) -> Table:
+        """The pairs of classes that one ranking (the first unless named) confuses most."""
+        ranking = ranking or next(iter(self.values))
+        table = Table(
+            title=f"{self.name}: confusions by {ranking}",
+            caption=f"percent of the first {CONFUSION_DEPTH} photos, or as many as the class has",
+        )
+        table.add_column("sketches of")
+        table.add_column("find photos of")
+        table.add_column("share", justify="right")
+        for sketch_class, photo_class, share in self.most_confused(ranking, n):
+            table.add_row(sketch_class, photo_class, _percent(share))
+        return table
+
+    @functools.cached_property
+    def _measured(self) -> np.ndarray:
+        """Which sketches have values: the same in every ranking, scope and metric."""
+        return ~np.isnan(
+            self.by_query[next(iter(self.by_query))][next(iter(self.chances))][self.metrics[0]]
+        )
+
+    def _each(self, function: Callable[[np.ndarray], Any]) -> dict[str, dict[str, dict[str, Any]]]:
+        """`function` of the values of the queries, by ranking, scope and metric."""
+        return {
+            ranking: {
+                scope: {name: function(values) for name, values in named.items()}
+                for scope, named in scopes.items()
+            }
+            for ranking, scopes in self.by_query.items()
+        }
+
+    def _names(self, labels: Int[np.ndarray, " c"]) -> list[str]:
+        return [
+            str(x) if self.class_names is None else self.class_names[x] for x in labels.tolist()
+        ]
+
+    def _caption(self, intervals: bool) -> str:
+        chances = {scope: _percent(value) for scope, value in self.chances.items()}
+        chance = ", ".join(
+            set(chances.values())
+            if len(set(chances.values())) == 1
+            else (f"{value} ({scope})" for scope, value in chances.items())
+        )
+        parts = [
+            "percent" + (", 95 % bootstrap intervals over sketches" if intervals else ""),
+            f"{self.queries:,} sketches x {self.gallery:,} photos of {self.classes} classes, "
+            f"chance {chance}",
+        ]
+        if self.queries_without_match:
+            parts.append(f"{self.queries_without_match} sketches without {self.missing} left out")
+        parts.extend(f"{name} {_written(value)}" for name, value in self.notes.items())
+        return "; ".join(parts)
+
+
+def _bootstrap(
+    rows: Float[np.ndarray, "m q"], confidence: float, resamples: int, seed: int
+) -> Float[np.ndarray, "m 2"]:
+    """Low and high percentile of the resampled means of each row, all by the same resamples."""
+    from scipy import stats  # type: ignore[import-untyped]  # a second, which training saves
+
+    if rows.shape[1] == 1:
+        return np.repeat(rows, 2, axis=1)
+    found = stats.bootstrap(
+        (rows,),
+        np.mean,
+        axis=-1,
+        confidence_level=confidence,
+        n_resamples=resamples,
+        batch=max(1, 2**22 // rows.size),
+        method="percentile",
+        rng=np.random.default_rng(seed),
+    )
+    return np.stack(found.confidence_interval, axis=-1)
+
+
+def _mean(values: Float[np.ndarray, " q"], chosen: Bool[np.ndarray, " q"]) -> float:
+    return float(values[chosen].mean())
+
+
+def _percent(value: float) -> str:
+    return f"{100 * value:.1f}"
+
+
+def _written(value: Any) -> str:
+    """A note's value for a caption."""
+    if isinstance(value, Mapping):
+        return ", ".join(f"{key}: {_written(item)}" for key, item in value.items()) or "none"
+    if isinstance(value, list | tuple | set | frozenset):
+        return ", ".join(map(_written, value)) or "none"
+    return str(value)
+
+
+def _plain(value: Any) -> Any:
+    """Mappings, sequences and arrays as what JSON knows, all the way down."""
+    if isinstance(value, Mapping):
+        return {str(key): _plain(item) for key, item in value.items()}
+    if isinstance(value, np.ndarray | np.generic):
+        return value.tolist()
+    if isinstance(value, list | tuple):
+        return [_plain(item) for item in value]
+    return value

@@ -1,0 +1,157 @@
+"""Scores on disk, so that a scoring that was interrupted goes on where it stopped.
+
+    FOLDER/scores.bin    float32 [Q, G], row-major, NaN where a pair is not scored yet
+    FOLDER/record.json   of which retriever, features and ranking they are, and their shape
+
+No score is NaN, so that every value on disk is either whole or still to be computed, whenever a
+process was killed and whatever its tiles were. The record comes last, in one step: without it the
+file of scores counts as not begun.
+"""
+
+import hashlib
+import json
+import os
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+from jax.experimental import multihost_utils
+from jaxtyping import Float
+
+from zse_jax.retrieval.encoding import fetched
+from zse_jax.retrieval.storage import across_processes
+from zse_jax.retrievers.base import Features
+
+_FORMAT = 1
+_CHUNK = 2**22
+_SAMPLES = 64
+
+
+class ScoreFile:
+    """The scores of Q sketches with G photos in a folder. Only the first process reads or writes.
+
+    Attributes:
+      finished: how many pairs were scored when it was opened.
+    """
+
+    def __init__(self, folder: str | os.PathLike[str], about: Mapping[str, Any]):
+        """Opens or begins the folder. With several processes, all must ask.
+
+        Args:
+          folder: made if it does not exist.
+          about: what the scores depend on; "shape" is [Q, G].
+
+        Raises:
+          ValueError: the folder holds scores of something else, or is damaged.
+        """
+        self._folder = Path(folder)
+        self._about = {"format": _FORMAT, **about}
+        self._shape = tuple(about["shape"])
+        failure: Exception | None = None
+        if jax.process_index() == 0:
+            try:
+                self._open()
+            except (OSError, ValueError) as error:
+                failure = error
+        if across_processes([failure is not None]).any():
+            raise failure or ValueError(f"The first process cannot go on with {folder}; see there.")
+        self.finished = int(self._broadcast(np.asarray(self._count(), np.float64)))
+
+    def block(self, rows: slice) -> Float[np.ndarray, "q g"]:
+        """The scores of some sketches, NaN where there are none yet, in every process.
+
+        On the first process, what is written to the array goes to the file.
+        """
+        if jax.process_index() == 0:
+            block: np.ndarray = self._mapped(rows)
+        else:
+            block = np.empty((rows.stop - rows.start, self._shape[1]), np.float32)
+        if jax.process_count() > 1:
+            received = self._broadcast(block)
+            block = block if jax.process_index() == 0 else received
+        return block
+
+    @staticmethod
+    def _broadcast(values: np.ndarray) -> np.ndarray:
+        if jax.process_count() == 1:
+            return values
+        return np.array(multihost_utils.broadcast_one_to_all(values))
+
+    @property
+    def _scores(self) -> Path:
+        return self._folder / "scores.bin"
+
+    def _mapped(self, rows: slice) -> np.memmap:
+        shape = (rows.stop - rows.start, self._shape[1])
+        offset = 4 * rows.start * self._shape[1]
+        return np.memmap(self._scores, np.float32, mode="r+", offset=offset, shape=shape)
+
+    def _count(self) -> int:
+        if jax.process_index():
+            return 0
+        step = max(1, _CHUNK // self._shape[1])
+        starts = range(0, self._shape[0], step)
+        blocks = (self._mapped(slice(i, min(i + step, self._shape[0]))) for i in starts)
+        return sum(int((~np.isnan(block)).sum()) for block in blocks)
+
+    def _open(self) -> None:
+        self._folder.mkdir(parents=True, exist_ok=True)
+        record = self._folder / "record.json"
+        if not record.exists():
+            self._begin(record)
+            return
+        try:
+            found = dict(json.loads(record.read_text(encoding="utf-8")))
+        except (ValueError, TypeError) as error:
+            raise ValueError(
+                f"{record} is damaged ({error}): delete {self._folder} to score anew."
+            ) from error
+        wrong = [key for key in {**self._about, **found} if found.get(key) != self._about.get(key)]
+        if wrong:
+            differences = "; ".join(
+                f"{key} was {found.get(key)!r} and is {self._about.get(key)!r}" for key in wrong
+            )
+            raise ValueError(
+                f"{self._folder} holds scores of something else: {differences}. Name another "
+                "folder, or delete it to score anew."
+            )
+        size = self._scores.stat().st_size if self._scores.exists() else 0
+        if size != 4 * np.prod(self._shape, dtype=np.int64):
+            raise ValueError(
+                f"{self._scores} has {size} bytes, but {self._shape[0]} x {self._shape[1]} scores "
+                f"take 4 bytes each: delete {self._folder} to score anew."
+            )
+
+    def _begin(self, record: Path) -> None:
+        left = int(np.prod(self._shape, dtype=np.int64))
+        with self._scores.open("wb") as file:
+            empty = np.full(min(_CHUNK, left), np.nan, np.float32)
+            while left:
+                file.write(empty[:left].data)
+                left -= min(left, len(empty))
+            file.flush()
+            os.fsync(file.fileno())
+        draft = record.with_suffix(".tmp")
+        with draft.open("w", encoding="utf-8") as text:
+            json.dump(self._about, text, indent=1)
+            text.flush()
+            os.fsync(text.fileno())
+        draft.replace(record)
+
+
+def digest(features: Features) -> str:
+    """Tells features apart by shapes, precision and the values of some items, evenly spread.
+
+    With several processes, all must ask.
+    """
+    result = hashlib.blake2b(digest_size=16)
+    for path, leaf in jax.tree.leaves_with_path(features):
+        items = np.unique(np.linspace(0, len(leaf) - 1, _SAMPLES).astype(np.int64))
+        taken = jnp.take(leaf, items, axis=0) if isinstance(leaf, jax.Array) else leaf[items]
+        rows = np.ascontiguousarray(next(fetched([taken])))
+        result.update(f"{jax.tree_util.keystr(path)} {leaf.shape} {rows.dtype.name}".encode())
+        result.update(rows.reshape(-1).view(np.uint8).data)
+    return result.hexdigest()

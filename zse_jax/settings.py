@@ -1,0 +1,235 @@
+"""What a zero-shot setting means: which images train, which are queries, which fill the gallery.
+
+A setting is the groups `data`, `target` and `evaluation` of a config:
+
+- category level (the default): sketches of the unseen classes, among photos of the unseen classes;
+- generalized (`evaluation.seen_gallery`): the gallery also holds photos of the seen classes, all of
+  them, or those that `data.held_out` keeps from training (20 % in the literature, Dutta and Akata,
+  CVPR 2019);
+- cross-dataset (`target`): the unseen classes of another data set, without those that occur among
+  the classes trained on, whatever they are called there (`splits.cross_dataset`);
+- fine-grained (`evaluation.protocol`): photos with instances, and the sketches drawn from them.
+
+Nothing is read here but names; how a ranking is measured is in `zse_jax.retrieval.protocols`.
+"""
+
+import logging
+import zlib
+from collections.abc import Sequence
+from pathlib import PurePosixPath
+from typing import Any, NamedTuple
+
+import numpy as np
+from jaxtyping import Int
+from ml_collections import ConfigDict
+
+from data_pipelines import loading, prepared, splits
+from data_pipelines.images import Modality
+from data_pipelines.loading import Items
+
+logger = logging.getLogger(__name__)
+
+SEEN_GALLERY = ("none", "held_out", "all")
+PROTOCOLS = ("category", "fine_grained")
+
+
+class Evaluated(NamedTuple):
+    """Whom an evaluation ranks.
+
+    Attributes:
+      sketches: the queries.
+      photos: the gallery; labels count the same classes as the sketches'.
+      notes: plain values that say how they were chosen, for the results.
+    """
+
+    sketches: Items
+    photos: Items
+    notes: dict[str, Any]
+
+
+def training_items(config: ConfigDict) -> tuple[Items, Items]:
+    """Sketches and photos of the seen classes, without the photos that are held out.
+
+    Raises:
+      ValueError: unknown names, or a share that is none.
+      FileNotFoundError: the data set is not on this machine.
+    """
+    data = config.data
+    seen = split_of(config, data).seen
+    sketches, photos = (load(config, data, modality, seen) for modality in ("sketch", "photo"))
+    if data.held_out:
+        held_out = held_out_photos(photos, data.held_out, data.held_out_seed)
+        photos = photos.select(np.setdiff1d(np.arange(len(photos)), held_out))
+    return sketches, photos
+
+
+def evaluated_items(config: ConfigDict, sketch_stride: int, photo_stride: int) -> Evaluated:
+    """Queries and gallery of a setting, every n-th of each.
+
+    Raises:
+      ValueError: unknown names, settings that exclude each other, nothing left to rank.
+      FileNotFoundError: the data set is not on this machine.
+    """
+    _check(config)
+    data = config.data if config.target.name is None else config.target
+    split, notes = split_of(config, data), {"data": data.name, "split": data.split or "own"}
+    unseen = split.unseen
+    if config.target.name is not None:
+        unseen, excluded = _across(config, split)
+        notes |= {"trained_on": config.data.split or config.data.name, "excluded": excluded}
+    classes = unseen
+    if config.evaluation.seen_gallery != "none":
+        classes = unseen + split.seen
+        notes |= {"seen_gallery": config.evaluation.seen_gallery}
+    sketches = load(config, data, "sketch", unseen)
+    photos = load(config, data, "photo", classes)
+    if config.evaluation.seen_gallery == "held_out":
+        photos = _without_trained(photos, len(unseen), config.data)
+        notes |= {"held_out": config.data.held_out, "held_out_seed": config.data.held_out_seed}
+    if config.evaluation.protocol == "fine_grained":
+        photos = photos.select([i for i, name in enumerate(photos.instances) if name])
+        photos = photos.every(photo_stride)
+        own = photos.by_instance()
+        keys = zip(sketches.labels.tolist(), sketches.instances, strict=True)
+        paired = [i for i, key in enumerate(keys) if key in own]
+        notes |= {"sketches_without_their_photo": len(sketches) - len(paired)}
+        if not paired:
+            raise ValueError(
+                f"Fine-grained retrieval needs sketches with their own photos, but in {data.name} "
+                f"none of the {len(sketches)} sketches of the unseen classes has its photo among "
+                f"the {len(photos)} photos with an instance. Use a data set with instance pairs "
+                "(sketchy, doodles, folder), or a smaller stride."
+            )
+        sketches = sketches.select(paired).every(sketch_stride)
+    else:
+        sketches, photos = sketches.every(sketch_stride), photos.every(photo_stride)
+    return Evaluated(sketches, photos, notes | {"strides": (sketch_stride, photo_stride)})
+
+
+def instance_numbers(
+    sketches: Items, photos: Items
+) -> tuple[Int[np.ndarray, " q"], Int[np.ndarray, " g"]]:
+    """Instances as numbers that sketches and photos share."""
+    keys: dict[tuple[int, str], int] = {}
+
+    def numbers(items: Items) -> Int[np.ndarray, " n"]:
+        pairs = zip(items.labels.tolist(), items.instances, strict=True)
+        return np.array([keys.setdefault(pair, len(keys)) for pair in pairs], np.int32)
+
+    photo_numbers = numbers(photos)
+    return numbers(sketches), photo_numbers
+
+
+def split_of(config: ConfigDict, data: ConfigDict) -> splits.Split:
+    """The seen and unseen classes of a `data` or `target` group.
+
+    Published splits go by name. For a user's own folder, `data.unseen` names the unseen classes,
+    separated by commas, and the others with both sketches and photos are seen.
+
+    Raises:
+      ValueError: no such split, one of another data set, no unseen class, or one that is not there.
+    """
+    if data.split is not None:
+        split = splits.get(data.split)
+        if split.dataset != data.name:
+            raise ValueError(
+                f"The split {data.split!r} divides the classes of {split.dataset!r}, not of "
+                f"{data.name!r}: change config.data.split or config.data.name (or those of "
+                "config.target)."
+            )
+        return split
+    unseen = tuple(name.strip() for name in (data.unseen or "").split(",") if name.strip())
+    if not unseen:
+        raise ValueError(
+            f"Say which classes of {data.name!r} are unseen, separated by commas, such as "
+            "--config.data.unseen=cat,dog: they are kept from training and ranked in evaluation."
+        )
+    folder = prepared.prepare(
+        data.name,
+        data_dir=config.data.data_dir,
+        manual_dir=data.manual_dir,
+        skip_unreadable=config.data.skip_unreadable,
+    )
+    modalities: tuple[Modality, ...] = ("sketch", "photo")
+    both = set.intersection(
+        *(set(prepared.open_split(folder, modality)[1].class_names) for modality in modalities)
+    )
+    splits.check_classes(both, unseen, f"the data set {data.name!r}", allow_more=True)
+    return splits.Split(data.name, tuple(sorted(both - set(unseen))), unseen)
+
+
+def load(config: ConfigDict, data: ConfigDict, modality: Modality, classes: Sequence[str]) -> Items:
+    """The items of one modality of `classes` in the data set of a `data` or `target` group."""
+    return loading.load_items(
+        data.name,
+        modality,
+        classes,
+        data_dir=config.data.data_dir,
+        manual_dir=data.manual_dir,
+        skip_unreadable=config.data.skip_unreadable,
+    )
+
+
+def held_out_photos(photos: Items, share: float, seed: int) -> Int[np.ndarray, " n"]:
+    """Positions of the photos of each class that never train: a `share` of them, rounded.
+
+    Drawn class by class from `seed` and the class's name alone, so that training and evaluation
+    agree. Photos of one class and one file name (Sketchy's extension repeats the photos that were
+    drawn) go together.
+
+    Raises:
+      ValueError: `share` is not between 0 and 1.
+    """
+    if not 0 < share < 1:
+        raise ValueError(f"config.data.held_out={share} must be a share between 0 and 1.")
+    found = []
+    for class_name, positions in zip(photos.class_names, photos.by_class(), strict=True):
+        stems = [PurePosixPath(photos.names[i]).stem for i in positions]
+        distinct = np.array(sorted(set(stems)))
+        rng = np.random.default_rng([seed, zlib.crc32(class_name.encode())])
+        chosen = set(rng.permutation(distinct)[: round(share * len(distinct))].tolist())
+        found += [i for i, stem in zip(positions, stems, strict=True) if stem in chosen]
+    return np.array(sorted(found), np.int64)
+
+
+def _check(config: ConfigDict) -> None:
+    evaluation = config.evaluation
+    for key, known in (("seen_gallery", SEEN_GALLERY), ("protocol", PROTOCOLS)):
+        if evaluation[key] not in known:
+            raise ValueError(
+                f"config.evaluation.{key}={evaluation[key]!r}: choose one of {', '.join(known)}."
+            )
+    if evaluation.seen_gallery == "none":
+        return
+    if config.target.name is not None:
+        raise ValueError(
+            "config.target.name and config.evaluation.seen_gallery exclude each other: another "
+            "data set has no classes that were seen. Set seen_gallery to 'none'."
+        )
+    if evaluation.seen_gallery == "held_out" and not config.data.held_out:
+        raise ValueError(
+            "config.evaluation.seen_gallery='held_out' needs photos that do not train: set "
+            "config.data.held_out to their share, such as 0.2, before training."
+        )
+
+
+def _across(config: ConfigDict, target: splits.Split) -> tuple[tuple[str, ...], dict[str, str]]:
+    """The target's unseen classes that training never saw, and the others with their seen names."""
+    kept, excluded = splits.cross_dataset(split_of(config, config.data), target)
+    if excluded:
+        names = ", ".join(f"{ours} (trained on as {theirs})" for ours, theirs in excluded.items())
+        logger.warning(
+            "%d of %d unseen classes of %s are left out, because training saw them: %s.",
+            len(excluded),
+            len(target.unseen),
+            config.target.split or config.target.name,
+            names,
+        )
+    return tuple(kept), dict(excluded)
+
+
+def _without_trained(photos: Items, unseen: int, data: ConfigDict) -> Items:
+    """All photos of the first `unseen` classes, and of the others those held out."""
+    seen = np.flatnonzero(photos.labels >= unseen)
+    held_out = held_out_photos(photos.select(seen), data.held_out, data.held_out_seed)
+    return photos.select(np.concatenate([np.flatnonzero(photos.labels < unseen), seen[held_out]]))
