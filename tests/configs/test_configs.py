@@ -34,7 +34,7 @@ def test_every_config_describes_a_run(name):
     optimizers.create(config.optimizer, config.train.steps)
     for data in (config.data, config.target):
         assert data.split is None or splits.get(data.split).dataset == data.name
-    assert (config.train.sampler or model.batch_kind) in sampling.SAMPLERS
+    assert sampling.sampler(config.train.sampler or model.batch_kind)
     assert config.evaluation.protocol in settings.PROTOCOLS
     assert config.evaluation.seen_gallery in settings.SEEN_GALLERY
     evaluate.check_select(config, model.rankings)
@@ -71,6 +71,11 @@ SMALL = {
         "mlp_width": 8, "cross_heads": 2, "cross_mlp_width": 8, "anchors": 4, "anchor_width": 4,
         "keep_blocks": (),
     },
+    "clip_prompt": {
+        "image_size": 16, "patch_size": 8, "width": 8, "depth": 1, "heads": 2, "embed_dim": 8,
+        "text_width": 8, "text_depth": 1, "text_heads": 2,
+    },
+    "efficient_cnn": {"image_size": 16, "depths": (1, 1, 1, 1), "width": 4, "embedding_width": 8},
 }  # fmt: skip
 """Of each system, the settings that make a network which takes no time."""
 
@@ -87,6 +92,9 @@ def test_every_config_trains_a_step_on_data_of_its_layout(name, prepared_data, t
     if config.target.name is not None:
         config.target.manual_dir = folder_of(config.target.name)
     config.train.update(steps=1, batch_size=8)
+    sampler, group, _ = (config.train.sampler or "").partition(":")
+    if group:
+        config.train.sampler = f"{sampler}:2"  # as many as there are
     config.optimizer.warmup_steps = 0
     config.evaluation.update(batch_size=8, every=1, sketch_stride=1, photo_stride=1)
     config.log.tensorboard = False

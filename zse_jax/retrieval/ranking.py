@@ -168,6 +168,9 @@ def _rank_on_host(similarity: np.ndarray, labels: _Labels, top: int) -> Ranked:
         hit_ranks=np.zeros((queries, per_label.max()), np.int32),
         candidates=np.full(queries, gallery, np.int32),
     )
+    # Half of the bytes to gather, where there are no more labels than these hold.
+    narrow = np.int16 if labels.gallery.max() < 2**15 else np.int32
+    label_of = labels.gallery.astype(narrow)
     members = {}
     if labels.groups is not None:
         of_query, of_photo = labels.groups
@@ -183,7 +186,6 @@ def _rank_on_host(similarity: np.ndarray, labels: _Labels, top: int) -> Ranked:
         most = 0
         for query, scores in enumerate(block, start):
             key = _descending(scores.view(f"u{scores.dtype.itemsize}"))
-            relevant = labels.gallery == labels.query[query]
             if labels.groups is not None:
                 candidates = members[int(labels.groups[0][query])]
                 order = candidates.take(_order(key.take(candidates)))
@@ -194,7 +196,7 @@ def _rank_on_host(similarity: np.ndarray, labels: _Labels, top: int) -> Ranked:
             result.top[query, : len(first)] = first
             with np.errstate(over="ignore"):  # float64 beyond float32 is infinite.
                 result.top_similarity[query, : len(first)] = scores.take(first)
-            hits = np.flatnonzero(relevant.take(order))
+            hits = np.flatnonzero(label_of.take(order) == labels.query[query])
             result.hit_ranks[query, : len(hits)] = hits + 1
             most = max(most, len(hits))
         return most

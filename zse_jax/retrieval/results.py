@@ -252,7 +252,7 @@ class Evaluation:
                 if intervals:
                     bounds = self.intervals()[ranking][scope].values()
                     cells = [
-                        f"{cell} \\[{_percent(low)}, {_percent(high)}]"
+                        f"{cell}\n[dim]{_percent(low)}\N{EN DASH}{_percent(high)}[/dim]"
                         for cell, (low, high) in zip(cells, bounds, strict=True)
                     ]
                 table.add_row(

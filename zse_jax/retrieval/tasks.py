@@ -134,7 +134,7 @@ def evaluate(
                 batches,
                 modality,
                 sharding=sharding,
-                progress=_say(progress, f"{modality}s"),
+                progress=_say(progress, "sketches" if modality == "sketch" else "photos"),
                 storage=storage,
             )
 

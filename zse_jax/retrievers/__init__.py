@@ -12,7 +12,11 @@ from ml_collections import ConfigDict
 
 from zse_jax.retrievers.base import Retriever
 
-SYSTEMS = {"zse": "zse_jax.retrievers.zse:ZSE"}
+SYSTEMS = {
+    "zse": "zse_jax.retrievers.zse:ZSE",
+    "clip_prompt": "zse_jax.retrievers.clip_prompt:ClipPrompt",
+    "efficient_cnn": "zse_jax.retrievers.efficient_cnn:EfficientCNN",
+}
 """Name in `config.model.system` -> where the class lives; imported when asked for."""
 
 

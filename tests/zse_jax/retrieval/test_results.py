@@ -187,7 +187,7 @@ def test_the_table_shows_intervals_when_asked():
     result = random_evaluation()
     low, high = result.intervals()["score"]["voc"]["mAP@all"]
     text = printed(result.table(intervals=True))
-    assert f"[{100 * low:.1f}, {100 * high:.1f}]" in text and "95 %" in text
+    assert f"{100 * low:.1f}\N{EN DASH}{100 * high:.1f}" in text and "95 %" in text
 
 
 def test_the_caption_says_what_was_measured_and_what_left_out():

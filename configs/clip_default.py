@@ -1,0 +1,102 @@
+"""The values every CLIP-AT setting starts from (Sain et al., CVPR 2023, arXiv 2303.13440).
+
+Not run by itself: `configs/clip_sketchy_split2.py` and its like call `get_config` and change what
+differs. What the paper leaves open, or its code lacks, is marked "ours" or by its source.
+"""
+
+from typing import Any
+
+from ml_collections import ConfigDict
+from ml_collections.config_dict import placeholder
+
+from configs import default
+
+VARIANTS: dict[str, dict[str, Any]] = {
+    "B/32": {},  # as published
+    "B/16": {"patch_size": 16},
+    "L/14": {
+        "patch_size": 14, "width": 1024, "depth": 24, "heads": 16, "embed_dim": 768,
+        "text_width": 768, "text_heads": 12,
+    },
+    "L/14@336": {
+        "image_size": 336, "patch_size": 14, "width": 1024, "depth": 24, "heads": 16,
+        "embed_dim": 768, "text_width": 768, "text_heads": 12,
+    },
+    # What the published code does where it differs from the paper.
+    "published": {
+        "trainable": "published", "triplet_margin": 0.2, "classification_weight": 0.0,
+        "optimizer.learning_rate": 1e-6, "train.batch_size": 192,
+    },
+    # Baselines without training: CLIP as it is; and the name of the class in place of a sketch.
+    "raw": {"prompt_length": 0, "train.steps": 0, "optimizer.warmup_steps": 0},
+    "text": {
+        "prompt_length": 0, "train.steps": 0, "optimizer.warmup_steps": 0, "text_tower": True,
+        "evaluation.queries": "text",
+    },
+    # From scratch on the embedded data set, in minutes on two cores.
+    "tiny": {
+        "image_size": 64, "patch_size": 8, "width": 64, "depth": 4, "heads": 4, "embed_dim": 64,
+        "text_width": 32, "text_depth": 2, "text_heads": 2, "prompt_std": 0.02, "trainable": "all",
+        "template": "{}",  # a random text tower tells bare names apart best
+        "data.name": "doodles", "data.split": "doodles", "data.workers": 0,
+        "train.steps": 800, "train.batch_size": 16,
+        "optimizer.learning_rate": 1e-3, "optimizer.learning_rates.prompt": 1e-3,
+        "optimizer.weight_decay": 0.05, "optimizer.schedule": "cosine",
+        "optimizer.warmup_steps": 100, "optimizer.clip_norm": 1.0,
+        "evaluation.every": 200, "evaluation.batch_size": 64, "evaluation.sketch_stride": 3,
+        "evaluation.photo_stride": 2, "checkpoint.every": 200,
+    },
+}  # fmt: skip
+"""Sizes of CLIP as OpenAI released them, and ways to run. Keys without a dot are the model's."""
+
+
+def get_config() -> ConfigDict:
+    """The shared defaults, for category-level training of ViT-B/32."""
+    config = default.get_config()
+
+    config.model = model = ConfigDict()
+    model.system = "clip_prompt"
+    model.image_size = 224  # pixels, square
+    model.patch_size = 32
+    model.width = 768
+    model.depth = 12
+    model.heads = 12
+    model.embed_dim = 512  # of the space that images and texts share
+    model.context_length = 77  # token ids of a text
+    model.text_width = 512
+    model.text_depth = 12
+    model.text_heads = 8
+    model.text_tower = False  # True: keep it in checkpoints, to rank by words too
+    model.recipe = "category"  # or "fine_grained"
+    model.prompts = "separate"  # one for each modality, or "shared"
+    model.prompt_length = 3  # tokens; 0: CLIP as it is
+    model.prompt_std = 1.0  # of the initial values
+    model.encoders = "shared"  # as in the published code, or "separate": a copy for each modality
+    model.trainable = "layer_norm"  # beside prompts; or "published", or "all" of the image towers
+    model.pixels = "imagenet"  # statistics that normalise them, as published; or "clip": its own
+    model.class_names = placeholder(tuple)  # None: the seen classes, filled in when training starts
+    model.template = "a photo of a {}"  # of the class texts
+    model.triplet_margin = 0.3  # in cosine distance
+    model.classification_weight = 0.5
+    model.delta_weight = 0.1  # the last three: of the fine-grained recipe; 0 leaves a term out
+    model.shuffle_weight = 1.0
+    model.hardest_negative = True  # the nearest other photo of the group (ours), or any
+
+    config.data.split = "sketchy_split2"
+    config.train.steps = 60_000  # about 60 epochs of Sketchy's sketches
+    config.train.batch_size = 64
+
+    optimizer = config.optimizer
+    optimizer.learning_rate = 1e-5  # of what trains of CLIP; re-implementations: 1e-5 to 1e-4
+    optimizer.learning_rates = ConfigDict({"prompt": 1e-4})  # as published; others: up to 1e-3
+    optimizer.weight_decay = 0.0  # Adam
+
+    config.evaluation.every = config.checkpoint.every = 1000  # steps: about an epoch
+    config.evaluation.batch_size = 64
+    config.evaluation.select = "embedding/exact/mAP@all"
+    return config
+
+
+def with_arg(config: ConfigDict, arg: str) -> ConfigDict:
+    """`config` changed by variants and shorthands; see `configs.default.with_arg`."""
+    return default.with_arg(config, arg, VARIANTS)

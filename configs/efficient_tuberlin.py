@@ -1,0 +1,25 @@
+r"""EfficientCNN on TU-Berlin Extended (220 seen, 30 unseen classes).
+
+    python -m zse_jax.main --config=configs/efficient_tuberlin.py \
+        --workdir=runs/efficient_tuberlin --config.data.manual_dir=DIR \
+        --config.teacher.weights=resnet50.safetensors
+
+DIR is that of configs/tuberlin.py; weights, variants and shorthands are those of
+configs/efficient_sketchy.py.
+
+Published: no figures at hand. Measured here: not measured yet.
+"""
+
+from ml_collections import ConfigDict
+
+from configs import efficient_default
+
+
+def get_config(arg: str = "") -> ConfigDict:
+    """The setting, changed by `arg`: a variant and comma-separated key=value shorthands."""
+    config = efficient_default.get_config()
+    config.data.name = config.data.split = "tuberlin"
+    config.model.seen_classes = 220
+    config.evaluation.sketch_stride = 3  # the published validation subset
+    config.evaluation.photo_stride = 20
+    return efficient_default.with_arg(config, arg)

@@ -1,0 +1,88 @@
+"""The CLIP-AT settings: every config builds, with every field of its class."""
+
+import inspect
+
+import jax
+import pytest
+from flax import nnx
+
+from configs import (
+    clip_default,
+    clip_quickdraw,
+    clip_sketchy_fine_grained,
+    clip_sketchy_generalized,
+    clip_sketchy_split2,
+    clip_tuberlin,
+)
+from data_pipelines import sampling, splits
+from zse_jax import configuration, evaluate, optimizers, retrievers, train_state
+from zse_jax.retrievers.clip_prompt import ClipPrompt
+
+MODULES = [
+    clip_quickdraw, clip_sketchy_fine_grained, clip_sketchy_generalized, clip_sketchy_split2,
+    clip_tuberlin,
+]  # fmt: skip
+
+
+def shapes(config):
+    return nnx.eval_shape(lambda: retrievers.create(config.model, rngs=nnx.Rngs(0)))
+
+
+def count(model):
+    return sum(leaf.size for leaf in jax.tree.leaves(nnx.state(model, nnx.Param)))
+
+
+@pytest.mark.parametrize("arg", ["tiny", "published,tiny"])
+@pytest.mark.parametrize("module", MODULES, ids=lambda module: module.__name__)
+def test_every_config_describes_a_run(module, arg):
+    config = module.get_config(arg)
+    model = shapes(config)
+    _, groups = train_state.trainable(model)
+    assert set(config.optimizer.learning_rates) <= set(groups.values())
+    assert splits.get(config.data.split).dataset == config.data.name
+    evaluate.check_select(config, model.rankings)
+    level = sampling.sampler(config.train.sampler or model.batch_kind).level
+    assert level == ("instance" if config.model.recipe == "fine_grained" else "class")
+    assert configuration.to_plain(config)
+    assert f"configs/{module.__name__.rpartition('.')[2]}.py" in module.__doc__
+
+
+def test_the_model_has_every_setting_of_its_class_at_its_default():
+    signature = inspect.signature(ClipPrompt.__init__).parameters
+    defaults = {
+        name: p.default for name, p in signature.items() if name not in ("self", "dtype", "rngs")
+    }
+    assert clip_default.get_config().model.to_dict() == {"system": "clip_prompt", **defaults}
+
+
+@pytest.mark.parametrize(
+    ("arg", "millions"), [("B/32", 87.8), ("B/16", 86.2), ("L/14", 304), ("L/14@336", 304.3)]
+)
+def test_sizes_are_those_of_the_published_image_towers(arg, millions):
+    assert count(shapes(clip_sketchy_split2.get_config(arg))) / 1e6 == pytest.approx(
+        millions, rel=2e-3
+    )
+
+
+def test_baselines_do_not_train():
+    raw, text = (clip_sketchy_split2.get_config(arg) for arg in ("raw", "tiny,text"))
+    assert (raw.train.steps, raw.model.prompt_length, raw.evaluation.queries) == (0, 0, "sketch")
+    assert (text.train.steps, text.model.prompt_length, text.evaluation.queries) == (0, 0, "text")
+    assert text.model.text_tower
+    for config in (text, clip_sketchy_split2.get_config("tiny,raw")):
+        optimizers.create(config.optimizer, 0, {}, ClipPrompt.parameter_groups)
+
+
+def test_class_names_are_filled_in_from_the_data_in_the_order_of_the_labels():
+    config = clip_sketchy_split2.get_config().lock()
+    full = train_state.complete(config)
+    assert tuple(full.model.class_names) == splits.get("sketchy_split2").seen
+    assert config.model.class_names is None
+    assert train_state.complete(full) is full
+    again = configuration.from_plain(configuration.to_plain(full))
+    assert configuration.differences(again, train_state.complete(config)) == {}
+
+
+def test_an_unknown_variant_lists_clips_own():
+    with pytest.raises(ValueError, match="no variant 'S/16'.*Known are B/32, B/16, L/14"):
+        clip_sketchy_split2.get_config("S/16")

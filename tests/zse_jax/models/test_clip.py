@@ -1,0 +1,95 @@
+"""CLIP's towers at a small size, and its tokenizer; parity is in pretrained/test_openai_clip.py."""
+
+import json
+
+import jax.numpy as jnp
+import numpy as np
+import pytest
+from flax import nnx
+
+from tests.zse_jax.pretrained.weights import GOLDEN
+from zse_jax.models.clip import CLIP, quick_gelu, tokenize
+
+TINY = {
+    "image_size": 16, "patch_size": 8, "width": 16, "depth": 2, "heads": 2, "embed_dim": 12,
+    "context_length": 12, "text_width": 8, "text_depth": 2, "text_heads": 2,
+}  # fmt: skip
+
+
+@pytest.fixture(scope="module")
+def clip():
+    return CLIP(**TINY, rngs=nnx.Rngs(0))
+
+
+def normal(*shape, seed=0):
+    return jnp.asarray(np.random.default_rng(seed).standard_normal(shape, np.float32))
+
+
+def test_token_ids_are_those_of_clip():
+    expected = json.loads((GOLDEN / "clip_token_ids.json").read_text())
+    for row, ids in zip(tokenize(list(expected)), expected.values(), strict=True):
+        assert row[: len(ids)].tolist() == ids
+        assert not row[len(ids) :].any()
+
+
+def test_a_text_longer_than_the_context_is_an_error_that_names_it():
+    with pytest.raises(ValueError, match=r"context is 5 .*'a very long name' has 6"):
+        tokenize(["cat", "a very long name"], context_length=5)
+
+
+def test_a_text_does_not_depend_on_its_padding_or_its_neighbours(clip):
+    short, both = tokenize(["cat"]), tokenize(["cat", "a photo of a dog"])
+    padded = np.zeros((1, 12), np.int32)
+    padded[0, : short.shape[1]] = short
+    one = clip.encode_text(jnp.asarray(short))
+    np.testing.assert_allclose(clip.encode_text(jnp.asarray(padded)), one, atol=1e-5)
+    np.testing.assert_allclose(clip.encode_text(jnp.asarray(both))[:1], one, atol=1e-5)
+
+
+def test_token_ids_beyond_the_context_are_an_error(clip):
+    with pytest.raises(ValueError, match="13 token ids do not fit CLIP's context of 12"):
+        clip.encode_text(jnp.zeros((1, 13), jnp.int32))
+
+
+def test_a_clip_without_text_tower_says_so():
+    clip = CLIP(**TINY, rngs=nnx.Rngs(0))
+    clip.text = None
+    with pytest.raises(ValueError, match="text_tower=True"):
+        clip.encode_text(jnp.zeros((1, 3), jnp.int32))
+
+
+def test_prompts_change_the_embedding_and_have_no_positions(clip):
+    images, prompts = normal(2, 16, 16, 3), normal(3, 16, seed=1)
+    plain, prompted = clip.encode_image(images), clip.encode_image(images, prompts)
+    assert plain.shape == prompted.shape == (2, 12)
+    assert np.abs(plain - prompted).max() > 1e-3
+    np.testing.assert_allclose(clip.encode_image(images, prompts[::-1]), prompted, atol=1e-5)
+    np.testing.assert_allclose(clip.encode_image(images, prompts[:0]), plain, atol=1e-5)
+
+
+def test_prompts_of_another_width_are_an_error(clip):
+    with pytest.raises(ValueError, match="Prompts of width 8 .* width 16"):
+        clip.encode_image(normal(1, 16, 16, 3), normal(3, 8))
+
+
+def test_images_of_another_size_are_an_error(clip):
+    with pytest.raises(ValueError, match="Images of 24x24 give 9 patches.*positions for 4"):
+        clip.encode_image(normal(1, 24, 24, 3))
+
+
+def test_a_patch_size_that_does_not_divide_is_an_error():
+    with pytest.raises(ValueError, match="image_size=16 is not a multiple of patch_size=5"):
+        CLIP(**{**TINY, "patch_size": 5}, rngs=nnx.Rngs(0))
+
+
+def test_the_activation_is_clips_own():
+    x = normal(50)
+    np.testing.assert_allclose(quick_gelu(x), x / (1 + np.exp(-1.702 * x)), rtol=1e-5, atol=1e-6)
+
+
+def test_bfloat16_computes_in_bfloat16_with_float32_parameters():
+    clip = CLIP(**TINY, dtype=jnp.dtype("bfloat16"), rngs=nnx.Rngs(0))
+    assert clip.encode_image(normal(1, 16, 16, 3), normal(3, 16)).dtype == jnp.bfloat16
+    assert clip.encode_text(jnp.ones((1, 3), jnp.int32)).dtype == jnp.bfloat16
+    leaves = [leaf[...] for _, leaf in nnx.to_flat_state(nnx.state(clip, nnx.Param))]
+    assert {leaf.dtype for leaf in leaves} == {jnp.dtype("float32")}

@@ -1,0 +1,126 @@
+"""The three losses of EfficientCNN against formulas written out in numpy, pair by pair."""
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from zse_jax import losses
+from zse_jax.losses import knowledge_preservation, semantic_classification
+
+domain_balanced_quadruplet = jax.jit(
+    losses.domain_balanced_quadruplet, static_argnames=("margin", "cross_margin")
+)
+margins = st.sampled_from([(0.0, 0.0), (0.3, 0.15), (1.0, 0.7)])
+seeds = st.integers(0, 10**6)
+
+
+def batch(seed, classes=3, per_class=2, width=5):
+    """Sketches, photos, and their labels: `per_class` of each, in random order."""
+    rng = np.random.default_rng(seed)
+    sides = [rng.standard_normal((classes * per_class, width), dtype=np.float32) for _ in "sp"]
+    labels = [rng.permutation(np.repeat(np.arange(classes), per_class)) for _ in "sp"]
+    return *sides, *labels
+
+
+def quadruplet_oracle(sketches, photos, sketch_labels, photo_labels, margin, cross_margin):
+    """One anchor after the other, as the docstring says."""
+    domains = [
+        (x.astype(np.float64) / np.linalg.norm(x.astype(np.float64), axis=1, keepdims=True), labels)
+        for x, labels in ((sketches, sketch_labels), (photos, photo_labels))
+    ]
+    means = []
+    for own in (0, 1):
+        anchors = []
+        for a, label in zip(*domains[own], strict=True):
+            total = 0.0
+            for domain, (members, labels) in enumerate(domains):
+                distance = [max(np.linalg.norm(a - m), 1e-3) for m in members]
+                same = [i for i, other in enumerate(labels) if other == label]
+                others = [i for i, other in enumerate(labels) if other != label]
+                p = max(same, key=lambda i, d=distance: d[i])
+                n = min(others, key=lambda i, d=distance: d[i])
+                total += max(0, margin + distance[p] - distance[n])
+                if domain != own:
+                    apart = np.linalg.norm(members[p] - members[n])
+                    total += max(0, cross_margin + distance[p] - apart)
+            anchors.append(total)
+        means.append(np.mean(anchors))
+    return np.mean(means)
+
+
+@given(seeds, margins)
+def test_quadruplet_agrees_with_its_formula(seed, both):
+    margin, cross_margin = both
+    given_batch = batch(seed)
+    got = domain_balanced_quadruplet(
+        *map(jnp.asarray, given_batch), margin=margin, cross_margin=cross_margin
+    )
+    want = quadruplet_oracle(*given_batch, margin, cross_margin)
+    np.testing.assert_allclose(got, want, rtol=1e-4, atol=1e-5)
+
+
+@given(seeds)
+def test_quadruplet_treats_both_domains_alike(seed):
+    sketches, photos, sketch_labels, photo_labels = map(jnp.asarray, batch(seed))
+    swapped = domain_balanced_quadruplet(photos, sketches, photo_labels, sketch_labels)
+    loss = domain_balanced_quadruplet(sketches, photos, sketch_labels, photo_labels)
+    np.testing.assert_allclose(loss, swapped, rtol=1e-5)
+
+
+@pytest.mark.parametrize("repeat", [2, 3])
+def test_quadruplet_weighs_domains_the_same_whatever_their_size(repeat):
+    sketches, photos, sketch_labels, photo_labels = map(jnp.asarray, batch(4))
+    many = domain_balanced_quadruplet(
+        sketches, jnp.tile(photos, (repeat, 1)), sketch_labels, jnp.tile(photo_labels, repeat)
+    )
+    once = domain_balanced_quadruplet(sketches, photos, sketch_labels, photo_labels)
+    np.testing.assert_allclose(many, once, rtol=1e-5)
+
+
+def test_quadruplet_of_classes_at_right_angles_is_0_and_of_one_point_its_margins():
+    labels = jnp.asarray([0, 0, 1, 1])
+    apart = jnp.eye(4)[labels]
+    assert domain_balanced_quadruplet(apart, apart, labels, labels, margin=0.3) == 0
+    point = jnp.ones((4, 3))
+    loss, gradient = jax.value_and_grad(losses.domain_balanced_quadruplet)(
+        point, point, labels, labels, margin=0.3, cross_margin=0.2
+    )
+    np.testing.assert_allclose(loss, 0.3 + 0.3 + 0.2, rtol=1e-5)
+    assert np.isfinite(gradient).all()
+
+
+@given(seeds, st.floats(0, 0.5))
+def test_classification_agrees_with_its_formula(seed, smoothing):
+    rng = np.random.default_rng(seed)
+    logits, labels = rng.standard_normal((6, 4), dtype=np.float32), rng.integers(0, 4, 6)
+    p = np.exp(logits.astype(np.float64))
+    p /= p.sum(axis=1, keepdims=True)
+    target = (1 - smoothing) * np.eye(4)[labels] + smoothing / 4
+    got = semantic_classification(jnp.asarray(logits), jnp.asarray(labels), smoothing=smoothing)
+    np.testing.assert_allclose(got, -(target * np.log(p)).sum(axis=1).mean(), rtol=1e-5)
+
+
+@given(seeds)
+def test_knowledge_preservation_is_the_divergence_from_the_teacher(seed):
+    rng = np.random.default_rng(seed)
+    logits = rng.standard_normal((6, 9), dtype=np.float32)
+    teacher = rng.dirichlet(np.ones(9), 6).astype(np.float32)
+    p = np.exp(logits.astype(np.float64))
+    p /= p.sum(axis=1, keepdims=True)
+    want = (teacher * np.log(teacher / p)).sum(axis=1).mean()
+    got = knowledge_preservation(jnp.asarray(logits), jnp.asarray(teacher))
+    np.testing.assert_allclose(got, want, rtol=1e-4, atol=1e-6)
+
+
+def test_knowledge_that_is_kept_costs_nothing_and_a_sure_teacher_is_finite():
+    logits = jnp.asarray(np.random.default_rng(0).standard_normal((3, 5)), jnp.float32)
+    assert abs(knowledge_preservation(logits, jax.nn.softmax(logits))) < 1e-6
+    sure = jnp.eye(5)[:3]
+    value, gradient = jax.value_and_grad(knowledge_preservation)(logits, sure)
+    np.testing.assert_allclose(
+        value, -jax.nn.log_softmax(logits)[jnp.arange(3), :3].diagonal().mean(), rtol=1e-5
+    )
+    assert np.isfinite(gradient).all()

@@ -1,0 +1,151 @@
+"""Binary codes for a trained system: learned on its seen classes, measured on the unseen ones.
+
+    python -m zse_jax.hashing --checkpoint=runs/efficient_sketchy --output=codes.json
+
+Embeds sketches and photos of the seen classes (no more than --examples of each, spread evenly),
+learns the projection to --bits signs from them, writes it to --projection (codes.npz in the
+workdir), and ranks the unseen classes twice, by the real-valued embedding and by Hamming distance,
+with the protocol of the checkpoint's config. Works for every system: all have an embedding.
+"""
+
+import os
+from collections.abc import Mapping, Sequence
+
+import jax
+import numpy as np
+from absl import flags
+from etils import epath
+from jax.sharding import Mesh
+from jaxtyping import Float
+from ml_collections import ConfigDict, config_flags
+from rich.table import Table
+
+from data_pipelines import loading
+from zse_jax import checkpoint, configuration, programs, settings, sharding
+from zse_jax.evaluate import Evaluator, write_json
+from zse_jax.reporting import show
+from zse_jax.retrieval import codes
+from zse_jax.retrieval.encoding import encode
+from zse_jax.retrievers.base import Modality, Retriever
+
+FILE = "codes.npz"
+
+
+def seen_embeddings(
+    retriever: Retriever, config: ConfigDict, mesh: Mesh, most: int
+) -> Float[np.ndarray, "n d"]:
+    """Embeddings of sketches and photos that trained: at most `most` of each, spread evenly."""
+    found = []
+    modalities: tuple[Modality, ...] = ("sketch", "photo")
+    for modality, items in zip(modalities, settings.training_items(config), strict=True):
+        some = items.every(-(-len(items) // most))
+        batches = loading.evaluation_batches(
+            some,
+            image_size=retriever.image_size,
+            batch_size=config.evaluation.batch_size // jax.process_count(),
+            workers=config.data.workers,
+            shard_index=jax.process_index(),
+            shard_count=jax.process_count(),
+        )
+        where = sharding.batch_sharding(mesh)
+        progress = f"{len(some):,} of {len(items):,} seen {modality}s"
+        features, _ = encode(retriever, batches, modality, sharding=where, progress=progress)
+        embed = jax.jit(lambda features: retriever.embedding(features))
+        found += [
+            np.asarray(embed(jax.tree.map(lambda leaf, i=i: leaf[i : i + 4096], features)))
+            for i in range(0, len(some), 4096)
+        ]
+    return np.concatenate(found).astype(np.float32)
+
+
+def measure(
+    retriever: Retriever, projection: codes.Projection, evaluator: Evaluator
+) -> tuple[dict[str, float], dict[str, float]]:
+    """Metrics by the embedding, and by the codes, under the same names."""
+    real = evaluator(retriever, rankings=[_embedding_ranking(retriever)], progress=True)
+    short = evaluator(codes.BinaryCodes(retriever, projection), rankings=None, progress=True)
+    return _unnamed(real.flat()), _unnamed(short.flat())
+
+
+def table(real: dict[str, float], short: dict[str, float], bits: int, size: str) -> Table:
+    """What the codes lose, in points."""
+    made = Table(
+        title=f"Unseen classes: embedding and {bits}-bit codes", caption=f"percent; {size}"
+    )
+    for name in ("metric", "embedding", f"{bits} bits", "lost"):
+        made.add_column(name, justify="left" if name == "metric" else "right")
+    for name, value in real.items():
+        row = value, short[name], value - short[name]
+        made.add_row(name, *(f"{100 * x:.1f}" for x in row))
+    return made
+
+
+def _unnamed(flat: Mapping[str, float]) -> dict[str, float]:
+    """Metrics without the name of the ranking."""
+    return {key.partition("/")[2]: value for key, value in flat.items()}
+
+
+def _embedding_ranking(retriever: Retriever) -> str:
+    names = [name for name, kind in retriever.rankings.items() if kind == "embedding"]
+    if not names:
+        raise ValueError(f"{type(retriever).__name__} ranks by no embedding, so it has no codes.")
+    return names[0]
+
+
+def define_flags(options: flags.FlagValues, argv: Sequence[str]) -> None:
+    """The command line; the config's default is the one inside --checkpoint."""
+
+    def define(values: flags.FlagValues) -> None:
+        flags.DEFINE_string("checkpoint", None, "A workdir, or one step's folder.", values)
+        flags.DEFINE_integer("bits", 64, "Of a code: a multiple of 32.", 1, flag_values=values)
+        flags.DEFINE_integer(
+            "examples", 20_000, "Most seen images of each kind to learn from.", 1,
+            flag_values=values,
+        )  # fmt: skip
+        flags.DEFINE_string("projection", None, "File for the projection, .npz.", values)
+        flags.DEFINE_string("output", None, "Write the metrics to this JSON file.", values)
+
+    define(options)
+    first = flags.FlagValues()
+    define(first)
+    first(argv, known_only=True)
+    where = {"flag_values": options, "sys_argv": list(argv)}
+    if first.checkpoint:
+        config = checkpoint.read_config(first.checkpoint)
+        configuration.check_keys(config, programs.config_arguments(argv)[1])
+        config_flags.DEFINE_config_dict("config", config, "Of the checkpoint.", **where)
+
+
+def main(options: flags.FlagValues) -> None:
+    """Learns, writes and measures what the flags say."""
+    path = options.checkpoint
+    if not path:
+        raise ValueError("Say whose codes to learn, such as --checkpoint=runs/x. See --help.")
+    config = options.config
+    mesh = sharding.make_mesh(**config.mesh)
+    evaluator = Evaluator(
+        config, mesh, config.evaluation.test_sketch_stride, config.evaluation.test_photo_stride
+    )
+    retriever = checkpoint.load(path)
+    projection = codes.learn(
+        seen_embeddings(retriever, config, mesh, options.examples), options.bits
+    )
+    file = checkpoint.absolute(options.projection or workdir_of(path) / FILE)
+    if jax.process_index() == 0:
+        codes.save(projection, file)
+        print(f"wrote {file}")
+    real, short = measure(retriever, projection, evaluator)
+    show(table(real, short, options.bits, evaluator.size))
+    if options.output:
+        about = {"checkpoint": str(path), "bits": options.bits}
+        write_json(options.output, about | {"embedding": real, "codes": short})
+
+
+def workdir_of(path: str | os.PathLike) -> epath.Path:
+    """The workdir of a checkpoint that is given as a workdir or as one step's folder."""
+    found = checkpoint.absolute(path)
+    return found.parent.parent if found.name.isdigit() else found
+
+
+if __name__ == "__main__":
+    programs.run(main, define_flags)

@@ -1,0 +1,184 @@
+"""ResNet-50 as torchvision publishes it (He et al., CVPR 2016; "v1.5": the stride is in the 3x3).
+
+Batch normalisation counts the whole batch: under `jax.jit` the mean over a batch that is split over
+a mesh is the mean over all of it, whatever the number of devices, and no axis has to be named. The
+running averages are `nnx.BatchStat` variables, which travel in the train state with the parameters
+and are used wherever `use_running_average` is on (`nnx.view`).
+"""
+
+from collections.abc import Sequence
+
+import jax
+import jax.numpy as jnp
+from flax import nnx
+from jax.typing import DTypeLike
+from jaxtyping import Array, Float
+
+from zse_jax.models.layers import linear
+
+EXPANSION = 4
+"""A block's output channels for each of its inner ones."""
+
+
+class BatchNorm(nnx.BatchNorm):
+    """Batch normalisation with PyTorch's constants, in float32; gives the type it was given.
+
+    Running averages move by 0.1 of the batch's mean and (biased) variance. With `frozen`, they are
+    used and never moved, in training too; scale and bias still learn.
+    """
+
+    def __init__(self, channels: int, *, frozen: bool, rngs: nnx.Rngs):
+        """Statistics over all axes but the last."""
+        super().__init__(
+            channels, momentum=0.9, epsilon=1e-5, dtype=jnp.float32, use_fast_variance=False,
+            rngs=rngs,
+        )  # fmt: skip
+        self.frozen = frozen
+
+    def __call__(
+        self, x: Float[Array, "b h w c"], use_running_average: bool | None = None, *, mask=None
+    ) -> Float[Array, "b h w c"]:
+        """The normalised maps."""
+        if self.frozen:
+            use_running_average = True
+        return super().__call__(x, use_running_average, mask=mask).astype(x.dtype)
+
+
+def convolution(
+    inputs: int, outputs: int, size: int, stride: int = 1, *, dtype: DTypeLike, rngs: nnx.Rngs
+) -> nnx.Conv:
+    """A convolution without bias, padded as PyTorch pads (the same on both sides).
+
+    Initial values are He-normal by the number of outputs (Kaiming "fan_out"), as torchvision's.
+    """
+    return nnx.Conv(
+        inputs,
+        outputs,
+        (size, size),
+        strides=stride,
+        padding=((size // 2, size // 2),) * 2,
+        use_bias=False,
+        kernel_init=nnx.initializers.variance_scaling(2.0, "fan_out", "normal"),
+        dtype=dtype,
+        rngs=rngs,
+    )
+
+
+class Bottleneck(nnx.Module):
+    """1x1, 3x3 and 1x1 convolution beside a shortcut, which is projected where shapes differ."""
+
+    def __init__(
+        self,
+        inputs: int,
+        width: int,
+        stride: int,
+        *,
+        frozen: bool,
+        dtype: DTypeLike,
+        rngs: nnx.Rngs,
+    ):
+        """`inputs` channels to `EXPANSION * width`, maps smaller by `stride`."""
+        outputs = EXPANSION * width
+        self.convolutions = nnx.List(
+            [
+                convolution(inputs, width, 1, dtype=dtype, rngs=rngs),
+                convolution(width, width, 3, stride, dtype=dtype, rngs=rngs),
+                convolution(width, outputs, 1, dtype=dtype, rngs=rngs),
+            ]
+        )
+        self.norms = nnx.List(
+            [BatchNorm(channels, frozen=frozen, rngs=rngs) for channels in (width, width, outputs)]
+        )
+        projected = stride != 1 or inputs != outputs
+        self.shortcut = (
+            convolution(inputs, outputs, 1, stride, dtype=dtype, rngs=rngs) if projected else None
+        )
+        self.shortcut_norm = BatchNorm(outputs, frozen=frozen, rngs=rngs) if projected else None
+
+    def __call__(self, x: Float[Array, "b h w c"]) -> Float[Array, "b u v d"]:
+        """The block's maps, after the last ReLU."""
+        y = x
+        for i, (conv, norm) in enumerate(zip(self.convolutions, self.norms, strict=True)):
+            y = norm(conv(y))
+            y = y if i == 2 else jax.nn.relu(y)
+        if self.shortcut is not None and self.shortcut_norm is not None:
+            x = self.shortcut_norm(self.shortcut(x))
+        return jax.nn.relu(x + y)
+
+
+class ResNet50(nnx.Module):
+    """ResNet-50 with its ImageNet head; `depths` and `width` make smaller ones of the same plan.
+
+    Attributes:
+      features: number of pooled features, 2048 at the published size.
+      classes: of the head, 1000 for ImageNet.
+    """
+
+    def __init__(
+        self,
+        *,
+        depths: Sequence[int] = (3, 4, 6, 3),
+        width: int = 64,
+        classes: int = 1000,
+        frozen_statistics: bool = False,
+        dtype: DTypeLike = jnp.float32,
+        rngs: nnx.Rngs,
+    ):
+        """Builds the network; every default is torchvision's `resnet50`.
+
+        Args:
+          depths: blocks in each stage; each but the first halves the maps and doubles `width`.
+          width: channels after the stem.
+          classes: of the head.
+          frozen_statistics: use the running averages in training too, and never move them.
+          dtype: of activations; parameters, statistics and what is returned are float32.
+
+        Raises:
+          ValueError: a stage without a block, or no channel.
+        """
+        if not depths or min(depths) < 1 or width < 1 or classes < 1:
+            raise ValueError(
+                f"depths={tuple(depths)}, width={width} and classes={classes} must all be at "
+                "least 1: a stage needs a block, and a block channels."
+            )
+        self.dtype = dtype
+        self.stem = convolution(3, width, 7, 2, dtype=dtype, rngs=rngs)
+        self.stem_norm = BatchNorm(width, frozen=frozen_statistics, rngs=rngs)
+        stages, channels = [], width
+        for i, depth in enumerate(depths):
+            blocks = []
+            for j in range(depth):
+                stride = 2 if i and not j else 1
+                blocks.append(
+                    Bottleneck(
+                        channels, width << i, stride, frozen=frozen_statistics, dtype=dtype,
+                        rngs=rngs,
+                    )
+                )  # fmt: skip
+                channels = EXPANSION * (width << i)
+            stages.append(nnx.List(blocks))
+        self.stages = nnx.List(stages)
+        self.features, self.classes = channels, classes
+        self.head = linear(channels, classes, dtype=jnp.dtype(jnp.float32), rngs=rngs)
+
+    def __call__(
+        self, images: Float[Array, "b h w 3"]
+    ) -> tuple[Float[Array, "b features"], Float[Array, "b classes"]]:
+        """Pooled features and logits, float32, of images that are already normalised.
+
+        Raises:
+          ValueError: images so small that nothing is left of them after the last stage.
+        """
+        least = 2 ** len(self.stages)
+        if min(images.shape[1:3]) < least:
+            raise ValueError(
+                f"Images of {images.shape[1]}x{images.shape[2]} are too small for "
+                f"{len(self.stages)} stages: they must be at least {least}x{least} pixels."
+            )
+        x = jax.nn.relu(self.stem_norm(self.stem(images.astype(self.dtype))))
+        x = nnx.max_pool(x, (3, 3), strides=(2, 2), padding=((1, 1), (1, 1)))
+        for stage in self.stages:
+            for block in stage:
+                x = block(x)
+        features = x.astype(jnp.float32).mean(axis=(1, 2))
+        return features, self.head(features)

@@ -1,0 +1,267 @@
+r"""EfficientCNN: one ResNet-50 for sketches and photos, three objectives, no online teacher.
+
+Tursun et al., "An efficient framework for zero-shot sketch-based image retrieval", Pattern
+Recognition 126, 2022, arXiv 2102.04016. The abstract states the parts; their formulas are our
+reading, and stand in `zse_jax.losses`. What the untouched ImageNet network knows of each seen class
+is computed once, before training:
+
+    python -m zse_jax.retrievers.efficient_cnn --prepare \
+        --config=configs/efficient_sketchy.py --config.teacher.weights=resnet50.safetensors \
+        --config.teacher.knowledge=sketchy.npz
+"""
+
+from collections.abc import Mapping, Sequence
+from importlib import import_module
+from typing import Any, ClassVar
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+from flax import nnx
+from jax.typing import DTypeLike
+from jaxtyping import Array, Float, Int, Num, UInt8
+
+from zse_jax.losses import (
+    domain_balanced_quadruplet,
+    knowledge_preservation,
+    semantic_classification,
+    unit,
+)
+from zse_jax.models.layers import linear
+from zse_jax.models.resnet import ResNet50
+from zse_jax.retrievers.base import Modality, Retriever
+
+MEAN, STD = (0.485, 0.456, 0.406), (0.229, 0.224, 0.225)
+"""Of ImageNet's pixels by channel, as torchvision's weights expect them."""
+
+
+class Knowledge(nnx.Variable):
+    """The teacher's distribution over ImageNet's classes for each seen class; it never trains."""
+
+
+class EfficientCNN(Retriever):
+    """A ResNet-50 with an embedding, a seen-class head and its ImageNet head.
+
+    The seen-class head reads the embedding before it is normalised.
+
+    Attributes:
+      backbone: the network, which starts as the teacher; its head is the ImageNet head.
+      knowledge: [seen_classes, imagenet_classes], saved with the parameters; NaN until it is
+        prepared, None where `knowledge_weight` is 0.
+    """
+
+    batch_kind: ClassVar[str] = "class_group"
+    starter: ClassVar[str] = "zse_jax.knowledge:start"
+
+    def __init__(
+        self,
+        *,
+        image_size: int = 224,
+        depths: Sequence[int] = (3, 4, 6, 3),
+        width: int = 64,
+        imagenet_classes: int = 1000,
+        embedding_width: int = 512,
+        seen_classes: int = 100,
+        frozen_statistics: bool = False,
+        margin: float = 0.3,
+        cross_margin: float = 0.15,
+        label_smoothing: float = 0.0,
+        quadruplet_weight: float = 1.0,
+        classification_weight: float = 1.0,
+        knowledge_weight: float = 1.0,
+        dtype: DTypeLike = jnp.float32,
+        rngs: nnx.Rngs,
+    ):
+        """Builds the network: ResNet-50 by default; weights and margins are our choices.
+
+        Args:
+          image_size: pixels.
+          depths, width: of the backbone; see `models.resnet.ResNet50`.
+          imagenet_classes: of the teacher.
+          embedding_width: 512 in the paper.
+          seen_classes: of the split that trains.
+          frozen_statistics: the backbone's batch statistics stay those of its weights.
+          margin, cross_margin, label_smoothing: see `losses`.
+          quadruplet_weight, classification_weight, knowledge_weight: of the three losses; one of
+            weight 0 is not computed.
+          dtype: of activations; parameters, embeddings and losses are float32.
+
+        Raises:
+          ValueError: sizes that are not positive; the message names them.
+        """
+        if min(image_size, embedding_width, seen_classes) < 1:
+            raise ValueError(
+                f"image_size={image_size}, embedding_width={embedding_width} and "
+                f"seen_classes={seen_classes} must be positive."
+            )
+        self.image_size = image_size
+        self.seen_classes = seen_classes
+        self.margin, self.cross_margin = margin, cross_margin
+        self.label_smoothing = label_smoothing
+        self.quadruplet_weight = quadruplet_weight
+        self.classification_weight = classification_weight
+        self.knowledge_weight = knowledge_weight
+        self.backbone = ResNet50(
+            depths=depths,
+            width=width,
+            classes=imagenet_classes,
+            frozen_statistics=frozen_statistics,
+            dtype=dtype,
+            rngs=rngs,
+        )
+        float32 = jnp.dtype("float32")
+        self.projection = linear(self.backbone.features, embedding_width, dtype=float32, rngs=rngs)
+        self.classifier = linear(embedding_width, seen_classes, dtype=float32, rngs=rngs)
+        shape = seen_classes, imagenet_classes
+        self.knowledge = Knowledge(jnp.full(shape, jnp.nan)) if knowledge_weight else None
+
+    def loss(self, batch: Mapping[str, Num[Array, "..."]]) -> tuple[Array, dict[str, Array]]:
+        """Weighted sum of the three losses on P x K x both domains.
+
+        Args:
+          batch: `sketches` and `photos` [P, K, h, w, 3], uint8 pixels or normalised floats, with
+            `sketch_labels` and `photo_labels` [P, K]: row p of all four is of one class, and at
+            least two rows differ (`data_pipelines.sampling`, "class_group").
+
+        Returns:
+          The loss, its terms before weighting (`quadruplet`, `classification`, `knowledge`), and
+          `accuracy`, of the seen-class head.
+
+        Raises:
+          ValueError: fewer than two classes, or one that has images of one domain only; within
+            `jax.jit`, only what the shapes tell.
+        """
+        check_groups(batch, self.seen_classes)
+        sketches, photos = batch["sketches"], batch["photos"]
+        images = jnp.concatenate([sketches, photos], axis=1)  # a class stays on its device
+        labels = jnp.concatenate([batch["sketch_labels"], batch["photo_labels"]], axis=1).ravel()
+        features, imagenet_logits = self.backbone(normalise(images.reshape(-1, *images.shape[2:])))
+        embeddings = self.projection(features)
+        logits = self.classifier(embeddings)
+        terms = {"accuracy": (logits.argmax(axis=1) == labels).mean()}
+        loss = jnp.zeros(())
+        if self.quadruplet_weight:
+            groups = embeddings.reshape(*images.shape[:2], -1)
+            split = sketches.shape[1]
+            width = embeddings.shape[1]
+            terms["quadruplet"] = domain_balanced_quadruplet(
+                groups[:, :split].reshape(-1, width),
+                groups[:, split:].reshape(-1, width),
+                batch["sketch_labels"].ravel(),
+                batch["photo_labels"].ravel(),
+                margin=self.margin,
+                cross_margin=self.cross_margin,
+            )
+            loss += self.quadruplet_weight * terms["quadruplet"]
+        if self.classification_weight:
+            terms["classification"] = semantic_classification(
+                logits, labels, smoothing=self.label_smoothing
+            )
+            loss += self.classification_weight * terms["classification"]
+        if self.knowledge is not None:
+            terms["knowledge"] = knowledge_preservation(
+                imagenet_logits, self.knowledge[...][labels]
+            )
+            loss += self.knowledge_weight * terms["knowledge"]
+        return loss, terms
+
+    def encode(self, images: UInt8[Array, "b h w 3"], modality: Modality) -> Float[Array, "b d"]:
+        """The L2-normalised embedding of each image; one network serves both modalities."""
+        del modality
+        return unit(self.projection(self.backbone(normalise(images))[0]))
+
+    def embedding(self, features: Float[Array, "b d"]) -> Float[Array, "b d"]:
+        """The features, which are the embedding."""
+        return features
+
+
+class Teacher(Retriever):
+    """The untouched network; its features are its softmax over ImageNet's classes."""
+
+    def __init__(self, backbone: ResNet50, image_size: int):
+        """`backbone` is shared, not copied."""
+        self.backbone, self.image_size = backbone, image_size
+
+    def encode(self, images: UInt8[Array, "b h w 3"], modality: Modality) -> Float[Array, "b n"]:
+        """What the network takes each image for."""
+        del modality
+        return jax.nn.softmax(self.backbone(normalise(images))[1])
+
+
+def class_knowledge(
+    predictions: Float[np.ndarray, "n k"], labels: Int[np.ndarray, "n"], classes: Sequence[str]
+) -> Float[np.ndarray, "c k"]:
+    """The mean prediction for the photos of each class, float32.
+
+    Args:
+      predictions: the teacher's, for each photo.
+      labels: an index into `classes` for each photo.
+      classes: their names.
+
+    Raises:
+      ValueError: a class without photos; lists them.
+    """
+    counts = np.bincount(labels, minlength=len(classes))
+    empty = [name for name, count in zip(classes, counts, strict=True) if not count]
+    if empty:
+        raise ValueError(
+            f"The teacher has no photos of {len(empty)} of {len(classes)} seen classes: "
+            f"{', '.join(empty)}. Every seen class needs one: add photos, or leave the class out "
+            "of the split."
+        )
+    means = [
+        predictions[labels == label].mean(axis=0, dtype=np.float64) for label in range(len(classes))
+    ]
+    return np.stack(means).astype(np.float32)
+
+
+def normalise(images: Num[Array, "b h w 3"]) -> Float[Array, "b h w 3"]:
+    """uint8 pixels to ImageNet's mean 0 and std 1 per channel; floats pass through."""
+    if images.dtype != jnp.uint8:
+        return images
+    return (images.astype(jnp.float32) / 255 - jnp.asarray(MEAN)) / jnp.asarray(STD)
+
+
+def check_groups(batch: Mapping[str, Any], seen_classes: int) -> None:
+    """Raises ValueError unless a batch holds groups of at least two classes, in both domains."""
+    sketches, photos = (batch[name].shape for name in ("sketches", "photos"))
+    if len(sketches) != 5 or len(photos) != 5 or sketches[0] != photos[0]:
+        raise ValueError(
+            "sketches and photos must be [P, K, h, w, 3] with the same P classes, but have shapes "
+            f"{sketches} and {photos}: sample them with 'class_group'."
+        )
+    if not sketches[1] or not photos[1]:
+        missing = "sketches" if not sketches[1] else "photos"
+        raise ValueError(
+            f"The {sketches[0]} classes of this batch have no {missing}: every class needs images "
+            "of both domains."
+        )
+    if sketches[0] < 2:
+        raise ValueError(
+            f"This batch has {sketches[0]} class, and no other from which to tell it: give at "
+            "least two (config.train.batch_size)."
+        )
+    labels = batch["sketch_labels"], batch["photo_labels"]
+    if any(isinstance(x, jax.core.Tracer) for x in labels):
+        return  # Their values are not known while jit compiles; the sampler guarantees them.
+    of_sketches, of_photos = (set(np.asarray(x).ravel().tolist()) for x in labels)
+    if alone := of_sketches ^ of_photos:
+        kinds = [f"{c} ({'sketches' if c in of_sketches else 'photos'})" for c in sorted(alone)]
+        raise ValueError(
+            f"Classes with images of one domain only in this batch: {', '.join(kinds)}. Every "
+            "class needs sketches and photos: sample with 'class_group'."
+        )
+    if len(of_sketches) < 2:
+        raise ValueError(
+            f"All images of this batch are of class {min(of_sketches)}: at least two classes are "
+            "needed, to have negatives."
+        )
+    if max(of_sketches) >= seen_classes or min(of_sketches) < 0:
+        raise ValueError(
+            f"A label of this batch is {max(of_sketches)}, but the network has seen_classes="
+            f"{seen_classes}: set config.model.seen_classes to the number of classes of the split."
+        )
+
+
+if __name__ == "__main__":
+    import_module("zse_jax.knowledge").run()
