@@ -1,7 +1,9 @@
 """The folders that users unpack, in each publisher's layout, small: every class, few images."""
 
 import io
+from collections.abc import Callable, Sequence
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 from PIL import Image
@@ -56,6 +58,52 @@ def write_folder(root: Path) -> None:
     for c, name in enumerate(("ant", "bee", "cat", "dog", "elk")):
         _write(root / "sketch" / name / "mine", [f"{name}{i}-1.png" for i in range(2)], c)
         _write(root / "photo" / name, [f"{name}{i}.JPG" for i in range(2)], c)
+
+
+DOMAINS = {"sketch": "sketch", "photo": "real"}
+"""DomainNet's name of each modality."""
+
+
+def serve_domainnet(
+    root: Path, patch: Callable[..., None], classes: Sequence[str], picture: Callable[..., bytes]
+) -> list[str]:
+    """Makes TFDS download DomainNet from `root`, which gets two images of each class and domain.
+
+    Args:
+      root: an empty folder.
+      patch: `monkeypatch.setattr`.
+      classes: names as in TFDS's catalogue.
+      picture: makes the JPEG or PNG of (class number, image number).
+
+    Returns:
+      The addresses that TFDS asks for, as it asks for them.
+    """
+    import tensorflow_datasets as tfds
+
+    asked: list[str] = []
+    labels = tfds.builder("domainnet/sketch", data_dir=root).info.features["label"].names
+    for domain in DOMAINS.values():
+        for number, split in enumerate(("train", "test")):
+            lines = []
+            for c, class_name in enumerate(classes):
+                name = f"{domain}/{class_name}/{domain}_{c}_{number}.jpg"
+                (root / name).parent.mkdir(parents=True, exist_ok=True)
+                (root / name).write_bytes(picture(c, number))
+                lines.append(f"{name} {labels.index(class_name)}")
+            (root / f"{domain}_{split}.txt").write_text("\n".join(lines) + "\n")
+
+    def unpack(manager: Any, address: str) -> Path:
+        asked.append(address)
+        return root
+
+    def download(manager: Any, addresses: dict[str, str]) -> dict[str, Path]:
+        asked.extend(addresses.values())
+        return {key: root / address.rsplit("/")[-1] for key, address in addresses.items()}
+
+    patch(tfds.download.DownloadManager, "download_and_extract", unpack)
+    patch(tfds.download.DownloadManager, "download", download)
+    patch("urllib.request.urlopen", lambda *_, **__: io.BytesIO())  # The server is there.
+    return asked
 
 
 WRITE = {

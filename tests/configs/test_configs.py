@@ -31,7 +31,7 @@ def config_of(name, arg=""):
 def test_every_config_describes_a_run(name):
     config = config_of(name)
     model = nnx.eval_shape(lambda: retrievers.create(config.model, rngs=nnx.Rngs(0)))
-    optimizers.create(config.optimizer, config.train.steps)
+    optimizers.create(config.optimizer, config.train.steps, {}, model.parameter_groups)
     for data in (config.data, config.target):
         assert data.split is None or splits.get(data.split).dataset == data.name
     assert sampling.sampler(config.train.sampler or model.batch_kind)
@@ -53,8 +53,14 @@ def test_every_config_says_how_to_run_it_and_what_comes_out(name):
 def prepared_data(tmp_path_factory):
     """A folder of prepared data sets, and the folders they are prepared from when first needed."""
     root = tmp_path_factory.mktemp("data")
+    patch = pytest.MonkeyPatch()
 
     def of(name):
+        if name == "domainnet" and not (root / name).exists():
+            (root / name).mkdir()
+            classes = splits.get(name).classes
+            picture = lambda c, number: layouts.image(c + number, "JPEG")  # noqa: E731
+            layouts.serve_domainnet(root / name, patch.setattr, classes, picture)
         if name not in layouts.WRITE:
             return None
         folder = root / name
@@ -62,7 +68,8 @@ def prepared_data(tmp_path_factory):
             layouts.WRITE[name](folder)
         return str(folder)
 
-    return root / "prepared", of
+    yield root / "prepared", of
+    patch.undo()
 
 
 SMALL = {

@@ -1,19 +1,18 @@
 """DomainNet, opened where TFDS's catalogue puts it, and what is said when it cannot be fetched."""
 
-import io
 import socket
 import urllib.error
-from pathlib import Path
 
 import numpy as np
 import pytest
 import tensorflow_datasets as tfds
 
 from data_pipelines import loading, prepared, splits
+from tests import layouts
 from tests.data_pipelines.conftest import encode
 
 CLASSES = ["The_Eiffel_Tower", "t-shirt", "airplane"]
-DOMAINS = {"sketch": "sketch", "photo": "real"}
+DOMAINS = layouts.DOMAINS
 
 
 def picture(c: int, number: int) -> bytes:
@@ -21,39 +20,12 @@ def picture(c: int, number: int) -> bytes:
     return encode(np.full((12, 10, 3), [100 + 20 * c, 100 + 20 * number, 255], np.uint8))
 
 
-def write_archive(root: Path, domain: str, label_names: list[str]) -> None:
-    """What the server holds of one domain, unpacked: two images of each class, one in each list."""
-    for number, split in enumerate(("train", "test")):
-        lines = []
-        for c, class_name in enumerate(CLASSES):
-            name = f"{domain}/{class_name}/{domain}_{c}_{number}.jpg"
-            (root / name).parent.mkdir(parents=True, exist_ok=True)
-            (root / name).write_bytes(picture(c, number))
-            lines.append(f"{name} {label_names.index(class_name)}")
-        (root / f"{domain}_{split}.txt").write_text("\n".join(lines) + "\n")
-
-
 @pytest.fixture(scope="module")
 def server(tmp_path_factory):
     """TFDS downloads from a folder; gives the addresses that it asked for."""
-    root, asked = tmp_path_factory.mktemp("server"), []
-    names = tfds.builder("domainnet/sketch", data_dir=root).info.features["label"].names
-    for domain in DOMAINS.values():
-        write_archive(root, domain, names)
-
-    def unpack(manager, address):
-        asked.append(address)
-        return root
-
-    def download(manager, addresses):
-        asked.extend(addresses.values())
-        return {key: root / address.rsplit("/")[-1] for key, address in addresses.items()}
-
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(tfds.download.DownloadManager, "download_and_extract", unpack)
-        patch.setattr(tfds.download.DownloadManager, "download", download)
-        patch.setattr("urllib.request.urlopen", lambda *_, **__: io.BytesIO())  # It is there.
-        yield asked
+        root = tmp_path_factory.mktemp("server")
+        yield layouts.serve_domainnet(root, patch.setattr, CLASSES, picture)
 
 
 @pytest.fixture(scope="module")
