@@ -49,6 +49,7 @@ def two_stage(folder, process=0, processes=1, sharding=None):
         raise InterruptedError
 
     retriever = fake()
+    retriever.serial = -1  # The count of fakes made so far differs between the processes.
     sketches = share(SKETCH_LABELS, 1, process, processes)
     photos = share(PHOTO_LABELS, 2, process, processes)
     result = {"fingerprint": fingerprint(retriever)}
