@@ -36,6 +36,7 @@ from zse_jax import checkpoint, configuration, programs, settings, sharding, tex
 from zse_jax.reporting import METRICS_FILE, read_metrics, show
 from zse_jax.retrieval import metrics, protocols
 from zse_jax.retrieval.results import Evaluation
+from zse_jax.retrieval.shortlists import shortlist_table, shortlists_dict
 from zse_jax.retrieval.storage import Storage
 from zse_jax.retrievers.base import Retriever
 
@@ -233,13 +234,15 @@ def main(options: flags.FlagValues) -> None:
         name=title,
     )
     show(results.table(intervals=True))
-    for ranking in results.values:
+    if (tradeoff := shortlist_table(results)) is not None:
+        show(tradeoff)
+    for ranking in (x for x in results.values if x in retriever.rankings):
         show(results.class_table(ranking))
         show(results.confusion_table(ranking))
     if options.output:
         about = {"checkpoint": str(path), "step": step, "split": config.data.split}
         about["config"] = configuration.to_plain(config)
-        write_json(options.output, about | results.to_dict())
+        write_json(options.output, about | results.to_dict() | shortlists_dict(results))
     if options.pictures:
         draw(evaluator, results, retriever.image_size, options.pictures)
         draw_training(path, options.pictures, config.evaluation.select.partition("/")[2])

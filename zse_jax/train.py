@@ -28,6 +28,7 @@ from data_pipelines import loading
 from zse_jax import checkpoint, configuration, optimizers, settings, sharding
 from zse_jax.evaluate import Evaluator, check_select, comparison, write_json
 from zse_jax.reporting import METRICS_FILE, Reporter, read_metrics, show
+from zse_jax.retrieval.shortlists import shortlist_table
 from zse_jax.retrievers.base import Retriever
 from zse_jax.train_state import Batch, Setup, State, complete, merge_model, set_up
 
@@ -248,6 +249,8 @@ class Run:
                 folder=self.scratch,
             )
             show(found.table(f"Step {step}, test set", intervals=True))
+            if (tradeoff := shortlist_table(found)) is not None:
+                show(tradeoff)
             test = found.flat()
         lines = read_metrics(self.workdir / METRICS_FILE)
         untrained = {

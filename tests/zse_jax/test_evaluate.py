@@ -130,7 +130,10 @@ def test_two_stage_ranking_stands_beside_the_exact_one(workdir, tmp_path, capsys
     written = json.loads((tmp_path / "m.json").read_text())
     assert written["values"]["relation@24"] == written["values"]["relation"]
     assert {"rank/relation", "rank/relation@4"} <= written["seconds"].keys()
-    assert "relation@4" in capsys.readouterr().out
+    assert [row["k"] for row in written["shortlists"]] == [4, 24, 24]
+    shown = capsys.readouterr().out
+    assert "relation@4" in shown and "two-stage" in shown
+    assert "classes by relation," in shown and "classes by relation@4" not in shown
 
 
 def test_the_same_command_goes_on_where_it_was_stopped(workdir, tmp_path):

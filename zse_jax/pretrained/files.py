@@ -1,36 +1,55 @@
-"""Files of weights as plain arrays: safetensors, and PyTorch's own where PyTorch is installed."""
+"""Files of weights as plain arrays: safetensors, numpy's, and PyTorch's where PyTorch is installed.
+
+Nothing in a file is ever executed to read its weights: no pickles but PyTorch's restricted ones.
+"""
 
 import os
+import zipfile
+from collections.abc import Mapping
 from importlib import import_module
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 
-SUFFIXES = (".safetensors", ".pth", ".pt", ".bin")
+SUFFIXES = (".safetensors", ".npz", ".pth", ".pt", ".bin")
 
 _CONVERT = (
     'To convert it where PyTorch is: python -c "import torch, safetensors.torch as s; '
-    "s.save_file({{k: v.contiguous() for k, v in torch.load('{0}', weights_only=True).items()}}, "
-    "'{1}')\""
+    "s.save_file({{k: v.contiguous() for k, v in {0}.items()}}, '{1}')\""
 )
 
 
 def read(path: str | os.PathLike) -> dict[str, np.ndarray]:
     """The publisher's parameter names and arrays in a file; half precision becomes float32.
 
+    PyTorch's files hold a dict of tensors, by itself or as `state_dict` or `model` of a training
+    checkpoint, or are TorchScript archives, as OpenAI's CLIP.
+
     Raises:
       FileNotFoundError: there is no such file.
       ValueError: a suffix that is not in `SUFFIXES`, PyTorch's format without PyTorch, a file that
-        is damaged, or one that holds something else than a dict of tensors; says what to do.
+        is damaged, or one that holds something else than arrays; says what to do.
     """
     path = Path(path).expanduser()
     if not path.is_file():
         raise FileNotFoundError(f"There is no file of weights {path}.")
+    readers = {".safetensors": _safetensors, ".npz": _numpy}
     if path.suffix not in SUFFIXES:
         raise ValueError(
             f"{path} is no file of weights that is known here: expected {', '.join(SUFFIXES)}."
         )
-    return _safetensors(path) if path.suffix == ".safetensors" else _torch(path)
+    return readers.get(path.suffix, _torch)(path)
+
+
+def _numpy(path: Path) -> dict[str, np.ndarray]:
+    try:
+        with np.load(path, allow_pickle=False) as file:
+            return {name: _single(file[name]) for name in file.files}
+    except (ValueError, OSError, EOFError, AttributeError, zipfile.BadZipFile) as error:
+        raise ValueError(
+            f"{path} cannot be read as numpy's .npz ({error}). Download it again."
+        ) from error
 
 
 def _safetensors(path: Path) -> dict[str, np.ndarray]:
@@ -48,28 +67,43 @@ def _safetensors(path: Path) -> dict[str, np.ndarray]:
 
 
 def _torch(path: Path) -> dict[str, np.ndarray]:
-    convert = _CONVERT.format(path, path.with_suffix(".safetensors"))
+    script = _is_torch_script(path)
+    reading = (
+        f"torch.jit.load('{path}', map_location='cpu').state_dict()"
+        if script
+        else f"torch.load('{path}', weights_only=True)"
+    )
     try:
         torch = import_module("torch")
     except ImportError as error:
+        kind = "a TorchScript archive" if script else "PyTorch's format"
         raise ValueError(
-            f"{path} is PyTorch's format, and PyTorch is not installed: `pip install torch`, or "
-            f"give a .safetensors file. {convert}"
+            f"{path} is {kind}, and PyTorch is not installed: `pip install torch`, or give a "
+            f".safetensors file. {_CONVERT.format(reading, path.with_suffix('.safetensors'))}"
         ) from error
     try:
-        loaded = torch.load(path, map_location="cpu", weights_only=True)
+        loaded = (
+            torch.jit.load(path, map_location="cpu").state_dict()
+            if script
+            else torch.load(path, map_location="cpu", weights_only=True)
+        )
     except Exception as error:  # torch raises whatever its unpickler meets
         reason = (str(error).strip().splitlines() or [type(error).__name__])[0]
         raise ValueError(
             f"{path} cannot be read as a dict of tensors ({reason}): is it complete, and a state "
-            "dict rather than a whole model or a TorchScript archive?"
+            "dict rather than a whole model?"
         ) from error
-    wrong = (
-        [f"{name} ({type(value).__name__})" for name, value in loaded.items()
-         if not isinstance(value, torch.Tensor)]
-        if isinstance(loaded, dict)
-        else [type(loaded).__name__]
-    )  # fmt: skip
+    tensors = _state_dict(loaded, torch.Tensor)
+    if not isinstance(tensors, Mapping):
+        raise ValueError(
+            f"{path} holds a {type(tensors).__name__}, not a dict of tensors. Save the state dict "
+            "alone: torch.save(model.state_dict(), path)."
+        )
+    wrong = [
+        f"{name} ({type(value).__name__})"
+        for name, value in tensors.items()
+        if not isinstance(value, torch.Tensor)
+    ]
     if wrong:
         raise ValueError(
             f"{path} holds more than a dict of tensors: {', '.join(wrong[:5])}. Save the state "
@@ -77,8 +111,25 @@ def _torch(path: Path) -> dict[str, np.ndarray]:
         )
     return {
         name: _single((value.float() if value.is_floating_point() else value).numpy())
-        for name, value in loaded.items()
+        for name, value in tensors.items()
     }
+
+
+def _is_torch_script(path: Path) -> bool:
+    if not zipfile.is_zipfile(path):
+        return False
+    with zipfile.ZipFile(path) as archive:
+        return any("/code/" in name for name in archive.namelist())
+
+
+def _state_dict(loaded: Any, tensor: type) -> Any:
+    """What is in a training checkpoint under the usual names, or `loaded` itself."""
+    if isinstance(loaded, Mapping):
+        for name in ("state_dict", "model"):
+            inner = loaded.get(name)
+            if isinstance(inner, Mapping) and any(isinstance(x, tensor) for x in inner.values()):
+                return inner
+    return loaded
 
 
 def _single(array: np.ndarray) -> np.ndarray:

@@ -43,6 +43,7 @@ def fill(
     table: Mapping[Path, Source],
     *,
     ignored: Callable[[str], bool] = lambda name: False,
+    kept: Callable[[Path], bool] = lambda path: False,
 ) -> None:
     """Sets every parameter and running average of `model` in place.
 
@@ -52,12 +53,14 @@ def fill(
       arrays: the publisher's names and arrays.
       table: for each parameter's path, its source.
       ignored: names that the publisher's file carries and its network never uses.
+      kept: parameters that the publisher's network does not have: they stay as they are.
 
     Raises:
       ValueError: names nobody uses, parameters nobody fills, or shapes that differ; all are listed,
         and the model is left as it was.
     """
-    parameters = dict(nnx.to_flat_state(nnx.state(model, nnx.Any(nnx.Param, nnx.BatchStat))))
+    every = nnx.to_flat_state(nnx.state(model, nnx.Any(nnx.Param, nnx.BatchStat)))
+    parameters = {path: parameter for path, parameter in every if not kept(path)}
     problems = [f"  no place for     {name}" for name in _unused(arrays, table, ignored)]
     filled = {}
     for path, parameter in parameters.items():

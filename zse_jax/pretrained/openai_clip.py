@@ -1,18 +1,14 @@
 """CLIP's published weights: by OpenAI's names, or by Hugging Face's (`openai/clip-vit-*`).
 
     retriever = zse_jax.retrievers.create({"system": "clip_prompt"}, rngs=nnx.Rngs(0))
-    openai_clip.load(retriever, openai_clip.read("model.safetensors"))
+    openai_clip.load(retriever, files.read("model.safetensors"))
 
-Hugging Face's `model.safetensors` is read as it is. OpenAI's `.pt` files are TorchScript archives,
-which hold a program and not a dict of arrays; on a machine with PyTorch, `CONVERT` turns one into
-an `.npz` with the same names.
+`zse_jax.pretrained.files` reads Hugging Face's `model.safetensors`, and, where PyTorch is
+installed, OpenAI's TorchScript archives (`ViT-B-32.pt`).
 """
 
-import os
 import re
-import zipfile
 from collections.abc import Mapping
-from pathlib import Path as File
 from typing import Any
 
 import numpy as np
@@ -21,13 +17,6 @@ from flax import nnx
 from zse_jax.models.clip import CLIP
 from zse_jax.pretrained.mapping import Path, Source, fill, patch_matrix, transpose
 from zse_jax.retrievers.clip_prompt import ClipPrompt
-
-CONVERT = (
-    "python -c \"import torch, numpy; weights = torch.jit.load('ViT-B-32.pt', map_location="
-    "'cpu').state_dict(); numpy.savez('ViT-B-32.npz', "
-    '**{name: weight.float().numpy() for name, weight in weights.items()})"'
-)
-"""The command that makes a dict of arrays of OpenAI's TorchScript archive."""
 
 # Numbers beside the weights in OpenAI's archives, counters in Hugging Face's files.
 _KNOWN = re.compile(
@@ -51,8 +40,8 @@ def load(model: CLIP | ClipPrompt, arrays: Mapping[str, np.ndarray] | Any) -> No
     if not isinstance(arrays, Mapping):
         raise ValueError(
             f"CLIP's weights must be a dict of arrays by name, not a {type(arrays).__name__}. "
-            f"Read a file with zse_jax.pretrained.openai_clip.read; convert OpenAI's TorchScript "
-            f"archive first, on a machine with PyTorch: {CONVERT}"
+            "Read a file, OpenAI's TorchScript archives included, with "
+            "zse_jax.pretrained.files.read."
         )
     if isinstance(model, ClipPrompt):
         clip = model.new_clip(rngs=nnx.Rngs(0))
@@ -63,40 +52,6 @@ def load(model: CLIP | ClipPrompt, arrays: Mapping[str, np.ndarray] | Any) -> No
         arrays = from_hugging_face(arrays)
     _check_size(model, arrays)
     fill(model, arrays, table(model), ignored=lambda name: bool(_KNOWN.fullmatch(name)))
-
-
-def read(path: str | os.PathLike) -> dict[str, np.ndarray]:
-    """The arrays of a `.safetensors` or `.npz` file, by name.
-
-    Raises:
-      FileNotFoundError: there is no such file.
-      ValueError: it is of another kind; says how to convert a TorchScript archive.
-    """
-    file = File(path)
-    if not file.is_file():
-        raise FileNotFoundError(f"There are no CLIP weights at {file}.")
-    if file.suffix == ".safetensors":
-        from safetensors.numpy import load_file
-
-        return load_file(file)
-    if file.suffix == ".npz":
-        with np.load(file) as arrays:
-            return dict(arrays)
-    kind = "a TorchScript archive" if _is_torch_script(file) else f"no {', '.join(_READABLE)} file"
-    raise ValueError(
-        f"{file} is {kind}, but a dict of arrays is expected. On a machine with PyTorch, convert "
-        f"OpenAI's archive: {CONVERT}"
-    )
-
-
-_READABLE = (".safetensors", ".npz")
-
-
-def _is_torch_script(file: File) -> bool:
-    if not zipfile.is_zipfile(file):
-        return False
-    with zipfile.ZipFile(file) as archive:
-        return any("/code/" in name for name in archive.namelist())
 
 
 def table(model: CLIP) -> dict[Path, Source]:

@@ -4,7 +4,6 @@ Tolerances are those of tests/golden/README.md.
 """
 
 import json
-import zipfile
 
 import jax
 import jax.numpy as jnp
@@ -16,7 +15,7 @@ from tests.zse_jax.models.test_clip import TINY
 from tests.zse_jax.pretrained.weights import GOLDEN, draw
 from zse_jax.losses import cosine_triplet
 from zse_jax.models.clip import CLIP, tokenize
-from zse_jax.pretrained import openai_clip
+from zse_jax.pretrained import files, openai_clip
 from zse_jax.pretrained.mapping import patch_matrix, transpose
 from zse_jax.retrievers import create
 
@@ -141,7 +140,7 @@ def test_hugging_faces_names_fill_every_parameter(tmp_path):
     source, model = tiny(0), tiny(1)
     arrays = {k: np.array(v, order="C") for k, v in hugging_face(published(source)).items()}
     save_file(arrays, tmp_path / "model.safetensors")
-    openai_clip.load(model, openai_clip.read(tmp_path / "model.safetensors"))
+    openai_clip.load(model, files.read(tmp_path / "model.safetensors"))
     assert_equal(model, source)
 
 
@@ -170,24 +169,9 @@ def test_another_size_of_clip_is_named(rename):
         openai_clip.load(tiny(text_width=4), rename(published(tiny())))
 
 
-def test_a_torch_script_archive_is_refused_with_the_command_that_converts_it(tmp_path):
-    file = tmp_path / "ViT-B-32.pt"
-    with zipfile.ZipFile(file, "w") as archive:
-        archive.writestr("ViT-B-32/code/__torch__.py", "")
-    with pytest.raises(ValueError, match=r"a TorchScript archive.*torch.jit.load.*numpy.savez"):
-        openai_clip.read(file)
-    with pytest.raises(ValueError, match=r"not a str.*torch.jit.load"):
-        openai_clip.load(tiny(), str(file))
-
-
-def test_files_are_read_by_their_kind(tmp_path):
-    np.savez(tmp_path / "weights.npz", **published(tiny()))
-    assert openai_clip.read(tmp_path / "weights.npz").keys() == published(tiny()).keys()
-    with pytest.raises(FileNotFoundError, match=r"no CLIP weights at .*none.npz"):
-        openai_clip.read(tmp_path / "none.npz")
-    (tmp_path / "weights.bin").write_bytes(b"what")
-    with pytest.raises(ValueError, match=r"weights.bin is no .safetensors, .npz file"):
-        openai_clip.read(tmp_path / "weights.bin")
+def test_what_is_no_dict_of_arrays_is_refused_with_the_way_to_get_one():
+    with pytest.raises(ValueError, match=r"not a str.*zse_jax.pretrained.files.read"):
+        openai_clip.load(tiny(), "ViT-B-32.pt")
 
 
 @pytest.mark.parametrize("text_tower", [True, False])

@@ -1,0 +1,112 @@
+"""Google's Vision Transformers, by the names of their `.npz` files (github.com/google-research).
+
+ZSE starts from `sam/ViT-B_16.npz`, a ViT-B/16 trained on ImageNet-1k with sharpness-aware
+minimisation. It has no scale embedding, no cross-attention and no relation network: those keep the
+values they have. Positions for another number of patches are interpolated as in Google's own code.
+"""
+
+from collections.abc import Mapping
+
+import numpy as np
+from scipy import ndimage
+
+from zse_jax.pretrained.mapping import Path, Source, fill
+from zse_jax.retrievers.zse import ZSE
+
+KEPT = ("cross_attention", "anchors", "relation_network")
+"""Parts of ZSE that a Vision Transformer has nothing for, beside the scale embedding."""
+
+# The classifier of the published network, and the layer in front of it in some of the files.
+_IGNORED = ("head/", "pre_logits/")
+
+
+def load(model: ZSE, arrays: Mapping[str, np.ndarray]) -> None:
+    """Fills tokenizer and encoder of `model` in place, e.g. from `Transformer/encoder_norm/scale`.
+
+    The class token becomes the retrieval token.
+
+    Raises:
+      ValueError: names without a place, parameters without a source or of another shape, listed.
+    """
+    fill(
+        model,
+        _joined(arrays),
+        table(model),
+        ignored=lambda name: name.startswith(_IGNORED),
+        kept=lambda path: path[0] in KEPT or path[:2] == ("tokenizer", "scale_embedding"),
+    )
+
+
+def table(model: ZSE) -> dict[Path, Source]:
+    """Parameter path -> Google's name (query, key and value joined) and the change of layout."""
+    grid = model.tokenizer.grid
+
+    def positions(array: np.ndarray) -> np.ndarray:
+        return interpolated(array, grid)
+
+    entries: dict[Path, Source] = {
+        ("tokenizer", "retrieval_token"): Source("cls"),
+        ("tokenizer", "positions"): Source("Transformer/posembed_input/pos_embedding", positions),
+        ("tokenizer", "patch_embedding", "kernel"): Source("embedding/kernel", _flat_inputs),
+        ("tokenizer", "patch_embedding", "bias"): Source("embedding/bias"),
+        **_norm(("encoder", "norm"), "Transformer/encoder_norm"),
+    }
+    for i in range(len(model.encoder.blocks)):
+        here, there = ("encoder", "blocks", i), f"Transformer/encoderblock_{i}"
+        attention = f"{there}/MultiHeadDotProductAttention_1"
+        entries |= _norm((*here, "norm_attention"), f"{there}/LayerNorm_0")
+        entries |= _norm((*here, "norm_mlp"), f"{there}/LayerNorm_2")
+        entries |= _dense((*here, "attention", "qkv"), f"{attention}/qkv")
+        entries[(*here, "attention", "out", "kernel")] = Source(
+            f"{attention}/out/kernel", _flat_inputs
+        )
+        entries[(*here, "attention", "out", "bias")] = Source(f"{attention}/out/bias")
+        entries |= _dense((*here, "mlp_in"), f"{there}/MlpBlock_3/Dense_0")
+        entries |= _dense((*here, "mlp_out"), f"{there}/MlpBlock_3/Dense_1")
+    return entries
+
+
+def interpolated(positions: np.ndarray, grid: int) -> np.ndarray:
+    """Positions [1, 1 + n², d] of n x n patches for `grid` x `grid` ones, linear; the first stays.
+
+    Raises:
+      ValueError: they are not those of a token and a square of patches.
+    """
+    side = round((positions.shape[1] - 1) ** 0.5)
+    if positions.ndim != 3 or len(positions) != 1 or side**2 + 1 != positions.shape[1]:
+        raise ValueError(f"Positions of shape {positions.shape} are not [1, 1 + n * n, d].")
+    if side == grid:
+        return positions
+    field = positions[0, 1:].reshape(side, side, -1).astype(np.float32)
+    local = ndimage.zoom(field, (grid / side, grid / side, 1), order=1).reshape(grid**2, -1)
+    return np.concatenate([positions[:, :1], local[None]], axis=1)
+
+
+def _joined(arrays: Mapping[str, np.ndarray]) -> dict[str, np.ndarray]:
+    """Query, key and value of each block, [d, heads, c], as one projection [d, 3 heads c]."""
+    found = dict(arrays)
+    for name in arrays:
+        if not name.endswith("/query/kernel"):
+            continue
+        layer = name.removesuffix("/query/kernel")
+        names = [f"{layer}/{part}" for part in ("query", "key", "value")]
+        for leaf, kept in (("kernel", 1), ("bias", 0)):
+            parts = [f"{part}/{leaf}" for part in names]
+            if all(part in arrays for part in parts):
+                taken = [np.asarray(found.pop(part)) for part in parts]
+                flat = [x.reshape(*x.shape[:kept], -1) for x in taken]
+                found[f"{layer}/qkv/{leaf}"] = np.concatenate(flat, axis=-1)
+    return found
+
+
+def _flat_inputs(array: np.ndarray) -> np.ndarray:
+    """[height, width, in, out] or [heads, c, out] -> [inputs, out]."""
+    return array.reshape(-1, array.shape[-1])
+
+
+def _dense(here: Path, there: str) -> dict[Path, Source]:
+    return {(*here, leaf): Source(f"{there}/{leaf}") for leaf in ("kernel", "bias")}
+
+
+def _norm(here: Path, there: str) -> dict[Path, Source]:
+    return {(*here, leaf): Source(f"{there}/{leaf}") for leaf in ("scale", "bias")}

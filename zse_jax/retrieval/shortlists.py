@@ -1,0 +1,106 @@
+"""What two-stage ranking costs and loses beside exact ranking, so that a user can choose K."""
+
+import re
+from typing import Any, NamedTuple
+
+from rich.table import Table
+
+from zse_jax.retrieval.results import Evaluation
+
+CLOSE = 0.005
+"""What a shortlist may lose of the first metric to count as good as exact ranking."""
+
+
+class Shortlist(NamedTuple):
+    """One K of one ranking.
+
+    Attributes:
+      ranking: the ranking of kind "score" that orders the shortlist.
+      k: photos in it; of exact ranking, the gallery.
+      share: of the gallery, in (0, 1].
+      cost: seconds of ranking over those of exact ranking in the same run. Encoding, which both
+        need, does not count; the compilation of each program does, unless it lay on disk.
+      values: metric -> mean in 0..1, by the first convention.
+    """
+
+    ranking: str
+    k: int
+    share: float
+    cost: float
+    values: dict[str, float]
+
+
+def shortlists(evaluation: Evaluation) -> list[Shortlist]:
+    """The two-stage rankings of an evaluation, each ranking's followed by the exact one.
+
+    They are those it names RANKING@K. Empty where none was asked for.
+    """
+    found: dict[str, list[Shortlist]] = {}
+    for title, scopes in evaluation.values.items():
+        match = re.fullmatch(r"(.+)@(\d+)", title)
+        if not match or match[1] not in evaluation.values:
+            continue
+        ranking, k = match[1], min(int(match[2]), evaluation.gallery)
+        cost = evaluation.seconds[f"rank/{title}"] / evaluation.seconds[f"rank/{ranking}"]
+        values = dict(next(iter(scopes.values())))
+        found.setdefault(ranking, []).append(
+            Shortlist(ranking, k, k / evaluation.gallery, cost, values)
+        )
+    return [
+        row
+        for ranking, rows in found.items()
+        for row in (
+            *sorted(rows, key=lambda row: row.k),
+            Shortlist(
+                ranking,
+                evaluation.gallery,
+                1.0,
+                1.0,
+                dict(next(iter(evaluation.values[ranking].values()))),
+            ),
+        )
+    ]
+
+
+def smallest(rows: list[Shortlist]) -> Shortlist:
+    """The smallest K of one ranking whose first metric is within `CLOSE` of exact ranking's."""
+    metric = next(iter(rows[-1].values))
+    exact = rows[-1].values[metric]
+    return next(row for row in rows if row.values[metric] >= exact - CLOSE)
+
+
+def shortlists_dict(evaluation: Evaluation) -> dict[str, Any]:
+    """{"shortlists": [...]}, ready for `json.dump`: the rows of `shortlists`."""
+    return {"shortlists": [row._asdict() for row in shortlists(evaluation)]}
+
+
+def shortlist_table(evaluation: Evaluation) -> Table | None:
+    """Metrics and cost by K, in percent, for `rich.print`; None where no K was asked for."""
+    rows = shortlists(evaluation)
+    if not rows:
+        return None
+    metrics = evaluation.metrics
+    rankings = dict.fromkeys(row.ranking for row in rows)
+    said = []
+    for ranking in rankings:
+        best = smallest([row for row in rows if row.ranking == ranking])
+        which = f"K = {best.k}" if best.share < 1 else "only the whole gallery"
+        said.append(f"{ranking}: {which} is within {100 * CLOSE:.1f} points of exact {metrics[0]}")
+    table = Table(
+        title=f"{evaluation.name}: two-stage ranking, {next(iter(evaluation.chances))}",
+        caption="percent; " + "; ".join(said),
+    )
+    table.add_column("ranking")
+    for name in ("K", "of gallery", *metrics, "cost of ranking"):
+        table.add_column(name, justify="right")
+    for row in rows:
+        exact = row.share == 1 and row.cost == 1
+        table.add_row(
+            row.ranking,
+            f"{row.k:,}",
+            "exact" if exact else f"{100 * row.share:.1f}",
+            *(f"{100 * row.values[name]:.1f}" for name in metrics),
+            f"{100 * row.cost:.1f}",
+            end_section=exact,
+        )
+    return table
