@@ -7,6 +7,7 @@ The published state dict also carries an unused third copy of the cross-attentio
 from collections.abc import Mapping
 
 import numpy as np
+from flax import nnx
 
 from zse_jax.pretrained.mapping import (
     Path,
@@ -26,6 +27,34 @@ def load(model: ZSE, arrays: Mapping[str, np.ndarray]) -> None:
       ValueError: names without a place, parameters without a source or of another shape, listed.
     """
     fill(model, arrays, table(model), ignored=lambda name: name.startswith("ca.encoder.layers."))
+
+
+def export(model: ZSE) -> dict[str, np.ndarray]:
+    """The published names and arrays of `model`: what `load` takes, float32.
+
+    `ca.encoder.layers.*`, which the published network has and never uses, is a copy of the sketch's
+    layer, so that the published code's strict `load_state_dict` takes it.
+    """
+    parameters = dict(nnx.to_flat_state(nnx.state(model, nnx.Param)))
+    arrays = {}
+    for path, source in table(model).items():
+        array = np.asarray(parameters[path][...], np.float32)
+        if source.layout is patch_matrix:
+            channels = 3 if path[0] == "tokenizer" else model.tokenizer.positions.shape[-1]
+            side = round((len(array) / channels) ** 0.5)
+            array = array.reshape(side, side, channels, -1)
+        if source.layout is transpose:
+            array = array.T
+        elif source.layout in (convolution, patch_matrix):
+            array = array.transpose(3, 2, 0, 1)
+        arrays[source.name] = np.ascontiguousarray(array)
+    used = "ca.encoder.layer1.0."
+    unused = {
+        "ca.encoder.layers.0." + name.removeprefix(used): array.copy()
+        for name, array in arrays.items()
+        if name.startswith(used)
+    }
+    return arrays | unused
 
 
 def table(model: ZSE) -> dict[Path, Source]:

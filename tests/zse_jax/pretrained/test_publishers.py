@@ -1,0 +1,88 @@
+"""Weights are recognised by their names and go where they belong, or say where they would."""
+
+import json
+
+import jax
+import numpy as np
+import pytest
+from flax import nnx
+from safetensors.numpy import save_file
+
+from tests.zse_jax.models.test_clip import TINY
+from tests.zse_jax.pretrained import test_google_vit, test_openai_clip
+from tests.zse_jax.pretrained.weights import GOLDEN
+from zse_jax.pretrained import publishers, zse_sbir
+from zse_jax.retrievers import create
+
+
+def clip(seed=0):
+    settings = {"system": "clip_prompt", **TINY}
+    return create(settings, rngs=nnx.Rngs(params=seed, dropout=1))
+
+
+def written(path, arrays):
+    save_file({name: np.array(array, order="C") for name, array in arrays.items()}, path)
+    return path
+
+
+def test_every_publisher_is_recognised_by_the_names_of_the_golden_weights():
+    names = {
+        "zse_sbir": json.loads((GOLDEN / "zse_manifest.json").read_text()),
+        "openai_clip": json.loads((GOLDEN / "clip_manifest.json").read_text()),
+        "torchvision_resnet": json.loads((GOLDEN / "resnet50_manifest.json").read_text()),
+        "google_vit": test_google_vit.published(),
+        "huggingface_clip": test_openai_clip.hugging_face(
+            test_openai_clip.published(test_openai_clip.tiny())
+        ),
+    }
+    assert names.keys() == publishers.PUBLISHERS.keys()
+    for name, listed in names.items():
+        assert publishers.publisher_of(listed) == name
+
+
+def test_exported_weights_are_published_ones_that_come_back_to_the_bit(tmp_path):
+    source, target = test_google_vit.zse(3), test_google_vit.zse(4)
+    arrays = zse_sbir.export(source)
+    file = written(tmp_path / "best.safetensors", arrays)
+    assert publishers.start(target, file, "zse") == "zse_sbir"
+    jax.tree.map(
+        np.testing.assert_array_equal, *(nnx.state(x, nnx.Param) for x in (source, target))
+    )
+
+
+def test_exported_shapes_are_those_of_the_published_code_at_its_size():
+    model = nnx.eval_shape(lambda: create({"system": "zse"}, rngs=nnx.Rngs(0)))
+    zeros = jax.tree.map(lambda x: np.zeros(x.shape, x.dtype), nnx.state(model, nnx.Param))
+    nnx.update(model, zeros)
+    manifest = json.loads((GOLDEN / "zse_manifest.json").read_text())
+    exported = zse_sbir.export(model)
+    assert {name: list(array.shape) for name, array in exported.items()} == manifest
+
+
+def test_a_vision_transformer_starts_zse_and_clip_starts_clip(tmp_path):
+    model = test_google_vit.zse()
+    vit = written(tmp_path / "vit.safetensors", test_google_vit.published())
+    assert publishers.start(model, vit, "zse", "google_vit") == "google_vit"
+    np.testing.assert_array_equal(
+        model.tokenizer.retrieval_token[...], test_google_vit.published()["cls"]
+    )
+    source = test_openai_clip.tiny(3)
+    file = written(tmp_path / "clip.safetensors", test_openai_clip.published(source))
+    retriever = clip()
+    assert publishers.start(retriever, file, "clip_prompt") == "openai_clip"
+    test_openai_clip.assert_equal(retriever.clip.visual, source.visual)
+
+
+def test_weights_of_another_system_or_publisher_or_size_name_the_file(tmp_path):
+    vit = written(tmp_path / "vit.safetensors", test_google_vit.published())
+    with pytest.raises(ValueError, match="of google_vit, from which the system 'zse' starts, not"):
+        publishers.start(clip(), vit, "clip_prompt")
+    with pytest.raises(ValueError, match=r"vit.safetensors holds .* google_vit, not of zse_sbir"):
+        publishers.start(test_google_vit.zse(), vit, "zse", "zse_sbir")
+    with pytest.raises(ValueError, match="no publisher 'google': choose zse_sbir, google_vit"):
+        publishers.start(test_google_vit.zse(), vit, "zse", "google")
+    with pytest.raises(ValueError, match=r"vit.safetensors: These weights do not fit"):
+        publishers.start(test_google_vit.zse(width=24), vit, "zse")
+    strange = written(tmp_path / "x.safetensors", {"what": np.zeros(3, np.float32)})
+    with pytest.raises(ValueError, match=r"Weights named what, .*nobody's.*zse_sbir: the pub"):
+        publishers.start(test_google_vit.zse(), strange, "zse")
