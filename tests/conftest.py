@@ -1,7 +1,8 @@
 """What every test stands on: eight virtual devices, checked shapes, golden outputs, real images."""
 
+import gc
 import os
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from pathlib import Path
 
 ROOT = Path(__file__).resolve().parents[1]
@@ -18,7 +19,9 @@ os.environ.setdefault("JAX_COMPILATION_CACHE_DIR", str(ROOT / ".cache" / "jax"))
 os.environ.setdefault("JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS", "0")
 
 import hypothesis
+import jax
 import numpy as np
+import psutil
 import pytest
 from absl import flags
 from jaxtyping import install_import_hook
@@ -34,6 +37,18 @@ flags.FLAGS.mark_as_parsed()
 # The same examples in every run, and no deadline: the first one includes compilation.
 hypothesis.settings.register_profile("house", deadline=None, derandomize=True)
 hypothesis.settings.load_profile("house")
+
+
+_MEMORY = 3 * 2**30
+
+
+@pytest.fixture(scope="module", autouse=True)
+def compiled_programs_that_fit() -> Iterator[None]:
+    """Compiled programs are dropped after a module once they fill the memory of a small machine."""
+    yield
+    if psutil.Process().memory_info().rss > _MEMORY:
+        jax.clear_caches()
+        gc.collect()
 
 
 @pytest.fixture(scope="session")
