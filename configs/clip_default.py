@@ -36,7 +36,7 @@ VARIANTS: dict[str, dict[str, Any]] = {
     # From scratch on the embedded data set, in minutes on two cores.
     "tiny": {
         "image_size": 64, "patch_size": 8, "width": 64, "depth": 4, "heads": 4, "embed_dim": 64,
-        "text_width": 32, "text_depth": 2, "text_heads": 2, "prompt_std": 0.02, "trainable": "all",
+        "text_width": 32, "text_depth": 2, "text_heads": 2, "prompt_std": 0.02, "position_std": 1.0, "trainable": "all",
         "template": "{}",  # a random text tower tells bare names apart best
         "data.name": "doodles", "data.split": "doodles", "data.workers": 0,
         "train.steps": 800, "train.batch_size": 16,
@@ -66,6 +66,7 @@ def get_config() -> ConfigDict:
     model.text_width = 512
     model.text_depth = 12
     model.text_heads = 8
+    model.position_std = placeholder(float)  # of the initial positions; None: width**-0.5, CLIP's
     model.text_tower = False  # True: keep it in checkpoints, to rank by words too
     model.recipe = "category"  # or "fine_grained"
     model.prompts = "separate"  # one for each modality, or "shared"

@@ -108,8 +108,6 @@ def _model() -> ConfigDict:
     model.triplet_weight = 2.0
     model.triplet_margin = 1.0
     model.relation_weight = 4.0
-    model.token_weight = 0.0  # ours: > 0 also trains the token that ranks by itself; see ZSE.loss
-    model.token_temperature = 0.1
     return model
 
 

@@ -40,32 +40,6 @@ def relation_mse(
     return jnp.square(score - jnp.clip(target, clamp, 1 - clamp)).mean()
 
 
-def cross_modal_contrastive(
-    sketches: Float[Array, "n d"],
-    photos: Float[Array, "m d"],
-    sketch_labels: Int[Array, "n"],
-    photo_labels: Int[Array, "m"],
-    *,
-    temperature: float = 0.1,
-) -> Float[Array, ""]:
-    """Mean over the images of both modalities of -mean log p of the other side's of its class.
-
-    p is the softmax of cosine / temperature over all images of the other modality. An image whose
-    class the other side of the batch lacks does not count; without any that count, 0. Source:
-    supervised contrastive loss (Khosla et al., NeurIPS 2020, L_out), across modalities.
-    """
-    logits = jnp.matmul(unit(sketches), unit(photos).T, precision="float32") / temperature
-    same = sketch_labels[:, None] == photo_labels
-
-    def direction(logits, same):
-        log_p = jax.nn.log_softmax(logits, axis=1)
-        positives = same.sum(axis=1)
-        mean = jnp.where(same, log_p, 0).sum(axis=1) / jnp.maximum(positives, 1)
-        return -mean.sum() / jnp.maximum((positives > 0).sum(), 1)
-
-    return (direction(logits, same) + direction(logits.T, same.T)) / 2
-
-
 def cosine_distance(a: Float[Array, "*b d"], b: Float[Array, "*b d"]) -> Float[Array, "*b"]:
     """1 - cos(a, b) in float32, in [0, 2]; 1 where a vector is zero."""
     return 1 - (unit(a) * unit(b)).sum(axis=-1)

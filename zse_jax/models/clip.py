@@ -58,10 +58,11 @@ class VisionTower(nnx.Module):
         depth: int,
         heads: int,
         embed_dim: int,
+        position_std: float | None,
         dtype: jnp.dtype,
         rngs: nnx.Rngs,
     ):
-        """Random parameters, spread as in CLIP's own code.
+        """Random parameters, spread as in CLIP's own code, but for positions of `position_std`.
 
         Raises:
           ValueError: sizes that do not fit each other; the message names them.
@@ -82,7 +83,7 @@ class VisionTower(nnx.Module):
         )
         tokens = (image_size // patch_size) ** 2 + 1
         self.class_token = _normal((width,), scale, rngs)
-        self.positions = _normal((tokens, width), scale, rngs)
+        self.positions = _normal((tokens, width), position_std or scale, rngs)
         self.norm_pre = layer_norm(width, dtype=dtype, rngs=rngs)
         self.blocks = nnx.List([Block(width, heads, dtype=dtype, rngs=rngs) for _ in range(depth)])
         self.norm_post = layer_norm(width, dtype=dtype, rngs=rngs)
@@ -175,6 +176,7 @@ class CLIP(nnx.Module):
         text_width: int = 512,
         text_depth: int = 12,
         text_heads: int = 8,
+        position_std: float | None = None,
         dtype: jnp.dtype = jnp.float32,
         rngs: nnx.Rngs,
     ):
@@ -186,6 +188,8 @@ class CLIP(nnx.Module):
           embed_dim: of the space that images and texts share.
           context_length: token ids of the longest text, its start and end included.
           text_width, text_depth, text_heads: of the text tower.
+          position_std: of the image tower's initial positions; None: width**-0.5, CLIP's own, which
+            a network trained from scratch can hardly tell places by.
           dtype: of activations; parameters are float32.
 
         Raises:
@@ -199,6 +203,7 @@ class CLIP(nnx.Module):
             depth=depth,
             heads=heads,
             embed_dim=embed_dim,
+            position_std=position_std,
             dtype=dtype,
             rngs=rngs,
         )

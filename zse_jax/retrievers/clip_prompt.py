@@ -59,7 +59,7 @@ class ClipPrompt(Retriever):
     """CLIP with visual prompts; its features are the projected class tokens.
 
     Args:
-      image_size, ..., text_heads: sizes of CLIP; see `models.clip.CLIP`.
+      image_size, ..., position_std: sizes and initial values of CLIP; see `models.clip.CLIP`.
       text_tower: keep the text tower after the class texts are encoded, to rank by words too.
       recipe: "category" (sampler "triplet") or "fine_grained" (sampler "instance_group").
       prompts: one for each modality, or one for both (the paper's fine-grained model).
@@ -104,6 +104,7 @@ class ClipPrompt(Retriever):
         text_width: int = 512,
         text_depth: int = 12,
         text_heads: int = 8,
+        position_std: float | None = None,
         text_tower: bool = False,
         recipe: Literal["category", "fine_grained"] = "category",
         prompts: Literal["separate", "shared"] = "separate",
@@ -133,7 +134,7 @@ class ClipPrompt(Retriever):
                 raise ValueError(f"config.model.{key}={value!r}: choose one of {', '.join(known)}.")
         self._sizes: tuple[Any, ...] = (
             image_size, patch_size, width, depth, heads, embed_dim,
-            context_length, text_width, text_depth, text_heads, dtype,
+            context_length, text_width, text_depth, text_heads, position_std, dtype,
         )  # fmt: skip
         self.image_size, self.context_length = image_size, context_length
         self.recipe, self.trainable, self.pixels = recipe, trainable, pixels
@@ -161,7 +162,7 @@ class ClipPrompt(Retriever):
         """A CLIP of this retriever's sizes, both towers, with random weights."""
         names = (
             "image_size", "patch_size", "width", "depth", "heads", "embed_dim",
-            "context_length", "text_width", "text_depth", "text_heads", "dtype",
+            "context_length", "text_width", "text_depth", "text_heads", "position_std", "dtype",
         )  # fmt: skip
         return CLIP(**dict(zip(names, self._sizes, strict=True)), rngs=rngs)
 

@@ -13,7 +13,7 @@ import jax.numpy as jnp
 from flax import nnx
 from jaxtyping import Array, Float, Num, UInt8
 
-from zse_jax.losses import cross_modal_contrastive, euclidean_triplet, relation_mse
+from zse_jax.losses import euclidean_triplet, relation_mse
 from zse_jax.models.cross_attention import CrossAttention, Projected, Value
 from zse_jax.models.relation_network import (
     AnchorMap,
@@ -78,8 +78,6 @@ class ZSE(Retriever):
         triplet_weight: float = 2.0,
         triplet_margin: float = 1.0,
         relation_weight: float = 4.0,
-        token_weight: float = 0.0,
-        token_temperature: float = 0.1,
         dtype: jnp.dtype = jnp.float32,
         rngs: nnx.Rngs,
     ):
@@ -108,8 +106,6 @@ class ZSE(Retriever):
         self.triplet_weight = triplet_weight
         self.triplet_margin = triplet_margin
         self.relation_weight = relation_weight
-        self.token_weight = token_weight
-        self.token_temperature = token_temperature
         common: dict[str, Any] = {"dropout": dropout, "dtype": dtype, "rngs": rngs}
         self.tokenizer = Tokenizer(
             image_size, patch_size, width, scale_channels, position_std=position_std, **common
@@ -168,7 +164,11 @@ class ZSE(Retriever):
         """
         count = batch["sketches"].shape[0]
 
-        images = jnp.concatenate([_pair_major(batch["sketches"]), _pair_major(batch["photos"])])
+        # Both pairs of a sample go through the network at once: matching pairs first, then others.
+        def pair_major(images):
+            return images.swapaxes(0, 1).reshape(2 * count, *images.shape[2:])
+
+        images = jnp.concatenate([pair_major(batch["sketches"]), pair_major(batch["photos"])])
         sketch_tokens, photo_tokens = jnp.split(self.tokens(normalise(images)), 2)
         out = self.pairs(sketch_tokens, photo_tokens)
         triplet = euclidean_triplet(
@@ -181,17 +181,7 @@ class ZSE(Retriever):
         relation = relation_mse(out.score, target)
         loss = self.triplet_weight * triplet + self.relation_weight * relation
         accuracy = ((out.score > 0.5) == (target > 0.5)).mean()
-        terms = {"triplet": triplet, "relation": relation, "relation_accuracy": accuracy}
-        if self.token_weight:
-            labels = (_pair_major(batch[f"{x}_labels"]) for x in ("sketch", "photo"))
-            terms["token"] = cross_modal_contrastive(
-                self.embedding(sketch_tokens),
-                self.embedding(photo_tokens),
-                *labels,
-                temperature=self.token_temperature,
-            )
-            loss += self.token_weight * terms["token"]
-        return loss, terms
+        return loss, {"triplet": triplet, "relation": relation, "relation_accuracy": accuracy}
 
     def encode(self, images: UInt8[Array, "b h w 3"], modality: Modality) -> Float[Array, "b n d"]:
         """The tokens of each image; one encoder serves both modalities."""
@@ -226,11 +216,6 @@ class ZSE(Retriever):
 
         scores = jax.lax.map(group_scores, padded.reshape(groups, size, *photos.shape[1:]))
         return scores.swapaxes(0, 1).reshape(len(sketches), -1)[:, :count]
-
-
-def _pair_major(array: Array) -> Array:
-    """[b, 2, ...] -> [2 b, ...]: the matching pairs of a batch first, then the others."""
-    return array.swapaxes(0, 1).reshape(-1, *array.shape[2:])
 
 
 def _photos_at_once(photo_bytes: int) -> int:
