@@ -36,7 +36,8 @@ VARIANTS: dict[str, dict[str, Any]] = {
     # From scratch on the embedded data set, in minutes on two cores.
     "tiny": {
         "image_size": 64, "patch_size": 8, "width": 64, "depth": 4, "heads": 4, "embed_dim": 64,
-        "text_width": 32, "text_depth": 2, "text_heads": 2, "prompt_std": 0.02, "position_std": 1.0, "trainable": "all",
+        "text_width": 32, "text_depth": 2, "text_heads": 2, "prompt_std": 0.02,
+        "position_std": 1.0, "trainable": "all",
         "template": "{}",  # a random text tower tells bare names apart best
         "data.name": "doodles", "data.split": "doodles", "data.workers": 0,
         "train.steps": 800, "train.batch_size": 16,
