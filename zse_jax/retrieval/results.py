@@ -346,7 +346,7 @@ def _bootstrap(
     rows: Float[np.ndarray, "m q"], confidence: float, resamples: int, seed: int
 ) -> Float[np.ndarray, "m 2"]:
     """Low and high percentile of the resampled means of each row, all by the same resamples."""
-    from scipy import stats
+    from scipy import stats  # a second, which training saves
 
     if rows.shape[1] == 1:
         return np.repeat(rows, 2, axis=1)
