@@ -20,9 +20,9 @@ help:  ## Show the commands
 
 install: $(DEV)  ## Create .venv with everything that runs and tests the project
 
-demo: $(RUNTIME)  ## Train on the embedded doodles, evaluate, draw retrieved photos
+demo: $(RUNTIME)  ## Train on the embedded doodles, evaluate, report (demo/report.html)
 	$(BIN)/python -m zse_jax.main --config=configs/demo.py --workdir=demo
-	$(BIN)/python -m zse_jax.evaluate --checkpoint=demo --pictures=demo/pictures
+	$(BIN)/python -m zse_jax.evaluate --checkpoint=demo --pictures=demo/pictures --report=demo/report.html
 
 test: $(DEV)  ## Run every test
 	$(BIN)/python -m pytest $(PYTEST_ARGS)

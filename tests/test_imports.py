@@ -9,6 +9,9 @@ from typing import NamedTuple
 
 from tests.source import PACKAGES, ROOT, files, module_name, syntax, within
 
+# A report shows what an evaluation found.
+_REPORT = {"zse_jax.explain", "zse_jax.retrievers.base", "zse_jax.retrieval.results"}
+
 # What a room may import of this project; the most specific entry counts. A room that is not listed
 # may import all but the programs.
 ALLOWED = {
@@ -23,6 +26,9 @@ ALLOWED = {
     "zse_jax.pretrained": {"zse_jax.pretrained", "zse_jax.retrievers", "zse_jax.models"},
     "zse_jax.retrieval": {"zse_jax.retrieval", "zse_jax.retrievers.base"},
     "zse_jax.explain": {"zse_jax.explain", "zse_jax.retrievers.base"},
+    "zse_jax.explain.report": _REPORT,
+    "zse_jax.explain.report_parts": _REPORT,
+    "zse_jax.explain.__main__": set(PACKAGES),
     "zse_jax.gallery": {
         "zse_jax.gallery",
         "zse_jax.retrieval",
@@ -30,7 +36,14 @@ ALLOWED = {
         "zse_jax.retrievers.base",
     },
 }
-PROGRAMS = {"zse_jax.main", "zse_jax.train", "zse_jax.evaluate", "zse_jax.hashing"}
+PROGRAMS = {
+    "zse_jax.main",
+    "zse_jax.train",
+    "zse_jax.evaluate",
+    "zse_jax.hashing",
+    "zse_jax.illustration",
+    "zse_jax.explain.__main__",
+}
 
 # They import TensorFlow: seconds of start-up, for nothing unless it is used. (tensorflow_datasets
 # does so only when it prepares a data set, and builders need its base class.)

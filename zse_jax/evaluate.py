@@ -1,6 +1,7 @@
 """How well a checkpoint ranks photos of classes it never saw in training.
 
     python -m zse_jax.evaluate --checkpoint=runs/sketchy --output=metrics.json --pictures=pictures
+    python -m zse_jax.evaluate --checkpoint=runs/sketchy --report=report.html
     python -m zse_jax.evaluate --checkpoint=runs/sketchy --config.evaluation.test_sketch_stride=20
     python -m zse_jax.evaluate --checkpoint=runs/sketchy --config=configs/cross_sketchy_tuberlin.py
 
@@ -8,7 +9,8 @@ Restores the best model of a workdir (or the step whose folder is given) and ran
 each sketch of the unseen classes, by every ranking of the system: which sketches, which gallery and
 what counts as right is the setting of the config. Prints the metrics in three conventions (exact,
 voc, hits) that papers mix, or Acc@k for fine-grained settings, with 95 % bootstrap intervals, each
-class by itself, and the classes that are confused most.
+class by itself, and the classes that are confused most. The report is an HTML page that opens
+offline: it adds the best, typical and worst queries, why their photos were found, and a map.
 
 The config comes from inside the checkpoint: --config.KEY=VALUE changes a value of it, --config=FILE
 takes another one, to evaluate in another setting. Two-stage ranking is measured beside the exact
@@ -27,13 +29,21 @@ import numpy as np
 from absl import flags
 from etils import epath
 from jax.sharding import Mesh
-from jaxtyping import Int, UInt8
+from jaxtyping import Int
 from ml_collections import ConfigDict, config_flags
 from rich.table import Table
 
 from data_pipelines import loading, splits
-from zse_jax import checkpoint, configuration, programs, settings, sharding, text_queries
-from zse_jax.reporting import METRICS_FILE, read_metrics, show
+from zse_jax import (
+    checkpoint,
+    configuration,
+    illustration,
+    programs,
+    settings,
+    sharding,
+    text_queries,
+)
+from zse_jax.reporting import show
 from zse_jax.retrieval import metrics, protocols
 from zse_jax.retrieval.results import Evaluation
 from zse_jax.retrieval.shortlists import shortlist_table, shortlists_dict
@@ -54,6 +64,8 @@ class Evaluator:
     """Ranks the unseen classes' photos for their sketches, as often as it is called.
 
     Attributes:
+      config: of the setting.
+      sharding: of its batches.
       sketches, photos: the items (not read yet) that the setting ranks, thinned by the strides.
       notes: how they were chosen, as plain values.
       size: how many there are of each, for people.
@@ -71,7 +83,7 @@ class Evaluator:
         sharding.check_batch_size(
             mesh, config.evaluation.batch_size, "config.evaluation.batch_size"
         )
-        self._config, self._sharding = config, sharding.batch_sharding(mesh)
+        self.config, self.sharding = config, sharding.batch_sharding(mesh)
         self.sketches, self.photos, self.notes = settings.evaluated_items(
             config, sketch_stride, photo_stride
         )
@@ -95,7 +107,7 @@ class Evaluator:
             evaluation that is killed continues; None: nowhere.
           options: those of `protocols.zero_shot`.
         """
-        evaluation = self._config.evaluation
+        evaluation = self.config.evaluation
         storage = Storage(
             where=evaluation.storage,
             dtype=evaluation.storage_dtype,
@@ -104,7 +116,7 @@ class Evaluator:
         )
         given: dict[str, Any] = {
             "rankings": evaluation.rankings or None,
-            "sharding": self._sharding,
+            "sharding": self.sharding,
             "storage": storage,
             "folder": folder,
             "class_names": self.photos.class_names,
@@ -118,7 +130,7 @@ class Evaluator:
         if evaluation.queries == "text":
             retriever = text_queries.ByName(retriever, self.photos.class_names)
             sketches = text_queries.spelled(sketches)
-        batches = (self._batches(x, retriever.image_size) for x in (sketches, self.photos))
+        batches = (self.batches(x, retriever.image_size) for x in (sketches, self.photos))
         return run(retriever, *batches, **given | options)
 
     def _key(self, image_size: int) -> str:
@@ -129,12 +141,13 @@ class Evaluator:
                 digest.update(name.encode() + b"\n")
         return f"{self.notes['data']}/{image_size}/{digest.hexdigest()[:16]}"
 
-    def _batches(self, items: loading.Items, image_size: int) -> Any:
+    def batches(self, items: loading.Items, image_size: int) -> Any:
+        """Evaluation batches of some items, images of `image_size` pixels a side."""
         return loading.evaluation_batches(
             items,
             image_size=image_size,
-            batch_size=self._config.evaluation.batch_size // jax.process_count(),
-            workers=self._config.data.workers if len(items) > WORTH_WORKERS else 0,
+            batch_size=self.config.evaluation.batch_size // jax.process_count(),
+            workers=self.config.data.workers if len(items) > WORTH_WORKERS else 0,
             shard_index=jax.process_index(),
             shard_count=jax.process_count(),
         )
@@ -193,6 +206,9 @@ def define_flags(options: flags.FlagValues, argv: Sequence[str]) -> None:
         flags.DEFINE_string("output", None, "Write the metrics to this JSON file.", values)
         flags.DEFINE_string("pictures", None, "Draw retrieved photos into this folder.", values)
         flags.DEFINE_string(
+            "report", None, "Write an HTML page with everything, and why, to this file.", values
+        )
+        flags.DEFINE_string(
             "scratch",
             None,
             "Keep encoded features and finished scores in this folder: the same command goes on "
@@ -244,8 +260,11 @@ def main(options: flags.FlagValues) -> None:
         about["config"] = configuration.to_plain(config)
         write_json(options.output, about | results.to_dict() | shortlists_dict(results))
     if options.pictures:
-        draw(evaluator, results, retriever.image_size, options.pictures)
-        draw_training(path, options.pictures, config.evaluation.select.partition("/")[2])
+        illustration.draw(evaluator, results, retriever.image_size, options.pictures)
+        metric = config.evaluation.select.partition("/")[2]
+        illustration.draw_training(path, options.pictures, metric)
+    if options.report:
+        illustration.write_report(evaluator, results, retriever, path, options.report)
 
 
 def trained_on(path: str, config: ConfigDict, ranked: Sequence[str]) -> dict[str, Any]:
@@ -279,70 +298,6 @@ def write_json(path: str | os.PathLike, content: Mapping[str, Any]) -> None:
     file.parent.mkdir(parents=True, exist_ok=True)
     file.write_text(json.dumps(content, indent=2) + "\n")
     print(f"wrote {path}")
-
-
-def draw(evaluator: Evaluator, results: Evaluation, image_size: int, folder: str) -> None:
-    """Draws what each ranking finds for a sketch of every unseen class.
-
-    Args:
-      evaluator: whose images `results` ranks.
-      results: what it measured.
-      image_size: of the drawn images, in pixels.
-      folder: gets a picture for each ranking, retrieved-RANKING.png.
-    """
-    from zse_jax.explain import figures  # matplotlib, which training does not need
-
-    _, queries = np.unique(results.sketch_labels, return_index=True)
-    sketches = _Images(evaluator.sketches.select(queries), image_size)
-    instances: dict[str, Any] = {}
-    if evaluator.fine_grained:
-        sketch_instances, photo_instances = evaluator.instances
-        instances = {
-            "sketch_instances": sketch_instances[queries],
-            "photo_instances": photo_instances,
-        }
-    for ranking, top in results.top.items():
-        figure = figures.retrieval_grid(
-            sketches,
-            _Images(evaluator.photos, image_size),
-            top[queries],
-            sketch_labels=results.sketch_labels[queries],
-            photo_labels=results.photo_labels,
-            class_names=evaluator.photos.class_names,
-            title=f"The photos nearest to a sketch, by {ranking}",
-            **instances,
-        )
-        _save(figure, folder, f"retrieved-{ranking}.png")
-
-
-def draw_training(path: str | os.PathLike, folder: str, metric: str) -> None:
-    """Draws the loss and `metric` over steps into `folder`, if `path` lies in a run's workdir."""
-    from zse_jax.explain import figures
-
-    path = checkpoint.absolute(path)
-    for workdir in (path, *path.parents[:2]):
-        if (workdir / METRICS_FILE).exists():
-            records = read_metrics(workdir / METRICS_FILE)
-            _save(figures.training_curves(records, metric=metric), folder, "training.png")
-            return
-
-
-class _Images:
-    """The prepared images of some items, read when asked for."""
-
-    def __init__(self, items: loading.Items, size: int):
-        self._items, self._size = items, size
-
-    def __getitem__(self, index: int, /) -> UInt8[np.ndarray, "h w 3"]:
-        return self._items.image(index, self._size)
-
-
-def _save(figure: Any, folder: str, name: str) -> None:
-    file = epath.Path(folder) / name
-    file.parent.mkdir(parents=True, exist_ok=True)
-    with file.open("wb") as stream:
-        figure.savefig(stream, format="png", dpi=150)
-    print(f"wrote {file}")
 
 
 if __name__ == "__main__":

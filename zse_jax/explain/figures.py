@@ -1,45 +1,28 @@
-"""Figures for a person's eyes: what was retrieved for a sketch, and how training went.
+"""Figures of results: what was retrieved for a sketch, and how training went.
 
-Right and wrong are told apart by colour (bluish green and vermilion, which colour-blind readers
-distinguish; Okabe and Ito, 2008), by the frame's line (solid, dashed) and by a mark (check, cross).
-Figures are built without pyplot: no display and no global state are needed, and they are freed like
-any other object. Save one with `figure.savefig(path)`.
+Other figures: `pair_figures` (why a photo was found), `evaluation_figures` (how well many were).
 """
 
 import itertools
 from collections.abc import Iterable, Mapping, Sequence
-from typing import Any, Protocol, runtime_checkable
+from typing import Any
 
 import numpy as np
-from jaxtyping import Integer, UInt8
+from jaxtyping import Bool, Float, Integer, UInt8
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
-from matplotlib.patches import Circle, Rectangle
-from matplotlib.ticker import MaxNLocator
+from matplotlib.patches import Circle
 
-RIGHT, WRONG, INK, MUTED = "#009E73", "#D55E00", "#222222", "#777777"
-LINES = (
-    ("#0072B2", "-", "o"),
-    ("#E69F00", "--", "s"),
-    ("#009E73", "-.", "^"),
-    ("#CC79A7", ":", "D"),
-)
+from zse_jax.explain import style
+from zse_jax.explain.style import INK, LINES, MUTED, RIGHT, WRONG, Images, class_name
 
 # Inches. A cell is an image and what is written under it; matplotlib text is in points, 1/72 inch.
 _IMAGE, _GAP, _CAPTION, _QUERY_GAP, _HEADER, _MARGIN = 0.92, 0.14, 0.18, 0.26, 0.24, 0.12
-_CAPTION_SIZE, _LONGEST_CAPTION = 6.5, 17
+_LINE, _CAPTION_SIZE, _LONGEST_CAPTION = 0.12, 6.5, 17
 
 # Strokes of the marks, in inches from their centre, y downwards.
 _CHECK = (((-0.04, 0.0), (-0.01, 0.03), (0.04, -0.035)),)
 _CROSS = (((-0.032, -0.032), (0.032, 0.032)), ((-0.032, 0.032), (0.032, -0.032)))
-
-
-@runtime_checkable
-class Images(Protocol):
-    """Images by index: an array, a list, a dict of just those needed, or a lazy source."""
-
-    def __getitem__(self, index: int, /) -> UInt8[np.ndarray, "h w 3"]:
-        """The image at `index`."""
 
 
 def retrieval_grid(
@@ -52,6 +35,8 @@ def retrieval_grid(
     sketch_instances: Integer[np.ndarray, " q"] | None = None,
     photo_instances: Integer[np.ndarray, " g"] | None = None,
     class_names: Sequence[str] | None = None,
+    similarity: Float[np.ndarray, "q k"] | None = None,
+    judged: bool = True,
     columns: int = 10,
     title: str | None = None,
 ) -> Figure:
@@ -66,6 +51,9 @@ def retrieval_grid(
       sketch_instances, photo_instances: for fine-grained retrieval, in which only the photo of
         the sketch's own instance is right; without them, all photos of its class are.
       class_names: name of each class, by label; without it, labels are written.
+      similarity: of each photo of `top` with its sketch, written under it, and under the sketch
+        the rank of the first photo that is right, as far as `top` goes.
+      judged: False where nobody knows what is right: plain frames, no marks.
       columns: photos in a row, fewer where the gallery is smaller.
       title: written above.
 
@@ -75,27 +63,16 @@ def retrieval_grid(
     Raises:
       ValueError: nothing to show, or shapes that do not fit each other.
     """
-    queries, gallery = len(sketch_labels), len(photo_labels)
-    if len(top) != queries or top.max(initial=-1) >= gallery:
-        raise ValueError(
-            f"top has shape {top.shape} and names photos up to {top.max(initial=-1)}, but there "
-            f"are {queries} sketch labels and {gallery} photo labels: give one row per sketch, and "
-            "indices of photos."
-        )
+    queries = len(sketch_labels)
     columns = min(columns, top.shape[1])
-    if not queries or min(gallery, columns) < 1:
-        raise ValueError(
-            f"Nothing to show: {queries} sketches, {gallery} photos, {columns} columns. At "
-            "least one of each is needed."
-        )
-    if sketch_instances is None or photo_instances is None:
-        sketch_instances, photo_instances = sketch_labels, photo_labels
+    _check_grid(top, queries, len(photo_labels), columns)
+    right = right_photos(top, sketch_labels, photo_labels, sketch_instances, photo_instances)
 
-    step_x, step_y = _IMAGE + _GAP, _IMAGE + _CAPTION + _GAP
+    step_x, step_y = _IMAGE + _GAP, _IMAGE + _CAPTION + _GAP + _LINE * (similarity is not None)
     upper = _MARGIN + (0.3 if title else 0.0)
     width = 2 * _MARGIN + _IMAGE + _QUERY_GAP + columns * step_x
     height = upper + _HEADER + queries * step_y
-    figure, axes = _canvas(width, height)
+    figure, axes = style.canvas(width, height)
     if title:
         axes.text(_MARGIN, upper - 0.06, title, fontsize=10, color=INK, va="bottom", weight="bold")
 
@@ -108,19 +85,59 @@ def retrieval_grid(
 
     for row in range(queries):
         y = upper + _HEADER + row * step_y
-        label = int(sketch_labels[row])
-        _image(axes, _MARGIN, y, sketches[row])
-        _frame(axes, _MARGIN, y, color=MUTED, linewidth=0.6)
-        _caption(axes, _MARGIN, y, _class_name(label, class_names), color=INK, weight="bold")
+        style.picture(axes, sketches[row], _MARGIN, y, _IMAGE)
+        name = class_name(int(sketch_labels[row]), class_names)
+        _caption(axes, _MARGIN, y, name, color=INK, weight="bold")
+        if similarity is not None and judged:
+            _caption(axes, _MARGIN, y + _LINE, _first_right(right[row], top[row]), color=MUTED)
         for column, photo in enumerate(top[row, :columns].tolist()):
             if photo < 0:
                 break
-            x, right = first + column * step_x, sketch_instances[row] == photo_instances[photo]
-            _image(axes, x, y, photos[photo])
-            _verdict(axes, x, y, right=bool(right))
-            name = _class_name(int(photo_labels[photo]), class_names)
-            _caption(axes, x, y, name, color=MUTED if right else WRONG)
+            x = first + column * step_x
+            verdict = bool(right[row, column]) if judged else None
+            _photo(axes, photos[photo], x, y, right=verdict)
+            color = WRONG if verdict is False else MUTED
+            _caption(axes, x, y, class_name(int(photo_labels[photo]), class_names), color=color)
+            if similarity is not None:
+                _caption(axes, x, y + _LINE, f"{similarity[row, column]:#.3g}", color=MUTED)
     return figure
+
+
+def _check_grid(top: Integer[np.ndarray, "q k"], queries: int, gallery: int, columns: int) -> None:
+    """Raises ValueError unless there is something to show, and `top` fits it."""
+    if len(top) != queries or top.max(initial=-1) >= gallery:
+        raise ValueError(
+            f"top has shape {top.shape} and names photos up to {top.max(initial=-1)}, but there "
+            f"are {queries} sketch labels and {gallery} photo labels: give one row per sketch, and "
+            "indices of photos."
+        )
+    if not queries or min(gallery, columns) < 1:
+        raise ValueError(
+            f"Nothing to show: {queries} sketches, {gallery} photos, {columns} columns. At "
+            "least one of each is needed."
+        )
+
+
+def right_photos(
+    top: Integer[np.ndarray, "q k"],
+    sketch_labels: Integer[np.ndarray, " q"],
+    photo_labels: Integer[np.ndarray, " g"],
+    sketch_instances: Integer[np.ndarray, " q"] | None = None,
+    photo_instances: Integer[np.ndarray, " g"] | None = None,
+) -> Bool[np.ndarray, "q k"]:
+    """Which photos of a ranking are right: of the sketch's class or, with instances, of its own.
+
+    False where `top` is -1.
+    """
+    if sketch_instances is None or photo_instances is None:
+        sketch_instances, photo_instances = sketch_labels, photo_labels
+    return (photo_instances[top] == sketch_instances[:, None]) & (top >= 0)
+
+
+def _first_right(right: Bool[np.ndarray, " k"], top: Integer[np.ndarray, " k"]) -> str:
+    if right.any():
+        return f"first right: {right.argmax() + 1}"
+    return f"first right: > {(top >= 0).sum()}"
 
 
 def training_curves(
@@ -130,6 +147,7 @@ def training_curves(
     metric: str = "exact/mAP@all",
     chance: float | None = None,
     title: str | None = None,
+    stacked: bool = False,
 ) -> Figure:
     """The loss over steps, and beside it how well unseen classes are retrieved.
 
@@ -140,6 +158,7 @@ def training_curves(
       metric: name of the metric in 0..1; one line for each prefix, that is for each ranking.
       chance: what a random ranking reaches, drawn as a dotted line.
       title: written above.
+      stacked: one above the other, for narrow places.
 
     Raises:
       ValueError: no record carries the loss or the metric.
@@ -158,17 +177,17 @@ def training_curves(
         )
         if panel[0]
     ]
-    figure = Figure(figsize=(4.2 * len(panels), 3.0), dpi=150, layout="constrained", facecolor="w")
-    for axes, (series, name, heading) in zip(
-        figure.subplots(1, len(panels), squeeze=False)[0], panels, strict=True
-    ):
+    rows, columns = (len(panels), 1) if stacked else (1, len(panels))
+    size = (3.7, 2.0 * rows) if stacked else (4.2 * columns, 3.0)
+    figure, charts = style.chart(*size, rows=rows, columns=columns)
+    for axes, (series, name, heading) in zip(charts, panels, strict=True):
         _panel(axes, series, name, heading)
         if series is metrics:
             axes.set_ylim(0, 1)
             if chance is not None:
                 axes.axhline(chance, color=MUTED, linestyle=":", linewidth=1.0, label="chance")
         if series is metrics or len(series) > 1:
-            axes.legend(frameon=False, fontsize=8)
+            style.legend(axes)
     if title:
         figure.suptitle(title, fontsize=10, color=INK)
     return figure
@@ -206,38 +225,20 @@ def _panel(axes: Axes, series: Series, name: str, heading: str) -> None:
             markersize=3,
             label=key.removesuffix(name).strip("/").rsplit("/", 1)[-1] or name,
         )
-    axes.set_title(heading, fontsize=9, color=INK, loc="left")
-    axes.set_xlabel("step", fontsize=8, color=INK)
-    axes.tick_params(labelsize=8, colors=INK)
-    axes.xaxis.set_major_locator(MaxNLocator(5, integer=True))
-    axes.spines[["top", "right"]].set_visible(False)
-    axes.grid(axis="y", color="#dddddd", linewidth=0.6)
+    style.heading(axes, heading, x="step")
+    style.steps(axes)
 
 
-def _canvas(width: float, height: float) -> tuple[Figure, Axes]:
-    """A figure whose one axes fills it and counts in inches from the upper left corner."""
-    figure = Figure(figsize=(width, height), dpi=150, facecolor="white")
-    axes = figure.add_axes((0, 0, 1, 1))
-    axes.set_axis_off()
-    axes.set(xlim=(0, width), ylim=(height, 0), autoscale_on=False)
-    return figure, axes
-
-
-def _image(axes: Axes, x: float, y: float, image: UInt8[np.ndarray, "h w 3"]) -> None:
-    extent = (x, x + _IMAGE, y + _IMAGE, y)
-    axes.imshow(image, extent=extent, interpolation="antialiased", aspect="auto")
-    axes.autoscale(False)
-
-
-def _frame(axes: Axes, x: float, y: float, **style: Any) -> None:
-    axes.add_patch(Rectangle((x, y), _IMAGE, _IMAGE, fill=False, **style))
-
-
-def _verdict(axes: Axes, x: float, y: float, *, right: bool) -> None:
-    """Frame and mark of a right or wrong photo."""
+def _photo(
+    axes: Axes, image: UInt8[np.ndarray, "h w 3"], x: float, y: float, *, right: bool | None
+) -> None:
+    """A photo with the frame and the mark of a right or wrong one; None: neither."""
+    if right is None:
+        style.picture(axes, image, x, y, _IMAGE)
+        return
     color = RIGHT if right else WRONG
-    style, width = ("-", 2.4) if right else ("--", 1.3)
-    _frame(axes, x, y, color=color, linestyle=style, linewidth=width)
+    line, width = ("-", 2.4) if right else ("--", 1.3)
+    style.picture(axes, image, x, y, _IMAGE, edgecolor=color, linestyle=line, linewidth=width)
     center = x + _IMAGE - 0.02, y + 0.02
     axes.add_patch(
         Circle(center, 0.085, facecolor=color, edgecolor="white", linewidth=0.8, zorder=3)
@@ -252,7 +253,3 @@ def _caption(axes: Axes, x: float, y: float, text: str, **style: Any) -> None:
         text = text[: _LONGEST_CAPTION - 1] + "…"
     center = x + _IMAGE / 2, y + _IMAGE + 0.06
     axes.text(*center, text, fontsize=_CAPTION_SIZE, ha="center", va="top", **style)
-
-
-def _class_name(label: int, class_names: Sequence[str] | None) -> str:
-    return str(label) if class_names is None else class_names[label].replace("_", " ")

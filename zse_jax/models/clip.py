@@ -8,6 +8,7 @@ have pre-norm blocks with fused qkv, LayerNorm eps 1e-5 and the activation x · 
 
 import math
 from collections.abc import Sequence
+from typing import NamedTuple
 
 import jax
 import jax.numpy as jnp
@@ -37,13 +38,36 @@ class Block(nnx.Module):
         self, tokens: Float[Array, "b n d"], mask: Bool[Array, "n n"] | None = None
     ) -> Float[Array, "b n d"]:
         """The tokens after attention (where `mask` allows it) and MLP."""
-        tokens = tokens + self.attention(self.norm_attention(tokens), mask)[0]
-        return tokens + self.mlp_out(quick_gelu(self.mlp_in(self.norm_mlp(tokens))))
+        return self.traced(tokens, mask)[0]
+
+    def traced(
+        self, tokens: Float[Array, "b n d"], mask: Bool[Array, "n n"] | None = None
+    ) -> tuple[Float[Array, "b n d"], Float[Array, "b heads n n"]]:
+        """The same, and what each token attended to."""
+        attended, weights = self.attention(self.norm_attention(tokens), mask)
+        tokens = tokens + attended
+        return tokens + self.mlp_out(quick_gelu(self.mlp_in(self.norm_mlp(tokens)))), weights
 
 
 def quick_gelu(x: Float[Array, "*b d"]) -> Float[Array, "*b d"]:
     """The activation x · sigmoid(1.702 x), with which CLIP was trained in place of GELU."""
     return x * jax.nn.sigmoid(1.702 * x)
+
+
+class LocalImage(NamedTuple):
+    """An image tower's output with its places: the cells of a square grid, row by row.
+
+    Attributes:
+      embedding: [b, e], as `encode_image` gives it.
+      places: [b, t, e], the patch tokens of the last block in the space of the embeddings. CLIP
+        never trained them there; that they carry the content of their place is observed only.
+      rollout: [b, t], attention of the class token traced through all blocks to each patch
+        (attention rollout: Abnar and Zuidema, ACL 2020), sums to 1.
+    """
+
+    embedding: Float[Array, "b e"]
+    places: Float[Array, "b t e"]
+    rollout: Float[Array, "b t"]
 
 
 class VisionTower(nnx.Module):
@@ -93,6 +117,34 @@ class VisionTower(nnx.Module):
         self, images: Float[Array, "b h w 3"], prompts: Float[Array, "p d"] | None = None
     ) -> Float[Array, "b e"]:
         """Embeddings, not normalised; see `CLIP.encode_image`."""
+        tokens = self._tokens(images, prompts)
+        for block in self.blocks:
+            tokens = block(tokens)
+        return self._project(tokens[:, 0])
+
+    def local(
+        self, images: Float[Array, "b h w 3"], prompts: Float[Array, "p d"] | None = None
+    ) -> LocalImage:
+        """The embeddings, and what the tower knows of each place; costs little more."""
+        tokens, steps = self._tokens(images, prompts), []
+        for block in self.blocks:
+            tokens, weights = block.traced(tokens)
+            steps.append(weights.mean(axis=1))
+        count = self.positions.shape[0]
+        embedded = self._project(tokens[:, :count])
+        # From the class token back to the input; each block passes half on by its residual.
+        reached = jnp.zeros(tokens.shape[:2]).at[:, 0].set(1)
+        for weights in reversed(steps):
+            reached = (reached + jnp.einsum("bn,bnm->bm", reached, weights)) / 2
+        rollout = reached[:, 1:count]
+        share = rollout / jnp.maximum(rollout.sum(axis=1, keepdims=True), 1e-12)
+        return LocalImage(embedded[:, 0], embedded[:, 1:], share)
+
+    def _project(self, tokens: Array) -> Array:
+        return self.norm_post(tokens) @ self.projection[...].astype(self.dtype)
+
+    def _tokens(self, images: Array, prompts: Array | None) -> Float[Array, "b n d"]:
+        """What enters the blocks: class token, patches, prompts."""
         local = self.patch_embedding(patches(images.astype(self.dtype), self.patch_size))
         b, width = local.shape[0], local.shape[-1]
         first = jnp.broadcast_to(self.class_token[...].astype(self.dtype), (b, 1, width))
@@ -112,10 +164,7 @@ class VisionTower(nnx.Module):
                 )
             learned = jnp.broadcast_to(prompts.astype(self.dtype), (b, *prompts.shape))
             tokens = jnp.concatenate([tokens, learned], axis=1)
-        tokens = self.norm_pre(tokens)
-        for block in self.blocks:
-            tokens = block(tokens)
-        return self.norm_post(tokens[:, 0]) @ self.projection[...].astype(self.dtype)
+        return self.norm_pre(tokens)
 
 
 class TextTower(nnx.Module):

@@ -92,8 +92,18 @@ class CrossLayer(nnx.Module):
         value: Float[Array, "b heads s c"],
     ) -> Float[Array, "b t d"]:
         """The tokens of this side after meeting the other."""
-        attended, _ = attend(query, key, value, self.dropout_weights)
-        return self.after_attention(residual, merge_heads(attended))
+        return self.traced(residual, query, key, value)[0]
+
+    def traced(
+        self,
+        residual: Float[Array, "b t d"],
+        query: Float[Array, "b heads t c"],
+        key: Float[Array, "b heads s c"],
+        value: Float[Array, "b heads s c"],
+    ) -> tuple[Float[Array, "b t d"], Float[Array, "b heads t s"]]:
+        """The same, and what each token attended to."""
+        attended, weights = attend(query, key, value, self.dropout_weights)
+        return self.after_attention(residual, merge_heads(attended)), weights
 
     def after_attention(
         self, residual: Float[Array, "*#b #t d"], attended: Float[Array, "*b t d"]
@@ -171,13 +181,25 @@ class CrossAttention(nnx.Module):
         self, sketch: Projected, photo: Projected
     ) -> tuple[Float[Array, "b t d"], Float[Array, "b t d"]]:
         """Sketch and photo tokens of each pair (sketch i, photo i) after cross-attention."""
+        return self.traced(sketch, photo)[0]
+
+    def traced(
+        self, sketch: Projected, photo: Projected
+    ) -> tuple[
+        tuple[Float[Array, "b t d"], Float[Array, "b t d"]],
+        tuple[Float[Array, "b heads t s"], Float[Array, "b heads s t"]],
+    ]:
+        """The tokens of `attend`, and the attention of sketches to photos and of photos back."""
         values = (sketch.value, photo.value)
         if not self.takes_own_value:
             values = values[::-1]
-        return (
-            self.sketch_layer(sketch.tokens, sketch.query, photo.key, values[0]),
-            self.photo_layer(photo.tokens, photo.query, sketch.key, values[1]),
+        sketch_tokens, to_photo = self.sketch_layer.traced(
+            sketch.tokens, sketch.query, photo.key, values[0]
         )
+        photo_tokens, to_sketch = self.photo_layer.traced(
+            photo.tokens, photo.query, sketch.key, values[1]
+        )
+        return (sketch_tokens, photo_tokens), (to_photo, to_sketch)
 
     def meeting(
         self, photos: Projected, fused: Fused | None = None

@@ -167,6 +167,15 @@ class ResNet50(nnx.Module):
         """Pooled features and logits, float32, of images that are already normalised.
 
         Raises:
+          ValueError: images that are too small; see `maps`.
+        """
+        features = self.maps(images).mean(axis=(1, 2))
+        return features, self.head(features)
+
+    def maps(self, images: Float[Array, "b h w 3"]) -> Float[Array, "b u v features"]:
+        """The features before pooling, float32: a vector for each place of the last stage.
+
+        Raises:
           ValueError: images so small that nothing is left of them after the last stage.
         """
         least = 2 ** len(self.stages)
@@ -180,5 +189,4 @@ class ResNet50(nnx.Module):
         for stage in self.stages:
             for block in stage:
                 x = block(x)
-        features = x.astype(jnp.float32).mean(axis=(1, 2))
-        return features, self.head(features)
+        return x.astype(jnp.float32)

@@ -24,10 +24,13 @@ class Encoded(NamedTuple):
     Attributes:
       tokens: [b, n, d], the retrieval token first.
       kept: [b, n - 1], index of each local token's patch, row-major over the grid, ascending.
+      importance: [b, n - 1], how much the retrieval token attended to each local one in the last
+        block, mean of the heads; what it attended to itself is missing from their sum.
     """
 
     tokens: Float[Array, "b n d"]
     kept: Int[Array, "b t"]
+    importance: Float[Array, "b t"] | None = None
 
 
 def attend(
@@ -113,10 +116,12 @@ class Block(nnx.Module):
         """The tokens after attention, selection and MLP, and which patches they stand for."""
         attended, weights = self.attention(self.norm_attention(tokens))
         x = tokens + self.dropout_attention(attended)
+        importance = weights[:, :, 0, 1:].mean(axis=1)
         if self.keep_rate < 1:
-            x, kept = select_tokens(x, kept, weights[:, :, 0, 1:].mean(axis=1), self.keep_rate)
+            x, kept, importance = select_tokens(x, kept, importance, self.keep_rate)
         hidden = gelu(self.mlp_in(self.norm_mlp(x)))
-        return Encoded(x + self.dropout_mlp(self.mlp_out(self.dropout_hidden(hidden))), kept)
+        x = x + self.dropout_mlp(self.mlp_out(self.dropout_hidden(hidden)))
+        return Encoded(x, kept, importance)
 
 
 def select_tokens(
@@ -133,7 +138,9 @@ def select_tokens(
     index = jnp.sort(jax.lax.top_k(importance, count)[1], axis=1)
     local = jnp.take_along_axis(tokens[:, 1:], index[..., None], axis=1)
     return Encoded(
-        jnp.concatenate([tokens[:, :1], local], axis=1), jnp.take_along_axis(kept, index, axis=1)
+        jnp.concatenate([tokens[:, :1], local], axis=1),
+        jnp.take_along_axis(kept, index, axis=1),
+        jnp.take_along_axis(importance, index, axis=1),
     )
 
 
@@ -181,12 +188,13 @@ class Encoder(nnx.Module):
         self.norm = layer_norm(width, dtype=dtype, rngs=rngs)
 
     def __call__(self, tokens: Float[Array, "b n d"]) -> Encoded:
-        """The encoded tokens and the patch of each local one."""
+        """The encoded tokens, the patch of each local one and its importance."""
         b, t = tokens.shape[0], tokens.shape[1] - 1
         kept = jnp.broadcast_to(jnp.arange(t, dtype=jnp.int32), (b, t))
+        importance = None
         for block in self.blocks:
-            tokens, kept = block(tokens, kept)
-        return Encoded(self.norm(tokens), kept)
+            tokens, kept, importance = block(tokens, kept)
+        return Encoded(self.norm(tokens), kept, importance)
 
 
 def tokens_after_selection(tokens: int, rates: Mapping[int, float]) -> int:

@@ -5,16 +5,46 @@ new system is one new file beside this one, one config, and nothing else.
 """
 
 from collections.abc import Mapping, Sequence
-from typing import Any, ClassVar, Literal
+from typing import Any, ClassVar, Literal, NamedTuple
 
 import jax
 from flax import nnx
-from jaxtyping import Array, Float, UInt8
+from jaxtyping import Array, Float, Int, UInt8
 
 Modality = Literal["sketch", "photo"]
 
 Features = Any
 """What a system keeps of each image: a pytree of arrays whose leading axis is the item."""
+
+
+class Correspondence(NamedTuple):
+    """How the places of B sketches and photos correspond (sketch i with photo i).
+
+    Places and tokens are the cells of square grids over the prepared images, row by row; the grid
+    of the match may be coarser than that of the tokens.
+
+    Attributes:
+      similarity: [b], what the system ranks by, before any squashing (ZSE: the relation logit).
+      match: [b, s, p], similarity of each sketch place with each photo place.
+      sketch_attention: [b, t, u], what each sketch token looks at in the photo, mean of the heads;
+        None without cross-attention. Rows sum to at most 1: the rest goes to no place.
+      photo_attention: [b, u, t], the other way.
+      sketch_importance: [b, t], how much the image's summary looks at each token; sums to 1, or
+        None. Tokens that the network dropped on the way have 0.
+      photo_importance: [b, u], the same of the photo.
+      sketch_places: [b, s], which cell of its grid each sketch place of `match` is, ascending, for
+        systems that drop places on the way; None: all of them, in order.
+      photo_places: [b, p], the same of the photo.
+    """
+
+    similarity: Float[Array, "b"]
+    match: Float[Array, "b s p"]
+    sketch_attention: Float[Array, "b t u"] | None = None
+    photo_attention: Float[Array, "b u t"] | None = None
+    sketch_importance: Float[Array, "b t"] | None = None
+    photo_importance: Float[Array, "b u"] | None = None
+    sketch_places: Int[Array, "b s"] | None = None
+    photo_places: Int[Array, "b p"] | None = None
 
 
 class Retriever(nnx.Module):
@@ -77,3 +107,30 @@ class Retriever(nnx.Module):
         return jax.numpy.matmul(
             self.embedding(sketches), self.embedding(photos).T, precision="float32"
         )
+
+    @property
+    def local_evidence(self) -> str:
+        """What `correspond` shows, in words for figures; empty where there is nothing to show."""
+        return ""
+
+    def correspond(
+        self, sketches: UInt8[Array, "b h w 3"], photos: UInt8[Array, "b h w 3"]
+    ) -> Correspondence:
+        """Which places of sketch i and photo i the system takes for the same, and how surely.
+
+        Raises:
+          ValueError: this system compares images as wholes and has no local evidence.
+        """
+        raise ValueError(
+            f"{type(self).__name__} has no local evidence to explain a result with: it compares "
+            "images as wholes. Explain a system that defines correspond(), such as ZSE, CLIP-AT or "
+            "EfficientCNN."
+        )
+
+    def similarity_of(self, match: Float[Array, "b s p"]) -> Float[Array, "b"]:
+        """What the similarity would be, were the places to match like this; differentiable.
+
+        `match` is over the places of `correspond`. Unless a system knows better, the mean: exact
+        where the similarity is the sum of its places, otherwise what the places say by themselves.
+        """
+        return match.mean(axis=(1, 2))

@@ -25,8 +25,8 @@ from zse_jax.losses import (
     text_classification,
     unit,
 )
-from zse_jax.models.clip import CLIP, tokenize
-from zse_jax.retrievers.base import Modality, Retriever
+from zse_jax.models.clip import CLIP, LocalImage, VisionTower, tokenize
+from zse_jax.retrievers.base import Correspondence, Modality, Retriever
 
 PIXELS = {
     "imagenet": ((0.485, 0.456, 0.406), (0.229, 0.224, 0.225)),  # CLIP-AT's published code
@@ -203,10 +203,47 @@ class ClipPrompt(Retriever):
         return self._encode(images, modality)
 
     def _encode(self, images: Num[Array, "b h w 3"], modality: Modality) -> Float[Array, "b e"]:
+        tower, prompt = self._side(modality)
+        return tower(self._normalise(images), prompt)
+
+    def _side(self, modality: Modality) -> tuple[VisionTower, Array | None]:
+        """The tower of a modality and its prompt."""
         sketch = modality == "sketch"
         own_tower, own_prompt = sketch and self.sketch_visual, sketch and self.sketch_prompt
         tower, prompt = own_tower or self.clip.visual, own_prompt or self.photo_prompt
-        return tower(self._normalise(images), None if prompt is None else prompt[...])
+        return tower, None if prompt is None else prompt[...]
+
+    @property
+    def local_evidence(self) -> str:
+        """Patches in the joint space: CLIP-AT trains only the embedding of the whole image."""
+        return (
+            "similarity of patches in CLIP's joint space (they were never trained to match), and "
+            "attention rollout"
+        )
+
+    def correspond(
+        self, sketches: UInt8[Array, "b h w 3"], photos: UInt8[Array, "b h w 3"]
+    ) -> Correspondence:
+        """Cosines of the patch tokens in the space of the embeddings; importance by rollout.
+
+        The similarity is the cosine of the embeddings, and no function of `match`.
+        """
+
+        def local(images: Array, modality: Modality) -> LocalImage:
+            tower, prompt = self._side(modality)
+            return tower.local(self._normalise(images), prompt)
+
+        sketch, photo = local(sketches, "sketch"), local(photos, "photo")
+
+        def cosine(places: str, left: Array, right: Array) -> Array:
+            return jnp.einsum(places, unit(left), unit(right), precision="float32")
+
+        return Correspondence(
+            cosine("be,be->b", sketch.embedding, photo.embedding),
+            cosine("bse,bpe->bsp", sketch.places, photo.places),
+            sketch_importance=sketch.rollout,
+            photo_importance=photo.rollout,
+        )
 
     def encode_text(self, texts: Sequence[str]) -> Float[Array, "b e"]:
         """CLIP's embedding of each text as it stands, to rank photos by words.

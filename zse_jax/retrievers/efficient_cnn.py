@@ -29,7 +29,7 @@ from zse_jax.losses import (
 )
 from zse_jax.models.layers import linear
 from zse_jax.models.resnet import ResNet50
-from zse_jax.retrievers.base import Modality, Retriever
+from zse_jax.retrievers.base import Correspondence, Modality, Retriever
 
 MEAN, STD = (0.485, 0.456, 0.406), (0.229, 0.224, 0.225)
 """Of ImageNet's pixels by channel, as torchvision's weights expect them."""
@@ -173,6 +173,31 @@ class EfficientCNN(Retriever):
     def embedding(self, features: Float[Array, "b d"]) -> Float[Array, "b d"]:
         """The features, which are the embedding."""
         return features
+
+    @property
+    def local_evidence(self) -> str:
+        """The pooled similarity, taken apart."""
+        return (
+            "what each pair of places adds to the pooled similarity; summed over one image, its "
+            "class-activation map"
+        )
+
+    def correspond(
+        self, sketches: UInt8[Array, "b h w 3"], photos: UInt8[Array, "b h w 3"]
+    ) -> Correspondence:
+        """The cosine of the embeddings, taken apart into places of the last stage's maps.
+
+        Pooling and projection are linear, so the cosine is exactly the mean of the products of
+        the projected places over the norms of the whole (Stylianou et al., "Visualizing deep
+        similarity networks", WACV 2019): `match` may exceed 1, and its mean is the similarity.
+        """
+        maps = self.backbone.maps(normalise(jnp.concatenate([sketches, photos])))
+        places = self.projection(maps.reshape(len(maps), -1, maps.shape[-1]))
+        whole = places.mean(axis=1)
+        norm = jnp.maximum(jnp.linalg.norm(whole, axis=1), 1e-12)[:, None, None]
+        sketch, photo = jnp.split(places / norm, 2)
+        match = jnp.einsum("bsd,bpd->bsp", sketch, photo, precision="float32")
+        return Correspondence(match.mean(axis=(1, 2)), match)
 
 
 class Teacher(Retriever):

@@ -23,7 +23,7 @@ from zse_jax.models.relation_network import (
 )
 from zse_jax.models.tokenizer import Tokenizer
 from zse_jax.models.vit import Encoder, tokens_after_selection
-from zse_jax.retrievers.base import Modality, Retriever
+from zse_jax.retrievers.base import Correspondence, Modality, Retriever
 
 # Tokens of the photos that a sketch meets at once on a CPU: 8 of B/16 in float32.
 _CACHED_BYTES = 5 * 2**20
@@ -47,7 +47,12 @@ class PairOutput(NamedTuple):
 
 
 class ZSE(Retriever):
-    """The ZSE network; its features are each image's tokens before cross-attention."""
+    """The ZSE network; its features are each image's tokens before cross-attention.
+
+    Attributes:
+      anchors_are_places: whether an anchor stands for one place of the image. It does not where
+        `anchor_map="published"` or token selection precedes the merging of tokens.
+    """
 
     batch_kind: ClassVar[str] = "quadruplet"
     rankings: ClassVar[Mapping[str, Literal["embedding", "score"]]] = {
@@ -132,6 +137,8 @@ class ZSE(Retriever):
             rngs=rngs,
         )
         self.relation_network = RelationNetwork(anchors, **common)
+        merged = self.anchors.merge is not None
+        self.anchors_are_places = not merged or (anchor_map == "spatial" and not keep_rates)
 
     def tokens(self, images: Float[Array, "b h w 3"]) -> Float[Array, "b n d"]:
         """Tokens of images that are already normalised (mean 0.5, std 0.5); token 0 retrieves."""
@@ -216,6 +223,78 @@ class ZSE(Retriever):
 
         scores = jax.lax.map(group_scores, padded.reshape(groups, size, *photos.shape[1:]))
         return scores.swapaxes(0, 1).reshape(len(sketches), -1)[:, :count]
+
+    @property
+    def local_evidence(self) -> str:
+        """Anchors where they are places, otherwise the tokens that they are made of."""
+        if self.anchors_are_places:
+            return "cosine of the relation network's anchors, and cross-attention"
+        return (
+            "cosine of the tokens after cross-attention (each anchor of this network mixes the "
+            "whole image, so that its relation score has no places), and cross-attention"
+        )
+
+    def correspond(
+        self, sketches: UInt8[Array, "b h w 3"], photos: UInt8[Array, "b h w 3"]
+    ) -> Correspondence:
+        """What the relation network reads, the cross-attention, and the retrieval token's.
+
+        `match` is the cosine of the anchors where these are places. Otherwise it is the cosine of
+        the local tokens after cross-attention, of which the relation score (`similarity`) is no
+        function: `similarity_of` is then their mean.
+        """
+        encoded = self.encoder(self.tokenizer(normalise(jnp.concatenate([sketches, photos]))))
+        sketch, photo = jnp.split(encoded.tokens, 2)
+        tokens, attention = self.cross_attention.traced(
+            self.cross_attention.project_sketches(sketch),
+            self.cross_attention.project_photos(photo),
+        )
+        sketch, photo = (x[:, 1:] for x in tokens)
+        cosine, logit = self._relate(sketch, photo)
+        result = Correspondence(
+            logit,
+            cosine if self.anchors_are_places else cosine_matrix(sketch, photo),
+            *(weights[:, :, 1:, 1:].mean(axis=1) for weights in attention),
+            *jnp.split(_shares(encoded.importance), 2),
+        )
+        cells = self.tokenizer.grid**2
+        if sketch.shape[1] == cells:
+            return result
+        return _on_whole_grid(result, cells, *jnp.split(encoded.kept, 2))
+
+    def similarity_of(self, match: Float[Array, "b s p"]) -> Float[Array, "b"]:
+        """The relation logit of anchors' cosines; the mean where anchors are no places."""
+        if self.anchors_are_places:
+            return self.relation_network(match)
+        return super().similarity_of(match)
+
+
+def _shares(importance: Array | None) -> Array:
+    assert importance is not None  # the encoder has blocks
+    return importance / importance.sum(axis=1, keepdims=True)
+
+
+def _on_whole_grid(
+    result: Correspondence, cells: int, sketch: Array, photo: Array
+) -> Correspondence:
+    """Attention and importance of the tokens that are left, 0 for those that were dropped."""
+
+    def spread(values: Array | None, places: Array) -> Array:
+        assert values is not None
+        whole = jnp.zeros((cells, *values.shape[2:]), values.dtype)
+        return jax.vmap(lambda v, p: whole.at[p].set(v))(values, places)
+
+    def spread_both(values: Array | None, rows: Array, columns: Array) -> Array:
+        return spread(spread(values, rows).swapaxes(1, 2), columns).swapaxes(1, 2)
+
+    return result._replace(
+        sketch_attention=spread_both(result.sketch_attention, sketch, photo),
+        photo_attention=spread_both(result.photo_attention, photo, sketch),
+        sketch_importance=spread(result.sketch_importance, sketch),
+        photo_importance=spread(result.photo_importance, photo),
+        sketch_places=sketch,
+        photo_places=photo,
+    )
 
 
 def _photos_at_once(photo_bytes: int) -> int:

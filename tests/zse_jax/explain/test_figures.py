@@ -121,6 +121,31 @@ def test_labels_that_do_not_fit_are_an_error(monkeypatch):
         grid(top=TOP + 1)
 
 
+def test_similarities_stand_under_photos_and_the_first_right_rank_under_the_sketch():
+    similarity = np.array([[0.9, 0.8, 0.7, 0.6], [4.0, 3.0, 2.0, 1.0]], np.float32)
+    instances = {"sketch_instances": np.array([3, 9]), "photo_instances": np.array([5, 3, 7, 3])}
+    shown_ = texts(grid(columns=1, similarity=similarity, **instances))
+    assert "0.900" in shown_
+    assert "4.00" in shown_
+    assert "first right: 1" in shown_
+    assert "first right: > 4" in shown_
+    assert "first right: 2" in texts(
+        grid(columns=1, similarity=similarity, top=TOP[:, [2, 0, 1, 3]])
+    )
+
+
+def test_where_nobody_knows_what_is_right_frames_are_plain():
+    figure = grid(columns=2, judged=False, similarity=np.zeros((2, 4), np.float32))
+    assert frames(figure) == [(MUTED, "solid")] * 6
+    assert not [text for text in texts(figure) if "right" in text]
+
+
+def test_curves_stand_one_above_the_other_in_narrow_places():
+    wide, narrow = (training_curves(RECORDS, stacked=x).get_size_inches() for x in (False, True))
+    assert wide[0] > 2 * wide[1]
+    assert narrow[0] < narrow[1]
+
+
 def test_nothing_to_show_is_an_error():
     with pytest.raises(ValueError, match="Nothing to show: 2 sketches, 4 photos, 0 columns"):
         grid(columns=0)

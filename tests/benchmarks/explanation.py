@@ -1,0 +1,200 @@
+"""How true, how faithful and how dear the explanations of a checkpoint are.
+
+    python -m tests.benchmarks.explanation --checkpoint=demo
+
+Right places: of sketches of unseen classes of `doodles`, each with the photo of its own instance,
+the share of places with strokes whose best match lies within one cell of where those strokes are in
+the photo (which the generator knows). Chance is exact: the share of the photo's cells that would
+count, 9 within the grid and fewer at its border. `same cell` is what matching every place with
+itself would reach: both pictures are centred, so a network that knows nothing but positions does
+well. Therefore it is measured again with mirrored photos, of those places alone that moved by more
+than a cell: only what is drawn can lead there. Untrained is the network before its first step.
+
+Faithfulness: the area under the score as matches are removed, most attributed first, beside that of
+random orders; and, the other way round, least attributed first.
+
+Cost: explaining one pair beside scoring it, from images, after compilation, in turns.
+"""
+
+import argparse
+import itertools
+import time
+from collections.abc import Callable
+from typing import Any
+
+import jax
+import numpy as np
+from flax import nnx
+
+import zse_jax
+from data_pipelines import images
+from data_pipelines.builders.doodles import generation, truth
+from data_pipelines.builders.doodles.classes import UNSEEN
+from tests.benchmarks import machine
+from zse_jax import checkpoint, retrievers
+from zse_jax.explain import correspondence
+from zse_jax.retrieval import encoding
+
+RATIO, AREA, COST = 2.0, 0.8, 1.5
+"""What is asked for: at least, at most, at most."""
+
+
+def pairs(per_class: int, size: int) -> tuple[list[tuple[str, int]], np.ndarray, np.ndarray]:
+    """Instances of the unseen classes, their prepared sketches and photos."""
+    instances = [(name, index) for name in UNSEEN for index in range(per_class)]
+    sketches, photos = (
+        np.stack([prepare(generation.render(*instance, modality), size) for instance in instances])
+        for modality, prepare in images.PREPARE.items()
+    )
+    return instances, sketches, photos
+
+
+def right_places(
+    match: np.ndarray, true: np.ndarray, inked: np.ndarray
+) -> tuple[float, float, float]:
+    """Shares of places with strokes: found within one cell, by chance, and matched with itself.
+
+    Args:
+      match: [b, s, p] on a square grid.
+      true: [b, s, 2], row and column in cells.
+      inked: [b, s].
+    """
+    side = correspondence.grid_side(match.shape[2])
+    found, same = (
+        within_one_cell(place, true, side)[inked].mean()
+        for place in (match.argmax(axis=2), np.arange(match.shape[1])[None])
+    )
+    cell = _cells(true, side)
+    near = np.minimum(cell + 1, side - 1) - np.maximum(cell - 1, 0) + 1
+    return found, (near.prod(axis=-1) / side**2)[inked].mean(), same
+
+
+def within_one_cell(place: np.ndarray, true: np.ndarray, side: int) -> np.ndarray:
+    """Whether each place is the true cell or one of its neighbours."""
+    where = np.stack([place // side, place % side], axis=-1)
+    return np.abs(where - _cells(true, side)).max(axis=-1) <= 1
+
+
+def _cells(true: np.ndarray, side: int) -> np.ndarray:
+    return np.clip(np.floor(np.nan_to_num(true)), 0, side - 1)
+
+
+def report_places(
+    models: dict[str, retrievers.Retriever], instances: list, sketches: Any, photos: Any
+) -> None:
+    """Prints how often each kind of evidence of each model names the right place."""
+    print(f"\nright places, {len(instances)} pairs")
+    head = f"{'evidence':18}{'grid':>5}{'found':>8}{'chance':>8}{'ratio':>7}{'same cell':>11}"
+    print(f"{'':12}{'photos':12}{head}")
+    turned = {"as they are": photos, "mirrored": photos[:, :, ::-1]}
+    for (name, model), (way, given) in itertools.product(models.items(), turned.items()):
+        explained = correspondence.explain(model, sketches, given)
+        kinds = {"match": explained.match}
+        if explained.sketch_attention is not None and explained.photo_attention is not None:
+            kinds["sketch attention"] = explained.sketch_attention
+            kinds["photo attention"] = explained.photo_attention.swapaxes(1, 2)
+        for kind, match in kinds.items():
+            side = correspondence.grid_side(match.shape[1])
+            true, inked = (
+                np.stack(x)
+                for x in zip(
+                    *(truth.true_places(*i, side, size=model.image_size) for i in instances),
+                    strict=True,
+                )
+            )
+            if way == "mirrored":
+                true = np.stack([true[..., 0], side - true[..., 1]], axis=-1)
+                inked &= ~within_one_cell(np.arange(side**2)[None], true, side)
+            found, chance, same = right_places(match, true, inked)
+            print(
+                f"{name:12}{way:12}{kind:18}{side:>2}x{side:<2}{found:8.3f}{chance:8.3f}"
+                f"{found / chance:7.2f}{same:11.3f}"
+            )
+    print(f"(match, trained, photos as they are: at least {RATIO} times chance)")
+
+
+def report_deletion(model: retrievers.Retriever, sketches: Any, photos: Any, seed: int) -> None:
+    """Prints the areas under the score as matches go."""
+    explained = correspondence.explain(model, sketches, photos)
+    attribution = explained.attribution.reshape(len(sketches), -1)
+    rng = np.random.default_rng(seed)
+    orders = {"most attributed": [(-attribution).argsort(axis=1)]}
+    orders["random"] = [rng.random(attribution.shape).argsort(axis=1) for _ in range(5)]
+    orders["least attributed"] = [attribution.argsort(axis=1)]
+    squash = jax.nn.sigmoid if "score" in model.rankings.values() else np.asarray
+    area, whole, nothing = {}, 0.0, 0.0
+    for name, given in orders.items():
+        curves = [squash(correspondence.deletion_curve(model, explained, x)) for x in given]
+        curve = np.mean(curves, axis=0)
+        area[name] = np.trapezoid(curve, axis=1).mean() / (curve.shape[1] - 1)
+        whole, nothing = curve[:, 0].mean(), curve[:, -1].mean()
+    print(f"\ndeletion, {len(sketches)} pairs: score {whole:.3f} whole, {nothing:.3f} of nothing")
+    for name, value in area.items():
+        print(f"  {name:18}{value:.4f}   {value / area['random']:.2f} of random")
+    print(f"(most attributed: at most {AREA} of random)")
+
+
+def report_cost(name: str, model: retrievers.Retriever, sketch: Any, photo: Any) -> None:
+    """Prints the seconds of explaining and of scoring one pair, measured in turns."""
+    graphdef, state = encoding.evaluation_state(model, None)
+
+    @jax.jit
+    def score(state: Any, sketch: Any, photo: Any) -> Any:
+        model = nnx.merge(graphdef, state)
+        return model.score(model.encode(sketch, "sketch"), model.encode(photo, "photo"))
+
+    @jax.jit
+    def separately(state: Any, image: Any) -> Any:
+        return nnx.merge(graphdef, state).encode(image, "photo")
+
+    explainer = correspondence.Explainer(model)
+    runs: dict[str, Callable[[], Any]] = {
+        "explain": lambda: explainer(sketch, photo),
+        "score": lambda: jax.device_get(score(state, sketch, photo)),
+        "encode one": lambda: jax.device_get(separately(state, photo)),
+    }
+    spent: dict[str, list[float]] = {kind: [] for kind in runs}
+    for run in runs.values():
+        run()
+    while sum(map(sum, spent.values())) < 20 and len(spent["score"]) < 200:
+        for kind, run in runs.items():
+            start = time.perf_counter()
+            run()
+            spent[kind].append(time.perf_counter() - start)
+    median = {kind: float(np.median(seconds)) for kind, seconds in spent.items()}
+    print(
+        f"cost, {name}: explaining a pair {1e3 * median['explain']:.1f} ms, scoring it "
+        f"{1e3 * median['score']:.1f} ms, encoding one image {1e3 * median['encode one']:.1f} ms: "
+        f"ratio {median['explain'] / median['score']:.2f} (limit {COST})"
+    )
+
+
+def main() -> None:
+    """Measures the checkpoint, and the cost of a full-size network."""
+    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+    parser.add_argument("--checkpoint", required=True)
+    parser.add_argument("--per_class", type=int, default=48, help="instances of each class")
+    parser.add_argument("--pairs", type=int, default=100, help="of the deletion test")
+    parser.add_argument("--seed", type=int, default=0)
+    parser.add_argument("--full_size", action="store_true", help="measure the cost of B/16 too")
+    options = parser.parse_args()
+    print(machine.describe("jax", "flax", "numpy"))
+    model, config = zse_jax.load(options.checkpoint), checkpoint.read_config(options.checkpoint)
+    rngs = nnx.Rngs(params=options.seed, dropout=options.seed + 1)
+    untrained = retrievers.create(config.model, dtype=config.compute_dtype, rngs=rngs)
+    print(f"{options.checkpoint}, step {checkpoint.step_of(options.checkpoint)}")
+    print(f"evidence: {model.local_evidence}")
+    instances, sketches, photos = pairs(options.per_class, model.image_size)
+    report_places({"untrained": untrained, "trained": model}, instances, sketches, photos)
+    chosen = np.random.default_rng(options.seed).permutation(len(sketches))[: options.pairs]
+    report_deletion(model, sketches[chosen], photos[chosen], options.seed)
+    print()
+    report_cost(config.model.system, model, sketches[:1], photos[:1])
+    if options.full_size:
+        full = retrievers.create({"system": "zse", "anchor_map": "spatial"}, rngs=nnx.Rngs(0))
+        _, sketches, photos = pairs(1, full.image_size)
+        report_cost("ZSE B/16", full, sketches[:1], photos[:1])
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,312 @@
+"""The HTML report of an evaluation: one file that opens anywhere, with its pictures inside.
+
+Metrics with intervals, classes, the best, typical and worst queries with explanations, the classes
+that are confused most, how training went, and what the run was. Knows evaluations and retrievers by
+their interfaces alone. Its parts are made in `report_parts`.
+"""
+
+import dataclasses
+from collections.abc import Mapping, Sequence
+from typing import Any, NamedTuple
+
+import numpy as np
+from jaxtyping import Bool, Float, Int
+from markupsafe import Markup
+
+from zse_jax.explain import evaluation_figures, figures, pages, report_parts, style
+from zse_jax.explain.correspondence import Explainer
+from zse_jax.explain.pair_figures import LINE_STYLES
+from zse_jax.explain.report_parts import Headline
+from zse_jax.retrieval.results import Evaluation
+
+COLUMNS = 10
+"""Photos in the row of a query."""
+
+EACH = 4
+"""Best, typical and worst queries that are shown."""
+
+CONVENTIONS = (
+    "Conventions of average precision: exact divides the precisions at the hits by min(k, R), R "
+    "being the photos of the class; voc, ZSE's own, interpolates them first; hits divides by the "
+    "hits among the first k. P@k counts hits among the first min(k, R)."
+)
+
+
+class Embedded(NamedTuple):
+    """Embeddings of some sketches and photos, for a map.
+
+    Attributes:
+      vectors: [n, d].
+      labels: class of each.
+      is_sketch: which of them are sketches.
+    """
+
+    vectors: Float[np.ndarray, "n d"]
+    labels: Int[np.ndarray, " n"]
+    is_sketch: Bool[np.ndarray, " n"]
+
+
+@dataclasses.dataclass(frozen=True)
+class Material:
+    """What a report shows beside the numbers of the evaluation.
+
+    Attributes:
+      sketches, photos: the images that were ranked; only those that are shown are read.
+      headline: "ranking/scope/metric" that queries and classes are ordered by; "": the first.
+      sketch_instances, photo_instances: for fine-grained retrieval, where only the photo of the
+        sketch's own instance is right; without them, all photos of its class are.
+      explainer: of the system that was evaluated; None: nothing is explained.
+      unexplained: why there is no explainer.
+      records: the lines of the training run's `metrics.jsonl`.
+      embedded: what a map is drawn of; None: no map.
+      about: what the run was, by name.
+      config: as text.
+      warnings: what the reader must know of these numbers.
+    """
+
+    sketches: style.Images
+    photos: style.Images
+    headline: str = ""
+    sketch_instances: Int[np.ndarray, " q"] | None = None
+    photo_instances: Int[np.ndarray, " g"] | None = None
+    explainer: Explainer | None = None
+    unexplained: str = ""
+    records: Sequence[Mapping[str, Any]] = ()
+    embedded: Embedded | None = None
+    about: Mapping[str, str] = dataclasses.field(default_factory=dict)
+    config: str = ""
+    warnings: Sequence[str] = ()
+
+
+def report(evaluation: Evaluation, material: Material, *, progress: bool = False) -> str:
+    """The page, as HTML.
+
+    Args:
+      evaluation: what was measured.
+      material: what else there is to show.
+      progress: show how far the explanations are.
+
+    Raises:
+      ValueError: a headline that the evaluation did not measure.
+    """
+    headline = report_parts.headline(evaluation, material.headline)
+    instances = material.sketch_instances, material.photo_instances
+    right = {
+        ranking: figures.right_photos(
+            top, evaluation.sketch_labels, evaluation.photo_labels, *instances
+        )
+        for ranking, top in evaluation.top.items()
+    }
+    chosen = report_parts.chosen_queries(evaluation, headline, right[headline.ranking], EACH)
+    groups = _groups(evaluation, material, headline, right[headline.ranking], chosen, progress)
+    warnings = [*material.warnings]
+    if material.explainer is None and material.unexplained:
+        warnings.append(f"No result is explained here: {material.unexplained}")
+    return pages.render(
+        "report.html",
+        title=evaluation.name,
+        lead=_lead(evaluation),
+        tiles=report_parts.tiles(evaluation, headline),
+        warnings=warnings,
+        scope_name=evaluation.scope,
+        metric_names=evaluation.metrics,
+        metrics=report_parts.metric_rows(evaluation, headline),
+        conventions=CONVENTIONS if evaluation.scope == "convention" else "",
+        charts=_charts(evaluation, material, headline, right),
+        headline=str(headline),
+        class_columns=report_parts.class_columns(evaluation, headline),
+        classes=report_parts.class_rows(evaluation, headline),
+        query_text=_query_text(evaluation, headline),
+        groups=groups,
+        confusions=_confusions(evaluation, material, headline),
+        confusion_text=(
+            f"Of each sketch's first photos by {headline.ranking} (100, or as many as its class "
+            "has), the share that is of another class, with the clearest example."
+        ),
+        facts=_facts(evaluation, material),
+        config=material.config,
+        line_styles=LINE_STYLES,
+    )
+
+
+def _lead(evaluation: Evaluation) -> str:
+    text = (
+        f"{evaluation.queries:,} sketches, each ranking {evaluation.gallery:,} photos of "
+        f"{evaluation.classes} classes."
+    )
+    if evaluation.queries_without_match:
+        text += f" {evaluation.queries_without_match:,} sketches without {evaluation.missing}"
+        text += " are left out of the numbers."
+    return text
+
+
+def _query_text(evaluation: Evaluation, headline: Headline) -> str:
+    by = (
+        f"by the rank of their own photo among all, by {headline.ranking}"
+        if report_parts.fine_grained(evaluation)
+        else f"by {headline}"
+    )
+    return (
+        f"Chosen {by}, of different classes as far as possible. Solid green and a check: right; "
+        "dashed orange and a cross: wrong. The numbers are rank and similarity."
+    )
+
+
+def _groups(
+    evaluation: Evaluation,
+    material: Material,
+    headline: Headline,
+    right: Bool[np.ndarray, "q k"],
+    chosen: Mapping[str, Sequence[int]],
+    progress: bool,
+) -> list[dict[str, Any]]:
+    """The chosen queries, with explanations of their first photo and their first right one."""
+    top, similarity = (x[headline.ranking] for x in (evaluation.top, evaluation.top_similarity))
+    explained: dict[int, list[pages.Explained]] = {}
+    if material.explainer is not None:
+        wanted = [
+            (query, rank, unfold)
+            for queries in chosen.values()
+            for place, query in enumerate(queries)
+            for rank, unfold in _worth_explaining(right[query], place == 0)
+        ]
+        images = [
+            (material.sketches[query], material.photos[int(top[query, rank])])
+            for query, rank, _ in wanted
+        ]
+        found = pages.explanations(material.explainer, images, progress)
+        for (query, rank, unfold), pair, explanation in zip(wanted, images, found, strict=True):
+            name = style.class_name(
+                int(evaluation.photo_labels[top[query, rank]]), evaluation.class_names
+            )
+            verdict = "right" if right[query, rank] else "wrong"
+            title = f"Why photo {rank + 1} ({name}, {verdict})?"
+            explained.setdefault(query, []).append(
+                pages.explained(*pair, *explanation, title=title, shown=unfold)
+            )
+
+    def shown(query: int) -> pages.Query:
+        found = top[query], similarity[query]
+        reasons = explained.get(query, ())
+        return _query(evaluation, material, headline, query, right[query], found, reasons)
+
+    return [
+        {"name": f"{name.capitalize()} queries", "queries": [shown(query) for query in queries]}
+        for name, queries in chosen.items()
+    ]
+
+
+def _worth_explaining(right: Bool[np.ndarray, " k"], shown: bool) -> list[tuple[int, bool]]:
+    """Ranks from 0 on, and whether to unfold them: the first photo, and the first right one."""
+    if right[0] or not right.any():
+        return [(0, shown)]
+    return [(0, shown), (int(right.argmax()), False)]
+
+
+def _query(
+    evaluation: Evaluation,
+    material: Material,
+    headline: Headline,
+    query: int,
+    right: Bool[np.ndarray, " k"],
+    found: tuple[np.ndarray, np.ndarray],
+    explanations: Sequence[pages.Explained],
+) -> pages.Query:
+    names = evaluation.class_names
+    two_stage = "@" in headline.ranking  # its similarities are ranks
+    photos = [
+        pages.Photo(
+            pages.image_uri(material.photos[photo], pages.THUMBNAIL),
+            style.class_name(int(evaluation.photo_labels[photo]), names),
+            rank + 1,
+            bool(right[rank]),
+            "" if two_stage else f"{value:#.3g}",
+        )
+        for rank, (photo, value) in enumerate(
+            zip(found[0][:COLUMNS].tolist(), found[1].tolist(), strict=False)
+        )
+        if photo >= 0
+    ]
+    return pages.Query(
+        pages.image_uri(material.sketches[query], pages.THUMBNAIL),
+        style.class_name(int(evaluation.sketch_labels[query]), names),
+        report_parts.query_note(evaluation, headline, query, right),
+        photos,
+        explanations,
+    )
+
+
+def _charts(
+    evaluation: Evaluation,
+    material: Material,
+    headline: Headline,
+    right: Mapping[str, Bool[np.ndarray, "q k"]],
+) -> list[dict[str, Any]]:
+    found: list[dict[str, Any]] = []
+
+    def add(figure: style.Figure, caption: str) -> None:
+        found.append({"svg": Markup(style.inline_svg(figure, caption)), "caption": caption})
+
+    names, values, bounds = report_parts.class_values(evaluation, headline)
+    mean = evaluation.values[headline.ranking][headline.scope][headline.metric]
+    chance = evaluation.chances[headline.scope]
+    add(
+        evaluation_figures.class_bars(
+            names, values, bounds, metric=headline.metric, mean=mean, chance=chance
+        ),
+        f"{headline} of each class in percent, best first.",
+    )
+    kept = min(x.shape[1] for x in right.values())
+    relevant = report_parts.relevant(
+        evaluation, material.sketch_instances, material.photo_instances
+    )
+    curves = {ranking: evaluation_figures.depth_curve(x, relevant) for ranking, x in right.items()}
+    if report_parts.fine_grained(evaluation):
+        add(
+            evaluation_figures.found_within(curves, evaluation.chance),
+            f"Share of the sketches whose own photo is among the first k of all, k = 1 to {kept}.",
+        )
+    else:
+        add(
+            evaluation_figures.precision_recall(curves, evaluation.chance),
+            f"Means over sketches after the first k photos, k = 1 to {kept}; dots at 10, 50, 200.",
+        )
+    if material.embedded is not None:
+        places = evaluation_figures.project(material.embedded.vectors)
+        add(
+            evaluation_figures.embedding_map(
+                places, *material.embedded[1:], class_names=evaluation.class_names
+            ),
+            f"{len(places):,} of the images by their embedding; neighbours are alike, distances "
+            "across the map mean little.",
+        )
+    metric = f"{headline.scope}/{headline.metric}"
+    try:
+        curves_figure = figures.training_curves(
+            material.records, metric=metric, chance=chance, stacked=True
+        )
+    except ValueError:  # an untrained or foreign checkpoint carries none
+        return found
+    validated = f", and {metric} on a part of the unseen classes"
+    add(curves_figure, f"The training loss{validated if len(curves_figure.axes) > 1 else ''}.")
+    return found
+
+
+def _confusions(
+    evaluation: Evaluation, material: Material, headline: Headline
+) -> list[dict[str, Any]]:
+    rows = report_parts.confusions(evaluation, headline.ranking)
+    for row in rows:
+        if row["example"] is not None:
+            sketch, photo, row["rank"] = row["example"]
+            row["sketch"] = pages.image_uri(material.sketches[sketch], pages.THUMBNAIL)
+            row["photo"] = pages.image_uri(material.photos[photo], pages.THUMBNAIL)
+        else:
+            row["sketch"] = ""
+    return rows
+
+
+def _facts(evaluation: Evaluation, material: Material) -> dict[str, str]:
+    seconds = ", ".join(f"{name} {value:.1f} s" for name, value in evaluation.seconds.items())
+    notes = {str(name): report_parts.plain(value) for name, value in evaluation.notes.items()}
+    return {**material.about, **notes, "time": seconds}

@@ -1,0 +1,165 @@
+"""A sketch turned into a photo by universal replacement (ZSE, CVPR 2023, section 4.5).
+
+Each place of the sketch that holds strokes is replaced by the photo patch that matches it best: of
+one photo, or of a whole gallery. Blank places stay paper. What comes out shows what the system
+takes the strokes for, not what the object looks like.
+"""
+
+from collections.abc import Iterable
+from typing import NamedTuple
+
+import cv2
+import numpy as np
+from jaxtyping import Float, Int, UInt8
+
+from zse_jax.explain.correspondence import BLANK, grid_side
+
+FEATHER = 0.25
+"""How far a blended patch reaches into its neighbours, as a share of its side."""
+
+
+class Synthesis(NamedTuple):
+    """A synthesised image and where its patches come from.
+
+    Attributes:
+      image: uint8, of the sketch's size.
+      photo: [s], which photo of the gallery each place's patch is of; -1 where it stayed blank.
+      place: [s], which place of that photo; -1 where it stayed blank.
+      match: [s], how well it matches; -inf where it stayed blank.
+    """
+
+    image: UInt8[np.ndarray, "h w 3"]
+    photo: Int[np.ndarray, "s"]
+    place: Int[np.ndarray, "s"]
+    match: Float[np.ndarray, "s"]
+
+
+def synthesise(
+    sketch: UInt8[np.ndarray, "h w 3"],
+    photo: UInt8[np.ndarray, "v u 3"],
+    match: Float[np.ndarray, "q p"],
+    ink: Float[np.ndarray, "s"],
+    *,
+    blend: bool = False,
+) -> UInt8[np.ndarray, "h w 3"]:
+    """The sketch rebuilt from the best-matching patches of one photo.
+
+    Args:
+      sketch: prepared.
+      photo: prepared, of the same size.
+      match: similarity of each sketch place with each photo place (`Explanation.match`).
+      ink: share of ink in each sketch place; those below `correspondence.BLANK` stay paper.
+      blend: hide the seams: patches are cut larger and fade into their neighbours.
+
+    Returns:
+      The image; the paper alone where the sketch has no strokes.
+
+    Raises:
+      ValueError: images of different sizes, or matches that are no square grids.
+    """
+    return synthesise_from_gallery(sketch, [(photo, match)], ink, blend=blend).image
+
+
+def synthesise_from_gallery(
+    sketch: UInt8[np.ndarray, "h w 3"],
+    gallery: Iterable[tuple[UInt8[np.ndarray, "_ _ 3"], Float[np.ndarray, "_ _"]]],
+    ink: Float[np.ndarray, "s"],
+    *,
+    blend: bool = False,
+) -> Synthesis:
+    """The sketch rebuilt from the best patches that any photo of a gallery has.
+
+    The gallery is read once and nothing of it is kept but the best patches so far.
+
+    Args:
+      sketch: prepared.
+      gallery: photos, prepared, each with how its places match the sketch's
+        (`Explanation.match`); any iterable, such as a generator. Of equally good patches the
+        first photo's counts.
+      ink, blend: as for `synthesise`.
+
+    Raises:
+      ValueError: images of different sizes, matches that are no square grids, or no photo.
+    """
+    side = grid_side(len(ink))
+    margin = _reach(sketch.shape[0], side) if blend else 0
+    patches: dict[int, np.ndarray] = {}
+    best = np.full(len(ink), -np.inf)
+    source = np.full((2, len(ink)), -1)
+    inked = np.flatnonzero(ink >= BLANK)
+    number = -1
+    for number, (photo, match) in enumerate(gallery):
+        _check(sketch, photo, match, len(ink))
+        places = match.argmax(axis=1)
+        values = match[np.arange(len(match)), places]
+        for cell in inked[values[inked] > best[inked]].tolist():
+            best[cell], source[:, cell] = values[cell], (number, places[cell])
+            patches[cell] = _cut(photo, int(places[cell]), grid_side(match.shape[1]), margin)
+    if number < 0:
+        raise ValueError("There is no photo in the gallery to take patches from.")
+    image = _assembled(sketch, patches, side, margin)
+    return Synthesis(image, photo=source[0], place=source[1], match=best)
+
+
+def _check(sketch: np.ndarray, photo: np.ndarray, match: np.ndarray, places: int) -> None:
+    square = sketch.shape[0] == sketch.shape[1]
+    if photo.shape != sketch.shape or not square or match.ndim != 2 or len(match) != places:
+        raise ValueError(
+            f"A photo of shape {photo.shape} whose matches have shape {match.shape} cannot replace "
+            f"a sketch of shape {sketch.shape} with {places} places: prepare both to one square, "
+            "and give the matches of this pair as [sketch places, photo places]."
+        )
+
+
+def _reach(size: int, side: int) -> int:
+    return max(1, round(FEATHER * size / side))
+
+
+def _bounds(place: int, side: int, size: int) -> tuple[int, int, int, int]:
+    """First and last row, first and last column (exclusive) of a place, in pixels."""
+    row, column = divmod(place, side)
+    top, bottom, left, right = (i * size // side for i in (row, row + 1, column, column + 1))
+    return top, bottom, left, right
+
+
+def _cut(photo: np.ndarray, place: int, side: int, margin: int) -> np.ndarray:
+    """A photo's patch with `margin` pixels around it, mirrored at the photo's border."""
+    top, bottom, left, right = _bounds(place, side, len(photo))
+    if margin:
+        photo = cv2.copyMakeBorder(photo, margin, margin, margin, margin, cv2.BORDER_REFLECT_101)
+    return photo[top : bottom + 2 * margin, left : right + 2 * margin].copy()
+
+
+def _assembled(
+    sketch: np.ndarray, patches: dict[int, np.ndarray], side: int, margin: int
+) -> UInt8[np.ndarray, "h w 3"]:
+    """The patches at their places on the sketch's paper; where several overlap, their mean.
+
+    Each fades from `margin` inside the edge of its place to `margin` outside; what no patch covers
+    is paper.
+    """
+    size = len(sketch)
+    paper = np.median(sketch.reshape(-1, 3), axis=0)
+    total = np.zeros((size + 2 * margin, size + 2 * margin, 3), np.float32)
+    weight = np.zeros((*total.shape[:2], 1), np.float32)
+    for place, patch in patches.items():
+        top, bottom, left, right = _bounds(place, side, size)
+        view = np.s_[top : bottom + 2 * margin, left : right + 2 * margin]
+        height, width = bottom - top + 2 * margin, right - left + 2 * margin
+        fade = np.minimum.outer(_ramp(height, margin), _ramp(width, margin))[..., None]
+        fitted = cv2.resize(patch, (width, height)) if patch.shape[:2] != (height, width) else patch
+        total[view] += fade * fitted
+        weight[view] += fade
+    inner = np.s_[margin : margin + size, margin : margin + size]
+    total, weight = total[inner], weight[inner]
+    shown = np.minimum(weight, 1)
+    mean = total / np.maximum(weight, 1e-6)
+    return np.round(shown * mean + (1 - shown) * paper).astype(np.uint8)
+
+
+def _ramp(length: int, margin: int) -> Float[np.ndarray, "{length}"]:
+    """Weights along a side: up over twice the margin, 1 in the middle, and down again."""
+    if not margin:
+        return np.ones(length, np.float32)
+    distance = np.minimum(np.arange(length), np.arange(length)[::-1]) + 0.5
+    return np.minimum(1, distance / (2 * margin)).astype(np.float32)
