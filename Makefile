@@ -6,7 +6,7 @@ PYTEST_ARGS ?=
 BIN := $(VENV)/bin
 RUNTIME := $(VENV)/.runtime-installed
 DEV := $(VENV)/.dev-installed
-CHECKED := configs data_pipelines zse_jax tests
+CHECKED := configs data_pipelines launch zse_jax tests
 
 # XLA's large buffers in huge pages: small networks train faster on a CPU (glibc only).
 export GLIBC_TUNABLES ?= glibc.malloc.hugetlb=1

@@ -30,6 +30,7 @@ def get_config() -> ConfigDict:
     """The shared defaults. A `placeholder` is None until it is given a value of that type."""
     config = ConfigDict()
     config.seed = 0
+    config.profile = ()  # (start, stop): the steps of which a profile is written into the workdir
     config.compute_dtype = "float32"  # or "bfloat16"; parameters are float32 in either case
 
     config.model = _model()
@@ -54,6 +55,10 @@ def get_config() -> ConfigDict:
     config.train = train = ConfigDict()
     train.steps = 20_000  # 30 epochs of 10,000 samples
     train.batch_size = 15  # samples, each of two sketches and two photos
+    train.accumulate = 1  # micro-batches into which a batch is cut, one after the other
+    train.remat = "none"  # or "blocks": keep less for the backward pass, compute it again
+    train.spike = 0.0  # stop at a loss so many times the median of the last 100; 0: never
+    train.stall_seconds = 1800.0  # without a finished step: an error; 0: wait for ever
     train.sampler = placeholder(str)  # None: the system's own; "instance_quadruplet": fine-grained
 
     config.optimizer = optimizer = ConfigDict()

@@ -14,9 +14,13 @@ from ml_collections.config_dict import placeholder
 
 MAY_CHANGE = (
     "train.steps",
+    "train.remat",
+    "train.spike",
+    "train.stall_seconds",
     "target",
     "teacher",
     "evaluation",
+    "profile",
     "checkpoint",
     "log",
     "mesh",

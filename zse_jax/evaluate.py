@@ -238,7 +238,7 @@ def main(options: flags.FlagValues) -> None:
         raise ValueError("Say what to evaluate, such as --checkpoint=runs/sketchy. See --help.")
     strides = config.evaluation.test_sketch_stride, config.evaluation.test_photo_stride
     evaluator = Evaluator(config, sharding.make_mesh(**config.mesh), *strides)
-    step, retriever = checkpoint.step_of(path), checkpoint.load(path)
+    step, retriever = checkpoint.load_step(path)
     evaluator.notes |= trained_on(path, config, evaluator.sketches.class_names)
     title = f"Unseen classes of {evaluator.title}, step {step}"
     print(f"{path}, step {step}, on unseen classes of {evaluator.title}: {evaluator.size}")
@@ -259,7 +259,7 @@ def main(options: flags.FlagValues) -> None:
         about = {"checkpoint": str(path), "step": step, "split": config.data.split}
         about["config"] = configuration.to_plain(config)
         write_json(options.output, about | results.to_dict() | shortlists_dict(results))
-    if options.pictures:
+    if options.pictures and jax.process_index() == 0:
         illustration.draw(evaluator, results, retriever.image_size, options.pictures)
         metric = config.evaluation.select.partition("/")[2]
         illustration.draw_training(path, options.pictures, metric)
@@ -293,7 +293,9 @@ def trained_on(path: str, config: ConfigDict, ranked: Sequence[str]) -> dict[str
 
 
 def write_json(path: str | os.PathLike, content: Mapping[str, Any]) -> None:
-    """Writes `content` to the file `path`, creating its folder."""
+    """Writes `content` to the file `path`, creating its folder; the first process does."""
+    if jax.process_index():
+        return
     file = epath.Path(path)
     file.parent.mkdir(parents=True, exist_ok=True)
     file.write_text(json.dumps(content, indent=2) + "\n")

@@ -16,6 +16,7 @@ from zse_jax import __version__, checkpoint, configuration
 from zse_jax.reporting import METRICS_FILE, duration, read_metrics
 from zse_jax.retrieval import encoding
 from zse_jax.retrieval.results import Evaluation
+from zse_jax.retrieval.storage import Storage
 from zse_jax.retrievers.base import Modality, Retriever
 
 if TYPE_CHECKING:
@@ -86,7 +87,7 @@ def write_report(
     path: str | os.PathLike,
     file: str | os.PathLike,
 ) -> None:
-    """Writes the HTML report of an evaluation.
+    """Writes the HTML report of an evaluation; the first process does, all of them encode.
 
     Args:
       evaluator: whose images `results` ranks.
@@ -105,6 +106,9 @@ def write_report(
     print("report: encoding for the map, explaining, drawing", flush=True)
     config, size = evaluator.config, retriever.image_size
     text = config.evaluation.queries == "text"
+    mapped = None if text else embedded(evaluator, retriever)
+    if jax.process_index():
+        return
     why_not = ""
     if text:
         why_not = "the queries are class names; the sketches stand for their classes."
@@ -124,7 +128,7 @@ def write_report(
         explainer=None if why_not else Explainer(retriever),
         unexplained=why_not,
         records=training_records(path),
-        embedded=None if text else embedded(evaluator, retriever),
+        embedded=mapped,
         about={
             "checkpoint": str(path),
             "step": str(checkpoint.step_of(path)),
@@ -163,7 +167,9 @@ def embedded(evaluator: "Evaluator", retriever: Retriever) -> "Embedded | None":
         count = min(MAPPED, len(of_interest))
         some = items.select(of_interest[np.linspace(0, len(of_interest) - 1, count).astype(int)])
         batches = evaluator.batches(some, retriever.image_size)
-        features, found = encoding.encode(retriever, batches, modality, sharding=evaluator.sharding)
+        features, found = encoding.encode(
+            retriever, batches, modality, sharding=evaluator.sharding, storage=Storage("host")
+        )
         vectors.append(np.asarray(retriever.embedding(features), np.float32))
         labels.append(found)
         sides.append(np.full(len(found), modality == "sketch"))

@@ -1,5 +1,6 @@
-"""What the programs (`main`, `evaluate`) share: flags, quiet logs, compiled programs on disk, and
-errors that a user can act on: one paragraph, exit code 1, no traceback unless asked for.
+"""What the programs (`main`, `evaluate`) share: flags, quiet logs, compiled programs on disk, one
+process or several (`zse_jax.distributed`), and errors that a user can act on: one paragraph, exit
+code 1, no traceback unless asked for.
 """
 
 import os
@@ -15,7 +16,7 @@ import jax
 from absl import app, flags, logging
 from ml_collections.config_flags import config_flags
 
-from zse_jax import configuration
+from zse_jax import configuration, distributed
 
 Result = TypeVar("Result")
 Main = Callable[[flags.FlagValues], None]
@@ -26,7 +27,10 @@ USER_ERRORS = (ValueError, OSError, LookupError, ArithmeticError, MemoryError)
 
 
 def run(main: Main, define_flags: DefineFlags) -> None:
-    """Runs a program: flags, then `main`. Exits with 1 after an error, 130 after Ctrl-C.
+    """Runs a program: flags, then `main`, in all processes that run together.
+
+    Exits with 1 after an error, 130 after Ctrl-C, `distributed.AGAIN` where it is to be started
+    again.
 
     Args:
       main: the program; gets the parsed flags.
@@ -35,8 +39,12 @@ def run(main: Main, define_flags: DefineFlags) -> None:
     options = flags.FLAGS
     flags.DEFINE_bool("debug", False, "Show the traceback of an error (or set ZSE_DEBUG=1).")
 
+    distributed.define_flags(options)
+
     def checked(argv: Sequence[str]) -> list[str]:
         quiet()
+        if not {"--help", "-h", "--helpfull"} & set(argv):  # defining flags may read a checkpoint
+            with_message(lambda: distributed.initialize(**distributed.from_arguments(argv)))
         with_message(lambda: define_flags(options, argv))
         return with_message(lambda: parse(options, argv))
 
@@ -45,6 +53,7 @@ def run(main: Main, define_flags: DefineFlags) -> None:
         with_message(lambda: _no_more_arguments(argv))
         enable_compilation_cache()
         with_message(lambda: main(options))
+        with_message(distributed.finish)
 
     app.run(guarded, flags_parser=checked)
 
@@ -54,16 +63,38 @@ def with_message(function: Callable[[], Result]) -> Result:
     try:
         return function()
     except (*USER_ERRORS, flags.Error, jax.errors.JaxRuntimeError) as error:
-        if _debug():
-            traceback.print_exc()
-        elif not (message := _paragraph(error)):
+        distributed.stop_watching()
+        message, code = _paragraph(error), 1
+        if not message and not _debug() and not distributed.together():
             raise
+        if distributed.is_loss(error):
+            code = distributed.AGAIN
+            message = (
+                "a computation of all processes together failed, because another one is gone: "
+                f"{str(error).splitlines()[0][:200]}. See its output; the same command goes on "
+                "from the last checkpoint."
+            )
+        if _debug() or not message:
+            traceback.print_exc()
         else:
-            print(f"error: {message}", file=sys.stderr)
+            which = f" (process {distributed.this_process()})" if distributed.together() else ""
+            print(f"error{which}: {message}", file=sys.stderr)
+        distributed.leave(code, message or f"{type(error).__name__}: {error}")
         sys.exit(1)
     except KeyboardInterrupt:
         print("\ninterrupted", file=sys.stderr)
+        distributed.leave(130, "interrupted")
         sys.exit(130)
+    except SystemExit as end:
+        if end.code == distributed.AGAIN:  # decided by all of them, at the same step
+            distributed.finish()
+        raise
+    except Exception as error:
+        if distributed.together():
+            distributed.stop_watching()
+            traceback.print_exc()
+            distributed.leave(1, f"{type(error).__name__}: {error}")
+        raise
 
 
 def _debug() -> bool:

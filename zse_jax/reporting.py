@@ -10,7 +10,7 @@ import contextlib
 import json
 import os
 import time
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from typing import Any
 
 import jax
@@ -27,7 +27,10 @@ class Reporter:
     Attributes:
       clock: measures training time; paused while something else runs.
       images: images per step.
+      health: more values for `time/`, from steps per second and the seconds they were counted in.
     """
+
+    health: Callable[[float, float], Mapping[str, float]] | None = None
 
     def __init__(
         self,
@@ -92,6 +95,7 @@ class Reporter:
         """Reports the mean losses up to `step`: {"loss": ..., "triplet": ...}."""
         rate, eta = self.clock.rate(step), self.clock.eta(step, self._steps)
         timing = {"steps_per_second": rate, "images_per_second": rate * self.images}
+        timing |= self.health(rate, self.clock.seconds) if self.health else {}
         self.write(
             step,
             {f"train/{name}": value for name, value in means.items()}
@@ -99,10 +103,11 @@ class Reporter:
         )
         terms = sorted(means.keys() - {"loss", "gradient_norm", "learning_rate"})
         losses = "  ".join(f"{name} {means[name]:.4f}" for name in ("loss", *terms))
-        images = rate * self.images
+        images, waits = rate * self.images, timing.get("input_wait", 0.0)
         self.say(
             f"step {step:>{len(str(self._steps))}}/{self._steps} {step / self._steps:4.0%}  "
             f"{losses}  {images:,.{0 if images > 20 else 1}f} images/s  eta {duration(eta)}"
+            + (f"  waits for data {waits:.0%}" if waits > 0.1 else "")
         )
 
     def evaluation(self, step: int, metrics: Mapping[str, float], seconds: float) -> None:
@@ -118,7 +123,11 @@ class Reporter:
 
 
 class Clock:
-    """Steps per second since the last reading, without the time that was paused; time to go."""
+    """Steps per second since the last reading, without the time that was paused; time to go.
+
+    Attributes:
+      seconds: between the last two readings, without pauses.
+    """
 
     def __init__(self, step: int):
         self.restart(step)
@@ -126,7 +135,7 @@ class Clock:
     def restart(self, step: int) -> None:
         """Forgets everything before `step`, such as the compilation of the first one."""
         self._first = self._last = (step, time.monotonic())
-        self._paused = 0.0
+        self._paused = self.seconds = 0.0
 
     @contextlib.contextmanager
     def paused(self) -> Iterator[None]:
@@ -139,7 +148,7 @@ class Clock:
         """Steps per second since the last call; 0 if there was none."""
         now = time.monotonic()
         steps, seconds = step - self._last[0], now - self._last[1] - self._paused
-        self._last, self._paused = (step, now), 0.0
+        self._last, self._paused, self.seconds = (step, now), 0.0, seconds
         return steps / seconds if steps and seconds > 0 else 0.0
 
     def eta(self, step: int, steps: int) -> float:

@@ -11,7 +11,6 @@ import json
 import math
 import os
 import shutil
-import tempfile
 import time
 from collections.abc import Mapping
 from importlib import import_module
@@ -25,7 +24,17 @@ from jaxtyping import Array
 from ml_collections import ConfigDict
 
 from data_pipelines import loading
-from zse_jax import checkpoint, configuration, optimizers, settings, sharding
+from zse_jax import (
+    agreement,
+    checkpoint,
+    configuration,
+    distributed,
+    optimizers,
+    profiling,
+    settings,
+    sharding,
+    survival,
+)
 from zse_jax.evaluate import Evaluator, check_select, comparison, write_json
 from zse_jax.reporting import METRICS_FILE, Reporter, read_metrics, show
 from zse_jax.retrieval.shortlists import shortlist_table
@@ -63,39 +72,52 @@ def train(config: ConfigDict, workdir: str | os.PathLike) -> dict[str, Any]:
     Raises:
       ValueError: values in the config that do not fit each other, the machine, or the run that is
         already in `workdir`.
-      OSError: `workdir` cannot be written, the data set is not there, or a save failed.
-      FloatingPointError: the loss is no longer a number.
+      OSError: `workdir` cannot be written, or its disk is nearly full; the data set is not there;
+        or a save failed.
+      FloatingPointError: the loss is no longer a number, or has left its usual range.
+      SystemExit: with `distributed.AGAIN`, after a notice of preemption; everything is saved.
     """
     config = complete(config)
+    agreement.agree(facts(config, workdir))
     mesh = sharding.make_mesh(**config.mesh)
-    sharding.check_batch_size(mesh, config.train.batch_size, "config.train.batch_size")
-    workdir = writable(workdir)
+    sharding.check_batch_size(
+        mesh, config.train.batch_size, "config.train.batch_size", config.train.accumulate
+    )
+    workdir = survival.writable(workdir)
+    trace = profiling.Trace(config.profile, config.train.steps, workdir)
     setup = set_up(config, mesh)
     check_select(config, setup.model.rankings)
+    survival.check_room(workdir, setup.abstract, config.checkpoint.keep_last)
     with checkpoint.Checkpoints(
         workdir, select=config.evaluation.select, keep_last=config.checkpoint.keep_last
     ) as checkpoints:
-        changed, start = {}, checkpoints.latest
-        if start is not None:
-            saved = checkpoints.read_config(start)
-            changed = configuration.check_resumable(saved, config, str(workdir))
+        changed: dict[str, tuple[Any, Any]] = {}
+
+        def check(saved: ConfigDict) -> None:
+            changed.update(configuration.check_resumable(saved, config, str(workdir)))
+
+        checkpoints.check_latest(check)  # before the data, which may take long
         evaluation = config.evaluation
         validation = Evaluator(config, mesh, evaluation.sketch_stride, evaluation.photo_stride)
         batches = training_batches(config, setup.model, mesh)
-        state = (
-            first_state(config, mesh, setup, workdir)
-            if start is None
-            else checkpoints.restore(start, setup.abstract, batches)
+        agreement.agree(data_facts(config, validation))
+        start, state = checkpoints.resume(setup.abstract, batches, check) or (
+            None,
+            first_state(config, mesh, setup, workdir),
         )
         headline = config.evaluation.select.partition("/")[2]
         with Reporter(
             workdir, config.train.steps, start, config.log.tensorboard, headline
         ) as report:
             introduce(report, config, mesh, setup, workdir, start, changed)
-            run = Run(config, mesh, setup, workdir, checkpoints, report, validation)
-            with contextlib.closing(batches):  # ends the processes that read ahead
-                run.loop(state, batches, start)
-            return run.finish()
+            run = Run(config, mesh, setup, workdir, checkpoints, report, validation, trace)
+            # Closing the batches ends the processes that read ahead.
+            closing = contextlib.closing
+            with survival.Preemption() as notice:
+                with closing(batches), closing(trace), run.health:
+                    run.loop(state, batches, start, notice)
+                notice.at_once()
+                return run.finish()
 
 
 def first_state(config: ConfigDict, mesh: Mesh, setup: Setup, workdir: epath.Path) -> State:
@@ -117,26 +139,70 @@ class Run:
     checkpoints: checkpoint.Checkpoints
     report: Reporter
     validation: Evaluator
+    trace: profiling.Trace
+    health: profiling.Health = dataclasses.field(default_factory=profiling.Health)
     pending: list[tuple[int, dict[str, Array]]] = dataclasses.field(default_factory=list)
     """Losses still on the device, by step."""
+    spikes: survival.SpikeGuard = dataclasses.field(init=False)
+
+    def __post_init__(self) -> None:
+        self.spikes = survival.SpikeGuard(self.config.train.spike)
 
     @property
     def scratch(self) -> epath.Path | None:
         """Where the last evaluation, which may take hours, keeps what is done; local disks only."""
         return None if "://" in os.fspath(self.workdir) else self.workdir / "scratch"
 
-    def loop(self, state: State, batches: Any, start: int | None) -> None:
+    def loop(
+        self, state: State, batches: Any, start: int | None, notice: survival.Preemption
+    ) -> None:
         """Steps from `start` (None: from scratch) to the end, the last of which is saved."""
+        with survival.Watchdog(self.config.train.stall_seconds) as watchdog:
+            watchdog.beat(start or 0)
+            self._loop(state, batches, start, notice, watchdog)
+
+    def _loop(
+        self,
+        state: State,
+        batches: Any,
+        start: int | None,
+        notice: survival.Preemption,
+        watchdog: survival.Watchdog,
+    ) -> None:
         steps = self.config.train.steps
         for step in range(start or 0, steps + 1):
+            told = notice.due(step)
             if step != start:  # where it resumes, all that was due has been done
-                metrics = self.evaluate(step, state)
-                self.save(step, state, batches, metrics)
+                with watchdog.paused():
+                    metrics = self.evaluate(step, state)
+                    self.save(step, state, batches, metrics, now=told)
+            if told:
+                self.checkpoints.wait()
+                self.report.say(f"Told to leave: step {step} is saved, and goes on from there.")
+                raise survival.Preempted(f"Told to leave; step {step} is saved.")
+            if trace := self.trace.at(step, self.pending):
+                self.report.say(f"A profile of steps {self.config.profile} is in {trace}.")
             if step >= steps:
                 break
-            batch = next(batches)
-            state, losses = self.setup.step(state, batch)
+            batch = self.health.fetch(batches)
+            if step == (start or 0):
+                advance = self.compiled(state, batch)
+            with jax.transfer_guard("disallow"):  # a step gets nothing from the host
+                state, losses = advance(state, batch)
+            self.health.started(losses)
             self.note(step, losses, first=step == (start or 0), batch=batch)
+            watchdog.beat(step + 1)
+
+    def compiled(self, state: State, batch: Batch) -> profiling.Step:
+        """The step, compiled for these arrays; says what it costs."""
+        config, health = self.config, self.health
+        step, health.cost = profiling.compile_step(
+            self.setup.step, state, batch, self.mesh.size, config.train.accumulate
+        )
+        health.rate = profiling.device_rate(config.compute_dtype)
+        self.report.health = health.timing
+        self.report.say(profiling.describe(health.cost, health.rate, config.train.steps))
+        return step
 
     def evaluate(self, step: int, state: State) -> dict[str, float] | None:
         """The validation metrics, if they are due at `step`."""
@@ -152,9 +218,14 @@ class Run:
         return metrics
 
     def save(
-        self, step: int, state: State, batches: Any, metrics: Mapping[str, float] | None
+        self,
+        step: int,
+        state: State,
+        batches: Any,
+        metrics: Mapping[str, float] | None,
+        now: bool = False,
     ) -> None:
-        """Saves, in the background, if it is due, or the best so far, or the end."""
+        """Saves, in the background, if it is due, or the best so far, or the end, or `now`."""
         self.checkpoints.check()
         if step == 0 < self.config.train.steps:
             return
@@ -163,7 +234,7 @@ class Run:
             best is None or metrics[self.config.evaluation.select] > best[1]
         )
         due = bool(every) and step % every == 0
-        if not (due or record or step == self.config.train.steps):
+        if not (due or record or now or step == self.config.train.steps):
             return
         self.flush(step)
         with self.report.clock.paused():
@@ -190,7 +261,8 @@ class Run:
         self.pending = self.pending[len(due) :]
         fetched = jax.device_get([losses for _, losses in due])
         for (step, _), losses in zip(due, fetched, strict=True):
-            if not all(math.isfinite(value) for value in losses.values()):
+            finite = all(math.isfinite(value) for value in losses.values())
+            if not finite or self.spikes.is_spike(float(losses["loss"])):
                 self.fail(step, losses)
         means = {
             name: float(np.mean([losses[name] for losses in fetched], dtype=np.float64))
@@ -200,7 +272,7 @@ class Run:
         self.report.training(until, means | {"learning_rate": float(rate)})
 
     def fail(self, step: int, losses: Mapping[str, Any]) -> None:
-        """Raises FloatingPointError for a loss that is not finite."""
+        """Raises FloatingPointError for a loss that is not finite, or far from the usual."""
         self.checkpoints.wait()
         last = self.checkpoints.latest
         terms = ", ".join(f"{name} {float(value):.4g}" for name, value in losses.items())
@@ -280,9 +352,12 @@ def introduce(
 ) -> None:
     """Says what is about to run, where, and from which step."""
     count = sum(math.prod(leaf.shape) for leaf in jax.tree.leaves(setup.abstract["model"]))
+    groups = profiling.parameter_groups(setup.model)
+    parts = ", ".join(f"{name} {size / 1e6:.2f} M" for name, size in groups.items())
     report.say(
-        f"{config.model.system} on {config.data.split}: {count / 1e6:.1f} M parameters, computing "
-        f"in {config.compute_dtype} on {sharding.describe(mesh)}"
+        f"{config.model.system} on {config.data.split}: {count / 1e6:.1f} M parameters"
+        + (f" ({parts})" if len(groups) > 1 else "")
+        + f", computing in {config.compute_dtype} on {sharding.describe(mesh)}"
     )
     report.say(
         f"workdir {workdir}: "
@@ -295,24 +370,24 @@ def introduce(
     )
 
 
-def writable(workdir: str | os.PathLike) -> epath.Path:
-    """The workdir as an absolute path, created if need be.
+def facts(config: ConfigDict, workdir: str | os.PathLike) -> dict[str, Any]:
+    """What all processes of a run must have in common before they touch a device."""
+    own = ("data.data_dir", "data.manual_dir", "target.manual_dir", "data.workers")
+    values = configuration.flat(configuration.to_plain(config))
+    shared = {f"config.{key}": value for key, value in values.items() if key not in own}
+    return shared | {"--workdir": os.fspath(workdir)} | agreement.code_version()
 
-    Raises:
-      OSError: it cannot be created or written.
-    """
-    path = checkpoint.absolute(workdir)
-    try:
-        path.mkdir(parents=True, exist_ok=True)
-        if "://" not in os.fspath(path):
-            with tempfile.TemporaryFile(dir=path):
-                pass
-    except OSError as error:
-        raise OSError(
-            f"--workdir={path} cannot be written ({error.strerror or error}): choose a folder you "
-            "may write to, or mend its permissions."
-        ) from error
-    return path
+
+def data_facts(config: ConfigDict, validation: Evaluator) -> dict[str, Any]:
+    """What all processes must find alike in their data: how many images, and which."""
+    if not distributed.together():
+        return {}
+    names = ("training sketches", "training photos", "ranked sketches", "ranked photos")
+    items = (*settings.training_items(config), validation.sketches, validation.photos)
+    return {
+        name: f"{len(found)} images, {agreement.digest(found.names)}"
+        for name, found in zip(names, items, strict=True)
+    }
 
 
 def images_in(batch: Batch) -> int:

@@ -11,14 +11,19 @@ from collections.abc import Callable, Mapping
 from typing import Any, NamedTuple
 
 import jax
+import jax.numpy as jnp
 import optax
 from flax import nnx
 from jax.sharding import Mesh
 from jaxtyping import Array, Float
 from ml_collections import ConfigDict
 
-from zse_jax import checkpoint, optimizers, retrievers, settings, sharding
+from zse_jax import checkpoint, optimizers, retrievers, sharding
+from zse_jax.models.rematerialisation import rematerialise
 from zse_jax.retrievers.base import Retriever
+
+REMAT = ("none", "blocks")
+"""What the backward pass computes again instead of keeping it: nothing, or each block's inside."""
 
 State = dict[str, nnx.State]
 """What a step changes: "model" (parameters), "random" (dropout keys), "optimizer"."""
@@ -47,20 +52,66 @@ def merge_model(definition: Definition, state: State) -> Retriever:
 
 
 def train_step(
-    definition: Definition, state: State, batch: Batch
+    definition: Definition, state: State, batch: Batch, accumulate: int = 1
 ) -> tuple[State, dict[str, Float[Array, ""]]]:
-    """One update: the next state, and the loss, its terms and the gradient's norm before it."""
+    """One update: the next state, and the loss, its terms and the gradient's norm before it.
+
+    Args:
+      definition, state: of model and optimizer.
+      batch: arrays with the sample as leading axis.
+      accumulate: micro-batches into which the batch is cut, which go through the network one after
+        the other. The gradient, the loss and its terms are the means over them: what the whole
+        batch gives where a loss is a mean over samples (ZSE; CLIP-AT by categories), dropout's
+        draws aside. Where samples of a batch meet (EfficientCNN's mining and batch statistics,
+        CLIP-AT's L_delta), they meet within their micro-batch only, as in a smaller batch.
+    """
     model = merge_model(definition, state)
     optimizer = nnx.merge(definition.optimizer, state["optimizer"])
+    if accumulate == 1:
+        metrics, grads = _gradient(model, optimizer.wrt, batch)
+    else:
+        metrics, grads = _accumulated(model, optimizer.wrt, batch, accumulate)
+    optimizer.update(model, grads)
+    metrics["gradient_norm"] = optax.global_norm(grads)
+    return split(model, optimizer)[1], metrics
+
+
+def _gradient(model: Retriever, wrt: Any, batch: Batch) -> tuple[dict[str, Array], nnx.State]:
+    """The loss and its terms, and the gradient by the parameters that `wrt` selects."""
     gradient = nnx.value_and_grad(
-        lambda model: model.loss(batch),
-        argnums=nnx.DiffState(0, optimizer.wrt),
-        has_aux=True,
+        lambda model: model.loss(batch), argnums=nnx.DiffState(0, wrt), has_aux=True
     )
     (loss, terms), grads = gradient(model)
-    optimizer.update(model, grads)
-    metrics = {"loss": loss, **terms, "gradient_norm": optax.global_norm(grads)}
-    return split(model, optimizer)[1], metrics
+    return {"loss": loss, **terms}, grads
+
+
+def _accumulated(
+    model: Retriever, wrt: Any, batch: Batch, count: int
+) -> tuple[dict[str, Array], nnx.State]:
+    """As `_gradient`, the means over `count` micro-batches; what else moves, moves in their order.
+
+    Every `count`-th sample belongs to one: so each stays on the device on which it is.
+    """
+    structure, parameters, *others = nnx.split(model, nnx.Param, ...)
+
+    def step(carry: tuple[nnx.State, nnx.State], micro_batch: Batch) -> Any:
+        total, moving = carry
+        model = nnx.merge(structure, parameters, moving, copy=True)  # variables of this trace
+        metrics, grads = _gradient(model, wrt, micro_batch)
+        total = jax.tree.map(jnp.add, total, grads)
+        _, _, *others = nnx.split(model, nnx.Param, ...)
+        return (total, others[0]), metrics
+
+    def cut(array: Array) -> Array:
+        return array.reshape(-1, count, *array.shape[1:]).swapaxes(0, 1)
+
+    zeros = jax.tree.map(jnp.zeros_like, nnx.state(model, wrt))
+    carry, metrics = jax.lax.scan(step, (zeros, others[0]), jax.tree.map(cut, dict(batch)))
+    nnx.update(model, carry[1])
+    return (
+        {name: values.mean(axis=0) for name, values in metrics.items()},
+        jax.tree.map(lambda total: total / count, carry[0]),
+    )
 
 
 @dataclasses.dataclass(frozen=True)
@@ -96,6 +147,8 @@ def complete(config: ConfigDict) -> ConfigDict:
     """
     if "class_names" not in config.model or config.model.class_names is not None:
         return config
+    from zse_jax import settings  # which needs the data pipelines, as nothing else here does
+
     config = config.copy_and_resolve_references()
     config.model.class_names = tuple(settings.split_of(config, config.data).seen)
     return config
@@ -120,12 +173,25 @@ class Setup(NamedTuple):
 
 
 def set_up(config: ConfigDict, mesh: Mesh) -> Setup:
-    """Everything about the train state that `config` decides, placed on `mesh`."""
+    """Everything about the train state that `config` decides, placed on `mesh`.
+
+    Raises:
+      ValueError: values that do not fit each other, the network, or the mesh.
+    """
+    accumulate = config.train.get("accumulate", 1)
+    remat = config.train.get("remat", "none")
+    if remat not in REMAT:
+        raise ValueError(f"config.train.remat={remat!r}: choose one of {', '.join(REMAT)}.")
 
     def create() -> tuple[Retriever, nnx.Optimizer]:
         parameters, dropout = jax.random.split(jax.random.key(config.seed))
         rngs = nnx.Rngs(params=parameters, dropout=dropout)
         model = retrievers.create(config.model.to_dict(), dtype=config.compute_dtype, rngs=rngs)
+        if remat == "blocks" and not rematerialise(model):
+            raise ValueError(
+                f"config.train.remat='blocks': the system {config.model.system!r} is not made of "
+                "blocks that could be computed again; set it to 'none'."
+            )
         wrt, groups = trainable(model)
         transformation = optimizers.create(
             config.optimizer, config.train.steps, groups, model.parameter_groups
@@ -134,9 +200,10 @@ def set_up(config: ConfigDict, mesh: Mesh) -> Setup:
 
     model, optimizer = nnx.eval_shape(create)
     definition, shapes = split(model, optimizer)
+    sharding.check_fsdp(mesh, shapes)
     shardings = sharding.state_shardings(mesh, shapes)
     step = jax.jit(
-        functools.partial(train_step, definition),
+        functools.partial(train_step, definition, accumulate=accumulate),
         donate_argnums=0,
         in_shardings=(shardings, sharding.batch_sharding(mesh)),
         out_shardings=(shardings, sharding.replicated(mesh)),

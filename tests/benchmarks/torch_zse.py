@@ -11,6 +11,14 @@ from torch import nn
 from torch.nn import functional as F
 
 
+def attend(q, k, v, dropout: float = 0.0):
+    """Attention of [b, heads, t, c]; on a GPU by PyTorch's fused kernels."""
+    if q.is_cuda:
+        return F.scaled_dot_product_attention(q, k, v, dropout_p=dropout)
+    weights = (q @ k.transpose(-1, -2) / math.sqrt(q.shape[-1])).softmax(-1)
+    return F.dropout(weights, dropout, training=dropout > 0) @ v
+
+
 class Block(nn.Module):
     """Pre-norm ViT block with fused qkv."""
 
@@ -33,8 +41,7 @@ class Block(nn.Module):
             .view(b, t, 3, self.heads, d // self.heads)
             .permute(2, 0, 3, 1, 4)
         )
-        weights = (q @ k.transpose(-1, -2) * (d // self.heads) ** -0.5).softmax(-1)
-        x = x + self.drop(self.out((weights @ v).transpose(1, 2).reshape(b, t, d)))
+        x = x + self.drop(self.out(attend(q, k, v).transpose(1, 2).reshape(b, t, d)))
         hidden = self.drop(F.gelu(self.mlp_in(self.norm_mlp(x))))
         return x + self.drop(self.mlp_out(hidden))
 
@@ -66,8 +73,8 @@ class CrossLayer(nn.Module):
             layer(x).view(b, t, self.heads, -1).transpose(1, 2)
             for layer, x in ((self.query, own), (self.key, other), (self.value, own))
         )
-        weights = self.drop((q @ k.transpose(-1, -2) / math.sqrt(d // self.heads)).softmax(-1))
-        attended = self.out((weights @ v).transpose(1, 2).reshape(b, t, d))
+        dropout = self.dropout if self.training else 0.0
+        attended = self.out(attend(q, k, v, dropout).transpose(1, 2).reshape(b, t, d))
         x = self.norm(0, own + self.drop(attended))
         return self.norm(1, x + self.drop(self.mlp_out(self.drop(F.relu(self.mlp_in(x))))))
 
@@ -75,11 +82,21 @@ class CrossLayer(nn.Module):
 class TorchZSE(nn.Module):
     """ZSE B/16 with 49 anchors; images are [b, 3, 224, 224], already normalised."""
 
-    def __init__(self, width=768, depth=12, heads=12, mlp_width=3072, dropout=0.1):
+    def __init__(
+        self,
+        width=768,
+        depth=12,
+        heads=12,
+        mlp_width=3072,
+        dropout=0.1,
+        scale_channels=64,
+        cross_mlp_width=1024,
+        anchor_width=512,
+    ):
         super().__init__()
         self.dropout = dropout
         self.patch = nn.Conv2d(3, width, 16, 16)
-        channels = (3, 64, 128, 256, width)
+        channels = (3, *(scale_channels * n for n in (1, 2, 4)), width)
         self.scale = nn.Sequential(
             *(
                 layer
@@ -98,8 +115,10 @@ class TorchZSE(nn.Module):
             *(Block(width, heads, mlp_width, dropout) for _ in range(depth))
         )
         self.final = nn.LayerNorm(width)
-        self.sketch_layer, self.photo_layer = (CrossLayer(width, 8, 1024, dropout) for _ in "sp")
-        self.merge = nn.Conv2d(width, 512, 2, 2)
+        self.sketch_layer, self.photo_layer = (
+            CrossLayer(width, 8, cross_mlp_width, dropout) for _ in "sp"
+        )
+        self.merge = nn.Conv2d(width, anchor_width, 2, 2)
         self.relation = nn.Sequential(
             nn.Linear(49 * 49, 343),
             nn.ReLU(),
@@ -126,7 +145,7 @@ class TorchZSE(nn.Module):
             for x in (sketch, photo)
         )
         score = self.relation((p.transpose(1, 2) @ q).flatten(1)).sigmoid()[:, 0]
-        target = torch.tensor([0.99] * n + [0.01] * n)
+        target = torch.cat([score.new_full((n,), 0.99), score.new_full((n,), 0.01)])
         triplet = F.triplet_margin_loss(sketch[:n, 0], photo[:n, 0], photo[n:, 0])
         return 2 * triplet + 4 * F.mse_loss(score, target)
 

@@ -1,15 +1,19 @@
 """A retrieval system, a data set and a config that train in seconds, for the tests of training.
 
-    python -m tests.zse_jax.tiny WORKDIR [--die-at=STEP] [--full-at=STEP] [key=value ...]
+    python -m tests.zse_jax.tiny WORKDIR [--EVENT-at=STEP ...] [--only=PROCESS] [key=value ...]
 
-trains them in a process of its own, which kills itself with SIGKILL while it computes the step
-after STEP, or from STEP on can write no file larger than 20 kB.
+trains them in a process of its own, to which something happens while it computes the step after
+STEP: --die-at (SIGKILL), --stop-at (SIGSTOP), --term-at (SIGTERM), --usr1-at (SIGUSR1), --hang-at
+(it waits for ever), --full-at (it can write no file larger than 20 kB). --slow=SECONDS adds to each
+step. With --only, events and values are those of one process.
 """
 
+import ast
 import io
 import os
 import signal
 import sys
+import time
 from collections.abc import Sequence
 from typing import Any, ClassVar
 
@@ -27,6 +31,9 @@ from zse_jax import retrievers
 from zse_jax.retrievers.base import Modality, Retriever
 
 SIZE = 8
+SIGNALS = {
+    "die": signal.SIGKILL, "stop": signal.SIGSTOP, "term": signal.SIGTERM, "usr1": signal.SIGUSR1,
+}  # fmt: skip
 CLASSES_PER_ITEM = 3
 
 
@@ -105,18 +112,27 @@ def main() -> None:
 
     from absl import flags
 
-    from zse_jax import programs, train
+    from zse_jax import distributed, programs, train
 
     flags.FLAGS.mark_as_parsed()
     programs.quiet()
+    programs.with_message(lambda: distributed.initialize(**distributed.from_arguments([""])))
     install()
     options = dict(argument.lstrip("-").split("=", 1) for argument in sys.argv[2:])
-    die_at = int(options.pop("die-at", -1))
+    slow = float(options.pop("slow", 0))
+    only = int(options.pop("only", distributed.this_process()))
+    if only != distributed.this_process():
+        options = {}
+    events = {name: int(options.pop(f"{name}-at", -1)) for name in (*SIGNALS, "hang")}
     note = train.Run.note
 
     def deadly(run: train.Run, step: int, *args: Any, **kwargs: Any) -> None:
-        if step == die_at:
-            os.kill(os.getpid(), signal.SIGKILL)
+        time.sleep(slow)
+        for name, at in events.items():
+            if step == at and name in SIGNALS:
+                os.kill(os.getpid(), SIGNALS[name])
+            elif step == at:
+                time.sleep(1e6)
         note(run, step, *args, **kwargs)
 
     train.Run.note = deadly
@@ -129,8 +145,9 @@ def main() -> None:
         save(checkpoints, step, *args)
 
     train.checkpoint.Checkpoints.save = limited
-    values = {key: int(value) for key, value in options.items()}
+    values = {key: ast.literal_eval(value) for key, value in options.items()}
     programs.with_message(lambda: train.train(config(**values), sys.argv[1]))
+    programs.with_message(distributed.finish)
 
 
 if __name__ == "__main__":

@@ -17,6 +17,7 @@ from flax import nnx
 from jaxtyping import Array, Bool, Float, Int, Int32
 
 from zse_jax.models.layers import Linear, layer_norm, linear, patches, torch_uniform
+from zse_jax.models.rematerialisation import rematerialisable
 from zse_jax.models.vit import SelfAttention
 
 VOCABULARY = 49408
@@ -34,6 +35,7 @@ class Block(nnx.Module):
         self.mlp_in = linear(width, 4 * width, dtype=dtype, rngs=rngs)
         self.mlp_out = linear(4 * width, width, dtype=dtype, rngs=rngs)
 
+    @rematerialisable
     def __call__(
         self, tokens: Float[Array, "b n d"], mask: Bool[Array, "n n"] | None = None
     ) -> Float[Array, "b n d"]:

@@ -20,6 +20,7 @@ from flax import nnx
 from jaxtyping import Array, Float
 
 from zse_jax.models.layers import linear
+from zse_jax.models.rematerialisation import rematerialisable
 from zse_jax.models.vit import attend, check_heads, merge_heads, split_heads
 
 Value = Literal["own", "other"]
@@ -84,6 +85,7 @@ class CrossLayer(nnx.Module):
         """One of this layer's projections of some tokens, split into its heads."""
         return split_heads(projection(tokens), self.heads)
 
+    @rematerialisable
     def __call__(
         self,
         residual: Float[Array, "b t d"],

@@ -15,6 +15,7 @@ from jax.typing import DTypeLike
 from jaxtyping import Array, Float
 
 from zse_jax.models.layers import linear
+from zse_jax.models.rematerialisation import rematerialisable
 
 EXPANSION = 4
 """A block's output channels for each of its inner ones."""
@@ -95,6 +96,7 @@ class Bottleneck(nnx.Module):
         )
         self.shortcut_norm = BatchNorm(outputs, frozen=frozen, rngs=rngs) if projected else None
 
+    @rematerialisable
     def __call__(self, x: Float[Array, "b h w c"]) -> Float[Array, "b u v d"]:
         """The block's maps, after the last ReLU."""
         y = x

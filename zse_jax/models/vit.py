@@ -16,6 +16,7 @@ from flax import nnx
 from jaxtyping import Array, Bool, Float, Int
 
 from zse_jax.models.layers import gelu, layer_norm, linear
+from zse_jax.models.rematerialisation import rematerialisable
 
 
 class Encoded(NamedTuple):
@@ -112,6 +113,7 @@ class Block(nnx.Module):
         self.mlp_out = linear(mlp_width, width, dtype=dtype, rngs=rngs)
         self.dropout_mlp = nnx.Dropout(dropout, rngs=rngs)
 
+    @rematerialisable
     def __call__(self, tokens: Float[Array, "b n d"], kept: Int[Array, "b t"]) -> Encoded:
         """The tokens after attention, selection and MLP, and which patches they stand for."""
         attended, weights = self.attention(self.norm_attention(tokens))

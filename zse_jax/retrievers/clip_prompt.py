@@ -344,7 +344,10 @@ class ClipPrompt(Retriever):
         return terms
 
     def _encode_all(self, images: list[Array], modality: Modality) -> list[Array]:
-        return jnp.split(self._encode(jnp.concatenate(images), modality), len(images))
+        # Side by side and not one after the other: a batch split over devices stays split.
+        features = self._encode(_flat(jnp.stack(images, axis=1)), modality)
+        together = features.reshape(-1, len(images), features.shape[-1])
+        return [together[:, i] for i in range(len(images))]
 
     def _classification(self, sketch: Array, photo: Array, labels: Array) -> Terms:
         if not self.classification_weight:

@@ -171,20 +171,22 @@ class ZSE(Retriever):
         """
         count = batch["sketches"].shape[0]
 
-        # Both pairs of a sample go through the network at once: matching pairs first, then others.
-        def pair_major(images):
-            return images.swapaxes(0, 1).reshape(2 * count, *images.shape[2:])
-
-        images = jnp.concatenate([pair_major(batch["sketches"]), pair_major(batch["photos"])])
-        sketch_tokens, photo_tokens = jnp.split(self.tokens(normalise(images)), 2)
+        # All images of a sample go through the network at once, sample by sample: so a batch that
+        # is split over devices stays split. Of a sample's two pairs the first is the matching one.
+        images = jnp.concatenate([batch["sketches"], batch["photos"]], axis=1)
+        tokens = self.tokens(normalise(images.reshape(4 * count, *images.shape[2:])))
+        tokens = tokens.reshape(count, 4, *tokens.shape[1:])
+        sketch_tokens, photo_tokens = (
+            part.reshape(2 * count, *part.shape[2:]) for part in jnp.split(tokens, 2, axis=1)
+        )
         out = self.pairs(sketch_tokens, photo_tokens)
         triplet = euclidean_triplet(
-            out.sketch_tokens[:count, 0],
-            out.photo_tokens[:count, 0],
-            out.photo_tokens[count:, 0],
+            out.sketch_tokens[0::2, 0],
+            out.photo_tokens[0::2, 0],
+            out.photo_tokens[1::2, 0],
             margin=self.triplet_margin,
         )
-        target = (jnp.arange(2 * count) < count).astype(jnp.float32)
+        target = (jnp.arange(2 * count) % 2 == 0).astype(jnp.float32)
         relation = relation_mse(out.score, target)
         loss = self.triplet_weight * triplet + self.relation_weight * relation
         accuracy = ((out.score > 0.5) == (target > 0.5)).mean()

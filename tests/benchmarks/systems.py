@@ -1,0 +1,63 @@
+"""The three systems as the benchmarks train them: published settings, and batches of noise."""
+
+from importlib import import_module
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+
+CONFIGS = {
+    "zse": "configs.sketchy",
+    "clip_prompt": "configs.clip_sketchy_split2",
+    "efficient_cnn": "configs.efficient_sketchy",
+}
+IMAGES = {"zse": (2, 2), "clip_prompt": (1, 2), "efficient_cnn": (4, 4)}
+"""Sketches and photos of a sample."""
+
+TINY: dict[str, dict[str, Any]] = {
+    "zse": {
+        "width": 32, "depth": 1, "heads": 2, "mlp_width": 64, "scale_channels": 4,
+        "cross_mlp_width": 64, "anchor_width": 16,
+    },
+    "clip_prompt": {
+        "width": 32, "depth": 1, "heads": 2, "embed_dim": 16, "text_width": 16, "text_depth": 1,
+        "text_heads": 2,
+    },
+    "efficient_cnn": {"depths": (1, 1), "width": 8, "embedding_width": 16},
+}  # fmt: skip
+"""Sizes that a CPU computes in a moment, to try a benchmark out."""
+
+
+def config_of(system: str, arg: str = "", *, tiny: bool = False, **flat: Any) -> Any:
+    """The published setting of a system on Sketchy, changed by `arg` and dotted keys."""
+    config = import_module(CONFIGS[system]).get_config(arg)
+    if tiny:
+        config.model.update(TINY[system])
+    if system == "clip_prompt":
+        config.model.class_names = tuple(f"class {i}" for i in range(104))
+    config.update_from_flattened_dict(flat)
+    return config
+
+
+def batch_shapes(system: str, samples: int, size: int) -> dict[str, jax.ShapeDtypeStruct]:
+    """A batch with shapes in place of arrays."""
+    shapes = {}
+    for name, count in zip(("sketch", "photo"), IMAGES[system], strict=True):
+        plural = "sketches" if name == "sketch" else "photos"
+        shapes[plural] = jax.ShapeDtypeStruct((samples, count, size, size, 3), jnp.uint8)
+        shapes[f"{name}_labels"] = jax.ShapeDtypeStruct((samples, count), jnp.int32)
+    return shapes
+
+
+def noise(system: str, samples: int, size: int) -> dict[str, np.ndarray]:
+    """Such a batch of random pixels; the samples are of as many classes, up to a hundred."""
+    rng = np.random.default_rng(0)
+    batch = {}
+    for name, shape in batch_shapes(system, samples, size).items():
+        if name.endswith("labels"):
+            labels = np.arange(samples, dtype=np.int32) % 100
+            batch[name] = np.repeat(labels[:, None], shape.shape[1], axis=1)
+        else:
+            batch[name] = rng.integers(0, 256, shape.shape, np.uint8)
+    return batch

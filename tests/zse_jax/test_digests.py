@@ -1,0 +1,74 @@
+"""Digests: changed by any single change, and the same however the arrays are spread."""
+
+import random
+
+import hypothesis.extra.numpy as arrays
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+from jax.sharding import NamedSharding
+from jax.sharding import PartitionSpec as P
+
+from zse_jax import checkpoint, sharding
+from zse_jax.digests import digests
+from zse_jax.train_state import set_up
+
+from . import tiny
+
+NUMBERS = arrays.arrays(np.uint32, (3, 4))
+
+
+@given(NUMBERS, st.integers(0, 11), st.integers(0, 31))
+def test_a_flipped_bit_changes_it(array, place, bit):
+    changed = array.copy()
+    changed.flat[place] ^= np.uint32(1 << bit)
+    assert digests({"x": jnp.array(changed)}) != digests({"x": jnp.array(array)})
+
+
+@given(NUMBERS)
+def test_it_is_the_sum_of_the_docstring(array):
+    bits = [int(value) for value in array.ravel()]
+    expected = sum(value * (2 * i + 1) for i, value in enumerate(bits)) % 2**32
+    assert digests({"x": jnp.array(array)}) == {"x": expected}
+
+
+def test_swapped_values_change_it():
+    array = jnp.arange(24.0).reshape(4, 6)
+    assert digests({"x": array}) != digests({"x": array[:, ::-1]})
+
+
+@pytest.mark.parametrize("dtype", ["float32", "bfloat16", "int32", "uint8", "bool"])
+def test_it_does_not_depend_on_the_mesh(dtype):
+    array = jax.random.normal(jax.random.key(0), (16, 8)).astype(dtype)
+    for spec in (P(), P("fsdp"), P(None, "fsdp"), P("data", "fsdp")):
+        spread = jax.device_put(array, NamedSharding(sharding.make_mesh(2, 4), spec))
+        assert digests({"x": spread}) == digests({"x": array})
+
+
+def test_random_keys_have_one():
+    assert digests({"key": jax.random.key(1)}) != digests({"key": jax.random.key(2)})
+
+
+def test_a_flipped_bit_in_a_checkpoint_is_noticed(tmp_path, monkeypatch):
+    tiny.install(monkeypatch.setattr)
+    setup = set_up(tiny.config(**{"model.width": 64}), sharding.make_mesh())
+    select, position = "relation/exact/mAP@all", type("P", (), {"get_state": lambda self: {}})()
+    with checkpoint.Checkpoints(tmp_path, select=select) as checkpoints:
+        checkpoints.save(1, setup.init(), position, tiny.config(), None)
+        checkpoints.wait()
+    large = max((tmp_path / "checkpoints/1/model").rglob("d/*"), key=lambda f: f.stat().st_size)
+    whole, generator = large.read_bytes(), random.Random(0)
+    for _ in range(4):
+        place = generator.randrange(len(whole) // 4, len(whole))
+        large.write_bytes(whole[:place] + bytes([whole[place] ^ 1]) + whole[place + 1 :])
+        with (
+            checkpoint.Checkpoints(tmp_path, select=select) as checkpoints,
+            pytest.raises(checkpoint.DamagedError, match="checkpoints/1 cannot be read"),
+        ):
+            checkpoints.restore(1, setup.abstract)
+    large.write_bytes(whole)
+    with checkpoint.Checkpoints(tmp_path, select=select) as checkpoints:
+        checkpoints.restore(1, setup.abstract)
