@@ -124,3 +124,13 @@ PREPARE: dict[Modality, Callable[..., UInt8[np.ndarray, "size size 3"]]] = {
     "photo": prepare_photo,
 }
 """The preprocessing of each modality."""
+
+
+def vary(
+    image: UInt8[np.ndarray, "h w 3"], *, mirrored: bool, right: int, down: int
+) -> UInt8[np.ndarray, "h w 3"]:
+    """The image, mirrored or not, then moved by pixels; its border fills what comes in."""
+    height, width = image.shape[:2]
+    rows = np.clip(np.arange(height) - down, 0, height - 1)
+    columns = np.clip(np.arange(width) - right, 0, width - 1)
+    return (image[:, ::-1] if mirrored else image)[rows[:, None], columns]

@@ -213,3 +213,21 @@ def test_truncated_bytes_are_unreadable(image_format):
 def test_bytes_of_no_image_are_unreadable(garbage):
     with pytest.raises(images.UnreadableImageError):
         images.decode(garbage)
+
+
+# Variation
+
+
+@given(hnp.arrays(np.uint8, (5, 7, 3)), st.integers(-7, 7), st.integers(-5, 5))
+def test_a_moved_image_keeps_what_stays_inside_and_repeats_its_border(image, right, down):
+    moved = images.vary(image, mirrored=False, right=right, down=down)
+    for y in range(5):
+        for x in range(7):
+            source = image[min(max(y - down, 0), 4), min(max(x - right, 0), 6)]
+            np.testing.assert_array_equal(moved[y, x], source)
+
+
+@given(hnp.arrays(np.uint8, (4, 6, 3)))
+def test_mirroring_exchanges_left_and_right(image):
+    mirrored = images.vary(image, mirrored=True, right=0, down=0)
+    np.testing.assert_array_equal(mirrored, image[:, ::-1])
