@@ -127,7 +127,7 @@ PREPARE: dict[Modality, Callable[..., UInt8[np.ndarray, "size size 3"]]] = {
 
 
 def vary(
-    image: UInt8[np.ndarray, "h w 3"], *, mirrored: bool, right: int, down: int
+    image: UInt8[np.ndarray, "h w 3"], mirrored: bool, right: int, down: int
 ) -> UInt8[np.ndarray, "h w 3"]:
     """The image, mirrored or not, then moved by pixels; its border fills what comes in."""
     height, width = image.shape[:2]

@@ -174,8 +174,8 @@ def train_batches(
       batch_size: samples per batch of this process.
       seed: of everything random.
       workers: processes that decode; 0 decodes in threads of this process.
-      vary: above 0, each image moves at random by up to this share of its side, and half of the
-        samples' pairs (sketch i and photo i) are mirrored, both sides alike.
+      vary: above 0, half of the pairs (sketch i and photo i of a sample) are mirrored, and every
+        pair moves at random by up to this share of its side; both images alike.
       shard_index: this process among those that train together.
       shard_count: how many processes train together.
 
@@ -334,20 +334,15 @@ class _Vary:
     most: int  # pixels
 
     def __call__(self, sample: Batch, rng: np.random.Generator) -> Batch:
-        counts = [len(sample[side]) for side in ("sketches", "photos")]
-        mirrored = rng.random(max(counts)) < 0.5
-        varied = dict(sample)
-        for side, count in zip(("sketches", "photos"), counts, strict=True):
-            moves = rng.integers(-self.most, self.most, (count, 2), endpoint=True)
-            varied[side] = np.stack(
-                [
-                    images.vary(image, mirrored=mirror, right=right, down=down)
-                    for image, mirror, (right, down) in zip(
-                        sample[side], mirrored[:count].tolist(), moves.tolist(), strict=True
-                    )
-                ]
-            )
-        return varied
+        count = max(len(sample["sketches"]), len(sample["photos"]))
+        mirrored = (rng.random(count) < 0.5).tolist()
+        moves = rng.integers(-self.most, self.most, (count, 2), endpoint=True).tolist()
+
+        def vary(side: str) -> UInt8[np.ndarray, "n h w 3"]:
+            varied = zip(sample[side], mirrored, moves, strict=False)
+            return np.stack([images.vary(x, m, right, down) for x, m, (right, down) in varied])
+
+        return sample | {side: vary(side) for side in ("sketches", "photos")}
 
 
 @dataclasses.dataclass(frozen=True)

@@ -107,6 +107,7 @@ def write_report(
     config, size = evaluator.config, retriever.image_size
     text = config.evaluation.queries == "text"
     mapped = None if text else embedded(evaluator, retriever)
+    step = checkpoint.step_of(path)  # all processes look together
     if jax.process_index():
         return
     why_not = ""
@@ -131,7 +132,7 @@ def write_report(
         embedded=mapped,
         about={
             "checkpoint": str(path),
-            "step": str(checkpoint.step_of(path)),
+            "step": str(step),
             "system": f"{config.model.system} ({type(retriever).__name__})",
             "versions": f"zse_jax {__version__}, jax {jax.__version__} on {jax.default_backend()}, "
             f"Python {platform.python_version()}",

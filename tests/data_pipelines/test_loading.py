@@ -306,7 +306,7 @@ def pictures(modality):
     return dataclasses.replace(items, source=drawn)
 
 
-def test_varied_pairs_are_mirrored_alike_and_the_same_are_drawn():
+def test_varied_pairs_change_alike_and_the_same_are_drawn():
     def batches(**options):
         made = loading.train_batches(
             pictures("photo"), pictures("photo"), kind="instance_group:4", image_size=SIZE,
@@ -319,14 +319,12 @@ def test_varied_pairs_are_mirrored_alike_and_the_same_are_drawn():
     sides = []
     for before, after in zip(plain, varied, strict=True):
         np.testing.assert_array_equal(before["sketch_labels"], after["sketch_labels"])
-        left = {side: (after[side][..., SIZE // 2, 0, 0] < 150) for side in ("sketches", "photos")}
-        np.testing.assert_array_equal(left["sketches"], left["photos"])
-        sides.append(left["photos"])
+        sides.append(after["photos"][..., SIZE // 2, 0, 0] < 150)
         darkest = [x["photos"].min(axis=(2, 3, 4)) for x in (before, after)]
         np.testing.assert_array_equal(*darkest)
+        np.testing.assert_array_equal(after["sketches"], after["photos"])  # as they were before
         assert (before["photos"] != after["photos"]).any()
     assert 0 < np.mean(sides) < 1
-    assert any((a["sketches"] != a["photos"]).any() for a in varied)  # moved by themselves
 
 
 @pytest.mark.parametrize("vary", [-0.1, 0.6])
