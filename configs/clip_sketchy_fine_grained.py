@@ -21,10 +21,10 @@ VARIANTS = clip_default.VARIANTS | {
     | {
         "depth": 2,
         "hardest_negative": False,  # the nearest ones let training from scratch collapse
-        "classification_weight": 0.05,  # 0.5 leaves little but the class
-        "train.batch_size": 6, "train.steps": 1400, "train.vary": 0.0625,
+        "classification_weight": 0.2,  # 0.5 leaves little but the class
+        "train.batch_size": 6, "train.steps": 2000, "train.vary": 0.0625,
         "optimizer.weight_decay": 0.0,
-        "evaluation.every": 700, "evaluation.sketch_stride": 1, "evaluation.photo_stride": 1,
+        "evaluation.every": 1000, "evaluation.sketch_stride": 1, "evaluation.photo_stride": 1,
         "checkpoint.every": 200,
     }
 }  # fmt: skip
