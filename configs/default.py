@@ -31,6 +31,8 @@ def get_config() -> ConfigDict:
     config = ConfigDict()
     config.seed = 0
     config.profile = ()  # (start, stop): the steps of which a profile is written into the workdir
+    # Where training starts: a publisher's file of weights, or a checkpoint; None: at random values.
+    config.init_from = placeholder(str)
     config.compute_dtype = "float32"  # or "bfloat16"; parameters are float32 in either case
 
     config.model = _model()

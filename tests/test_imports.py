@@ -34,12 +34,16 @@ ALLOWED = {
         "zse_jax.retrieval",
         "zse_jax.explain",
         "zse_jax.retrievers.base",
+        "zse_jax.checkpoint",
+        "zse_jax.programs",
+        "data_pipelines",
     },
 }
 PROGRAMS = {
     "zse_jax.main",
     "zse_jax.train",
     "zse_jax.evaluate",
+    "zse_jax.convert",
     "zse_jax.hashing",
     "zse_jax.illustration",
     "zse_jax.explain.__main__",

@@ -174,11 +174,19 @@ class Checkpoints:
 
         Raises:
           DamagedError: it cannot be read.
-          ValueError: the checkpoint is of another model.
+          ValueError: the checkpoint is of another model, or of a model alone.
         """
+        folder = self.folder / str(step)
+        position = checkpoint_reading.read_position(folder) if batches is not None else {}
+        if batches is not None and not position:
+            raise ValueError(
+                f"{folder} holds a model alone, which was converted and not trained here, so there "
+                f"is no training to go on with: start from it, --config.init_from={folder}, with "
+                "another --workdir."
+            )
         state = checkpoint_reading.restore(self._manager, step, abstract)
         if batches is not None:
-            batches.set_state(checkpoint_reading.read_position(self.folder / str(step)))
+            batches.set_state(position)
         return state
 
     def check_latest(self, check: Callable[[ConfigDict], Any]) -> None:
@@ -269,6 +277,25 @@ class Checkpoints:
                 + f": {'free some space' if full else 'mend the cause'} and start the same "
                 "command again to go on from there."
             ) from error
+
+
+def write(workdir: str | os.PathLike, step: int, retriever: nnx.Module, config: ConfigDict) -> None:
+    """Writes a checkpoint of a model alone: to load, and to start training from, not to resume.
+
+    Raises:
+      OSError: it could not be written.
+    """
+    _, *parts = nnx.split(retriever, nnx.RngState, ...)
+    state = {"random": parts[0], "model": parts[1], "optimizer": nnx.State({})}
+    with Checkpoints(workdir, select=config.evaluation.select) as checkpoints:
+        checkpoints.save(step, state, _NoBatches(), config, None)
+
+
+class _NoBatches:
+    """The position in the training data of a model that was not trained here."""
+
+    def get_state(self) -> dict[str, int]:
+        return {}
 
 
 class _Position:

@@ -70,7 +70,7 @@ def differences(old: ConfigDict, new: ConfigDict) -> dict[str, tuple[Any, Any]]:
     return {
         key: (before.get(key, "-"), after.get(key, "-"))
         for key in sorted(before.keys() | after.keys())
-        if before.get(key, "-") != after.get(key, "-")
+        if before.get(key) != after.get(key)  # a key that an earlier version did not have: None
     }
 
 

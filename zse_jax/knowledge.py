@@ -18,7 +18,6 @@ import jax.numpy as jnp
 import numpy as np
 from absl import flags
 from etils import epath
-from flax import nnx
 from jax.experimental import multihost_utils
 from jax.sharding import Mesh
 from jaxtyping import Float
@@ -29,7 +28,7 @@ from zse_jax import checkpoint, programs, settings, sharding
 from zse_jax.pretrained import files, torchvision_resnet
 from zse_jax.retrieval.encoding import encode, fingerprint
 from zse_jax.retrievers.efficient_cnn import EfficientCNN, Teacher, class_knowledge
-from zse_jax.train_state import Setup, State, merge_model, set_up
+from zse_jax.train_state import Setup, State, merge_model, placed, set_up
 
 FILE = "knowledge.npz"
 
@@ -51,7 +50,7 @@ def start(config: ConfigDict, mesh: Mesh, setup: Setup, workdir: str | os.PathLi
         if not file.exists():
             prepare(config, mesh, network, photos, marks, file)
         model.knowledge[...] = jnp.asarray(read(file, marks))
-    return _placed(state, model, setup)
+    return placed(state, model, setup)
 
 
 def prepare(
@@ -177,19 +176,6 @@ def _seen_photos(config: ConfigDict, model: EfficientCNN) -> loading.Items:
             f"{len(photos.class_names)} seen classes: set it to that number."
         )
     return photos
-
-
-def _placed(state: State, model: EfficientCNN, setup: Setup) -> State:
-    """`state` with the variables of `model`, each where it belongs on the mesh."""
-
-    def place(leaf: jax.Array, like: jax.ShapeDtypeStruct) -> jax.Array:
-        if leaf.sharding == like.sharding:
-            return leaf
-        whole = np.asarray(leaf)
-        return jax.make_array_from_callback(leaf.shape, like.sharding, whole.__getitem__)
-
-    _, *parts = nnx.split(model, nnx.RngState, ...)
-    return state | {"model": jax.tree.map(place, parts[1], setup.abstract["model"])}
 
 
 def define_flags(options: flags.FlagValues, argv: Sequence[str]) -> None:

@@ -19,22 +19,23 @@ from ml_collections.config_flags import config_flags
 from zse_jax import configuration, distributed
 
 Result = TypeVar("Result")
-Main = Callable[[flags.FlagValues], None]
+Main = Callable[..., None]
 DefineFlags = Callable[[flags.FlagValues, Sequence[str]], None]
 
 USER_ERRORS = (ValueError, OSError, LookupError, ArithmeticError, MemoryError)
 """What the library raises, with a message that says what to do, when the input is at fault."""
 
 
-def run(main: Main, define_flags: DefineFlags) -> None:
+def run(main: Main, define_flags: DefineFlags, arguments: Sequence[str] = ()) -> None:
     """Runs a program: flags, then `main`, in all processes that run together.
 
     Exits with 1 after an error, 130 after Ctrl-C, `distributed.AGAIN` where it is to be started
     again.
 
     Args:
-      main: the program; gets the parsed flags.
+      main: the program; gets the parsed flags, and the `arguments`.
       define_flags: defines them; gets the command line, so that it can look into it first.
+      arguments: names, for people, of what stands on the command line without a flag; all needed.
     """
     options = flags.FLAGS
     flags.DEFINE_bool("debug", False, "Show the traceback of an error (or set ZSE_DEBUG=1).")
@@ -50,9 +51,9 @@ def run(main: Main, define_flags: DefineFlags) -> None:
 
     def guarded(argv: Sequence[str]) -> None:
         quiet()  # again, after absl has set its verbosity
-        with_message(lambda: _no_more_arguments(argv))
+        with_message(lambda: _check_arguments(argv[1:], arguments))
         enable_compilation_cache()
-        with_message(lambda: main(options))
+        with_message(lambda: main(options, *argv[1:]))
         with_message(distributed.finish)
 
     app.run(guarded, flags_parser=checked)
@@ -156,9 +157,11 @@ def check_config_file(path: str) -> None:
     raise FileNotFoundError(f"--config={path}: there is no file {file}. {hint}".strip())
 
 
-def _no_more_arguments(argv: Sequence[str]) -> None:
-    if len(argv) > 1:
-        raise ValueError(f"{argv[1]!r} is no flag: write --name=value. See --help.")
+def _check_arguments(given: Sequence[str], wanted: Sequence[str]) -> None:
+    if len(given) > len(wanted):
+        raise ValueError(f"{given[len(wanted)]!r} is no flag: write --name=value. See --help.")
+    if len(given) < len(wanted):
+        raise ValueError(f"{wanted[len(given)]} is missing. See --help.")
 
 
 def quiet() -> None:

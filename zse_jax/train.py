@@ -26,6 +26,7 @@ from ml_collections import ConfigDict
 from data_pipelines import loading
 from zse_jax import (
     agreement,
+    beginning,
     checkpoint,
     configuration,
     distributed,
@@ -122,11 +123,12 @@ def train(config: ConfigDict, workdir: str | os.PathLike) -> dict[str, Any]:
 
 
 def first_state(config: ConfigDict, mesh: Mesh, setup: Setup, workdir: epath.Path) -> State:
-    """The state before the first step: random values, or what the system's `starter` makes."""
-    if setup.model.starter is None:
-        return setup.init()
-    module, function = setup.model.starter.split(":")
-    return getattr(import_module(module), function)(config, mesh, setup, workdir)
+    """The state before the first step: random values, what the system's `starter` makes, or both
+    with the weights of `config.init_from`.
+    """
+    module, _, function = (setup.model.starter or "").partition(":")
+    start = getattr(import_module(module), function) if module else lambda *_: setup.init()
+    return beginning.initialised(config, setup, start(config, mesh, setup, workdir))
 
 
 @dataclasses.dataclass

@@ -12,6 +12,7 @@ from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
+import numpy as np
 import optax
 from flax import nnx
 from jax.sharding import Mesh
@@ -210,3 +211,16 @@ def set_up(config: ConfigDict, mesh: Mesh) -> Setup:
     )
     init = jax.jit(lambda: split(*create())[1], out_shardings=shardings)
     return Setup(model, definition, checkpoint.abstract_state(shapes, shardings), init, step)
+
+
+def placed(state: State, model: Retriever, setup: Setup) -> State:
+    """`state` with the variables of `model`, each where it belongs on the mesh."""
+
+    def place(leaf: jax.Array, like: jax.ShapeDtypeStruct) -> jax.Array:
+        if leaf.sharding == like.sharding:
+            return leaf
+        whole = np.asarray(leaf)
+        return jax.make_array_from_callback(leaf.shape, like.sharding, whole.__getitem__)
+
+    _, *parts = nnx.split(model, nnx.RngState, ...)
+    return state | {"model": jax.tree.map(place, parts[1], setup.abstract["model"])}

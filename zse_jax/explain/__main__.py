@@ -23,9 +23,10 @@ from PIL import Image
 from data_pipelines import images
 from zse_jax import checkpoint, configuration, programs
 from zse_jax.explain import figures, pages, pair_figures
-from zse_jax.explain.correspondence import Explainer, ink_share
+from zse_jax.explain.correspondence import Explainer
 from zse_jax.explain.pair_figures import LINE_STYLES
 from zse_jax.explain.synthesis import synthesise, synthesise_from_gallery
+from zse_jax.gallery import drawings
 from zse_jax.retrieval import encoding, scoring
 from zse_jax.retrievers.base import Retriever
 
@@ -124,13 +125,7 @@ def prepared_sketch(file: Path, size: int) -> UInt8[np.ndarray, "h w 3"]:
     Raises:
       ValueError: it holds no strokes, or is unreadable.
     """
-    drawing = read(file)
-    if not ink_share(drawing[None], 1).any():
-        raise ValueError(
-            f"The sketch {file} holds no strokes: there is nothing to look for. Draw dark lines on "
-            "white; lines fainter than a quarter of the way from paper to black do not count."
-        )
-    return images.prepare_sketch(drawing, size)
+    return drawings.prepared(read(file), size, str(file))
 
 
 def photo_files(places: Sequence[str]) -> list[Path]:

@@ -95,7 +95,17 @@ def start(
     """
     if publisher is not None and publisher not in PUBLISHERS:
         raise ValueError(f"There is no publisher {publisher!r}: choose {', '.join(PUBLISHERS)}.")
-    arrays = files.read(path)
+    return fill(retriever, files.read(path), os.fspath(path), system, publisher)
+
+
+def fill(
+    retriever: Retriever,
+    arrays: Mapping[str, np.ndarray],
+    path: str,
+    system: str,
+    publisher: str | None = None,
+) -> str:
+    """As `start`, from the arrays that were read from the file `path`."""
     found = publisher_of(arrays)
     if publisher not in (None, found):
         raise ValueError(f"{path} holds the weights of {found}, not of {publisher}.")

@@ -80,6 +80,36 @@ class Retriever(nnx.Module):
         del path
         return "all"
 
+    def start_from(self, source: "Retriever") -> None:
+        """Takes over the parameters of a system of the same kind and size, in place.
+
+        Raises:
+          ValueError: parameters that one of them lacks or has in another shape, listed; then
+            nothing is taken over.
+        """
+        self._check_kind(source)
+        kinds = nnx.Any(nnx.Param, nnx.BatchStat)
+        own, given = (dict(nnx.to_flat_state(nnx.state(x, kinds))) for x in (self, source))
+        differing = [
+            f"{'.'.join(map(str, path))} ({_shape(given, path)} there, {_shape(own, path)} here)"
+            for path in own | given
+            if _shape(own, path) != _shape(given, path)
+        ]
+        if differing:
+            raise ValueError(
+                f"its parameters are not those of this config.model: {', '.join(differing[:8])}"
+                f"{', ...' if len(differing) > 8 else ''}. Give it the sizes of the source."
+            )
+        for path, parameter in own.items():
+            parameter[...] = jax.numpy.asarray(given[path][...], parameter.dtype)
+
+    def _check_kind(self, source: "Retriever") -> None:
+        if type(source) is not type(self):
+            raise ValueError(
+                f"it holds a {type(source).__name__}, and this config trains a "
+                f"{type(self).__name__}: choose a config of that system, or another source."
+            )
+
     def encode(self, images: UInt8[Array, "b h w 3"], modality: Modality) -> Features:
         """Everything this system needs to know of each image to rank it, computed once."""
         raise NotImplementedError(f"{type(self).__name__} does not define encode()")
@@ -134,3 +164,8 @@ class Retriever(nnx.Module):
         where the similarity is the sum of its places, otherwise what the places say by themselves.
         """
         return match.mean(axis=(1, 2))
+
+
+def _shape(parameters: Mapping[tuple[Any, ...], Any], path: tuple[Any, ...]) -> str:
+    found = parameters.get(path)
+    return "none" if found is None else str(tuple(found.shape))

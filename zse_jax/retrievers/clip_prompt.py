@@ -180,6 +180,28 @@ class ClipPrompt(Retriever):
         if self.class_text is not None:
             self.class_text[...] = self._class_features(clip)
 
+    def start_from(self, source: Retriever) -> None:
+        """Takes over a complete CLIP (`text_tower`), with its prompts, or all of its own kind."""
+        self._check_kind(source)
+        assert isinstance(source, ClipPrompt)
+        if source.clip.text is None:
+            if source._sentences(source.class_names) != self._sentences(self.class_names):
+                raise ValueError("it has no text tower for other classes: start from CLIP's own.")
+            super().start_from(source)
+            if self.class_text is not None and (given := source.class_text) is not None:
+                self.class_text[...] = jnp.copy(given[...])
+            return
+        if source._sizes[:-2] != self._sizes[:-2]:
+            raise ValueError("it is a CLIP of another size.")
+        self.adopt(source.clip)
+        prompts = (
+            (self.photo_prompt, self.sketch_prompt),
+            (source.photo_prompt, source.sketch_prompt),
+        )
+        for own, given in zip(*prompts, strict=True):
+            if own is not None and given is not None:
+                own[...] = jnp.copy(given[...])
+
     def _class_features(self, clip: CLIP) -> Float[Array, "c e"]:
         texts = tokenize(self._sentences(self.class_names), self.context_length)
         return unit(clip.encode_text(jnp.asarray(texts)))

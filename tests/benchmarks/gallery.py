@@ -1,0 +1,234 @@
+"""The gallery on this machine: shortlists beside faiss, building an index, searching end to end.
+
+    python -m tests.benchmarks.gallery shortlist [--photos=100000] [--width=512] [--sketches=20]
+    python -m tests.benchmarks.gallery build --checkpoint=demo --photos-in=album [--count=3000]
+
+`shortlist` writes synthetic embeddings (clusters of 200, as photos of a class are) into an index,
+and finds the 200 nearest of new ones from the same clusters: ours, faiss's flat index and its IVF
+index of as many partitions and probes, sketch by sketch in turn, so that a busy machine disturbs
+them alike. Recall is against exact products. Memory is that of a process of its own that opens the
+index and searches.
+
+`build` indexes photos with a checkpoint, beside the time the encoder takes for the same photos,
+already decoded; adds 1 % more; and searches with drawn sketches, embedding and pair scores. The two
+sides of building alternate over --rounds.
+"""
+
+import argparse
+import shutil
+import statistics
+import subprocess
+import sys
+import tempfile
+import time
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from tests.benchmarks.machine import describe
+
+K, CLUSTER = 200, 200
+
+
+def clusters(photos: int, width: int) -> np.ndarray:
+    """Centres of the clusters."""
+    rng = np.random.default_rng(0)
+    return rng.standard_normal((max(1, photos // CLUSTER), width), dtype=np.float32)
+
+
+def drawn(centres: np.ndarray, count: int, seed: int) -> np.ndarray:
+    """Embeddings of length 1 around the centres."""
+    rng = np.random.default_rng(seed)
+    found = centres[rng.integers(0, len(centres), count)]
+    found += rng.standard_normal(found.shape, dtype=np.float32)
+    return found / np.linalg.norm(found, axis=1, keepdims=True)
+
+
+def write(place: Path, centres: np.ndarray, photos: int) -> np.ndarray:
+    """An index of synthetic embeddings; returns them."""
+    import pyarrow as pa
+
+    from zse_jax.gallery import index
+    from zse_jax.gallery.tables import Tables
+
+    about = {"checkpoint": "", "step": 0, "fingerprint": "", "features": False}
+    table = Tables.create(place, about, centres.shape[1])
+    every = np.empty((photos, centres.shape[1]), np.float32)
+    for start in range(0, photos, 50_000):
+        some = drawn(centres, min(50_000, photos - start), start + 1)
+        every[start : start + len(some)] = some
+        values = pa.FixedSizeListArray.from_arrays(pa.array(some.ravel()), centres.shape[1])
+        ids = pa.array([f"{i:024}" for i in range(start, start + len(some))])
+        table.append({"id": ids, "path": ids, "embedding": values})
+    began = time.perf_counter()
+    index.prepare(table)
+    print(f"prepared for search in {time.perf_counter() - began:.1f} s", flush=True)
+    return every
+
+
+def memory(place: Path, width: int) -> None:
+    """Opens the index, searches, and prints this process's peak memory and the median time."""
+    from zse_jax.gallery.shortlist import Shortlister
+    from zse_jax.gallery.tables import Tables
+
+    shortlister = Shortlister(Tables(place))
+    before = _peak()
+    times = []
+    for one in drawn(clusters(20_000, width), 20, 5):
+        began = time.perf_counter()
+        shortlister(one, K)
+        times.append(time.perf_counter() - began)
+    print(
+        f"a process that searches alone: peak memory {_peak():.2f} GB ({before:.2f} "
+        f"before the first search), median {1e3 * statistics.median(times):.1f} ms"
+    )
+
+
+def _peak() -> float:
+    """The most memory that this process ever had, in GB (Linux)."""
+    status = Path("/proc/self/status").read_text()
+    return int(status.split("VmHWM:")[1].split()[0]) / 2**20
+
+
+def shortlist(options: argparse.Namespace) -> None:
+    """Shortlists of ours and of faiss."""
+    import faiss
+
+    from zse_jax.gallery.shortlist import PROBES, Shortlister
+    from zse_jax.gallery.tables import Tables
+
+    print(describe("lancedb", "faiss-cpu", "numpy"))
+    photos, width = options.photos, options.width
+    centres = clusters(photos, width)
+    sketches = drawn(centres, options.sketches, 10**6)
+    folder = Path(tempfile.mkdtemp(dir=options.scratch))
+    try:
+        every = write(folder / "index", centres, photos)
+        command = [sys.executable, "-m", __spec__.name, "memory", f"--index={folder / 'index'}"]
+        subprocess.run([*command, f"--width={width}"], check=True)
+        exact = np.argpartition(-(sketches @ every.T), K, axis=1)[:, :K]
+        table = Tables(folder / "index")
+        shortlister = Shortlister(table)
+        flat = faiss.IndexFlatIP(width)
+        flat.add(every)
+        partitions = round(photos**0.5)
+        ivf = faiss.IndexIVFFlat(
+            faiss.IndexFlatIP(width), width, partitions, faiss.METRIC_INNER_PRODUCT
+        )
+        began = time.perf_counter()
+        ivf.train(every[: 64 * partitions])
+        ivf.add(every)
+        print(f"faiss IVF of {partitions} partitions: made in {time.perf_counter() - began:.1f} s")
+        ivf.nprobe = PROBES
+        # Row numbers ascend in the order in which the photos were written.
+        numbers = np.sort(table.columns("_rowid").column("_rowid").to_numpy().astype(np.int64))
+        sides: dict[str, Any] = {
+            "ours": lambda one: np.searchsorted(numbers, shortlister(one, K)[0]),
+            "faiss flat": lambda one: flat.search(one[None], K)[1][0],
+            f"faiss IVF, {PROBES} probes": lambda one: ivf.search(one[None], K)[1][0],
+        }
+        times: dict[str, list[float]] = {name: [] for name in sides}
+        recall: dict[str, list[float]] = {name: [] for name in sides}
+        for wanted, one in [*zip(exact[:5], sketches[:5], strict=True)] + [
+            *zip(exact, sketches, strict=True)
+        ]:
+            for name, side in sides.items():
+                began = time.perf_counter()
+                found = side(one)
+                times[name].append(1e3 * (time.perf_counter() - began))
+                recall[name].append(len(np.intersect1d(found, wanted)) / K)
+        print(f"{K} of {photos:,} embeddings of width {width}, {options.sketches} sketches")
+        ours = statistics.median(times["ours"][5:])
+        for name in sides:
+            median = statistics.median(times[name][5:])
+            worst = max(times[name][5:])
+            print(
+                f"  {name:24} median {median:7.1f} ms, slowest {worst:7.1f} ms, recall@{K} "
+                f"{np.mean(recall[name]):.3f}, x ours {median / ours:.2f}"
+            )
+    finally:
+        shutil.rmtree(folder)
+
+
+def build(options: argparse.Namespace) -> None:
+    """Building, adding and searching with a checkpoint and photos."""
+    from zse_jax import checkpoint
+    from zse_jax.gallery import index, photos, search
+    from zse_jax.gallery.encoder import BATCH, Encoder
+
+    print(describe("jax", "lancedb", "pillow"))
+    found = photos.find([options.photos_in]).files[: options.count]
+    count = len(found)
+    encoder = Encoder(checkpoint.load(options.checkpoint))
+    size = encoder.retriever.image_size
+    some = np.stack([photos.prepared(one.file, size) for one in found[:BATCH]])
+    encoder(some, "photo")  # compiles
+    folder = Path(tempfile.mkdtemp(dir=options.scratch))
+    more = count // 100
+    files = [one.file for one in found]
+    own, whole, adding = [], [], []
+    try:
+        for number in range(options.rounds):
+            began = time.perf_counter()
+            for _ in range(0, count - more, BATCH):
+                encoder(some, "photo")
+            own.append(time.perf_counter() - began)
+            place = folder / str(number)
+            whole.append(index.build(files[more:], place, options.checkpoint).seconds)
+            adding.append(index.add(place, files).seconds)
+        a, b, c = (statistics.median(x) for x in (own, whole, adding))
+        print(
+            f"{type(encoder.retriever).__name__}, {size} pixels, {count - more:,} photos, medians "
+            f"of {options.rounds}: encoder alone {a:.2f} s, building {b:.2f} s, ratio {b / a:.2f}"
+        )
+        print(f"adding {more} photos to them (1 %): {c:.2f} s, {100 * c / b:.1f} % of building")
+        searcher = search.Searcher(index.open(place))
+        times = []
+        rng = np.random.default_rng(0)
+        for _ in range(options.sketches + 2):
+            drawing = np.full((300, 300, 3), 255, np.uint8)
+            for row, column in rng.integers(20, 260, (30, 2)):
+                drawing[row : row + 4, column : column + 40] = 0
+            results = searcher(drawing, k=20, rerank=options.rerank)
+            times.append(results)
+        ms = sorted(1e3 * one.seconds for one in times[2:])
+        parts = {
+            name: statistics.median(1e3 * one.timings[name] for one in times[2:])
+            for name in times[-1].timings
+        }
+        print(
+            f"a search, the first {options.rerank} scored, after warm-up: median "
+            f"{statistics.median(ms):.0f} ms, slowest {ms[-1]:.0f} ms ("
+            + ", ".join(f"{name} {value:.1f}" for name, value in parts.items())
+            + ")"
+        )
+    finally:
+        shutil.rmtree(folder)
+
+
+def main() -> None:
+    """The command line."""
+    parser = argparse.ArgumentParser(description=__doc__.split("\n")[0])
+    parser.add_argument("what", choices=["shortlist", "build", "memory"])
+    parser.add_argument("--photos", type=int, default=100_000)
+    parser.add_argument("--width", type=int, default=512)
+    parser.add_argument("--sketches", type=int, default=20)
+    parser.add_argument("--checkpoint", default="demo")
+    parser.add_argument("--photos-in", default="album")
+    parser.add_argument("--count", type=int, default=3000)
+    parser.add_argument("--rerank", type=int, default=200)
+    parser.add_argument("--rounds", type=int, default=3)
+    parser.add_argument(
+        "--scratch", help="a folder for what is written; by default a temporary one"
+    )
+    parser.add_argument("--index", help="of `memory`")
+    options = parser.parse_args()
+    if options.what == "memory":
+        memory(Path(options.index), options.width)
+    else:
+        {"shortlist": shortlist, "build": build}[options.what](options)
+
+
+if __name__ == "__main__":
+    main()

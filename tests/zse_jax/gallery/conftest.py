@@ -1,0 +1,53 @@
+"""A small ZSE with random weights as a checkpoint, an album, and a drawing."""
+
+from pathlib import Path
+
+import numpy as np
+import pytest
+from flax import nnx
+from PIL import Image, ImageDraw
+
+from tests.zse_jax import small_systems
+from zse_jax import checkpoint
+from zse_jax.retrievers import create
+
+
+def written_checkpoint(folder: Path, system: str = "zse", seed: int = 0) -> Path:
+    """A checkpoint of random weights."""
+    config = small_systems.config(system)
+    settings = config.model.to_dict()
+    made = nnx.jit(lambda: create(settings, rngs=nnx.Rngs(params=seed, dropout=1)))()
+    checkpoint.write(folder, seed, made, config)
+    return folder
+
+
+def photo(file: Path, number: int, size: tuple[int, int] = (48, 40)) -> Path:
+    """A photo that differs from every other one, in the format of its name."""
+    pixels = np.random.default_rng(number).integers(0, 256, (*size[::-1], 3), np.uint8)
+    file.parent.mkdir(parents=True, exist_ok=True)
+    Image.fromarray(pixels).save(file)
+    return file
+
+
+@pytest.fixture(scope="session")
+def zse(tmp_path_factory) -> Path:
+    """The checkpoint of a small ZSE."""
+    return written_checkpoint(tmp_path_factory.mktemp("zse"))
+
+
+@pytest.fixture
+def album(tmp_path) -> Path:
+    """Five photos, one of them in a folder below, and a text."""
+    for number in range(5):
+        photo(tmp_path / "album" / ("deep" if number == 4 else "") / f"p{number}.png", number)
+    (tmp_path / "album" / "notes.txt").write_text("no photo")
+    return tmp_path / "album"
+
+
+@pytest.fixture
+def drawing(tmp_path) -> Path:
+    """A circle."""
+    image = Image.new("RGB", (60, 60), "white")
+    ImageDraw.Draw(image).ellipse((10, 10, 50, 50), outline="black", width=3)
+    image.save(tmp_path / "circle.png")
+    return tmp_path / "circle.png"

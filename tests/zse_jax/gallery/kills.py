@@ -1,0 +1,72 @@
+"""Additions that are killed: the index opens, verifies, and goes on.
+
+    python -m tests.zse_jax.gallery.kills CHECKPOINT FOLDER [KILLS]
+
+FOLDER/album holds photos; FOLDER/killed gets the index. Each of KILLS (20) additions, a process of
+its own, gets SIGKILL at a moment drawn between its first commit and about its last.
+"""
+
+import os
+import random
+import signal
+import subprocess
+import sys
+import threading
+import time
+from pathlib import Path
+
+COMMIT, PAUSE = 4, 0.02
+"""Photos in a commit, and seconds that are spent before and after each."""
+
+
+def child(checkpoint: str, folder: Path, seconds: float) -> None:
+    """Adds the album, and kills itself `seconds` after its first commit begins; 0: never."""
+    from zse_jax.gallery import adding, index
+    from zse_jax.gallery.tables import Tables
+
+    adding.COMMIT_PHOTOS = COMMIT
+    adding.BATCH = COMMIT
+    put = Tables.put
+    begun = threading.Event()
+
+    def slow(self: Tables, *args: object) -> None:
+        if seconds and not begun.is_set():
+            begun.set()
+            kill = threading.Timer(seconds, os.kill, (os.getpid(), signal.SIGKILL))
+            kill.daemon = True
+            kill.start()
+        time.sleep(PAUSE)
+        put(self, *args)
+        time.sleep(PAUSE)
+
+    Tables.put = slow  # type: ignore[method-assign]
+    index.build(photos=[folder / "album"], index=folder / "killed", checkpoint=checkpoint)
+
+
+def main() -> None:
+    """Kills, and looks each time."""
+    checkpoint, folder = sys.argv[1], Path(sys.argv[2])
+    if sys.argv[3:4] == ["--child"]:
+        child(checkpoint, folder, float(sys.argv[4]))
+        return
+    from zse_jax.gallery import index
+
+    kills = int(sys.argv[3]) if sys.argv[3:] else 20
+    total = len(list((folder / "album").iterdir()))
+    commits = total / COMMIT / kills
+    draw, there = random.Random(0), 0
+    for number in range(kills + 1):
+        seconds = draw.uniform(0.001, 2 * commits * 4 * PAUSE) if number < kills else 0
+        command = [sys.executable, "-m", __spec__.name, checkpoint, str(folder)]
+        done = subprocess.run([*command, "--child", str(seconds)], check=False)
+        found = index.verify(folder / "killed")
+        assert not (found.twice or found.damaged or found.gone or found.refused), found
+        assert found.photos >= there, f"{there - found.photos} photos were lost"
+        there = found.photos
+        print(f"kill {number}: exit {done.returncode}, {there} of {total} photos", flush=True)
+    assert there == total
+    print(f"{kills} kills: {there} photos, each once, none lost")
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,308 @@
+"""An index grows with its photos, encodes nothing twice, and never mixes checkpoints."""
+
+import os
+import shutil
+import subprocess
+import sys
+from pathlib import Path
+
+import jax
+import numpy as np
+import pytest
+from absl import flags
+
+import zse_jax
+from data_pipelines import images
+from tests.source import ROOT
+from tests.zse_jax.gallery.conftest import photo, written_checkpoint
+from zse_jax import programs
+from zse_jax.gallery import adding, index, tables
+from zse_jax.gallery.encoder import Encoder
+
+
+@pytest.fixture
+def built(album, zse, tmp_path):
+    """An index of the album."""
+    index.build(photos=[album], index=tmp_path / "index", checkpoint=zse)
+    return tmp_path / "index"
+
+
+@pytest.fixture
+def encodings(monkeypatch):
+    """How many photos went through the network since."""
+    counted = []
+    encode = Encoder.__call__
+
+    def counting(self, images, modality):
+        counted.append(len(images))
+        return encode(self, images, modality)
+
+    monkeypatch.setattr(Encoder, "__call__", counting)
+    return counted
+
+
+def paths(place):
+    found = index.open(place).tables.columns("path")["path"].to_pylist()
+    return sorted(Path(path).name for path in found)
+
+
+def run(command, *arguments):
+    options = flags.FlagValues()
+    argv = ["index", command, *map(str, arguments)]
+    index.define_flags(options, argv)
+    index.main(options, *programs.parse(options, argv)[1:])
+
+
+def test_it_holds_every_photo_with_its_embedding_and_thumbnail(built, album, zse):
+    gallery = index.open(built)
+    assert gallery.photos == 5
+    assert gallery.info()["search"] == "exact"
+    assert gallery.info()["checkpoint"] == str(zse)
+    rows = gallery.tables.columns("id", "path", "embedding").to_pylist()
+    row = next(row for row in rows if row["path"].endswith("p2.png"))
+    retriever = zse_jax.load(zse)
+    image = images.prepare_photo(images.decode((album / "p2.png").read_bytes()), 32)
+    features = retriever.encode(jax.numpy.asarray(image[None]), "photo")
+    np.testing.assert_allclose(row["embedding"], retriever.embedding(features)[0], atol=1e-5)
+    assert gallery.thumbnail(row["id"])[8:12] == b"WEBP"
+    assert gallery.file(row["id"]) == album / "p2.png"
+    for strange in ("0" * 24, "' OR '1'='1", "../../etc/passwd"):
+        with pytest.raises(KeyError):
+            gallery.file(strange)
+
+
+def test_what_has_not_changed_is_not_encoded_again(built, album, encodings):
+    changes = index.add(built, album)
+    assert (changes.unchanged, changes.added, encodings) == (5, 0, [])
+    photo(album / "new.png", 99)
+    assert index.add(built, [album / "new.png"]).added == 1
+    assert encodings == [1]
+    assert index.open(built).photos == 6
+
+
+def test_a_changed_photo_takes_the_place_of_the_old_one(built, album, encodings):
+    before = index.open(built).tables.columns("path", "embedding").to_pylist()
+    photo(album / "p1.png", 77)
+    changes = index.add(built, album)
+    assert (changes.updated, changes.unchanged, encodings) == (1, 4, [1])
+    after = index.open(built).tables.columns("path", "embedding").to_pylist()
+    old, new = ({row["path"]: row["embedding"] for row in rows} for rows in (before, after))
+    assert [name for name in old if old[name] != new[name]] == [str(album / "p1.png")]
+    assert len(after) == 5
+
+
+def test_content_that_is_known_is_not_encoded_again(built, album, encodings):
+    shutil.copy(album / "p0.png", album / "copy.png")
+    os.utime(album / "p2.png")
+    (album / "p3.png").rename(album / "moved.png")
+    changes = index.add(built, album)
+    assert (changes.added, changes.updated, changes.reused, changes.gone) == (2, 1, 3, 1)
+    assert encodings == []
+    rows = index.open(built).tables.columns("path", "embedding").to_pylist()
+    vectors = {Path(row["path"]).name: row["embedding"] for row in rows}
+    assert vectors["copy.png"] == vectors["p0.png"]
+    assert vectors["moved.png"] == vectors["p3.png"]
+
+
+def test_bad_files_are_named_kept_out_and_tried_again_when_they_change(built, album, encodings):
+    (album / "page.jpg").write_bytes(b"<html>no photo</html>")
+    (album / "empty.png").write_bytes(b"")
+    refused = index.add(built, album).refused
+    assert [Path(name).name for name, _ in refused] == ["empty.png", "page.jpg"]
+    assert index.open(built).refused() == refused
+    assert index.add(built, album).refused == refused  # still said, and not read again
+    photo(album / "empty.png", 5)
+    changes = index.add(built, album)
+    assert (changes.added, len(changes.refused)) == (1, 1)
+    assert len(index.open(built).refused()) == 1
+    (album / "p0.png").write_bytes(b"broken now")
+    changes = index.add(built, album)
+    assert (changes.updated, len(changes.refused)) == (0, 2)
+    assert "p0.png" not in paths(built)
+    assert encodings == [1]
+
+
+def test_a_file_that_cannot_be_read_is_tried_again_every_time(built, album, monkeypatch):
+    photo(album / "locked.png", 8)
+    with monkeypatch.context() as patch:
+
+        def denied(*args):
+            raise PermissionError(13, "Permission denied")
+
+        patch.setattr(adding.photos, "read", denied)
+        assert index.add(built, album).refused == [
+            (str(album / "locked.png"), "it cannot be read: Permission denied")
+        ]
+    assert index.add(built, album).added == 1
+    assert index.open(built).refused() == []
+
+
+def test_names_that_are_no_text(built, album):
+    strange = os.fsencode(album) + b"/caf\xe9.png"
+    shutil.copy(album / "p0.png", strange)
+    assert index.add(built, album).added == 1
+    gallery = index.open(built)
+    [row] = [r for r in gallery.tables.columns("id", "path").to_pylist() if "caf" in r["path"]]
+    assert row["path"].endswith("caf\\xe9.png")
+    assert os.fsencode(gallery.file(row["id"])) == strange
+    assert index.add(built, album).unchanged == 6
+
+
+def test_deleted_photos_are_said_and_removed_when_asked(built, album):
+    (album / "p0.png").unlink()
+    assert index.verify(built).gone == [str(album / "p0.png")]
+    assert index.add(built, album).gone == 1
+    assert index.open(built).photos == 5
+    assert index.remove(built) == 1
+    assert index.verify(built).gone == []
+    assert index.remove(built, [album / "deep"]) == 1
+    assert paths(built) == ["p1.png", "p2.png", "p3.png"]
+    with pytest.raises(ValueError, match="has no photo in .*deep"):
+        index.remove(built, album / "deep")
+    shutil.rmtree(album)
+    with pytest.raises(ValueError, match="None of the 3 photos .* is a disk not mounted"):
+        index.remove(built)
+    assert index.remove(built, album) == 3
+
+
+def test_an_index_of_another_checkpoint_is_refused(built, album, zse, tmp_path):
+    other = written_checkpoint(tmp_path / "other", seed=3)
+    for call in (
+        lambda: index.build(photos=[album], index=built, checkpoint=other),
+        lambda: index.add(built, album, checkpoint=other),
+        lambda: index.open(built).retriever(other),
+    ):
+        with pytest.raises(ValueError, match=f"is of another checkpoint: {zse}, step 0"):
+            call()
+    moved = shutil.copytree(zse, tmp_path / "moved")
+    index.open(built).retriever(moved)
+
+
+def test_a_checkpoint_that_moved_is_asked_for(album, zse, tmp_path):
+    first = shutil.copytree(zse, tmp_path / "first")
+    index.build(photos=[album], index=tmp_path / "index", checkpoint=first)
+    first.rename(tmp_path / "second")
+    with pytest.raises(FileNotFoundError, match="no longer at .*first: say where it is now"):
+        index.add(tmp_path / "index", album)
+    assert index.add(tmp_path / "index", album, checkpoint=tmp_path / "second").unchanged == 5
+
+
+def test_two_writers_do_not_meet(built, album):
+    with (
+        index.Tables(built).writing(),
+        pytest.raises(BlockingIOError, match="Another process is writing to the index"),
+    ):
+        index.add(built, album)
+    assert index.add(built, album).unchanged == 5
+
+
+def test_places_that_are_no_index(album, zse, tmp_path):
+    with pytest.raises(FileNotFoundError, match="There is no index .*nothing: make one with"):
+        index.open(tmp_path / "nothing")
+    with pytest.raises(FileNotFoundError, match="There is no index at"):
+        index.open(album)
+    with pytest.raises(FileExistsError, match=r"holds other content \(deep, notes.txt, p0.png\)"):
+        index.build(photos=[album], index=album, checkpoint=zse)
+    with pytest.raises(FileNotFoundError, match="matches nothing"):
+        index.build(photos=["nothing"], index=tmp_path / "new", checkpoint=zse)
+    assert not (tmp_path / "new").exists()
+
+
+def test_verification_finds_what_is_twice_damaged_or_changed(built, album):
+    table = index.Tables(built)
+    row = table.columns(*table._photos.schema.names).to_pylist()[0]
+    table.put([row, row | {"id": "a" * 24, "path": "bad", "embedding": [0.0] * 32}], False)
+    os.utime(album / "deep" / "p4.png")
+    found = index.verify(built)
+    assert found.twice == [row["path"]]
+    assert found.damaged == ["bad"]
+    assert found.changed == [str(album / "deep" / "p4.png")]
+    with pytest.raises(ValueError, match="is damaged: 1 photos are in it twice, and 1 have no"):
+        index.show_verification(found, "x")
+    shutil.rmtree(built / "photos.lance" / "data")
+    with pytest.raises(ValueError, match="cannot be read or written"):
+        index.verify(built)
+
+
+def test_an_index_lies_in_a_bucket_too(album, zse, tmp_path):
+    uri = f"file://{tmp_path}/bucket/index"
+    assert index.build(photos=[album], index=uri, checkpoint=zse).added == 5
+    assert index.add(uri, album).unchanged == 5
+    assert index.verify(uri).photos == 5
+
+
+def test_above_a_size_the_search_is_approximate_and_finds_the_same(built, album, monkeypatch):
+    monkeypatch.setattr(tables, "EXACT_UP_TO", 300)
+    table = index.Tables(built)
+    rng = np.random.default_rng(0)
+    vectors = rng.standard_normal((400, table.width)).astype(np.float32)
+    vectors /= np.linalg.norm(vectors, axis=1, keepdims=True)
+    table.put(
+        [
+            {"id": f"{i:024}", "path": f"x{i}", "file": b"", "embedding": v}
+            for i, v in enumerate(vectors)
+        ],
+        False,
+    )
+    photo(album / "new.png", 123)
+    index.add(built, album)
+    gallery = index.open(built)
+    assert gallery.info()["search"] == "approximate"
+    rows, similarity = gallery.tables.nearest(vectors[7], 10, probes=100)
+    found = gallery.tables.rows([int(row) for row in rows], ["path"])
+    exact = np.sort(np.concatenate([vectors, gallery.tables.embeddings()[0]]) @ vectors[7])
+    assert found[0]["path"] == "x7"
+    np.testing.assert_allclose(similarity[0], 1, atol=1e-5)
+    assert similarity[-1] <= exact[-10] + 1e-5
+
+
+def test_the_program_says_what_it_did(album, zse, tmp_path, capsys):
+    place = tmp_path / "index"
+    (album / "page.jpg").write_bytes(b"<html>")
+    (album / "again").symlink_to(album, target_is_directory=True)
+    run("build", f"--photos={album}", f"--index={place}", f"--checkpoint={zse}")
+    said = capsys.readouterr().out
+    assert "5 photos added, 0 updated, 0 unchanged" in said
+    assert "1 refused:\n" in said
+    assert "page.jpg: it is no image of a known format (it is a web page)" in said
+    assert "1 links to folders lead to what was searched already" in said
+    assert "1 files are no photos by their names" in said
+    run("verify", f"--index={place}")
+    assert "everything is in order" in capsys.readouterr().out
+    run("info", f"--index={place}")
+    assert "photos           5" in capsys.readouterr().out
+    run("remove", f"--index={place}", f"--photos={album}/deep")
+    assert "removed 1 photos" in capsys.readouterr().out
+
+
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        (["make", "--index=x"], "no command 'make': choose one of build, add, remove"),
+        (["build"], "--index is missing"),
+        (["build", "--index=x"], "--photos is missing"),
+        (["build", "--index=x", "--photos=y"], "--checkpoint is missing"),
+        (["add", "--index=x", "--config.model.width=3"], "takes no --config"),
+    ],
+)  # fmt: skip
+def test_the_program_says_what_is_missing(arguments, message):
+    with pytest.raises(ValueError, match=message):
+        run(*arguments)
+
+
+def test_the_database_is_imported_when_an_index_is_opened():
+    program = "import sys, zse_jax.gallery.search; print({'lancedb', 'pyarrow'} & {*sys.modules})"
+    done = subprocess.run(
+        [sys.executable, "-c", program], cwd=ROOT, capture_output=True, text=True, check=False
+    )
+    assert done.stdout == "set()\n", done.stderr
+
+
+@pytest.mark.slow
+def test_kills_at_any_moment_lose_nothing_and_double_nothing(zse, tmp_path):
+    for number in range(60):
+        photo(tmp_path / "album" / f"{number:03}.png", number)
+    command = [sys.executable, "-m", "tests.zse_jax.gallery.kills", zse, tmp_path, "4"]
+    done = subprocess.run(command, cwd=ROOT, capture_output=True, text=True, check=False)
+    assert done.returncode == 0, done.stderr[-2000:]
+    assert done.stdout.splitlines()[-1] == "4 kills: 60 photos, each once, none lost"

@@ -1,0 +1,149 @@
+"""Whatever lies in a folder: found once, read in bounded memory, or named with its reason."""
+
+import io
+import os
+import subprocess
+import sys
+
+import numpy as np
+import pytest
+from PIL import Image
+
+from data_pipelines import images
+from tests.source import ROOT
+from tests.zse_jax.gallery.conftest import photo
+from zse_jax.gallery import photos
+
+
+def test_folders_patterns_and_files_are_found_once_each(album, tmp_path):
+    found = photos.find([album, album / "p0.png", f"{album}/*.png", album / "deep"])
+    assert [c.file.name for c in found.files] == ["p0.png", "p1.png", "p2.png", "p3.png", "p4.png"]
+    assert found.others == 1
+    assert all(c.size > 0 and c.modified > 0 for c in found.files)
+    assert photos.find(str(album)).files == found.files
+
+
+def test_links_in_circles_end(album):
+    (album / "deep" / "up").symlink_to(album, target_is_directory=True)
+    (album / "self").symlink_to("self")
+    (album / "broken.jpg").symlink_to("nowhere.jpg")
+    found = photos.find([album])
+    assert len(found.files) == 5
+    assert found.links == 1
+    assert [(file.name, reason) for file, reason in found.refused] == [
+        ("broken.jpg", "No such file or directory")
+    ]
+
+
+def test_names_that_are_no_text_and_what_is_no_file(album):
+    strange = os.fsencode(album) + b"/caf\xe9.png"
+    (album / "p1.png").rename(os.fsdecode(strange))
+    os.mkfifo(album / "pipe.jpg")
+    found = photos.find([album])
+    assert strange in [os.fsencode(c.file) for c in found.files]
+    assert photos.name_of(next(c.file for c in found.files if b"caf" in os.fsencode(c.file))) == (
+        f"{album}/caf\\xe9.png"
+    )
+    assert [reason for _, reason in found.refused] == ["it is no regular file"]
+
+
+@pytest.mark.skipif(os.geteuid() == 0, reason="everything is open to root")
+def test_a_folder_that_nobody_may_open_is_named(album):
+    (album / "deep").chmod(0)
+    try:
+        found = photos.find([album])
+    finally:
+        (album / "deep").chmod(0o755)
+    assert [reason for _, reason in found.refused] == [
+        "the folder cannot be opened: Permission denied"
+    ]
+
+
+def test_a_folder_that_cannot_be_opened_is_named(album, monkeypatch):
+    scandir = os.scandir
+
+    def closed(path):
+        if str(path).endswith("deep"):
+            raise PermissionError(13, "Permission denied")
+        return scandir(path)
+
+    monkeypatch.setattr(os, "scandir", closed)
+    found = photos.find([album])
+    assert len(found.files) == 4
+    assert found.refused == [(album / "deep", "the folder cannot be opened: Permission denied")]
+
+
+def test_places_that_stand_for_nothing():
+    with pytest.raises(ValueError, match="Say which photos, such as --photos=album"):
+        photos.find([])
+    with pytest.raises(FileNotFoundError, match="nothing is no file, no folder, and matches"):
+        photos.find(["nothing"])
+    with pytest.raises(ValueError, match="photos are read from a disk"):
+        photos.find(["s3://bucket/album"])
+
+
+def test_a_photo_is_prepared_as_for_the_evaluation(album):
+    file = photo(album / "wide.jpg", 9, (400, 200))
+    read = photos.read(file, 32)
+    np.testing.assert_array_equal(
+        read.image, images.prepare_photo(images.decode(file.read_bytes()), 32)
+    )
+    assert (read.width, read.height) == (400, 200)
+    assert Image.open(io.BytesIO(read.thumbnail)).size == (photos.THUMBNAIL, photos.THUMBNAIL // 2)
+    assert photos.read(file, 32, known=lambda digest: digest == read.digest).image is None
+
+
+@pytest.mark.parametrize(
+    ("name", "contents", "reason"),
+    [
+        ("page.jpg", b"<!DOCTYPE html><html><body>404</body></html>", r"no image .*a web page"),
+        ("empty.png", b"", r"the file is empty \(0 bytes\)"),
+        ("noise.jpg", b"\xff\xd8\xff" + bytes(100), "its head cannot be read"),
+        ("script.png", b"%!PS-Adobe-3.0 EPSF-3.0\n", "no image of a known format"),
+    ],
+)
+def test_what_is_no_photo_says_why(tmp_path, name, contents, reason):
+    (tmp_path / name).write_bytes(contents)
+    with pytest.raises(photos.UnfitError, match=reason):
+        photos.read(tmp_path / name, 32)
+
+
+def test_photos_that_are_cut_off_or_too_small(tmp_path):
+    whole = photo(tmp_path / "whole.png", 1, (64, 64)).read_bytes()
+    (tmp_path / "cut.png").write_bytes(whole[: len(whole) // 2])
+    with pytest.raises(photos.UnfitError, match="do not decode"):
+        photos.read(tmp_path / "cut.png", 32)
+    with pytest.raises(photos.UnfitError, match="its 40 x 8 pixels are too small"):
+        photos.read(photo(tmp_path / "thin.png", 1, (40, 8)), 32)
+
+
+LARGE = """
+import resource, sys
+from PIL import Image
+from zse_jax.gallery import photos
+before = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
+for name in sys.argv[1:]:
+    try:
+        print(photos.read(photos.Path(name), 32)[3:])
+    except photos.UnfitError as error:
+        print(error)
+print((resource.getrusage(resource.RUSAGE_SELF).ru_maxrss - before) // 1024)
+"""
+
+
+@pytest.mark.slow
+def test_photos_of_200_megapixels_take_little_memory(tmp_path):
+    large = Image.new("RGB", (20_000, 10_000), "red")
+    large.save(tmp_path / "plain.jpg", quality=30)
+    large.save(tmp_path / "large.png", compress_level=1)
+    small = Image.new("RGB", (10_000, 6_000), "red")
+    small.save(tmp_path / "progressive.jpg", progressive=True, quality=30)
+    names = [str(tmp_path / n) for n in ("plain.jpg", "large.png", "progressive.jpg")]
+    command = [sys.executable, "-c", LARGE, *names]
+    done = subprocess.run(command, cwd=ROOT, capture_output=True, text=True, check=False)
+    assert done.returncode == 0, done.stderr
+    plain, png, progressive, mebibytes = done.stdout.splitlines()
+    assert plain == "(20000, 10000)"
+    assert "it has too many pixels" in png
+    assert "10000 x 6000 pixels are more than the 50 million" in progressive
+    assert int(mebibytes) < 200

@@ -1,0 +1,179 @@
+"""Search: the order is that of the system's own rankings, and every hit says where it is from."""
+
+import json
+import re
+
+import numpy as np
+import pytest
+from absl import flags
+from PIL import Image
+
+import zse_jax
+from data_pipelines import images
+from tests.zse_jax.gallery.conftest import photo, written_checkpoint
+from zse_jax import programs
+from zse_jax.gallery import index, search
+from zse_jax.retrieval import scoring
+
+
+@pytest.fixture(scope="module")
+def gallery(zse, tmp_path_factory):
+    folder = tmp_path_factory.mktemp("searched")
+    for number in range(12):
+        photo(folder / "album" / f"p{number}.png", number)
+    index.build(photos=[folder / "album"], index=folder / "index", checkpoint=zse)
+    return index.open(folder / "index")
+
+
+@pytest.fixture(scope="module")
+def searcher(gallery):
+    return search.Searcher(gallery)
+
+
+def similarities(gallery, drawing, ranking):
+    """File name -> similarity, by the evaluation's own means."""
+    retriever = zse_jax.load(gallery.checkpoint)
+    rows = gallery.tables.columns("id", "path").to_pylist()
+    photos = [
+        images.prepare_photo(images.decode(gallery.file(row["id"]).read_bytes()), 32)
+        for row in rows
+    ]
+    sketch = images.prepare_sketch(images.decode(drawing.read_bytes()), 32)
+    encoded = (
+        scoring.jnp.asarray(retriever.encode(scoring.jnp.asarray(x), m))
+        for x, m in ((sketch[None], "sketch"), (np.stack(photos), "photo"))
+    )
+    found = scoring.similarity(retriever, *encoded, ranking)[0]
+    return dict(zip((row["path"] for row in rows), found.tolist(), strict=True))
+
+
+@pytest.mark.parametrize(
+    ("rerank", "ranking", "stage"), [(0, "token", "shortlist"), (12, "relation", "rerank")]
+)
+def test_the_order_is_that_of_the_systems_rankings(
+    gallery, searcher, drawing, rerank, ranking, stage
+):
+    wanted = similarities(gallery, drawing, ranking)
+    results = searcher(drawing, k=12, rerank=rerank)
+    found = {hit.path: hit.similarity for hit in results.hits}
+    assert found.keys() == wanted.keys()
+    for path, value in wanted.items():
+        assert found[path] == pytest.approx(value, abs=1e-4)
+    assert [hit.rank for hit in results.hits] == list(range(1, 13))
+    assert list(found.values()) == sorted(found.values(), reverse=True)
+    assert {hit.stage for hit in results.hits} == {stage}
+    assert results.photos == 12
+
+
+def test_only_the_head_of_the_shortlist_is_scored(searcher, drawing):
+    plain = searcher(drawing, k=12, rerank=0)
+    some = searcher(drawing, k=12, rerank=4)
+    assert [hit.stage for hit in some.hits] == ["rerank"] * 4 + ["shortlist"] * 8
+    assert {h.id for h in some.hits[:4]} == {h.id for h in plain.hits[:4]}
+    assert [h.id for h in some.hits[4:]] == [h.id for h in plain.hits[4:]]
+    assert len(searcher(drawing, k=3).hits) == 3
+
+
+def test_features_come_from_the_index_or_from_the_files_alike(gallery, zse, drawing, tmp_path):
+    folder = gallery.file(gallery.tables.columns("id")["id"][0].as_py()).parent
+    index.build(photos=[folder], index=tmp_path / "bare", checkpoint=zse, features=False)
+    bare = index.open(tmp_path / "bare")
+    assert gallery.keeps_features and not bare.keeps_features
+    kept, read = (search.Searcher(g)(drawing, k=12) for g in (gallery, bare))
+    assert [hit.path for hit in kept.hits] == [hit.path for hit in read.hits]
+    np.testing.assert_allclose(
+        [h.similarity for h in kept.hits], [h.similarity for h in read.hits], atol=1e-5
+    )
+
+
+def test_photos_that_are_gone_stay_at_their_place_in_the_shortlist(zse, drawing, album, tmp_path):
+    index.build(photos=[album], index=tmp_path / "bare", checkpoint=zse, features=False)
+    searcher = search.Searcher(index.open(tmp_path / "bare"))
+    (album / "p1.png").unlink()
+    results = searcher(drawing, k=5)
+    assert results.skipped == 1
+    last = results.hits[-1]
+    assert (last.path, last.stage) == (str(album / "p1.png"), "shortlist")
+    with pytest.raises(FileNotFoundError, match="is gone since it was indexed"):
+        searcher.explain(results.sketch, last)
+
+
+def test_a_searcher_sees_an_index_that_grows(zse, drawing, album, tmp_path, monkeypatch):
+    monkeypatch.setattr(search, "REFRESH_SECONDS", 0.0)
+    index.build(photos=[album / "p0.png"], index=tmp_path / "index", checkpoint=zse)
+    searcher = search.Searcher(index.open(tmp_path / "index"))
+    assert len(searcher(drawing).hits) == 1
+    index.add(tmp_path / "index", album)
+    assert len(searcher(drawing).hits) == 5
+    index.remove(tmp_path / "index", album)
+    assert searcher(drawing).hits == []
+
+
+def test_a_system_that_scores_no_pairs_ranks_by_embedding(drawing, album, tmp_path):
+    clip = written_checkpoint(tmp_path / "clip", "clip_prompt")
+    index.build(photos=[album], index=tmp_path / "index", checkpoint=clip)
+    searcher = search.Searcher(index.open(tmp_path / "index"))
+    assert not searcher.reranks
+    results = searcher(drawing, rerank=200)
+    assert {hit.stage for hit in results.hits} == {"shortlist"}
+    assert results.rankings == {"shortlist": "embedding"}
+
+
+def test_a_hit_is_explained(searcher, drawing):
+    results = searcher(drawing, k=2)
+    explained = searcher.explain(drawing, results.hits[0])
+    assert explained.title == f"Why photo 1 ({results.hits[0].file.name})?"
+    assert explained.lines.startswith("data:image/webp;base64,")
+    assert explained.panels
+
+
+def test_sketches_that_cannot_be_searched_with(searcher, tmp_path):
+    Image.new("RGB", (50, 50), "white").save(tmp_path / "blank.png")
+    (tmp_path / "page.png").write_bytes(b"<html>")
+    with pytest.raises(ValueError, match=r"The sketch .*blank.png holds no strokes"):
+        searcher(tmp_path / "blank.png")
+    with pytest.raises(ValueError, match=r"The sketch .*page.png cannot be used: it is no image"):
+        searcher(tmp_path / "page.png")
+    with pytest.raises(FileNotFoundError, match="There is no sketch"):
+        searcher(tmp_path / "nothing.png")
+    with pytest.raises(ValueError, match=r"uint8 \[height, width, 3\], and this one float64"):
+        searcher(np.zeros((4, 4, 3)))
+    with pytest.raises(ValueError, match="k=0 must be at least 1"):
+        searcher(np.zeros((40, 40, 3), np.uint8), k=0)
+
+
+def run(*arguments):
+    options = flags.FlagValues()
+    argv = ["search", *map(str, arguments)]
+    search.define_flags(options, argv)
+    programs.parse(options, argv)
+    search.main(options)
+
+
+def test_the_program_prints_a_table_and_writes_json_and_a_page(gallery, drawing, tmp_path, capsys):
+    given = f"--index={gallery.uri}", f"--sketch={drawing}", "--k=3", "--rerank=5"
+    run(*given, f"--output={tmp_path}/found.json")
+    said = capsys.readouterr().out
+    assert "The nearest of 12 photos" in said
+    found = json.loads((tmp_path / "found.json").read_text())
+    assert [hit["rank"] for hit in found["hits"]] == [1, 2, 3]
+    assert found["hits"][0]["path"] in re.sub(r"[^\w./-]", "", said) or "relation" in said
+    run(*given, "--explain", f"--output={tmp_path}/found.html")
+    page = (tmp_path / "found.html").read_text()
+    assert page.count("Why photo") >= 3
+    assert "http://" not in page.replace("http://www.w3.org", "")
+
+
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        ([], "--index is missing"),
+        (["--index=x"], "--sketch is missing"),
+        (["--index=x", "--sketch=y", "--output=z.txt"], r"ends with .json or .html"),
+        (["--index=x", "--sketch=y", "--explain"], "--explain shows pictures"),
+        (["--config=c"], "takes no --config"),
+    ],
+)  # fmt: skip
+def test_the_program_says_what_is_missing(arguments, message):
+    with pytest.raises(ValueError, match=message):
+        run(*arguments)

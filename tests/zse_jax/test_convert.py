@@ -1,0 +1,259 @@
+"""Every publisher's file becomes a checkpoint, at the size of its arrays; and training's start."""
+
+import json
+import subprocess
+import sys
+
+import jax
+import numpy as np
+import pytest
+from absl import flags
+from flax import nnx
+from safetensors.numpy import load_file, save_file
+
+import zse_jax
+from tests.source import ROOT
+from tests.zse_jax import small_systems, tiny
+from tests.zse_jax.pretrained import test_google_vit, test_openai_clip
+from tests.zse_jax.pretrained.weights import GOLDEN
+from zse_jax import beginning, checkpoint, convert, programs, sharding, train, train_state
+from zse_jax.models.resnet import ResNet50
+from zse_jax.pretrained import files, openai_clip, publishers, sizes, torchvision_resnet, zse_sbir
+from zse_jax.pretrained.mapping import convolution, transpose
+from zse_jax.retrievers import create
+
+HEADS = {"heads": 3, "cross_heads": 2, "scale_channels": 4}
+
+
+def resnet_arrays(seed=0):
+    """A small ResNet by torchvision's names and in its layout."""
+    model = ResNet50(depths=(1, 1), width=8, classes=12, rngs=nnx.Rngs(seed))
+    state = nnx.state(model, nnx.Any(nnx.Param, nnx.BatchStat))
+    parameters = dict(nnx.to_flat_state(state))
+    arrays = {}
+    for path, source in torchvision_resnet.table(model).items():
+        array = np.asarray(parameters[path][...])
+        if source.layout is convolution:
+            array = array.transpose(3, 2, 0, 1)
+        arrays[source.name] = array.T if source.layout is transpose else array
+    return arrays
+
+
+def clip_arrays():
+    return test_openai_clip.published(test_openai_clip.tiny(3))
+
+
+def written(file, arrays):
+    contents = {name: np.array(array, order="C") for name, array in arrays.items()}
+    if file.suffix == ".npz":
+        np.savez(file, **contents)
+    else:
+        save_file(contents, file)
+    return file
+
+
+PUBLISHED = {
+    "zse_sbir": (".safetensors", lambda: zse_sbir.export(test_google_vit.zse(3)), HEADS),
+    "google_vit": (".npz", test_google_vit.published, {"cross_heads": 2, "scale_channels": 4}),
+    "openai_clip": (".safetensors", clip_arrays, {"heads": 2, "text_heads": 2}),
+    "huggingface_clip": (
+        ".safetensors",
+        lambda: test_openai_clip.hugging_face(clip_arrays()),
+        {"heads": 2, "text_heads": 2},
+    ),
+    "torchvision_resnet": (".safetensors", resnet_arrays, {"image_size": 32}),
+}
+
+
+def run(*arguments):
+    options = flags.FlagValues()
+    argv = ["convert", *map(str, arguments)]
+    convert.define_flags(options, argv)
+    given = programs.parse(options, argv)
+    convert.main(options, *given[1:])
+
+
+def built(settings, seed=0):
+    """A system with random weights, compiled as one program."""
+    return nnx.jit(lambda: create(dict(settings), rngs=nnx.Rngs(params=seed, dropout=1)))()
+
+
+def same(left, right):
+    kinds = nnx.Any(nnx.Param, nnx.BatchStat)
+    jax.tree.map(np.testing.assert_array_equal, *(nnx.state(x, kinds) for x in (left, right)))
+
+
+@pytest.mark.parametrize("publisher", PUBLISHED)
+def test_a_publishers_file_becomes_a_checkpoint_that_loads(publisher, tmp_path, capsys):
+    suffix, arrays, given = PUBLISHED[publisher]
+    file = written(tmp_path / f"weights{suffix}", arrays())
+    overrides = [f"--config.model.{key}={value}" for key, value in given.items()]
+    run(f"--from={publisher}", file, tmp_path / "out", *overrides)
+    assert "million parameters" in capsys.readouterr().out
+    retriever = zse_jax.load(tmp_path / "out")
+    config = checkpoint.read_config(tmp_path / "out")
+    assert config.model.system == publishers.PUBLISHERS[publisher].system
+    fresh = built(config.model.to_dict())
+    publishers.start(fresh, file, config.model.system)
+    same(retriever, fresh)
+
+
+def test_published_sizes_are_those_of_the_configs():
+    def shapes(name):
+        manifest = json.loads((GOLDEN / f"{name}_manifest.json").read_text())
+        return {key: np.broadcast_to(np.float32(0), shape) for key, shape in manifest.items()}
+
+    for publisher, manifest in (
+        ("zse_sbir", "zse"), ("openai_clip", "clip"), ("torchvision_resnet", "resnet50"),
+    ):  # fmt: skip
+        arrays = shapes(manifest)
+        config = convert.config_of(publisher, arrays)
+        default = convert.import_module(convert.CONFIGS[config.model.system]).get_config()
+        differing = {k for k, v in config.model.items() if v != default.model[k]}
+        assert differing <= {"prompt_length", "pixels", "text_tower", "knowledge_weight"}, publisher
+
+
+def test_zse_goes_out_by_the_published_names_and_comes_back_to_the_bit(tmp_path, capsys):
+    config = small_systems.config("zse")
+    source = built(config.model.to_dict(), seed=5)
+    checkpoint.write(tmp_path / "run", 7, source, config)
+    assert checkpoint.step_of(tmp_path / "run") == 7
+    run("--to=zse_sbir", tmp_path / "run", tmp_path / "best.safetensors")
+    assert "sa.model.cls" in load_file(tmp_path / "best.safetensors")
+    heads = [f"--config.model.{key}={config.model[key]}" for key in ("heads", "cross_heads")]
+    run(tmp_path / "best.safetensors", tmp_path / "back", *heads)
+    same(zse_jax.load(tmp_path / "back"), source)
+    with pytest.raises(FileExistsError, match=r"best.safetensors is there, and is not overwritten"):
+        run("--to=zse_sbir", tmp_path / "run", tmp_path / "best.safetensors")
+    with pytest.raises(ValueError, match=r"name a file that ends with .safetensors"):
+        run("--to=zse_sbir", tmp_path / "run", tmp_path / "best.pth")
+
+
+def test_positions_are_interpolated_for_another_size(tmp_path):
+    file = written(tmp_path / "vit.npz", test_google_vit.published())
+    sizes_ = ["--config.model.image_size=64", "--config.model.anchors=16"]
+    run(file, tmp_path / "out", *sizes_, "--config.model.cross_heads=2")
+    assert zse_jax.load(tmp_path / "out").tokenizer.positions.shape[1] == 65
+
+
+def test_what_cannot_be_converted_says_so(tmp_path):
+    vit = written(tmp_path / "vit.npz", test_google_vit.published())
+    with pytest.raises(ValueError, match=r"vit.npz holds the weights of google_vit, not of zse_"):
+        run("--from=zse_sbir", vit, tmp_path / "out")
+    with pytest.raises(FileNotFoundError, match=r"There is no file of weights .*nothing.npz"):
+        run(tmp_path / "nothing.npz", tmp_path / "out")
+    (tmp_path / "full").mkdir()
+    (tmp_path / "full" / "x").touch()
+    with pytest.raises(FileExistsError, match="is not overwritten: name a new or an empty folder"):
+        run(vit, tmp_path / "full")
+    with pytest.raises(ValueError, match="Did you mean --config.model.heads"):
+        run(vit, tmp_path / "out", "--config.model.head=3")
+    with pytest.raises(ValueError, match=r"takes no --config: the weights decide"):
+        run(vit, tmp_path / "out", "--config=configs/sketchy.py")
+    arrays = test_google_vit.published()
+    del arrays["embedding/kernel"]
+    with pytest.raises(ValueError, match=r"of google_vit lack what tells their size"):
+        sizes.model_settings("google_vit", arrays)
+    assert not (tmp_path / "out").exists()
+    config = small_systems.config("clip_prompt")
+    checkpoint.write(tmp_path / "clip", 0, built(config.model), config)
+    with pytest.raises(ValueError, match="holds a ClipPrompt, and zse_sbir publishes ZSE"):
+        run("--to=zse_sbir", tmp_path / "clip", tmp_path / "x.safetensors")
+
+
+@pytest.mark.slow
+def test_the_program_takes_source_and_output_as_they_stand(tmp_path):
+    file = written(tmp_path / "vit.npz", test_google_vit.published())
+    command = [sys.executable, "-m", "zse_jax.convert", "--from=google_vit", file]
+    done = subprocess.run(command, cwd=ROOT, capture_output=True, text=True, check=False)
+    assert done.returncode == 1
+    assert done.stderr == "error: OUTPUT is missing. See --help.\n"
+    command += [tmp_path / "out", "--config.model.cross_heads=2"]
+    done = subprocess.run(command, cwd=ROOT, capture_output=True, text=True, check=False)
+    assert done.returncode == 0, done.stderr
+    assert done.stdout.startswith("wrote ")
+    assert zse_jax.load(tmp_path / "out").image_size == 32
+
+
+# --- config.init_from
+
+
+def begun(config):
+    """The model that training starts with, on a mesh that splits large parameters."""
+    setup = train_state.set_up(config, sharding.make_mesh(data=-1, fsdp=2))
+    state = beginning.initialised(config, setup, setup.init())
+    for leaf, like in zip(*map(jax.tree.leaves, (state, setup.abstract)), strict=True):
+        assert leaf.sharding == like.sharding
+    return train_state.merge_model(setup.definition, state)
+
+
+def test_training_starts_from_a_publishers_file_or_a_checkpoint(tmp_path):
+    config = small_systems.config("zse")
+    source = built(config.model.to_dict(), seed=5)
+    checkpoint.write(tmp_path / "run", 0, source, config)
+    file = written(tmp_path / "best.safetensors", zse_sbir.export(source))
+    for path in (tmp_path / "run", file):
+        same(begun(small_systems.config("zse", init_from=str(path))), source)
+
+
+def test_clip_at_starts_from_a_converted_clip_with_prompts_of_its_own(tmp_path):
+    file = written(tmp_path / "clip.safetensors", clip_arrays())
+    run(file, tmp_path / "clip", "--config.model.heads=2", "--config.model.text_heads=2")
+    config = small_systems.config("clip_prompt", init_from=str(tmp_path / "clip"))
+    plain = checkpoint.read_config(tmp_path / "clip").model.to_dict()
+    kept = ("class_names", "trainable", "prompt_length", "text_tower")
+    with config.unlocked():
+        own = small_systems.config("clip_prompt").model
+        config.model.update(plain | {key: own[key] for key in kept})
+    model = begun(config)
+    test_openai_clip.assert_equal(model.clip.visual, test_openai_clip.tiny(3).visual)
+    by_hand = built(config.model.to_dict())
+    openai_clip.load(by_hand, files.read(file))
+    np.testing.assert_allclose(model.class_text[...], by_hand.class_text[...], atol=1e-5)
+    assert model.photo_prompt is not None
+
+
+def test_a_run_records_what_it_started_from_and_resumes_without_it(tmp_path, monkeypatch):
+    tiny.install(monkeypatch.setattr)
+    train.train(tiny.config(**{"train.steps": 2, "evaluation.every": 0}), tmp_path / "first")
+    again = tiny.config(**{
+        "train.steps": 2, "evaluation.every": 0, "init_from": str(tmp_path / "first"), "seed": 9,
+        "optimizer.learning_rate": 0.0,
+    })  # fmt: skip
+    train.train(again, tmp_path / "second")
+    same(*(zse_jax.load(tmp_path / name) for name in ("first", "second")))
+    assert checkpoint.read_config(tmp_path / "second").init_from == str(tmp_path / "first")
+    with again.unlocked():
+        again.train.steps = 3
+    (tmp_path / "first").rename(tmp_path / "gone")
+    train.train(again, tmp_path / "second")
+    assert checkpoint.step_of(tmp_path / "second") == 3
+
+
+def test_there_is_no_training_to_resume_in_a_converted_checkpoint(tmp_path, monkeypatch):
+    tiny.install(monkeypatch.setattr)
+    config = tiny.config()
+    checkpoint.write(tmp_path / "run", 0, built(config.model.to_dict()), config)
+    with pytest.raises(ValueError, match="holds a model alone, .* --config.init_from="):
+        train.train(config, tmp_path / "run")
+    assert checkpoint.step_of(tmp_path / "run") == 0
+
+
+def test_a_start_that_does_not_fit_says_so(tmp_path):
+    config = small_systems.config("zse")
+    source = built(config.model.to_dict(), seed=5)
+    checkpoint.write(tmp_path / "run", 0, source, config)
+
+    def start(system, path, **changes):
+        begun(small_systems.config(system, init_from=str(path), **changes))
+
+    with pytest.raises(ValueError, match=r"init_from=.*run: its parameters .* anchors.merge"):
+        start("zse", tmp_path / "run", **{"model.anchors": 16})
+    with pytest.raises(ValueError, match="holds a ZSE, and this config trains a ClipPrompt"):
+        start("clip_prompt", tmp_path / "run")
+    with pytest.raises(FileNotFoundError, match=r"init_from=.*nothing.*holds no checkpoint"):
+        start("zse", tmp_path / "nothing")
+    with pytest.raises(FileNotFoundError, match="no file of weights"):
+        start("zse", tmp_path / "best.safetensors")
+    with pytest.raises(ValueError, match=r"give it as config.teacher.weights"):
+        start("efficient_cnn", written(tmp_path / "r.safetensors", resnet_arrays()))

@@ -1,0 +1,38 @@
+"""The photos whose embeddings are nearest to a sketch's.
+
+Up to `tables.EXACT_UP_TO` photos, all embeddings are kept in memory and compared (a product of a
+matrix with a vector); above, LanceDB's index of partitions is asked, and little is kept.
+"""
+
+import numpy as np
+from jaxtyping import Float, Int
+
+from zse_jax.gallery.tables import Tables
+
+PROBES = 256
+"""Partitions of an approximate index that are searched."""
+
+
+class Shortlister:
+    """Finds the nearest photos of one index, as of the commit that it shows."""
+
+    def __init__(self, tables: Tables):
+        """Reads the embeddings, if all of them are compared."""
+        self._tables = tables
+        self._vectors: tuple[np.ndarray, np.ndarray] | None = None
+        if not tables.is_approximate:
+            self._vectors = tables.embeddings()
+
+    def __call__(
+        self, embedding: Float[np.ndarray, " d"], count: int
+    ) -> tuple[Int[np.ndarray, " n"], Float[np.ndarray, " n"]]:
+        """Row numbers and similarities of the `count` nearest photos, nearest first."""
+        if self._vectors is None:
+            return self._tables.nearest(embedding, count, PROBES)
+        vectors, rows = self._vectors
+        similarity = vectors @ embedding
+        top = np.arange(len(rows))
+        if count < len(rows):
+            top = np.argpartition(-similarity, count)[:count]
+        top = top[np.argsort(-similarity[top], kind="stable")]
+        return rows[top], similarity[top]

@@ -1,0 +1,382 @@
+"""The tables of an index, in LanceDB: the photos, and the files that were refused.
+
+Only this file knows LanceDB. Every write is one of its commits, which is there whole or not at all:
+whatever kills a process, the tables open as the last commit left them. What the index is made with
+stands in the schema of its first table, so it is there from the first commit on.
+"""
+
+import contextlib
+import datetime
+import json
+import os
+import tempfile
+from collections.abc import Iterator, Mapping, Sequence
+from importlib import import_module
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+from jaxtyping import Float, Int
+
+if TYPE_CHECKING:
+    import pyarrow as pa  # type: ignore[import-untyped]
+
+PHOTOS, REFUSED = "photos", "refused"
+
+VERSION = "1"
+"""Of the tables' columns."""
+
+EXACT_UP_TO = 100_000
+"""Photos up to which every embedding is compared; above, those of the nearest partitions."""
+
+LOCK = "writer.lock"
+
+_KEEP_VERSIONS = datetime.timedelta(hours=1)  # for readers that are in the middle of one
+
+_AT_ONCE = 1000  # ids in one condition
+
+Row = Mapping[str, Any]
+
+
+class Tables:
+    """The tables of one index, open.
+
+    Attributes:
+      uri: where: a folder, or a place in a bucket.
+      about: what the index is made with: `checkpoint`, `step`, `fingerprint`, ...
+    """
+
+    def __init__(self, uri: str | os.PathLike):
+        """Opens them.
+
+        Raises:
+          FileNotFoundError: there is no index at `uri`.
+          ValueError: it is of another version, or cannot be opened.
+        """
+        self.uri = located(uri)
+        database = _connected(self.uri, create=False)
+        names = set(_names(database))
+        if PHOTOS not in names:
+            raise FileNotFoundError(
+                f"There is no index at {self.uri}: make one with `python -m "
+                f"zse_jax.gallery.index build --index={self.uri} --photos=... --checkpoint=...`."
+            )
+        with opening(self.uri):
+            self._photos = database.open_table(PHOTOS)
+            metadata = self._photos.schema.metadata or {}
+            self.about: dict[str, Any] = json.loads(metadata.get(b"zse_jax", b"{}"))
+        if self.about.get("version") != VERSION:
+            raise ValueError(
+                f"{self.uri} holds a table {PHOTOS!r} that is no index of this version of zse_jax "
+                f"(version {self.about.get('version')}, expected {VERSION}): build another index."
+            )
+        with opening(self.uri):
+            self._refused = (
+                database.open_table(REFUSED)
+                if REFUSED in names
+                else database.create_table(REFUSED, schema=_refused_schema(), exist_ok=True)
+            )
+
+    @classmethod
+    def create(cls, uri: str | os.PathLike, about: Mapping[str, Any], width: int) -> "Tables":
+        """Makes the tables, for embeddings of `width` numbers, unless they are there.
+
+        Raises:
+          FileExistsError: the folder holds something else.
+        """
+        place = located(uri)
+        if "://" not in place and Path(place).is_file():
+            raise FileExistsError(f"--index={place} is a file: name a new or an empty folder.")
+        if "://" not in place and Path(place).is_dir():
+            inside = sorted(path.name for path in Path(place).iterdir())
+            others = [n for n in inside if n != LOCK and not n.endswith(".lance")]
+            if others:
+                raise FileExistsError(
+                    f"--index={place} holds other content ({', '.join(others[:3])}): name a new or "
+                    "an empty folder."
+                )
+        database = _connected(place, create=True)
+        with opening(place):
+            names = _names(database)
+            if REFUSED not in names:
+                database.create_table(REFUSED, schema=_refused_schema())
+            if PHOTOS not in names:
+                schema = _photos_schema({**about, "version": VERSION}, width)
+                database.create_table(PHOTOS, schema=schema)
+        return cls(place)
+
+    @contextlib.contextmanager
+    def writing(self) -> Iterator[None]:
+        """Keeps other writers of this machine out.
+
+        Raises:
+          BlockingIOError: there is one.
+        """
+        with locked(self.uri):
+            self.refresh()
+            yield
+
+    @property
+    def version(self) -> int:
+        """The number of the commit that is read."""
+        return self._photos.version
+
+    @property
+    def width(self) -> int:
+        """Of the embeddings."""
+        return self._photos.schema.field("embedding").type.list_size
+
+    def refresh(self) -> None:
+        """Reads the newest commits from now on."""
+        with opening(self.uri):
+            self._photos.checkout_latest()
+            self._refused.checkout_latest()
+
+    def count(self, table: str = PHOTOS) -> int:
+        """How many photos, or refused files, there are."""
+        return self._table(table).count_rows()
+
+    def columns(self, *names: str, table: str = PHOTOS) -> "pa.Table":
+        """Whole columns, with the row numbers (`_rowid`) that `rows` takes."""
+        with opening(self.uri):
+            wanted = [name for name in names if name != "_rowid"]
+            query = self._table(table).search().select(wanted)
+            if "_rowid" in names:
+                query = query.with_row_id(True)
+            return query.to_arrow()
+
+    def refused(self) -> list[tuple[str, str]]:
+        """The files that were kept out: name and reason."""
+        rows = self.columns("path", "reason", table=REFUSED).to_pylist()
+        return sorted((row["path"], row["reason"]) for row in rows)
+
+    def embeddings(self) -> tuple[Float[np.ndarray, "n d"], Int[np.ndarray, " n"]]:
+        """All embeddings, and their row numbers."""
+        count, start = self.count(), 0
+        values, rows = np.empty((count, self.width), np.float32), np.empty(count, np.int64)
+        for some, numbers in self.embedding_batches():
+            values[start : start + len(some)] = some
+            rows[start : start + len(some)] = numbers
+            start += len(some)
+        return values, rows
+
+    def embedding_batches(
+        self,
+    ) -> Iterator[tuple[Float[np.ndarray, "b d"], Int[np.ndarray, " b"]]]:
+        """The same, a few at a time, in the order of `columns`."""
+        with opening(self.uri):
+            query = self._photos.search().select(["embedding"]).with_row_id(True)
+            for batch in query.to_batches():
+                flat = batch.column("embedding").flatten().to_numpy(zero_copy_only=False)
+                rows = batch.column("_rowid").to_numpy().astype(np.int64)
+                yield flat.reshape(-1, self.width), rows
+
+    def nearest(
+        self, embedding: Float[np.ndarray, " d"], count: int, probes: int
+    ) -> tuple[Int[np.ndarray, " k"], Float[np.ndarray, " k"]]:
+        """Row numbers and similarities of about the nearest photos, by the approximate index."""
+        with opening(self.uri):
+            found = (
+                self._photos.search(embedding, vector_column_name="embedding")
+                .distance_type("dot")
+                .nprobes(probes)
+                .limit(count)
+                .select(["_distance"])
+                .with_row_id(True)
+                .to_arrow()
+            )
+        rows = found.column("_rowid").to_numpy().astype(np.int64)
+        return rows, (1 - found.column("_distance").to_numpy()).astype(np.float32)
+
+    def rows(self, numbers: Sequence[int], names: Sequence[str]) -> list[dict[str, Any]]:
+        """The photos at these row numbers, in this order."""
+        if not len(numbers):
+            return []
+        with opening(self.uri):
+            wanted = [int(number) for number in numbers]
+            query = self._photos.take_row_ids(wanted).select([*names]).with_row_id()
+            found = {row["_rowid"]: row for row in query.to_arrow().to_pylist()}
+        return [found[number] for number in wanted if number in found]
+
+    def by_id(self, identity: str, names: Sequence[str]) -> dict[str, Any]:
+        """One photo.
+
+        Raises:
+          KeyError: there is none of this id.
+        """
+        if not identity.isalnum():
+            raise KeyError(f"{identity!r} is no id of a photo.")
+        with opening(self.uri):
+            query = self._photos.search().where(f"id = '{identity}'").select([*names])
+            found = query.limit(1).to_arrow().to_pylist()
+        if not found:
+            raise KeyError(f"The index {self.uri} has no photo {identity}.")
+        return found[0]
+
+    def put(self, rows: Sequence[Row], replaced: bool) -> None:
+        """Adds photos in one commit; `replaced`: some may be there, and are written over.
+
+        In a bucket that is taken for granted: a writer on another machine may have added them.
+        """
+        self._put(self._photos, rows, replaced or "://" in self.uri)
+
+    def append(self, columns: Mapping[str, Any]) -> None:
+        """Adds photos in one commit, of which whole columns are given; the others are empty."""
+        with opening(self.uri):
+            import pyarrow as pa
+
+            schema, rows = self._photos.schema, len(next(iter(columns.values())))
+            arrays = [columns.get(f.name, pa.nulls(rows, f.type)) for f in schema]
+            self._photos.add(pa.Table.from_arrays(arrays, schema=schema))
+
+    def refuse(self, rows: Sequence[Row]) -> None:
+        """Adds refused files in one commit, over those that are there."""
+        self._put(self._refused, rows, True)
+
+    def delete(self, identities: Sequence[str], table: str = PHOTOS) -> None:
+        """Takes photos, or refused files, out."""
+        with opening(self.uri):
+            for start in range(0, len(identities), _AT_ONCE):
+                some = ", ".join(f"'{one}'" for one in identities[start : start + _AT_ONCE])
+                self._table(table).delete(f"id IN ({some})")
+
+    def tidy(self) -> None:
+        """Joins the pieces of many commits, and keeps the approximate index up to date."""
+        with opening(self.uri):
+            for table in (self._photos, self._refused):
+                table.optimize(cleanup_older_than=_KEEP_VERSIONS)
+
+    @property
+    def is_approximate(self) -> bool:
+        """Whether there is an approximate index."""
+        with opening(self.uri):
+            return any(index.columns == ["embedding"] for index in self._photos.list_indices())
+
+    def index(self, partitions: int) -> None:
+        """Makes the approximate index of the embeddings, anew if there is one."""
+        with opening(self.uri):
+            settings = import_module("lancedb.index").IvfFlat(
+                distance_type="dot", num_partitions=partitions
+            )
+            self._photos.create_index("embedding", config=settings, replace=True)
+
+    def _table(self, name: str) -> Any:
+        return {PHOTOS: self._photos, REFUSED: self._refused}[name]
+
+    def _put(self, table: Any, rows: Sequence[Row], replaced: bool) -> None:
+        if not rows:
+            return
+        with opening(self.uri):
+            import pyarrow as pa
+
+            made = pa.Table.from_pylist([*rows], schema=table.schema)
+            if replaced:
+                merge = table.merge_insert("id").when_matched_update_all()
+                merge.when_not_matched_insert_all().execute(made)
+            else:
+                table.add(made)
+
+
+def located(uri: str | os.PathLike) -> str:
+    """Where an index is: an absolute path, or the place in a bucket as it is."""
+    text = os.fspath(uri)
+    if not text:
+        raise ValueError("--index is missing: name a folder, such as --index=my-index.")
+    return text.rstrip("/") if "://" in text else str(Path(text).expanduser().absolute())
+
+
+@contextlib.contextmanager
+def locked(uri: str) -> Iterator[None]:
+    """Keeps other writers of this machine out of the index; the system frees it with the process.
+
+    Raises:
+      BlockingIOError: there is one.
+    """
+    filelock = import_module("filelock")
+    if "://" in uri:
+        import hashlib
+
+        name = f"zse_jax-{hashlib.blake2b(uri.encode(), digest_size=12).hexdigest()}.lock"
+        file = Path(tempfile.gettempdir()) / name
+    else:
+        file = Path(uri) / LOCK
+        file.parent.mkdir(parents=True, exist_ok=True)
+    lock = filelock.FileLock(file, timeout=0)
+    try:
+        lock.acquire()
+    except filelock.Timeout as error:
+        raise BlockingIOError(
+            f"Another process is writing to the index {uri}: wait until it is done. (Searching "
+            "goes on meanwhile.)"
+        ) from error
+    try:
+        yield
+    finally:
+        lock.release()
+
+
+@contextlib.contextmanager
+def opening(uri: str) -> Iterator[None]:
+    """Turns what goes wrong within LanceDB into one paragraph."""
+    try:
+        yield
+    except MemoryError:
+        raise
+    except Exception as error:
+        first = (str(error).strip().splitlines() or [type(error).__name__])[0][:300]
+        raise ValueError(
+            f"The index {uri} cannot be read or written ({first}). If the disk is full, free some "
+            "space and start the same command again; if files in it are gone, build it anew."
+        ) from error
+
+
+def _connected(uri: str, *, create: bool) -> Any:
+    if not create and "://" not in uri and not Path(uri).is_dir():
+        raise FileNotFoundError(
+            f"There is no index {uri}: make one with `python -m zse_jax.gallery.index build "
+            f"--index={uri} --photos=... --checkpoint=...`."
+        )
+    os.environ.setdefault("LANCE_LOG", "error")
+    lancedb = import_module("lancedb")
+    with opening(uri):
+        return lancedb.connect(uri)
+
+
+def _names(database: Any) -> list[str]:
+    return list(database.list_tables().tables)
+
+
+def _photos_schema(about: Mapping[str, Any], width: int) -> "pa.Schema":
+    import pyarrow as pa
+
+    return pa.schema(
+        [
+            pa.field("id", pa.string(), nullable=False),
+            pa.field("path", pa.string()),  # for people
+            pa.field("file", pa.binary()),  # as the system knows it: names need not be UTF-8
+            pa.field("digest", pa.binary()),
+            pa.field("size", pa.int64()),
+            pa.field("modified", pa.int64()),
+            pa.field("width", pa.int32()),
+            pa.field("height", pa.int32()),
+            pa.field("thumbnail", pa.binary()),
+            pa.field("embedding", pa.list_(pa.float32(), width)),
+            pa.field("features", pa.binary()),
+        ],
+        metadata={"zse_jax": json.dumps(about)},
+    )
+
+
+def _refused_schema() -> "pa.Schema":
+    import pyarrow as pa
+
+    return pa.schema(
+        [
+            pa.field("id", pa.string(), nullable=False),
+            pa.field("path", pa.string()),
+            pa.field("file", pa.binary()),
+            pa.field("size", pa.int64()),
+            pa.field("modified", pa.int64()),
+            pa.field("reason", pa.string()),
+        ]
+    )
