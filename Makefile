@@ -3,6 +3,7 @@
 PYTHON ?= python3
 VENV ?= .venv
 PYTEST_ARGS ?=
+APP_ARGS ?=
 BIN := $(VENV)/bin
 RUNTIME := $(VENV)/.runtime-installed
 DEV := $(VENV)/.dev-installed
@@ -13,7 +14,7 @@ export GLIBC_TUNABLES ?= glibc.malloc.hugetlb=1
 
 .DEFAULT_GOAL := help
 .DELETE_ON_ERROR:
-.PHONY: help install demo test test-fast lint format lock clean
+.PHONY: help install demo app test test-fast lint format lock clean
 
 help:  ## Show the commands
 	@awk -F ':.*## ' '/^[a-z-]+:.*## / {printf "  make %-10s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
@@ -23,6 +24,10 @@ install: $(DEV)  ## Create .venv with everything that runs and tests the project
 demo: $(RUNTIME)  ## Train on the embedded doodles, evaluate, report (demo/report.html)
 	$(BIN)/python -m zse_jax.main --config=configs/demo.py --workdir=demo
 	$(BIN)/python -m zse_jax.evaluate --checkpoint=demo --pictures=demo/pictures --report=demo/report.html
+
+app: $(RUNTIME)  ## A page to draw on, over the doodles (trains the demo first, if it is not there)
+	@test -d demo/checkpoints || $(MAKE) demo
+	$(BIN)/python -m zse_jax.gallery.demo --checkpoint=demo $(APP_ARGS)
 
 test: $(DEV)  ## Run every test
 	$(BIN)/python -m pytest $(PYTEST_ARGS)

@@ -10,6 +10,10 @@ import os
 from typing import TYPE_CHECKING
 
 if TYPE_CHECKING:
+    from collections.abc import Mapping
+
+    from ml_collections import ConfigDict
+
     from zse_jax.retrievers.base import Retriever
 
 __version__ = "0.1.0"
@@ -18,9 +22,30 @@ __version__ = "0.1.0"
 def load(path: "str | os.PathLike") -> "Retriever":
     """The trained system in a checkpoint (a workdir, or one step's folder), ready to rank.
 
-    See `zse_jax.checkpoint.load`. Nothing heavy is imported before the first call, and never
+    Or in what `save_pretrained` wrote: a folder, or hf://owner/name on the Hugging Face Hub. See
+    `zse_jax.checkpoint.load`. Nothing heavy is imported before the first call, and never
     TensorFlow.
     """
     from zse_jax import checkpoint
 
     return checkpoint.load(path)
+
+
+def save_pretrained(
+    source: "Retriever | str | os.PathLike",
+    target: str | os.PathLike,
+    *,
+    config: "ConfigDict | None" = None,
+    metrics: "Mapping[str, float] | None" = None,
+    license: str | None = None,
+    private: bool = True,
+) -> str:
+    """Writes a model, its config and its card to a folder, a bucket, or hf://owner/name.
+
+    See `zse_jax.sharing.save_pretrained`.
+    """
+    from zse_jax import sharing
+
+    return sharing.save_pretrained(
+        source, target, config=config, metrics=metrics, license=license, private=private
+    )

@@ -8,7 +8,8 @@ import contextlib
 import json
 import logging
 import os
-from collections.abc import Iterator, Mapping
+import weakref
+from collections.abc import Iterator, Mapping, MutableMapping
 from pathlib import Path
 from typing import Any
 
@@ -19,7 +20,7 @@ from flax import nnx
 from ml_collections import ConfigDict
 from orbax.checkpoint import checkpoint_managers as managers
 
-from zse_jax import configuration, retrievers
+from zse_jax import configuration, retrievers, shared_models
 from zse_jax.digests import digests
 from zse_jax.retrievers.base import Retriever
 
@@ -29,6 +30,9 @@ FOLDER = "checkpoints"
 
 Arrays = dict[str, Any]
 
+_CONFIGS: MutableMapping[Retriever, ConfigDict] = weakref.WeakKeyDictionary()
+"""Of the systems that were loaded, while they live."""
+
 
 class DamagedError(ValueError):
     """A checkpoint whose files are not all there, or not what they were."""
@@ -36,10 +40,11 @@ class DamagedError(ValueError):
 
 def flat_arrays(state: nnx.State) -> Arrays:
     """The arrays of a state, by the path of their module: {"blocks/0/norm/scale": ...}."""
-    return {_name(path): leaf for path, leaf in jax.tree_util.tree_leaves_with_path(state)}
+    return {array_name(path): leaf for path, leaf in jax.tree_util.tree_leaves_with_path(state)}
 
 
-def _name(path: tuple) -> str:
+def array_name(path: tuple) -> str:
+    """What the array at a path of a state is called: "blocks/0/norm/scale"."""
     return jax.tree_util.keystr(path, simple=True, separator="/").removesuffix("/value")
 
 
@@ -59,8 +64,9 @@ def load(path: str | os.PathLike) -> Retriever:
 
     Args:
       path: a workdir (its best checkpoint, or the last if none was evaluated; where that is
-        damaged, the next best, which is warned of), or the folder of one step; local, or a cloud
-        path such as gs://bucket/run.
+        damaged, the next best, which is warned of), the folder of one step, or one made by
+        `zse_jax.save_pretrained`; local, a cloud path such as gs://bucket/run, or, of the last
+        kind, hf://owner/name on the Hugging Face Hub.
 
     Raises:
       FileNotFoundError: there is no checkpoint at `path`.
@@ -72,6 +78,10 @@ def load(path: str | os.PathLike) -> Retriever:
 
 def load_step(path: str | os.PathLike) -> tuple[int, Retriever]:
     """The step that `load(path)` reads, and what it returns."""
+    if folder := shared_models.find(path):
+        retriever = shared_models.load(folder)
+        _CONFIGS[retriever] = shared_models.read_config(folder)
+        return shared_models.read_about(folder)["step"], retriever
     with find(path) as (manager, first):
         steps = [first] if _is_step(absolute(path)) else _by_quality(manager, first)
         for step, following in zip(steps, [*steps[1:], None], strict=True):
@@ -97,7 +107,14 @@ def _load(manager: managers.CheckpointManager, step: int) -> Retriever:
     abstract = abstract_state(shapes, jax.tree.map(lambda _: device, shapes))
     state = restore(manager, step, abstract)
     model = nnx.merge(definition, state["random"], state["model"])
-    return nnx.view(model, deterministic=True, use_running_average=True, raise_if_not_found=False)
+    model = nnx.view(model, deterministic=True, use_running_average=True, raise_if_not_found=False)
+    _CONFIGS[model] = config
+    return model
+
+
+def config_of(retriever: Retriever) -> ConfigDict | None:
+    """The config of a system that was loaded here; None for others."""
+    return _CONFIGS.get(retriever)
 
 
 def _by_quality(manager: managers.CheckpointManager, first: int) -> list[int]:
@@ -121,12 +138,16 @@ def _select(manager: managers.CheckpointManager) -> str:
 
 def read_config(path: str | os.PathLike) -> ConfigDict:
     """The config inside the checkpoint that `load(path)` would read."""
+    if folder := shared_models.find(path):
+        return shared_models.read_config(folder)
     with find(path) as (manager, step):
         return read_step_config(manager, step)
 
 
 def step_of(path: str | os.PathLike) -> int:
     """The step that `load(path)` would read."""
+    if folder := shared_models.find(path):
+        return shared_models.read_about(folder)["step"]
     with find(path) as (_, step):
         return step
 
@@ -222,13 +243,13 @@ def restore(
         wanted = {name: flat for name, part in abstract.items() if (flat := flat_arrays(part))}
         for name in wanted:
             saved = dict(ocp.StandardCheckpointHandler().metadata(folder / name))
-            _compare(saved, wanted[name], f"{folder}/{name}")
+            compare(saved, wanted[name], f"{folder}/{name}")
         args = {name: ocp.args.StandardRestore(arrays) for name, arrays in wanted.items()}
         restored = manager.restore(step, args=ocp.args.Composite(**args))
         _check_digests(manager, step, restored)
     return {
         name: jax.tree_util.tree_map_with_path(
-            lambda path, _, name=name: restored[name][_name(path)], part
+            lambda path, _, name=name: restored[name][array_name(path)], part
         )
         for name, part in abstract.items()
     }
@@ -257,7 +278,7 @@ class _MismatchError(ValueError):
     """A checkpoint that can be read, and does not fit."""
 
 
-def _compare(saved: Mapping[str, Any], wanted: Arrays, where: str) -> None:
+def compare(saved: Mapping[str, Any], wanted: Arrays, where: str) -> None:
     """Raises ValueError naming the arrays that differ between a checkpoint and a model."""
     differ = [
         f"{name} is {tuple(saved[name].shape)} in the checkpoint and {_stored_shape(leaf)} here"

@@ -1,0 +1,61 @@
+"""The notebook, executed from top to bottom with the local package and a few steps."""
+
+import json
+import os
+
+import nbformat
+import pytest
+from nbclient import NotebookClient
+
+from tests.source import ROOT
+
+NOTEBOOK = ROOT / "launch" / "colab.ipynb"
+
+SMALL = """
+SOURCE = "there is no need to install"
+STEPS = 2
+PER_CLASS = 2
+"""
+
+
+def cells():
+    return nbformat.read(NOTEBOOK, as_version=4).cells
+
+
+def test_it_is_committed_without_outputs():
+    code = [cell for cell in cells() if cell.cell_type == "code"]
+    assert not any(cell.outputs or cell.execution_count for cell in code)
+    assert json.loads(NOTEBOOK.read_text())["metadata"]["kernelspec"]["name"] == "python3"
+
+
+def test_every_cell_of_code_is_short_and_explained():
+    explained = False
+    for cell in cells():
+        if cell.cell_type == "markdown":
+            explained = True
+        else:
+            assert explained, cell.source
+            assert len(cell.source.splitlines()) <= 30, cell.source
+
+
+@pytest.mark.slow
+def test_it_runs_from_top_to_bottom(tmp_path, monkeypatch):
+    monkeypatch.setenv("PYTHONPATH", os.pathsep.join([str(ROOT), os.environ.get("PYTHONPATH", "")]))
+    monkeypatch.setenv("XLA_FLAGS", "")  # one device, as there
+    notebook = nbformat.read(NOTEBOOK, as_version=4)
+    [place] = [
+        i for i, c in enumerate(notebook.cells) if "parameters" in c.metadata.get("tags", [])
+    ]
+    notebook.cells.insert(place + 1, nbformat.v4.new_code_cell(SMALL))
+    client = NotebookClient(
+        notebook, timeout=300, kernel_name="python3", resources={"metadata": {"path": tmp_path}}
+    )
+    client.execute()
+    outputs = [out for cell in notebook.cells if cell.cell_type == "code" for out in cell.outputs]
+    text = "".join(out.get("text", "") for out in outputs)
+    pictures = [out for out in outputs if "image/png" in out.get("data", {})]
+    assert len(pictures) == 2
+    assert "ZSE, 64 pixels: ['token', 'relation']" in text
+    assert "http://127.0.0.1:" in text
+    assert (tmp_path / "zse_work/model/README.md").is_file()
+    assert (tmp_path / "zse_work/run/metrics.json").is_file()

@@ -1,0 +1,256 @@
+"""The page's answers, and what its server refuses."""
+
+import base64
+import contextlib
+import http.client
+import io
+import re
+import struct
+import zlib
+from pathlib import Path
+from urllib.parse import urlsplit
+
+import numpy as np
+import pytest
+from absl import flags
+from PIL import Image, ImageDraw
+
+from zse_jax import programs
+from zse_jax.gallery import answers, app, guard, index
+from zse_jax.gallery.answers import Answers
+from zse_jax.gallery.photos import identity
+from zse_jax.gallery.search import Searcher
+
+from .conftest import photo
+
+
+def data_url(image, kind="PNG"):
+    buffer = io.BytesIO()
+    image.save(buffer, kind)
+    return f"data:image/{kind.lower()};base64,{base64.b64encode(buffer.getvalue()).decode()}"
+
+
+def paper(size=(512, 512)):
+    return Image.new("RGBA", size, "white")
+
+
+def circle():
+    image = paper()
+    ImageDraw.Draw(image).ellipse((100, 100, 400, 400), outline="black", width=7)
+    return data_url(image)
+
+
+@pytest.fixture(scope="module")
+def album(tmp_path_factory):
+    folder = tmp_path_factory.mktemp("album")
+    for number in range(6):
+        photo(folder / f"p{number}.png", number)
+    photo(folder / "<b onclick=x>.png", 6)
+    return folder
+
+
+@pytest.fixture(scope="module")
+def asked(zse, album, tmp_path_factory):
+    """What answers, with an index of seven photos."""
+    where = tmp_path_factory.mktemp("app") / "index"
+    index.build([album], where, zse)
+    return Answers(Searcher(index.open(where)), k=5)
+
+
+def final(asked, drawing, rerank=3.0):
+    *_, last = asked.search(drawing, rerank)
+    return last
+
+
+def test_photos_appear_as_thumbnails_and_nothing_else(asked, album):
+    answer = final(asked, circle())
+    assert len(answer.results.hits) == 5
+    assert answer.html.count("data:image/webp;base64,") == 5
+    assert len(re.findall('data-photo="[0-9a-f]{24}"', answer.html)) == 5
+    assert str(album) not in answer.html
+    assert "of 7 photos, 3 of them compared pair by pair" in answer.html
+    assert "src=" not in re.sub(r'src="data:image/webp;base64,[\w+/=]+"', "", answer.html)
+
+
+def test_names_of_files_are_no_html(asked):
+    asked = Answers(asked.searcher, k=7)
+    html = final(asked, circle()).html
+    assert "<b onclick" not in html
+    assert "&lt;b onclick=x&gt;" in html
+
+
+def test_the_slider_decides_how_many_are_compared(asked):
+    assert asked.most == asked.usual == 7
+    fast = final(asked, circle(), 0)
+    assert {hit.stage for hit in fast.results.hits} == {"shortlist"}
+    assert "by embedding alone" in fast.html
+    exact = final(asked, circle(), 1e9)
+    assert {hit.stage for hit in exact.results.hits} == {"rerank"}
+    assert final(asked, circle(), -5.0).results.hits == fast.results.hits
+
+
+def test_where_comparing_is_slow_there_is_a_first_glance(asked, monkeypatch):
+    monkeypatch.setattr(asked, "_seconds_of_pair", 1.0)
+    first, last = asked.search(circle(), 3)
+    assert "comparing pairs" in first.html
+    assert {hit.stage for hit in first.results.hits} == {"shortlist"}
+    assert "comparing pairs" not in last.html
+    assert asked._seconds_of_pair < 1
+
+
+@pytest.mark.parametrize("drawing", [None, "", data_url(paper())], ids=["none", "empty", "white"])
+def test_no_drawing_is_no_error(asked, drawing):
+    answer = final(asked, drawing)
+    assert answer == asked.empty()
+    assert "Draw an object, and the most similar of 7 photos appear here" in answer.html
+
+
+def bomb():
+    """A PNG of 900 megapixels in some bytes."""
+    head = b"IHDR" + struct.pack(">IIBBBBB", 30000, 30000, 8, 0, 0, 0, 0)
+    chunk = struct.pack(">I", 13) + head + struct.pack(">I", zlib.crc32(head))
+    return base64.b64encode(b"\x89PNG\r\n\x1a\n" + chunk).decode()
+
+
+@pytest.mark.parametrize(
+    ("drawing", "problem"),
+    [
+        ("hello", "no picture"),
+        ("data:text/html;base64,PGI+", "no picture"),
+        ("data:image/png;base64,!!!", "no picture"),
+        ("data:image/png;base64,PGh0bWw+", "no picture"),
+        ("data:image/png;base64," + "A" * answers.LARGEST_DRAWING, "too large"),
+        ("data:image/png;base64," + bomb(), "no picture"),
+        (data_url(paper((2049, 8))), "2049 x 8 pixels"),
+        ("/etc/passwd", "no picture"),
+    ],
+)
+def test_what_is_no_drawing_is_said(asked, drawing, problem):
+    answer = final(asked, drawing)
+    assert problem in answer.html
+    assert 'role="alert"' in answer.html
+    assert answer.results is None
+
+
+def test_a_photo_that_was_found_is_explained(asked):
+    results = final(asked, circle()).results
+    html = asked.explain(results, results.hits[1].id)
+    assert "Why photo 2" in html
+    assert html.count("<img") > 4
+    assert "src=" not in re.sub(r'src="data:image/webp;base64,[\w+/=]+"', "", html)
+
+
+def test_nothing_is_explained_but_what_was_found(asked, album):
+    results = final(asked, circle(), 7).results
+    shown = {hit.id for hit in results.hits}
+    others = identity(Path("/etc/passwd")), str(album / "p0.png"), "None", ""
+    for other in others:
+        assert other not in shown
+        assert "choose one of the photos found" in asked.explain(results, other)
+    assert "Draw first" in asked.explain(None, next(iter(shown)))
+
+
+def test_a_photo_that_is_gone_is_said_without_its_path(zse, tmp_path):
+    file = photo(tmp_path / "album/p.png", 0)
+    index.build([file], tmp_path / "index", zse)
+    asked = Answers(Searcher(index.open(tmp_path / "index")))
+    results = final(asked, circle()).results
+    file.unlink()
+    html = asked.explain(results, results.hits[0].id)
+    assert "gone since it was indexed" in html
+    assert str(tmp_path) not in html
+
+
+def test_a_system_that_scores_no_pairs_has_no_slider(asked, monkeypatch):
+    monkeypatch.setattr(asked.searcher, "reranks", False)
+    fast = Answers(asked.searcher)
+    fast.warm_up()
+    assert fast.most == fast.usual == 0
+    assert "by embedding alone" in final(fast, circle()).html
+
+
+@pytest.fixture(scope="module")
+def server(asked):
+    page = app.create(asked)
+    address = app.serve(page)
+    yield urlsplit(address)
+    page.close()
+
+
+def request(server, method, path, body=None, headers=None):
+    """Status and body, of a path that nobody has tidied up."""
+    connection = http.client.HTTPConnection(server.hostname, server.port, timeout=30)
+    try:
+        connection.request(method, path, body, headers or {})
+        answer = connection.getresponse()
+        return answer.status, answer.read()
+    finally:
+        connection.close()
+
+
+def test_only_this_machine_is_served_by_default(server):
+    assert server.hostname == "127.0.0.1"
+    status, text = request(server, "GET", "/")
+    assert status == 200
+    assert app.TITLE.encode() in text
+
+
+def test_no_path_leads_to_a_file(server, album):
+    secret = album / "p0.png"
+    for file in ("/etc/passwd", str(secret), "../../../../../../etc/passwd", "pyproject.toml"):
+        for path in (
+            f"/gradio_api/file={file}", f"/file={file}", f"/gradio_api/file/{file}",
+            f"//gradio_api//file={file}", f"/gradio_api/file%3D{file}", f"/static/{file}",
+            f"/gradio_api/x/../file={file}", f"/assets/{file.replace('.', '%2e')}", f"/{file}",
+            f"/gradio_api/proxy=file://{file}", f"/svelte/{file}", f"/theme.css/{file}",
+            f"/gradio_api/custom_component/x/client/component/..%2f..%2f{file}",
+        ):  # fmt: skip
+            status, body = request(server, "GET", path)
+            assert status in (400, 403, 404, 405, 422, 500), path
+            assert b"root:" not in body
+            assert secret.read_bytes() not in body
+
+
+def test_there_is_no_upload_and_no_request_larger_than_a_drawing(server):
+    boundary = b"--b\r\nContent-Disposition: form-data; name=files; filename=a\r\n\r\nx\r\n--b--"
+    headers = {"Content-Type": "multipart/form-data; boundary=b"}
+    assert request(server, "POST", "/gradio_api/upload", boundary, headers)[0] == 404
+    status, text = request(
+        server, "POST", "/gradio_api/queue/join", b"x" * (guard.LARGEST_REQUEST + 1)
+    )
+    assert (status, text) == (413, b"That is larger than a drawing.")
+    chunks = iter([b"x" * 2**20] * 9)  # of a length that is not said
+    with contextlib.suppress(ConnectionError, http.client.HTTPException):  # hung up on
+        assert request(server, "POST", "/gradio_api/queue/join", chunks)[0] >= 400
+
+
+def run(*argv):
+    options = flags.FlagValues()
+    app.define_flags(options, ["app", *argv])
+    programs.parse(options, ["app", *argv])
+    app.main(options)
+
+
+def test_errors_on_the_command_line(tmp_path):
+    with pytest.raises(ValueError, match="--index=my-index"):
+        run()
+    with pytest.raises(FileNotFoundError, match="index"):
+        run(f"--index={tmp_path / 'none'}")
+    with pytest.raises(flags.Error, match="port"):
+        run("--index=x", "--port=0")
+
+
+def test_an_empty_index_says_what_to_do(zse, album, tmp_path):
+    index.build([album], tmp_path / "index", zse)
+    index.remove(tmp_path / "index", [album])
+    asked = Answers(Searcher(index.open(tmp_path / "index")))
+    asked.warm_up()
+    assert "add some with zse_jax.gallery.index add" in final(asked, circle()).html
+
+
+def test_a_sketch_on_a_transparent_ground_is_found_too():
+    image = Image.new("RGBA", (64, 64), (0, 0, 0, 0))
+    ImageDraw.Draw(image).line((5, 5, 60, 60), fill="black", width=4)
+    drawing = answers.decoded(data_url(image))
+    assert drawing[0, 60].tolist() == [255, 255, 255]
+    assert np.array_equal(drawing[30, 30], [0, 0, 0])

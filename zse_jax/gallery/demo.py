@@ -1,0 +1,90 @@
+"""The page with something in it at once: photos of the doodles, and the demo's checkpoint.
+
+    python -m zse_jax.gallery.demo --checkpoint=demo
+
+Writes the photos of the embedded data set into a folder as if they were yours, indexes them with
+the checkpoint of `make demo`, and serves the page; `make app` does both. The second time, all is
+there already.
+"""
+
+import os
+import shutil
+from collections.abc import Sequence
+from pathlib import Path
+
+from absl import flags
+
+from data_pipelines import loading, splits
+from zse_jax import programs
+from zse_jax.gallery import app, index
+
+DATA = "doodles"
+
+
+def write_photos(folder: str | os.PathLike, per_class: int | None = None) -> int:
+    """Writes photos as FOLDER/CLASS/NAME, unless they are there; how many there are.
+
+    Args:
+      folder: gets a folder for each class, seen and unseen.
+      per_class: of each; None: all.
+
+    Raises:
+      ValueError, FileNotFoundError: the data set cannot be prepared.
+    """
+    photos = loading.load_items(DATA, "photo", splits.get(DATA).classes)
+    chosen = [int(i) for positions in photos.by_class() for i in positions[:per_class]]
+    for position in chosen:
+        file = Path(folder) / photos.names[position].removeprefix("photo/")
+        if not file.exists():
+            file.parent.mkdir(parents=True, exist_ok=True)
+            partial = file.with_name(file.name + ".partial")
+            partial.write_bytes(photos.source[int(photos.rows[position])])
+            partial.rename(file)
+    return len(chosen)
+
+
+def build(
+    checkpoint: str | os.PathLike, folder: str | os.PathLike, per_class: int | None = None
+) -> Path:
+    """Photos and their index in `folder`; where the index is.
+
+    An index of an earlier checkpoint is replaced.
+
+    Args:
+      checkpoint: of a system trained on the doodles.
+      folder: gets `photos` and `index`.
+      per_class: photos of each class; None: all.
+
+    Raises:
+      FileNotFoundError: there is no checkpoint.
+      BlockingIOError, ValueError: as `index.build`.
+    """
+    photos, where = Path(folder) / "photos", Path(folder) / "index"
+    write_photos(photos, per_class)
+    if where.exists():
+        try:
+            index.open(where).retriever(checkpoint)
+        except (ValueError, FileNotFoundError):
+            shutil.rmtree(where)
+    index.build(photos=[photos], index=where, checkpoint=checkpoint, progress=True)
+    return where
+
+
+def define_flags(options: flags.FlagValues, argv: Sequence[str]) -> None:
+    """The command line."""
+    flags.DEFINE_string("checkpoint", "demo", "The workdir of a run on the doodles.", options)
+    help_ = "Gets photos and index; by default the folder `app` in the workdir."
+    flags.DEFINE_string("folder", None, help_, options)
+    flags.DEFINE_string("host", "127.0.0.1", "The address that is listened to.", options)
+    flags.DEFINE_integer("port", None, "By default the first free one.", 1, 65535, options)
+
+
+def main(options: flags.FlagValues) -> None:
+    """Builds what is missing, and serves the page until Ctrl-C."""
+    folder = options.folder or Path(options.checkpoint) / "app"
+    where = build(options.checkpoint, folder)
+    app.launch(where, host=options.host, port=options.port, share=False, block=True, quiet=True)
+
+
+if __name__ == "__main__":
+    programs.run(main, define_flags)
