@@ -152,6 +152,15 @@ def step_of(path: str | os.PathLike) -> int:
         return step
 
 
+def place_of(path: str | os.PathLike, step: int) -> str:
+    """The folder of `step`, if it still lies in the workdir `path`; else `path` itself."""
+    if shared_models.address(path) is None:
+        folder = absolute(path) / FOLDER / str(step)
+        if folder.exists():
+            return os.fspath(folder)
+    return os.fspath(path)
+
+
 @contextlib.contextmanager
 def find(path: str | os.PathLike) -> Iterator[tuple[managers.CheckpointManager, int]]:
     """The manager and the step that `path` (a workdir, or one step's folder) stands for.

@@ -18,8 +18,10 @@ from safetensors.numpy import load_file, save_file
 import zse_jax
 from zse_jax import checkpoint, retrievers, shared_models, sharing
 from zse_jax.checkpoint import Checkpoints
+from zse_jax.gallery import index
 
 from . import small_systems, tiny
+from .gallery.conftest import photo
 from .test_checkpoint import Position
 
 METRICS = {
@@ -228,6 +230,14 @@ def test_a_model_goes_to_the_hub_and_back(hub, workdir):
     zse_jax.save_pretrained(workdir, "hf://ann/sketches@v2", private=False)
     assert not hub.private
     assert checkpoint.step_of("hf://ann/sketches@v2") == 3
+
+
+def test_an_index_may_be_of_a_model_on_the_hub(hub, workdir, tmp_path):
+    zse_jax.save_pretrained(workdir, "hf://ann/sketches")
+    photo(tmp_path / "album/p.png", 0)
+    index.build([tmp_path / "album"], tmp_path / "index", "hf://ann/sketches")
+    assert index.open(tmp_path / "index").info()["checkpoint"] == "hf://ann/sketches"
+    assert isinstance(index.open(tmp_path / "index").retriever(), tiny.Tiny)
 
 
 def test_what_the_hub_does_not_have(hub, workdir):

@@ -9,7 +9,6 @@ import binascii
 import functools
 import io
 import re
-import time
 from collections.abc import Iterator
 from pathlib import PurePath
 from typing import Any, NamedTuple
@@ -34,8 +33,9 @@ MOST_RERANKED = 1000
 FEWEST = 20
 """Pairs that are scored unless asked otherwise, on the slowest machine."""
 
-SLOW = 0.5
-"""From so many seconds on, the order by embedding is shown until the pairs are scored."""
+BUDGET, SLOW = 0.3, 0.5
+"""Seconds that scoring takes unless asked otherwise; and from which on the order by embedding is
+shown until the pairs are scored."""
 
 _DATA_URL = re.compile(r"data:image/(?:png|jpeg|webp);base64,")
 
@@ -83,7 +83,7 @@ class Answers:
     Attributes:
       searcher: the searcher.
       most: pairs that can be scored for a drawing; 0 if the system scores none.
-      usual: pairs that are scored unless asked otherwise: as many as take `SLOW` seconds here.
+      usual: pairs that are scored unless asked otherwise: as many as take `BUDGET` seconds here.
     """
 
     def __init__(self, searcher: Searcher, k: int = 24):
@@ -103,17 +103,17 @@ class Answers:
         return max(9, round(880 / self.searcher.retriever.image_size))
 
     def warm_up(self) -> None:
-        """Compiles what a search needs, and sees how fast this machine is."""
+        """Compiles what a search needs, and sees how many pairs this machine scores in `BUDGET`."""
         if not self.searcher.gallery.photos:
             return
         drawing = np.full((64, 64, 3), 255, np.uint8)
         drawing[16:48, 30:34] = 0
         for _ in range(2):
-            began = time.perf_counter()
-            self.searcher(drawing, self._k, self.usual)
-            self._seconds_of_pair = (time.perf_counter() - began) / max(1, self.usual)
-        fast = int(0.8 * SLOW / self._seconds_of_pair) // 10 * 10
-        self.usual = min(self.most, max(FEWEST, fast))
+            self._seconds_of_pair = self.searcher(drawing, self._k, self.usual).seconds
+            self._seconds_of_pair /= max(1, self.usual)
+        fast = int(BUDGET / self._seconds_of_pair)
+        self.usual = min(self.most, max(FEWEST, fast // 50 * 50))
+        self.searcher(drawing, self._k, self.usual)  # reads what the next one needs, too
 
     def empty(self) -> Answer:
         """What is shown while nothing is drawn."""

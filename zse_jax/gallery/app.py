@@ -164,24 +164,30 @@ def serve(
     theme = gr.themes.Base(
         font=["system-ui", "sans-serif"], font_mono=["ui-monospace", "monospace"]
     ).set(block_info_text_color="*neutral_600", block_info_text_color_dark="*neutral_400")
-    _, local, public = page.launch(
-        server_name=host,
-        server_port=port,
-        share=share,
-        quiet=quiet,
-        prevent_thread_lock=True,
-        theme=theme,
-        css=template_text("app.css"),
-        app_kwargs={"middleware": [Middleware(guard.Guard)]},
-        max_file_size=guard.LARGEST_REQUEST,
-        state_session_capacity=SESSIONS,
-        footer_links=[],
-        run_history=False,
-        enable_monitoring=False,
-        mcp_server=False,
-        ssr_mode=False,
-        pwa=False,
-    )
+    try:
+        _, local, public = page.launch(
+            server_name=host,
+            server_port=port,
+            share=share,
+            quiet=quiet,
+            prevent_thread_lock=True,
+            theme=theme,
+            css=template_text("app.css"),
+            app_kwargs={"middleware": [Middleware(guard.Guard)]},
+            max_file_size=guard.LARGEST_REQUEST,
+            state_session_capacity=SESSIONS,
+            footer_links=[],
+            run_history=False,
+            enable_monitoring=False,
+            mcp_server=False,
+            ssr_mode=False,
+            pwa=False,
+        )
+    except OSError as error:
+        raise OSError(
+            f"The page cannot be served at {host}:{port or '7860 and above'}: the port is taken, "
+            "or the address is none of this machine's. Name others, such as --port=7900."
+        ) from error
     return public or local
 
 

@@ -273,9 +273,7 @@ def _retriever(table: Tables, checkpoint: str | os.PathLike | None) -> Any:
     about = table.about
     place = checkpoint
     if place is None:
-        place = about["checkpoint"]
-        step = checkpoints.absolute(place) / checkpoints.FOLDER / str(about["step"])
-        place = os.fspath(step) if step.exists() else place
+        place = checkpoints.place_of(about["checkpoint"], about["step"])
     try:
         retriever = checkpoints.load(place)
     except FileNotFoundError as error:

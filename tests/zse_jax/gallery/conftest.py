@@ -1,6 +1,9 @@
 """A small ZSE with random weights as a checkpoint, an album, and a drawing."""
 
+import shutil
+from collections.abc import Iterator
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
@@ -51,3 +54,18 @@ def drawing(tmp_path) -> Path:
     ImageDraw.Draw(image).ellipse((10, 10, 50, 50), outline="black", width=3)
     image.save(tmp_path / "circle.png")
     return tmp_path / "circle.png"
+
+
+@pytest.fixture(scope="session")
+def browser() -> Iterator[Any]:
+    """Chromium, driven by Playwright."""
+    names = "chromium", "chromium-browser", "google-chrome"
+    chromium = next(filter(None, map(shutil.which, names)), None)
+    if chromium is None:
+        pytest.skip("needs Chromium (Debian's package chromium)")
+    reason = "needs Playwright, which drives the browser"
+    api = pytest.importorskip("playwright.sync_api", reason=reason)
+    with api.sync_playwright() as driver:
+        started = driver.chromium.launch(executable_path=chromium, args=["--no-sandbox"])
+        yield started
+        started.close()

@@ -195,6 +195,11 @@ def test_only_this_machine_is_served_by_default(server):
     assert app.TITLE.encode() in text
 
 
+def test_a_port_that_is_taken_is_said(server, asked):
+    with pytest.raises(OSError, match=f"127.0.0.1:{server.port}: the port is taken.*--port=7900"):
+        app.serve(app.create(asked), port=server.port)
+
+
 def test_no_path_leads_to_a_file(server, album):
     secret = album / "p0.png"
     for file in ("/etc/passwd", str(secret), "../../../../../../etc/passwd", "pyproject.toml"):
@@ -206,7 +211,7 @@ def test_no_path_leads_to_a_file(server, album):
             f"/gradio_api/custom_component/x/client/component/..%2f..%2f{file}",
         ):  # fmt: skip
             status, body = request(server, "GET", path)
-            assert status in (400, 403, 404, 405, 422, 500), path
+            assert status in (400, 403, 404, 405, 422), (path, status)
             assert b"root:" not in body
             assert secret.read_bytes() not in body
 

@@ -1,0 +1,107 @@
+"""Somebody who visits the page with headless Chromium, on a desk or on a phone."""
+
+import math
+import os
+from pathlib import Path
+from urllib.parse import urlsplit
+
+import numpy as np
+from PIL import Image
+
+# When the last stroke ended, and when the photos last changed, in the page's own milliseconds.
+WATCH = """() => {
+  addEventListener("pointerup", () => { window.lifted = performance.now(); }, true);
+  new MutationObserver(() => { window.answered = performance.now(); }).observe(
+    document.querySelector("#found"),
+    {childList: true, subtree: true, characterData: true, attributes: true});
+}"""
+
+
+class Visitor:
+    """Somebody with the page open, and what the page did meanwhile."""
+
+    def __init__(self, browser, address, **context):
+        self.page = browser.new_context(**context).new_page()
+        self.page.set_default_timeout(20_000)
+        self.asked, self.problems = [], []
+        self.page.on("request", lambda request: self.asked.append(request.url))
+        self.page.on("pageerror", lambda error: self.problems.append(str(error)))
+        self.page.on(
+            "console", lambda said: said.type == "error" and self.problems.append(said.text)
+        )
+        self.page.goto(address)
+        self.page.wait_for_selector("#pad canvas")
+        self.page.wait_for_selector(".zse-empty")
+        self.page.evaluate(WATCH)
+
+    def at(self, x, y):
+        """A place on the paper, 0 to 1, on the page."""
+        box = self.page.locator("#pad canvas").bounding_box()
+        return box["x"] + x * box["width"], box["y"] + y * box["height"]
+
+    def stroke(self, points):
+        self.page.mouse.move(*self.at(*points[0]))
+        self.page.mouse.down()
+        for place in points[1:]:
+            self.page.mouse.move(*self.at(*place))
+        self.page.mouse.up()
+
+    def touch(self, points):
+        client = self.page.context.new_cdp_session(self.page)
+        kinds = ["touchStart"] + ["touchMove"] * (len(points) - 1)
+        for kind, place in zip(kinds, points, strict=True):
+            x, y = self.at(*place)
+            client.send(
+                "Input.dispatchTouchEvent", {"type": kind, "touchPoints": [{"x": x, "y": y}]}
+            )
+        client.send("Input.dispatchTouchEvent", {"type": "touchEnd", "touchPoints": []})
+
+    def ink(self):
+        """How much of the paper is dark."""
+        return self.page.evaluate(
+            """() => { const c = document.querySelector("#pad canvas");
+              const data = c.getContext("2d").getImageData(0, 0, c.width, c.height).data;
+              let dark = 0;
+              for (let i = 0; i < data.length; i += 4) dark += data[i] < 128;
+              return dark / (c.width * c.height); }"""
+        )
+
+    def settle(self):
+        """Waits for photos, and until nothing has changed for a while."""
+        self.page.wait_for_selector(".zse-tile")
+        self.page.wait_for_function(
+            "performance.now() - Math.max(window.lifted, window.answered) > 1200"
+        )
+
+    def status(self, wanted):
+        """Waits until the line above the photos says something."""
+        self.page.locator(".zse-status", has_text=wanted).wait_for()
+
+    def shot(self, folder, name):
+        """A screenshot of the whole page; its pixels."""
+        file = Path(os.environ.get("ZSE_SCREENSHOTS") or folder) / name
+        self.page.screenshot(path=file, full_page=True)
+        with Image.open(file) as image:
+            return np.asarray(image.convert("RGB"))
+
+
+def ring(x, y, radius):
+    angles = [number * math.pi / 10 for number in range(21)]
+    return [(x + radius * math.cos(a), y + radius * math.sin(a)) for a in angles]
+
+
+SNOWMAN = [
+    ring(0.5, 0.72, 0.2), ring(0.5, 0.4, 0.13), ring(0.5, 0.19, 0.08),
+    [(0.64, 0.38), (0.82, 0.27)], [(0.36, 0.38), (0.18, 0.27)],
+]  # fmt: skip
+
+
+def check_calm(visitor, address):
+    """Nothing went out, nothing went wrong, nothing is wider than the window."""
+    host = urlsplit(address).netloc
+    outside = [url for url in visitor.asked if urlsplit(url).scheme not in ("data", "blob")]
+    assert len(outside) > 3
+    assert {urlsplit(url).netloc for url in outside} == {host}
+    assert not [url for url in outside if "file=" in url]
+    assert visitor.problems == []
+    assert visitor.page.evaluate("document.documentElement.scrollWidth <= innerWidth")
