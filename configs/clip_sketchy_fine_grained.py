@@ -9,8 +9,8 @@ None of this was published as code. Acc@1, 5 and 10 of the photo that was drawn,
 its class and among all. DIR, variants and shorthands are those of configs/clip_sketchy_split2.py.
 
 Published (CLIP-AT, CVPR 2023), within the class: Acc@1 28.68, Acc@5 62.34.
-Measured here: Sketchy not yet; `:tiny` from scratch on doodles, seeds 0 and 1: Acc@1 within the class
-0.065, 0.060 (chance 0.021), 4 to 5 minutes on two busy cores.
+Measured here: Sketchy not yet; `:tiny` from scratch on doodles, seeds 0 and 1: Acc@1 within the
+class 0.065, 0.060 (chance 0.021), 4 to 5 minutes on two busy cores.
 """
 
 from ml_collections import ConfigDict
