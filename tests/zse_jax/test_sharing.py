@@ -16,7 +16,7 @@ from huggingface_hub import ModelCard
 from safetensors.numpy import load_file, save_file
 
 import zse_jax
-from zse_jax import checkpoint, retrievers, shared_models, sharing
+from zse_jax import checkpoint, configuration, retrievers, shared_models, sharing
 from zse_jax.checkpoint import Checkpoints
 from zse_jax.gallery import index
 
@@ -101,22 +101,42 @@ def test_a_loaded_system_is_saved_with_the_weights_that_it_has_now(workdir, tmp_
     assert "Not measured" in (tmp_path / "changed/README.md").read_text()
 
 
-def test_a_system_that_nobody_trained_with_its_running_statistics(tmp_path):
-    config = small_systems.config("efficient_cnn")
-    settings = config.model.to_dict()
-    retriever = nnx.jit(lambda: retrievers.create(settings, rngs=nnx.Rngs(0)))()
+class Normed(tiny.Tiny):
+    """A system that also has running statistics."""
+
+    def __init__(self, *, width=16, dropout=0.1, image_size=8, dtype, rngs):
+        super().__init__(
+            width=width, dropout=dropout, image_size=image_size, dtype=dtype, rngs=rngs
+        )
+        self.norm = nnx.BatchNorm(8, rngs=rngs)
+
+
+def test_a_system_that_nobody_trained_with_its_running_statistics(tmp_path, monkeypatch):
+    monkeypatch.setattr(retrievers, "SYSTEMS", {"normed": f"{__name__}:Normed"})
+    config = tiny.config().unlock()
+    config.model.system = "normed"
+    retriever = Normed(dtype=jnp.float32, rngs=nnx.Rngs(0))
+    retriever.norm.mean[...] = jnp.arange(8.0)
     with pytest.raises(ValueError, match="config=config"):
         zse_jax.save_pretrained(retriever, tmp_path / "model")
     zse_jax.save_pretrained(retriever, tmp_path / "model", config=config)
-    saved = load_file(tmp_path / "model/model.safetensors")
-    loaded = checkpoint.flat_arrays(
-        nnx.split(zse_jax.load(tmp_path / "model"), nnx.RngState, ...)[2]
-    )
-    assert loaded.keys() == saved.keys()
-    assert all(np.array_equal(saved[name], loaded[name]) for name in saved)
+    loaded = zse_jax.load(tmp_path / "model")
+    assert loaded.norm.mean[...].tolist() == list(range(8))
+    assert loaded.norm.use_running_average
+    assert np.array_equal(loaded.first.kernel[...], retriever.first.kernel[...])
     text = (tmp_path / "model/README.md").read_text()
-    assert sharing.SYSTEMS["efficient_cnn"][1] in text
+    assert "# model\n\nnormed.\n" in text
     assert "nothing was trained here" in text
+
+
+@pytest.mark.parametrize("system", sharing.SYSTEMS)
+def test_every_system_has_a_card(system):
+    config = configuration.to_plain(small_systems.config(system))
+    about = {
+        "version": "0", "step": 9, "parameters": 1, "metrics": {}, "measured": "", "config": config,
+    }  # fmt: skip
+    assert sharing.SYSTEMS[system][1] in sharing.card(about, name="ann/x")
+    assert set(sharing.SYSTEMS) == set(retrievers.SYSTEMS) - {"tiny"}
 
 
 def test_the_card_says_what_is_known(shared):

@@ -4,13 +4,14 @@
 
 Draw with mouse, pen or finger, or upload a sketch; click a photo to see why it was found. The page
 is served to this machine alone unless --host says otherwise (--share lets Gradio publish it for a
-week), needs no network, and hands out nothing but thumbnails of the photos in the index. In a
-notebook:
+week), needs no network, and hands out nothing but thumbnails of the photos in the index and the
+small pictures that explain one. In a notebook:
 
     from zse_jax.gallery import app
     app.launch("my-index")
 """
 
+import json
 import logging
 import os
 from collections.abc import Iterator, Sequence
@@ -86,25 +87,26 @@ def create(answers: Answers) -> Any:
         why = gr.HTML(
             "", js_on_load=template_text("why.js"), apply_default_css=False, elem_id="why"
         )
+        quietly: dict[str, Any] = {"show_progress": "hidden", "api_visibility": "private"}
         asked: dict[str, Any] = {
             "fn": search,
             "inputs": [pad, rerank],
             "outputs": [found, why, shown],
             "trigger_mode": "always_last",
-            "show_progress": "hidden",
             "concurrency_id": "searcher",
             "concurrency_limit": 1,
-            "api_visibility": "private",
+            **quietly,
         }
         pad.input(**asked)
         rerank.change(**asked)
+        waiting = json.dumps(template_text("waiting.html"))
+        found.select(None, None, [why], js=f"() => {waiting}", **quietly)
         found.select(
             explain,
             [shown],
             [why],
-            show_progress="minimal",
             concurrency_id="searcher",
-            api_visibility="private",
+            **quietly,
         )
     return page
 

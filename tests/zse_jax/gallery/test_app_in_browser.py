@@ -47,7 +47,7 @@ def test_draw_find_and_see_why(browser, address, tmp_path):
     assert page.locator(".zse-tile").count() == 24
     visitor.status(f"of {PHOTOS} photos")
     page.locator(".zse-tile").nth(2).click()
-    page.wait_for_selector(".zse-why")
+    page.wait_for_selector(".zse-why img")
     assert "Why photo 3" in page.locator(".zse-why h2").inner_text()
     loaded = page.evaluate("[...document.images].map(image => image.naturalWidth)")
     assert len(loaded) > 28
@@ -69,7 +69,7 @@ def test_on_a_phone_with_a_finger(browser, address, tmp_path):
     first = visitor.page.locator(".zse-tile").first
     assert first.bounding_box()["y"] < 700, "photos are in sight without scrolling"
     first.tap()
-    visitor.page.wait_for_selector(".zse-why")
+    visitor.page.wait_for_selector(".zse-why img")
     visitor.page.wait_for_timeout(800)
     assert visitor.page.evaluate("scrollY") > 0, "the explanation came into view"
     assert visitor.shot(tmp_path, "app-phone.png").shape[1] == 390
