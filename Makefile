@@ -3,8 +3,11 @@
 PYTHON ?= python3
 VENV ?= .venv
 PYTEST_ARGS ?=
+TEST_WORKERS ?= 2
 APP_ARGS ?=
 BIN := $(VENV)/bin
+# Files to workers, not single tests: what a file compiles serves all of its tests.
+PYTEST = $(BIN)/python -m pytest -n $(TEST_WORKERS) --dist loadfile
 RUNTIME := $(VENV)/.runtime-installed
 DEV := $(VENV)/.dev-installed
 CHECKED := configs data_pipelines launch zse_jax tests
@@ -30,10 +33,10 @@ app: $(RUNTIME)  ## A page to draw on, over the doodles (trains the demo first, 
 	$(BIN)/python -m zse_jax.gallery.demo --checkpoint=demo $(APP_ARGS)
 
 test: $(DEV)  ## Run every test
-	$(BIN)/python -m pytest $(PYTEST_ARGS)
+	$(PYTEST) $(PYTEST_ARGS)
 
 test-fast: $(DEV)  ## Run the tests that take seconds
-	$(BIN)/python -m pytest -m "not slow" $(PYTEST_ARGS)
+	$(PYTEST) -m "not slow" $(PYTEST_ARGS)
 
 lint: $(DEV)  ## Check style, format and types
 	$(BIN)/ruff check $(CHECKED)
