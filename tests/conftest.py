@@ -2,6 +2,7 @@
 
 import gc
 import os
+import signal
 from collections.abc import Callable, Iterator
 from pathlib import Path
 
@@ -27,6 +28,11 @@ from absl import flags
 from jaxtyping import install_import_hook
 
 from tests.checking import checked
+
+# Where the tests run in the background, a shell has them ignore Ctrl-C, and programs that they start
+# would inherit that.
+if signal.getsignal(signal.SIGINT) is signal.SIG_IGN:
+    signal.signal(signal.SIGINT, signal.default_int_handler)
 
 # From here on, every annotated shape and type of the packages is checked at each call.
 install_import_hook(["data_pipelines", "zse_jax"], f"{checked.__module__}.{checked.__name__}")

@@ -52,23 +52,32 @@ def test_random_keys_have_one():
     assert digests({"key": jax.random.key(1)}) != digests({"key": jax.random.key(2)})
 
 
-def test_a_flipped_bit_in_a_checkpoint_is_noticed(tmp_path, monkeypatch):
+def test_with_a_flipped_bit_a_checkpoint_reads_as_saved_or_not_at_all(tmp_path, monkeypatch):
     tiny.install(monkeypatch.setattr)
     setup = set_up(tiny.config(**{"model.width": 64}), sharding.make_mesh())
     select, position = "relation/exact/mAP@all", type("P", (), {"get_state": lambda self: {}})()
+
+    def restored():
+        with checkpoint.Checkpoints(tmp_path, select=select) as checkpoints:
+            return checkpoints.restore(1, setup.abstract)
+
     with checkpoint.Checkpoints(tmp_path, select=select) as checkpoints:
         checkpoints.save(1, setup.init(), position, tiny.config(), None)
         checkpoints.wait()
+    whole = restored()
     large = max((tmp_path / "checkpoints/1/model").rglob("d/*"), key=lambda f: f.stat().st_size)
-    whole, generator = large.read_bytes(), random.Random(0)
-    for _ in range(4):
-        place = generator.randrange(len(whole) // 4, len(whole))
-        large.write_bytes(whole[:place] + bytes([whole[place] ^ 1]) + whole[place + 1 :])
-        with (
-            checkpoint.Checkpoints(tmp_path, select=select) as checkpoints,
-            pytest.raises(checkpoint.DamagedError, match="checkpoints/1 cannot be read"),
-        ):
-            checkpoints.restore(1, setup.abstract)
-    large.write_bytes(whole)
-    with checkpoint.Checkpoints(tmp_path, select=select) as checkpoints:
-        checkpoints.restore(1, setup.abstract)
+    contents, generator = large.read_bytes(), random.Random(0)
+    noticed = 0
+    for _ in range(6):
+        place = generator.randrange(len(contents))
+        large.write_bytes(contents[:place] + bytes([contents[place] ^ 1]) + contents[place + 1 :])
+        try:
+            found = restored()
+        except checkpoint.DamagedError as error:
+            assert "checkpoints/1 cannot be read" in str(error)
+            noticed += 1
+        else:  # a byte that is not needed: about 1 in 100, of the file's own bookkeeping
+            jax.tree.map(np.testing.assert_array_equal, *map(jax.device_get, (found, whole)))
+    assert noticed >= 4
+    large.write_bytes(contents)
+    restored()

@@ -87,6 +87,7 @@ def test_convert_index_search_and_draw(sketchy_folder, browser, tmp_path):
             visitor.page.wait_for_selector(".zse-why img")
             visitor.shot(tmp_path, "whole-path.png")
             check_calm(visitor, address)
-        finally:
             page.send_signal(signal.SIGINT)
-        assert page.wait(timeout=30) in (0, 130)
+            assert page.wait(timeout=30) in (0, 130)
+        finally:
+            page.kill()
