@@ -29,8 +29,7 @@ from jaxtyping import install_import_hook
 
 from tests.checking import checked
 
-# Where the tests run in the background, a shell has them ignore Ctrl-C, and programs that they start
-# would inherit that.
+# A shell's background jobs ignore Ctrl-C, and programs that the tests start would inherit that.
 if signal.getsignal(signal.SIGINT) is signal.SIG_IGN:
     signal.signal(signal.SIGINT, signal.default_int_handler)
 

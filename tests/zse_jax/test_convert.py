@@ -16,6 +16,7 @@ from tests.source import ROOT
 from tests.zse_jax import small_systems, tiny
 from tests.zse_jax.pretrained import test_google_vit, test_openai_clip
 from tests.zse_jax.pretrained.weights import GOLDEN
+from tests.zse_jax.random_weights import drawn
 from zse_jax import beginning, checkpoint, convert, programs, sharding, train, train_state
 from zse_jax.models.resnet import ResNet50
 from zse_jax.pretrained import files, openai_clip, publishers, sizes, torchvision_resnet, zse_sbir
@@ -27,7 +28,7 @@ HEADS = {"heads": 3, "cross_heads": 2, "scale_channels": 4}
 
 def resnet_arrays(seed=0):
     """A small ResNet by torchvision's names and in its layout."""
-    model = ResNet50(depths=(1, 1), width=8, classes=12, rngs=nnx.Rngs(seed))
+    model = drawn(lambda: ResNet50(depths=(1, 1), width=8, classes=12, rngs=nnx.Rngs(0)), seed)
     state = nnx.state(model, nnx.Any(nnx.Param, nnx.BatchStat))
     parameters = dict(nnx.to_flat_state(state))
     arrays = {}
@@ -74,8 +75,8 @@ def run(*arguments):
 
 
 def built(settings, seed=0):
-    """A system with random weights, compiled as one program."""
-    return nnx.jit(lambda: create(dict(settings), rngs=nnx.Rngs(params=seed, dropout=1)))()
+    """A system with random weights."""
+    return drawn(lambda: create(dict(settings), rngs=nnx.Rngs(params=0, dropout=1)), seed)
 
 
 def same(left, right):
@@ -93,7 +94,8 @@ def test_a_publishers_file_becomes_a_checkpoint_that_loads(publisher, tmp_path, 
     retriever = zse_jax.load(tmp_path / "out")
     config = checkpoint.read_config(tmp_path / "out")
     assert config.model.system == publishers.PUBLISHERS[publisher].system
-    fresh = built(config.model.to_dict())
+    settings = config.model.to_dict()
+    fresh = nnx.jit(lambda: create(settings, rngs=nnx.Rngs(params=config.seed, dropout=1)))()
     publishers.start(fresh, file, config.model.system)
     same(retriever, fresh)
 
@@ -245,7 +247,8 @@ def test_a_start_that_does_not_fit_says_so(tmp_path):
     checkpoint.write(tmp_path / "run", 0, source, config)
 
     def start(system, path, **changes):
-        begun(small_systems.config(system, init_from=str(path), **changes))
+        config = small_systems.config(system, init_from=str(path), **changes)
+        beginning.fill(built(config.model), config)
 
     with pytest.raises(ValueError, match=r"init_from=.*run: its parameters .* anchors.merge"):
         start("zse", tmp_path / "run", **{"model.anchors": 16})

@@ -11,6 +11,7 @@ from flax import nnx
 from PIL import Image, ImageDraw
 
 from tests.zse_jax import small_systems
+from tests.zse_jax.random_weights import drawn
 from zse_jax import checkpoint
 from zse_jax.retrievers import create
 
@@ -19,7 +20,7 @@ def written_checkpoint(folder: Path, system: str = "zse", seed: int = 0) -> Path
     """A checkpoint of random weights."""
     config = small_systems.config(system)
     settings = config.model.to_dict()
-    made = nnx.jit(lambda: create(settings, rngs=nnx.Rngs(params=seed, dropout=1)))()
+    made = drawn(lambda: create(settings, rngs=nnx.Rngs(params=0, dropout=1)), seed)
     checkpoint.write(folder, seed, made, config)
     return folder
 

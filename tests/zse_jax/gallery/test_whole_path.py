@@ -17,6 +17,7 @@ from safetensors.numpy import save_file
 
 from tests.source import ROOT
 from tests.zse_jax import small_systems
+from tests.zse_jax.random_weights import drawn
 from zse_jax.pretrained import zse_sbir
 from zse_jax.retrievers import create
 
@@ -46,7 +47,7 @@ def test_convert_index_search_and_draw(sketchy_folder, browser, tmp_path):
     images = sketchy_folder / "256x256"
     config = small_systems.config("zse").model
     settings = config.to_dict()
-    made = nnx.jit(lambda: create(settings, rngs=nnx.Rngs(params=0, dropout=1)))()
+    made = drawn(lambda: create(settings, rngs=nnx.Rngs(params=0, dropout=1)))
     save_file(zse_sbir.export(made), tmp_path / "best.safetensors")
 
     heads = [f"--config.model.{name}={config[name]}" for name in ("heads", "cross_heads")]

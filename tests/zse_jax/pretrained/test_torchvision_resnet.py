@@ -8,6 +8,7 @@ import pytest
 from flax import nnx
 
 from tests.zse_jax.pretrained.weights import GOLDEN, draw
+from tests.zse_jax.random_weights import drawn
 from zse_jax.models.resnet import ResNet50
 from zse_jax.pretrained import torchvision_resnet
 
@@ -20,7 +21,7 @@ def relative_error(got, want) -> float:
 
 
 def small(**changes):
-    return nnx.jit(lambda: ResNet50(**{**SMALL, **changes}, rngs=nnx.Rngs(0)))()
+    return drawn(lambda: ResNet50(**{**SMALL, **changes}, rngs=nnx.Rngs(0)))
 
 
 def small_arrays(model):
@@ -37,7 +38,7 @@ def small_arrays(model):
 
 @pytest.mark.slow
 def test_golden_features_and_logits(golden):
-    model = nnx.jit(lambda: ResNet50(rngs=nnx.Rngs(0)))()
+    model = drawn(lambda: ResNet50(rngs=nnx.Rngs(0)))
     torchvision_resnet.load(model, draw("resnet50"))
     rng = np.random.default_rng(13)
     images = rng.standard_normal((2, 3, 224, 224), dtype=np.float32).transpose(0, 2, 3, 1)

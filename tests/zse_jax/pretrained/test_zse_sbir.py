@@ -15,6 +15,7 @@ from flax import nnx
 
 from configs import default
 from tests.zse_jax.pretrained.weights import GOLDEN, draw
+from tests.zse_jax.random_weights import drawn
 from zse_jax.optimizers import create as create_optimizer
 from zse_jax.pretrained import zse_sbir
 from zse_jax.retrievers import create
@@ -45,7 +46,7 @@ def expected():
 
 @pytest.fixture(scope="module")
 def model():
-    model = create({"system": "zse"}, rngs=nnx.Rngs(params=0, dropout=1))
+    model = drawn(lambda: create({"system": "zse"}, rngs=nnx.Rngs(params=0, dropout=1)))
     zse_sbir.load(model, draw("zse"))
     return nnx.view(model, deterministic=True)
 
