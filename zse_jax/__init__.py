@@ -42,10 +42,10 @@ def save_pretrained(
 ) -> str:
     """Writes a model, its config and its card to a folder, a bucket, or hf://owner/name.
 
-    See `zse_jax.sharing.save_pretrained`.
+    See `zse_jax.publishing.save_pretrained`.
     """
-    from zse_jax import sharing
+    from zse_jax import publishing
 
-    return sharing.save_pretrained(
+    return publishing.save_pretrained(
         source, target, config=config, metrics=metrics, license=license, private=private
     )

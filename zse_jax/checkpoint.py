@@ -37,6 +37,7 @@ from zse_jax.checkpoint_reading import find as find
 from zse_jax.checkpoint_reading import flat_arrays as flat_arrays
 from zse_jax.checkpoint_reading import load as load
 from zse_jax.checkpoint_reading import load_step as load_step
+from zse_jax.checkpoint_reading import new_folder as new_folder
 from zse_jax.checkpoint_reading import place_of as place_of
 from zse_jax.checkpoint_reading import read_config as read_config
 from zse_jax.checkpoint_reading import step_of as step_of

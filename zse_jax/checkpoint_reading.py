@@ -331,6 +331,21 @@ def absolute(path: str | os.PathLike) -> epath.Path:
     return epath.Path(path if "://" in path else Path(path).expanduser().resolve())
 
 
+def new_folder(path: str | os.PathLike) -> epath.Path:
+    """`absolute` of a folder that is new or empty.
+
+    Raises:
+      FileExistsError: it is not.
+    """
+    folder = absolute(path)
+    if folder.exists() and (not folder.is_dir() or any(folder.iterdir())):
+        kind = "holds something already" if folder.is_dir() else "is a file"
+        raise FileExistsError(
+            f"{folder} {kind}, which is not overwritten: name a new or an empty folder."
+        )
+    return folder
+
+
 def _contents(path: epath.Path) -> str:
     if not path.exists():
         return "there is no such folder"

@@ -75,7 +75,7 @@ def convert(
       FileExistsError: `output` holds something.
       ValueError: nobody's weights, another publisher's, or sizes that do not fit.
     """
-    folder = new_folder(output)
+    folder = checkpoint.new_folder(output)
     arrays = _arrays(os.fspath(source))
     found = publishers.publisher_of(arrays)
     config = config or config_of(found, arrays)
@@ -120,21 +120,6 @@ def export(source: str | os.PathLike, output: str | os.PathLike, publisher: str)
     return len(arrays)
 
 
-def new_folder(output: str | os.PathLike) -> str:
-    """The path of a folder that is new or empty.
-
-    Raises:
-      FileExistsError: it is not.
-    """
-    folder = checkpoint.absolute(output)
-    if folder.exists() and (not folder.is_dir() or any(folder.iterdir())):
-        raise FileExistsError(
-            f"OUTPUT {folder} is there already, and is not overwritten: name a new or an empty "
-            "folder."
-        )
-    return os.fspath(folder)
-
-
 @functools.lru_cache(maxsize=1)
 def _arrays(source: str) -> dict[str, np.ndarray]:
     """The arrays in a file; read once, though first the flags and then the program ask for it."""
@@ -157,7 +142,7 @@ def define_flags(options: flags.FlagValues, argv: Sequence[str]) -> None:
     if file is not None:
         raise ValueError("A conversion takes no --config: the weights decide it. See --help.")
     if first.to is None and len(given) == 2 and not {"--help", "--helpfull", "-h"} & set(argv):
-        new_folder(given[1])
+        checkpoint.new_folder(given[1])
         arrays = _arrays(given[0])
         config = config_of(_publisher(arrays, first["from"].value, given[0]), arrays)
         configuration.check_keys(config, overrides)

@@ -4,7 +4,7 @@
            config.json         version, step, the whole config, metrics, and digests of the weights
            README.md           the model card
 
-`zse_jax.sharing` writes such a folder, this file reads it: from a disk, a bucket, or the Hugging
+`zse_jax.publishing` writes such a folder, this file reads it: from a disk, a bucket, or the Hugging
 Face Hub ("hf://owner/name", "hf://owner/name@revision"), whose client is imported when it is asked
 for and not needed otherwise. Nothing in a folder is executed.
 """

@@ -96,13 +96,14 @@ class Query(NamedTuple):
 
 def render(template: str, **values: Any) -> str:
     """A page of one of the templates; every value is escaped unless it is `markupsafe.Markup`."""
-    return _environment().get_template(template).render(**values)
+    return environment("zse_jax.explain").get_template(template).render(**values)
 
 
 @functools.cache
-def _environment() -> jinja2.Environment:
+def environment(package: str) -> jinja2.Environment:
+    """The templates of a package, in which values are escaped, and a missing one is an error."""
     return jinja2.Environment(
-        loader=jinja2.PackageLoader("zse_jax.explain"),
+        loader=jinja2.PackageLoader(package),
         autoescape=True,
         trim_blocks=True,
         lstrip_blocks=True,

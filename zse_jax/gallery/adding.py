@@ -100,7 +100,7 @@ def add(
             refused.append((name_of(candidate.file), state.refused[one][2]))
         else:
             todo.append(_Work(candidate, one, known is not None))
-    writer = _Writer(table, encoder, state, keep_features)
+    writer = _Writer(table, encoder, state, keep_features, batch_of(len(todo)))
     with warnings.catch_warnings():
         warnings.simplefilter("ignore", Image.DecompressionBombWarning)
         with progress_bar("photos" if progress and todo else None, len(todo), unit="photo") as bar:
@@ -118,6 +118,11 @@ def add(
         counts["added"], counts["updated"], counts["unchanged"], counts["reused"],
         refused + writer.refused, found.others, found.links, gone, time.monotonic() - began,
     )  # fmt: skip
+
+
+def batch_of(photos: int) -> int:
+    """How many are encoded at once: few, for few, as a batch is filled up."""
+    return min(BATCH, 1 << max(0, photos - 1).bit_length())
 
 
 class _State:
@@ -149,11 +154,13 @@ class _State:
 class _Writer:
     """Encodes what is read in whole batches, and commits now and then."""
 
-    def __init__(self, table: Tables, encoder: Encoder, state: _State, keep_features: bool):
+    def __init__(
+        self, table: Tables, encoder: Encoder, state: _State, keep_features: bool, batch: int
+    ):
         self.counts: collections.Counter[str] = collections.Counter()
         self.refused: list[tuple[str, str]] = []
         self._table, self._encoder, self._state = table, encoder, state
-        self._keep_features = keep_features
+        self._keep_features, self._batch = keep_features, batch
         self._waiting: list[tuple[_Work, Photo]] = []
         self._rows: list[dict[str, Any]] = []
         self._refused: list[dict[str, Any]] = []
@@ -171,7 +178,7 @@ class _Writer:
             self._known.append((work, result))
         else:
             self._waiting.append((work, result))
-            if len(self._waiting) == BATCH:
+            if len(self._waiting) == self._batch:
                 self._encode()
         waiting = len(self._rows) + len(self._known) + len(self._refused)
         if waiting >= COMMIT_PHOTOS or time.monotonic() - self._began > COMMIT_SECONDS:
@@ -206,7 +213,7 @@ class _Writer:
         if not self._waiting:
             return
         images = [photo.image for _, photo in self._waiting if photo.image is not None]
-        encoded = self._encoder(np.stack(images), "photo")
+        encoded = self._encoder(np.stack(images), "photo", self._batch)
         packed = self._encoder.packed(encoded.features) if self._keep_features else None
         for place, (work, photo) in enumerate(self._waiting):
             self._row(

@@ -6,7 +6,6 @@ and none is read but those of the index, to explain a photo.
 
 import base64
 import binascii
-import functools
 import io
 import re
 from collections.abc import Iterator
@@ -19,6 +18,7 @@ from jaxtyping import UInt8
 from PIL import Image
 
 from data_pipelines import images
+from zse_jax.explain import pages
 from zse_jax.explain.correspondence import ink_share
 from zse_jax.explain.pair_figures import LINE_STYLES
 from zse_jax.gallery.results import Results
@@ -36,6 +36,8 @@ FEWEST = 20
 BUDGET, SLOW = 0.3, 0.5
 """Seconds that scoring takes unless asked otherwise; and from which on the order by embedding is
 shown until the pairs are scored."""
+
+_PACKAGE = "zse_jax.gallery"
 
 _DATA_URL = re.compile(r"data:image/(?:png|jpeg|webp);base64,")
 
@@ -181,9 +183,9 @@ class Answers:
 
 def template_text(name: str) -> str:
     """The text of one of the page's own files."""
-    loader = _environment().loader
-    assert loader is not None
-    return loader.get_source(_environment(), name)[0]
+    environment = pages.environment(_PACKAGE)
+    assert environment.loader is not None
+    return environment.loader.get_source(environment, name)[0]
 
 
 def _message(**values: Any) -> str:
@@ -191,15 +193,4 @@ def _message(**values: Any) -> str:
 
 
 def _template(name: str) -> jinja2.Template:
-    return _environment().get_template(name)
-
-
-@functools.cache
-def _environment() -> jinja2.Environment:
-    return jinja2.Environment(
-        loader=jinja2.PackageLoader("zse_jax.gallery"),
-        autoescape=True,
-        trim_blocks=True,
-        lstrip_blocks=True,
-        undefined=jinja2.StrictUndefined,
-    )
+    return pages.environment(_PACKAGE).get_template(name)

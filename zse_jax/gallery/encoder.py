@@ -54,13 +54,15 @@ class Encoder:
         self.width = embedding.shape[1]
         self.item_bytes = sum(leaf.size * leaf.dtype.itemsize for leaf in self._leaves)
 
-    def __call__(self, images: UInt8[np.ndarray, "b h w 3"], modality: Modality) -> Encoded:
-        """Encodes images; photos in calls of `BATCH`, filled up, so of one compilation.
+    def __call__(
+        self, images: UInt8[np.ndarray, "b h w 3"], modality: Modality, batch: int = BATCH
+    ) -> Encoded:
+        """Encodes images; photos in calls of `batch`, filled up, so of one compilation.
 
         Raises:
           FloatingPointError: the features of one are not finite.
         """
-        step = BATCH if modality == "photo" else len(images)
+        step = batch if modality == "photo" else len(images)
         parts = [
             self._encoded(images[i : i + step], modality, step) for i in range(0, len(images), step)
         ]

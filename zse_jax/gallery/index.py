@@ -111,7 +111,7 @@ class Index:
         return self.tables.refused()
 
     def thumbnail(self, photo: str) -> bytes:
-        """A photo's thumbnail, WebP.
+        """A photo's thumbnail, JPEG.
 
         Raises:
           KeyError: there is no photo of this id.

@@ -86,7 +86,7 @@ class Photo(NamedTuple):
     Attributes:
       digest: SHA-256 of the file.
       image: prepared for the network; None where the digest was known before.
-      thumbnail: WebP.
+      thumbnail: JPEG.
       width, height: of the whole image, in pixels, as a viewer shows it.
     """
 
@@ -271,7 +271,7 @@ def _prepared(encoded: bytes, size: int) -> tuple[UInt8[np.ndarray, "s s 3"], by
     small = Image.fromarray(image)
     small.thumbnail((THUMBNAIL, THUMBNAIL), Image.Resampling.BILINEAR, reducing_gap=2.0)
     buffer = io.BytesIO()
-    small.save(buffer, "WEBP", quality=80, method=0)
+    small.save(buffer, "JPEG", quality=80)
     return images.prepare_photo(image, size), buffer.getvalue(), width, height
 
 

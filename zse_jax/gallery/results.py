@@ -27,7 +27,7 @@ class Hit:
       file: the photo's file, which may be gone meanwhile.
       similarity: by the ranking of its stage; of different stages, they do not compare.
       stage: "rerank" if the pair was scored, "shortlist" if embeddings were compared.
-      thumbnail: WebP.
+      thumbnail: JPEG.
       width, height: of the photo, in pixels.
     """
 
@@ -44,7 +44,7 @@ class Hit:
     @property
     def thumbnail_uri(self) -> str:
         """The thumbnail as a data URI, for pages."""
-        return f"data:image/webp;base64,{base64.b64encode(self.thumbnail).decode()}"
+        return f"data:image/jpeg;base64,{base64.b64encode(self.thumbnail).decode()}"
 
 
 @dataclasses.dataclass(frozen=True)

@@ -65,11 +65,11 @@ def final(asked, drawing, rerank=3.0):
 def test_photos_appear_as_thumbnails_and_nothing_else(asked, album):
     answer = final(asked, circle())
     assert len(answer.results.hits) == 5
-    assert answer.html.count("data:image/webp;base64,") == 5
+    assert answer.html.count("data:image/jpeg;base64,") == 5
     assert len(re.findall('data-photo="[0-9a-f]{24}"', answer.html)) == 5
     assert str(album) not in answer.html
     assert "of 7 photos, 3 of them compared pair by pair" in answer.html
-    assert "src=" not in re.sub(r'src="data:image/webp;base64,[\w+/=]+"', "", answer.html)
+    assert "src=" not in re.sub(r'src="data:image/jpeg;base64,[\w+/=]+"', "", answer.html)
 
 
 def test_names_of_files_are_no_html(asked):

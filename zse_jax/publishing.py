@@ -85,7 +85,7 @@ def save_pretrained(
       OSError: it could not be written, or uploaded.
     """
     place = shared_models.address(target)
-    folder = None if place else _new_folder(target)
+    folder = None if place else reading.new_folder(target)
     client = shared_models.hub() if place else None
     name = place.name if place else epath.Path(os.fspath(target)).name
     retriever, about = _about(source, config, metrics)
@@ -220,18 +220,6 @@ def _upload(client: Any, place: shared_models.Address, folder: str, private: boo
             "may write, and check the name."
         ) from error
     return f"{shared_models.HUB}{place.name}"
-
-
-def _new_folder(target: str | os.PathLike) -> epath.Path:
-    folder = reading.absolute(target)
-    if folder.exists() and not folder.is_dir():
-        raise FileExistsError(f"{folder} is a file: name a new or an empty folder.")
-    if folder.exists() and any(folder.iterdir()):
-        raise FileExistsError(
-            f"{folder} holds something already, which is not overwritten: name a new or an empty "
-            "folder."
-        )
-    return folder
 
 
 def _table(metrics: Mapping[str, float]) -> tuple[list[str], list[tuple[str, list[str]]]]:

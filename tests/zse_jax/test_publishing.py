@@ -16,7 +16,7 @@ from huggingface_hub import ModelCard
 from safetensors.numpy import load_file, save_file
 
 import zse_jax
-from zse_jax import checkpoint, configuration, retrievers, shared_models, sharing
+from zse_jax import checkpoint, configuration, publishing, retrievers, shared_models
 from zse_jax.checkpoint import Checkpoints
 from zse_jax.gallery import index
 
@@ -129,14 +129,14 @@ def test_a_system_that_nobody_trained_with_its_running_statistics(tmp_path, monk
     assert "nothing was trained here" in text
 
 
-@pytest.mark.parametrize("system", sharing.SYSTEMS)
+@pytest.mark.parametrize("system", publishing.SYSTEMS)
 def test_every_system_has_a_card(system):
     config = configuration.to_plain(small_systems.config(system))
     about = {
         "version": "0", "step": 9, "parameters": 1, "metrics": {}, "measured": "", "config": config,
     }  # fmt: skip
-    assert sharing.SYSTEMS[system][1] in sharing.card(about, name="ann/x")
-    assert set(sharing.SYSTEMS) == set(retrievers.SYSTEMS) - {"tiny"}
+    assert publishing.SYSTEMS[system][1] in publishing.card(about, name="ann/x")
+    assert set(publishing.SYSTEMS) == set(retrievers.SYSTEMS) - {"tiny"}
 
 
 def test_the_card_says_what_is_known(shared):
