@@ -11,7 +11,7 @@ published one), by the step's own FLOP count. Where the `torch` package is insta
 PyTorch network of equal arithmetic trains at the same batch, in turn with ours.
 
 Needs jax, flax, optax, orbax-checkpoint, jaxtyping, ml_collections, etils and rich (for CLIP-AT
-also instant-clip-tokenizer); no TensorFlow, TFDS, clu or grain. `--tiny` tries it out on a CPU.
+also openai-clip); no TensorFlow, TFDS, clu or grain. `--tiny` tries it out on a CPU.
 """
 
 import argparse

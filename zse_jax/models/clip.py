@@ -6,9 +6,12 @@ The text tower is a causal transformer; a text's embedding is read at its end-of
 have pre-norm blocks with fused qkv, LayerNorm eps 1e-5 and the activation x · sigmoid(1.702 x).
 """
 
+import functools
+import importlib.util
 import math
 from collections.abc import Sequence
-from typing import NamedTuple
+from pathlib import Path
+from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
@@ -307,13 +310,9 @@ def tokenize(texts: Sequence[str], context_length: int = 77) -> Int32[np.ndarray
     Raises:
       ValueError: texts that do not fit the context; names them and their lengths.
     """
-    from instant_clip_tokenizer import Tokenizer  # half a second, which only texts are worth
-
-    tokenizer = Tokenizer()
-    ids = [
-        [tokenizer.start_of_text(), *tokenizer.encode(text), tokenizer.end_of_text()]
-        for text in texts
-    ]
+    tokenizer = _tokenizer()
+    start, end = (tokenizer.encoder[f"<|{name}oftext|>"] for name in ("start", "end"))
+    ids = [[start, *tokenizer.encode(text), end] for text in texts]
     long = [
         f"{text!r} has {len(row)}"
         for text, row in zip(texts, ids, strict=True)
@@ -328,6 +327,23 @@ def tokenize(texts: Sequence[str], context_length: int = 77) -> Int32[np.ndarray
     for row, found in zip(padded, ids, strict=True):
         row[: len(found)] = found
     return padded
+
+
+@functools.cache
+def _tokenizer() -> Any:
+    """OpenAI's own, which takes half a second to start.
+
+    Its package imports torch for its models; the tokenizer's file, by itself, does not.
+    """
+    package = importlib.util.find_spec("clip")
+    if package is None or package.origin is None:
+        raise ModuleNotFoundError("CLIP's tokenizer is missing: pip install openai-clip")
+    file = Path(package.origin).with_name("simple_tokenizer.py")
+    spec = importlib.util.spec_from_file_location("clip_simple_tokenizer", file)
+    assert spec is not None and spec.loader is not None
+    module = importlib.util.module_from_spec(spec)
+    spec.loader.exec_module(module)
+    return module.SimpleTokenizer()
 
 
 def _normal(shape: tuple[int, ...], deviation: float, rngs: nnx.Rngs) -> nnx.Param:
