@@ -192,13 +192,15 @@ def _metrics(source: str | os.PathLike, step: int) -> tuple[dict[str, float], st
 
 
 def _write(folder: Path, retriever: Retriever, about: Mapping[str, Any], text: str) -> None:
-    from safetensors.numpy import save_file
+    from safetensors.numpy import save as safetensors_bytes
 
     arrays = {
         name: np.ascontiguousarray(jax.device_get(leaf))
         for name, leaf in reading.flat_arrays(_parameters(retriever)).items()
     }
-    save_file(arrays, folder / shared_models.WEIGHTS, metadata={"format": "zse_jax"})
+    # Not save_file: its files can be read by their owner alone.
+    weights = safetensors_bytes(arrays, metadata={"format": "zse_jax"})
+    (folder / shared_models.WEIGHTS).write_bytes(weights)
     (folder / shared_models.CONFIG).write_text(json.dumps(about, indent=2) + "\n")
     (folder / shared_models.CARD).write_text(text, encoding="utf-8")
 

@@ -90,9 +90,12 @@ def test_a_publishers_file_becomes_a_checkpoint_that_loads(publisher, tmp_path, 
     file = written(tmp_path / f"weights{suffix}", arrays())
     overrides = [f"--config.model.{key}={value}" for key, value in given.items()]
     run(f"--from={publisher}", file, tmp_path / "out", *overrides)
-    assert "million parameters" in capsys.readouterr().out
-    retriever = zse_jax.load(tmp_path / "out")
+    said = capsys.readouterr().out
+    assert "million parameters" in said
     config = checkpoint.read_config(tmp_path / "out")
+    for name in convert.UNTOLD[publisher]:
+        assert f"{name}={config.model[name]}" in said
+    retriever = zse_jax.load(tmp_path / "out")
     assert config.model.system == publishers.PUBLISHERS[publisher].system
     settings = config.model.to_dict()
     fresh = nnx.jit(lambda: create(settings, rngs=nnx.Rngs(params=config.seed, dropout=1)))()
@@ -121,6 +124,8 @@ def test_zse_goes_out_by_the_published_names_and_comes_back_to_the_bit(tmp_path,
     checkpoint.write(tmp_path / "run", 7, source, config)
     assert checkpoint.step_of(tmp_path / "run") == 7
     run("--to=zse_sbir", tmp_path / "run", tmp_path / "best.safetensors")
+    told = f"heads={config.model.heads}, cross_heads={config.model.cross_heads}"
+    assert f"do not tell {told}" in capsys.readouterr().out
     assert "sa.model.cls" in load_file(tmp_path / "best.safetensors")
     heads = [f"--config.model.{key}={config.model[key]}" for key in ("heads", "cross_heads")]
     run(tmp_path / "best.safetensors", tmp_path / "back", *heads)

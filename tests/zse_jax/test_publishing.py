@@ -72,6 +72,7 @@ def embeddings(retriever):
 
 def test_it_gives_what_the_checkpoint_gives(workdir, shared):
     assert sorted(path.name for path in shared.iterdir()) == sorted(shared_models.FILES)
+    assert len({path.stat().st_mode for path in shared.iterdir()}) == 1  # readable to others
     assert np.array_equal(embeddings(zse_jax.load(shared)), embeddings(zse_jax.load(workdir)))
     assert checkpoint.step_of(shared) == 3
     assert checkpoint.read_config(shared) == checkpoint.read_config(workdir)
