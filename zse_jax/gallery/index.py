@@ -332,7 +332,8 @@ def main(options: flags.FlagValues, command: str) -> None:
     elif command == "add":
         show(add(place, options.photos, options.checkpoint, progress=True), place)
     elif command == "remove":
-        print(f"removed {remove(place, options.photos):,} photos from {place}; their files stay")
+        why = "their files stay" if options.photos else "their files were gone"
+        print(f"removed {remove(place, options.photos):,} photos from {place}; {why}")
     elif command == "verify":
         show_verification(verify(place), place)
     else:

@@ -73,19 +73,18 @@ class Results:
 
     def table(self) -> Table:
         """For a terminal."""
-        folder = os.path.commonpath([Path(hit.path).parent for hit in self.hits] or [Path("/")])
-        start = len(folder) + 1 if len(folder) > 1 else 0
+        folder, names = self._names()
         table = Table(
             title=f"The nearest of {self.photos:,} photos, in {self.seconds * 1000:.0f} ms",
-            caption=f"in {_plain(folder)}" if start else None,
+            caption=f"in {_plain(folder)}" if folder else None,
         )
         table.add_column("rank", justify="right")
         table.add_column("similarity", justify="right")
         table.add_column("by")
         table.add_column("photo", overflow="fold")
-        for hit in self.hits:
+        for hit, name in zip(self.hits, names, strict=True):
             by, similarity = self.rankings[hit.stage], f"{hit.similarity:#.4g}"
-            table.add_row(str(hit.rank), similarity, by, _plain(hit.path[start:]))
+            table.add_row(str(hit.rank), similarity, by, _plain(name))
         return table
 
     def to_json(self) -> str:
@@ -119,14 +118,15 @@ class Results:
           explained: what `Searcher.explain` made of some of the hits.
         """
         name = self.about.get("sketch", "the sketch")
+        folder, names = self._names()
         row = [
-            pages.Photo(hit.thumbnail_uri, hit.path, hit.rank, None, f"{hit.similarity:#.3g}")
-            for hit in self.hits
+            pages.Photo(hit.thumbnail_uri, shown, hit.rank, None, f"{hit.similarity:#.3g}")
+            for hit, shown in zip(self.hits, names, strict=True)
         ]
         note = f"by {self.rankings.get('rerank', self.rankings['shortlist'])}"
         thumbnail = pages.image_uri(self.sketch, pages.THUMBNAIL)
         stem = Path(name).stem
-        facts = {**self.about, "time": f"{self.seconds * 1000:.0f} ms"}
+        facts = {**self.about, "photos": folder, "time": f"{self.seconds * 1000:.0f} ms"}
         warnings = (
             [f"{self.skipped:,} photos of the shortlist could not be scored: their files are gone."]
             if self.skipped
@@ -138,9 +138,15 @@ class Results:
             lead=f"The nearest of {self.photos:,} photos, with their rank and similarity.",
             warnings=warnings,
             found=pages.Query(thumbnail, stem, note, row, explained),
-            facts=facts,
+            facts={name: fact for name, fact in facts.items() if fact},
             line_styles=LINE_STYLES,
         )
+
+    def _names(self) -> tuple[str, list[str]]:
+        """The folder that all hits lie in, or "", and their paths from there."""
+        folder = os.path.commonpath([Path(hit.path).parent for hit in self.hits] or [Path("/")])
+        start = len(folder) + 1 if len(folder) > 1 else 0
+        return folder if start else "", [hit.path[start:] for hit in self.hits]
 
 
 def _plain(text: str) -> str:
