@@ -162,9 +162,7 @@ def test_the_program_prints_a_table_and_writes_json_and_a_page(gallery, drawing,
     run(*given, "--explain", f"--output={tmp_path}/found.html")
     page = (tmp_path / "found.html").read_text()
     assert page.count("Why photo") >= 3
-    assert all(
-        f">{name}</b>" in page for name in names
-    )
+    assert all(f">{name}</b>" in page for name in names)
     assert "http://" not in page.replace("http://www.w3.org", "")
 
 
