@@ -54,18 +54,19 @@ def main() -> None:
     kills = int(sys.argv[3]) if sys.argv[3:] else 20
     total = len(list((folder / "album").iterdir()))
     commits = total / COMMIT / kills
-    draw, there = random.Random(0), 0
+    draw, there, killed = random.Random(0), 0, 0
     for number in range(kills + 1):
-        seconds = draw.uniform(0.001, 2 * commits * 4 * PAUSE) if number < kills else 0
+        seconds = draw.uniform(0.001, commits * 4 * PAUSE) if number < kills else 0
         command = [sys.executable, "-m", __spec__.name, checkpoint, str(folder)]
         done = subprocess.run([*command, "--child", str(seconds)], check=False)
+        killed += done.returncode == -signal.SIGKILL
         found = index.verify(folder / "killed")
         assert not (found.twice or found.damaged or found.gone or found.refused), found
         assert found.photos >= there, f"{there - found.photos} photos were lost"
         there = found.photos
         print(f"kill {number}: exit {done.returncode}, {there} of {total} photos", flush=True)
     assert there == total
-    print(f"{kills} kills: {there} photos, each once, none lost")
+    print(f"{killed} of {kills} additions killed: {there} photos, each once, none lost")
 
 
 if __name__ == "__main__":
