@@ -25,7 +25,6 @@ from collections.abc import Sequence
 from typing import IO
 
 AGAIN = 75  # zse_jax.distributed.AGAIN; not imported, which would take seconds
-GRACE = 10  # seconds in which the others may say what they know of an error
 
 
 def parse(arguments: Sequence[str]) -> tuple[argparse.Namespace, list[str]]:
@@ -41,6 +40,8 @@ def parse(arguments: Sequence[str]) -> tuple[argparse.Namespace, list[str]]:
     parser.add_argument("--devices", type=int, help="virtual devices of each process, on a CPU")
     parser.add_argument("--gpus", action="store_true", help="give process i GPU i alone")
     parser.add_argument("--port", type=int, help="of process 0 (a free one)")
+    help_ = "seconds in which, after an error, the others may say what they know (10)"
+    parser.add_argument("--grace", type=float, default=10, help=help_)
     parser.add_argument("--restarts", type=int, default=0, help="at most, after exit code 75")
     options = parser.parse_args(own)
     if options.n < 1:
@@ -104,14 +105,19 @@ def show(number: int, stream: IO[bytes]) -> None:
         sys.stderr.flush()
 
 
-def wait(processes: Sequence[subprocess.Popen]) -> int:
-    """The exit code of all: 0, or that of the process that failed first; ends the rest."""
+def wait(processes: Sequence[subprocess.Popen], grace: float) -> int:
+    """The exit code of all: 0, or that of the process that failed first; ends the rest.
+
+    Args:
+      processes: running.
+      grace: seconds after which those are killed that have not ended by themselves.
+    """
     first: tuple[int, int] | None = None
     deadline = 0.0
     while None in [process.poll() for process in processes]:
         failed = [(i, p.returncode) for i, p in enumerate(processes) if p.returncode]
         if failed and first is None:
-            first, deadline = failed[0], time.monotonic() + GRACE
+            first, deadline = failed[0], time.monotonic() + grace
             number, code = first
             why = f"was ended by {signal.Signals(-code).name}" if code < 0 else f"failed ({code})"
             if code != AGAIN:
@@ -142,7 +148,7 @@ def main() -> int:
                         process.send_signal(number)
 
             signal.signal(number, hand_on)
-        code = wait(processes)
+        code = wait(processes, options.grace)
         if code != AGAIN or attempt == options.restarts or told:
             break
         print("launch: the same command again, from the last checkpoint.", file=sys.stderr)

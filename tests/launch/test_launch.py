@@ -105,7 +105,7 @@ def test_one_that_fails_ends_the_others_and_gives_its_code(tmp_path, code, expec
         f"    os.kill(os.getpid(), 9) if {code} < 0 else sys.exit({code})\n"
         "time.sleep(600)\n"
     )
-    command, environment = processes("-n2", program=program)
+    command, environment = processes("-n2", "--grace=1", program=program)
     assert run(*command, **environment).returncode == expected
 
 

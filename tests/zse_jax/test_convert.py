@@ -23,6 +23,8 @@ from zse_jax.pretrained import files, openai_clip, publishers, sizes, torchvisio
 from zse_jax.pretrained.mapping import convolution, transpose
 from zse_jax.retrievers import create
 
+pytestmark = pytest.mark.slow
+
 HEADS = {"heads": 3, "cross_heads": 2, "scale_channels": 4}
 
 
@@ -168,7 +170,6 @@ def test_what_cannot_be_converted_says_so(tmp_path):
         run("--to=zse_sbir", tmp_path / "clip", tmp_path / "x.safetensors")
 
 
-@pytest.mark.slow
 def test_the_program_takes_source_and_output_as_they_stand(tmp_path):
     file = written(tmp_path / "vit.npz", test_google_vit.published())
     command = [sys.executable, "-m", "zse_jax.convert", "--from=google_vit", file]
