@@ -13,6 +13,7 @@ import json
 import os
 import re
 from collections.abc import Mapping
+from pathlib import Path
 from typing import Any, NamedTuple
 
 import jax
@@ -93,7 +94,7 @@ def find(path: str | os.PathLike) -> epath.Path | None:
             )
     else:
         path = os.fspath(path)
-        folder = epath.Path(path if "://" in path else os.path.expanduser(path))  # noqa: PTH111
+        folder = epath.Path(path if "://" in path else Path(path).expanduser())
     return folder if (folder / WEIGHTS).exists() and (folder / CONFIG).exists() else None
 
 

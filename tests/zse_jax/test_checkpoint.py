@@ -35,11 +35,7 @@ class Position:
         self.next_index = state["next_index"]
 
 
-@pytest.fixture(scope="module", autouse=True)
-def tiny_system():
-    with pytest.MonkeyPatch.context() as patch:
-        tiny.install(patch.setattr)
-        yield
+pytestmark = pytest.mark.usefixtures("tiny_system")
 
 
 @pytest.fixture(scope="module")

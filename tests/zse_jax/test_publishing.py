@@ -30,11 +30,7 @@ METRICS = {
 }  # fmt: skip
 
 
-@pytest.fixture(scope="module", autouse=True)
-def tiny_system():
-    with pytest.MonkeyPatch.context() as patch:
-        tiny.install(patch.setattr)
-        yield
+pytestmark = pytest.mark.usefixtures("tiny_system")
 
 
 @pytest.fixture(scope="module")
