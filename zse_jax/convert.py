@@ -39,15 +39,6 @@ CONFIGS = {
 }
 """The config that a system's checkpoints start from."""
 
-UNTOLD = {
-    "zse_sbir": ("heads", "cross_heads", "anchor_map"),
-    "google_vit": ("cross_heads", "anchor_map"),
-    "openai_clip": ("heads", "text_heads"),
-    "huggingface_clip": ("heads", "text_heads"),
-    "torchvision_resnet": ("image_size",),
-}
-"""What a publisher's arrays do not tell, although it decides what the network computes."""
-
 EXPORTS = ("zse_sbir",)
 """Publishers whose names a checkpoint can be written with."""
 
@@ -108,8 +99,6 @@ def export(source: str | os.PathLike, output: str | os.PathLike, publisher: str)
       FileExistsError: `output` is there.
       ValueError: an unknown publisher, a system that is not its own, or another suffix.
     """
-    from safetensors.numpy import save as safetensors_bytes
-
     if publisher not in EXPORTS:
         raise ValueError(f"--to={publisher}: checkpoints are written for {', '.join(EXPORTS)}.")
     file = Path(output).expanduser()
@@ -125,7 +114,7 @@ def export(source: str | os.PathLike, output: str | os.PathLike, publisher: str)
         )
     arrays = zse_sbir.export(retriever)
     file.parent.mkdir(parents=True, exist_ok=True)
-    file.write_bytes(safetensors_bytes(arrays))  # save_file makes files for their owner alone
+    files.write(file, arrays)
     return len(arrays)
 
 
@@ -174,21 +163,19 @@ def main(options: flags.FlagValues, source: str, output: str) -> None:
     if options.to:
         count = export(source, output, options.to)
         print(f"wrote {output}: {count} arrays by the names of {options.to}")
-        values = _untold(options.to, checkpoint.read_config(source))
-        print(f"  Arrays do not tell {values}: keep that with them.")
+        told = _untold(options.to, checkpoint.read_config(source))
+        print(f"  Arrays do not tell {told}: keep that with them.")
         return
     publisher = options["from"].value
     retriever = convert(source, output, publisher, options.config)
     values = sum(leaf.size for leaf in jax.tree.leaves(nnx.state(retriever, nnx.Param)))
     print(f"wrote {output}: {type(retriever).__name__}, {values / 1e6:,.1f} million parameters")
-    values = _untold(publisher or publishers.publisher_of(_arrays(source)), options.config)
-    print(
-        f"  Taken for granted, as arrays do not tell: {values}. If not: --config.model.NAME=VALUE"
-    )
+    told = _untold(publisher or publishers.publisher_of(_arrays(source)), options.config)
+    print(f"  Arrays do not tell {told}: if that is wrong, give --config.model.NAME=VALUE.")
 
 
 def _untold(publisher: str, config: ConfigDict) -> str:
-    return ", ".join(f"{name}={config.model[name]}" for name in UNTOLD[publisher])
+    return ", ".join(f"{name}={config.model[name]}" for name in sizes.UNTOLD[publisher])
 
 
 if __name__ == "__main__":

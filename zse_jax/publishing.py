@@ -26,6 +26,7 @@ from data_pipelines import splits
 from zse_jax import __version__, configuration, shared_models
 from zse_jax import checkpoint_reading as reading
 from zse_jax.digests import digests
+from zse_jax.pretrained import files
 from zse_jax.retrievers.base import Retriever
 
 SYSTEMS = {
@@ -192,15 +193,11 @@ def _metrics(source: str | os.PathLike, step: int) -> tuple[dict[str, float], st
 
 
 def _write(folder: Path, retriever: Retriever, about: Mapping[str, Any], text: str) -> None:
-    from safetensors.numpy import save as safetensors_bytes
-
     arrays = {
         name: np.ascontiguousarray(jax.device_get(leaf))
         for name, leaf in reading.flat_arrays(_parameters(retriever)).items()
     }
-    # Not save_file: its files can be read by their owner alone.
-    weights = safetensors_bytes(arrays, metadata={"format": "zse_jax"})
-    (folder / shared_models.WEIGHTS).write_bytes(weights)
+    files.write(folder / shared_models.WEIGHTS, arrays, metadata={"format": "zse_jax"})
     (folder / shared_models.CONFIG).write_text(json.dumps(about, indent=2) + "\n")
     (folder / shared_models.CARD).write_text(text, encoding="utf-8")
 

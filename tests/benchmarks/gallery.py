@@ -2,6 +2,7 @@
 
     python -m tests.benchmarks.gallery shortlist [--photos=100000] [--width=512] [--sketches=20]
     python -m tests.benchmarks.gallery build --checkpoint=demo --photos-in=album [--count=3000]
+    python -m tests.benchmarks.gallery build --untrained=Ti/16 --photos-in=album [--count=3000]
 
 `shortlist` writes synthetic embeddings (clusters of 200, as photos of a class are) into an index,
 and finds the 200 nearest of new ones from the same clusters: ours, faiss's flat index and its IVF
@@ -151,6 +152,21 @@ def shortlist(options: argparse.Namespace) -> None:
         shutil.rmtree(folder)
 
 
+def written(variant: str, folder: Path) -> Path:
+    """A checkpoint of ZSE with random weights; where it is."""
+    from flax import nnx
+
+    from configs import sketchy
+    from zse_jax import checkpoint
+    from zse_jax.retrievers import create
+
+    config = sketchy.get_config(variant)
+    settings = config.model.to_dict()
+    retriever = nnx.jit(lambda: create(settings, rngs=nnx.Rngs(params=0, dropout=1)))()
+    checkpoint.write(folder, 0, retriever, config)
+    return folder
+
+
 def build(options: argparse.Namespace) -> None:
     """Building, adding and searching with a checkpoint and photos."""
     from zse_jax import checkpoint
@@ -158,13 +174,15 @@ def build(options: argparse.Namespace) -> None:
     from zse_jax.gallery.encoder import BATCH, Encoder
 
     print(describe("jax", "lancedb", "pillow"))
+    folder = Path(tempfile.mkdtemp(dir=options.scratch))
+    if options.untrained:
+        options.checkpoint = written(options.untrained, folder / "run")
     found = photos.find([options.photos_in]).files[: options.count]
     count = len(found)
     encoder = Encoder(checkpoint.load(options.checkpoint))
     size = encoder.retriever.image_size
     some = np.stack([photos.prepared(one.file, size) for one in found[:BATCH]])
     encoder(some, "photo")  # compiles
-    folder = Path(tempfile.mkdtemp(dir=options.scratch))
     more = count // 100
     files = [one.file for one in found]
     own, whole, adding = [], [], []
@@ -215,6 +233,7 @@ def main() -> None:
     parser.add_argument("--width", type=int, default=512)
     parser.add_argument("--sketches", type=int, default=20)
     parser.add_argument("--checkpoint", default="demo")
+    parser.add_argument("--untrained", help="a size of ZSE with random weights, such as Ti/16")
     parser.add_argument("--photos-in", default="album")
     parser.add_argument("--count", type=int, default=3000)
     parser.add_argument("--rerank", type=int, default=200)

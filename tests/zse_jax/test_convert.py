@@ -95,7 +95,7 @@ def test_a_publishers_file_becomes_a_checkpoint_that_loads(publisher, tmp_path, 
     said = capsys.readouterr().out
     assert "million parameters" in said
     config = checkpoint.read_config(tmp_path / "out")
-    for name in convert.UNTOLD[publisher]:
+    for name in sizes.UNTOLD[publisher]:
         assert f"{name}={config.model[name]}" in said
     retriever = zse_jax.load(tmp_path / "out")
     assert config.model.system == publishers.PUBLISHERS[publisher].system

@@ -100,7 +100,7 @@ def add(
             refused.append((name_of(candidate.file), state.refused[one][2]))
         else:
             todo.append(_Work(candidate, one, known is not None))
-    writer = _Writer(table, encoder, state, keep_features, batch_of(len(todo)))
+    writer = _Writer(table, encoder, state, keep_features, _batch_of(len(todo)))
     with warnings.catch_warnings():
         warnings.simplefilter("ignore", Image.DecompressionBombWarning)
         with progress_bar("photos" if progress and todo else None, len(todo), unit="photo") as bar:
@@ -120,7 +120,7 @@ def add(
     )  # fmt: skip
 
 
-def batch_of(photos: int) -> int:
+def _batch_of(photos: int) -> int:
     """How many are encoded at once: few, for few, as a batch is filled up."""
     return min(BATCH, 1 << max(0, photos - 1).bit_length())
 

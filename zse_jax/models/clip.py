@@ -336,9 +336,9 @@ def _tokenizer() -> Any:
     Its package imports torch for its models; the tokenizer's file, by itself, does not.
     """
     package = importlib.util.find_spec("clip")
-    if package is None or package.origin is None:
+    file = Path((package and package.origin) or "clip").with_name("simple_tokenizer.py")
+    if not file.is_file():  # or the package is another one of this name
         raise ModuleNotFoundError("CLIP's tokenizer is missing: pip install openai-clip")
-    file = Path(package.origin).with_name("simple_tokenizer.py")
     spec = importlib.util.spec_from_file_location("clip_simple_tokenizer", file)
     assert spec is not None and spec.loader is not None
     module = importlib.util.module_from_spec(spec)

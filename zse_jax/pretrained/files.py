@@ -42,6 +42,20 @@ def read(path: str | os.PathLike) -> dict[str, np.ndarray]:
     return readers.get(path.suffix, _torch)(path)
 
 
+def write(
+    path: str | os.PathLike,
+    arrays: Mapping[str, np.ndarray],
+    metadata: Mapping[str, str] | None = None,
+) -> None:
+    """Writes arrays as safetensors, into a file that others can read as they can any other.
+
+    (The library's own `save_file` makes one for its owner alone.)
+    """
+    from safetensors.numpy import save
+
+    Path(path).write_bytes(save(dict(arrays), metadata=dict(metadata) if metadata else None))
+
+
 def _numpy(path: Path) -> dict[str, np.ndarray]:
     try:
         with np.load(path, allow_pickle=False) as file:

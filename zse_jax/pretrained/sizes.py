@@ -18,6 +18,15 @@ Arrays = Mapping[str, np.ndarray]
 HEAD = 64
 """Width of an attention head in every published network known here."""
 
+UNTOLD = {
+    "zse_sbir": ("heads", "cross_heads", "anchor_map"),
+    "google_vit": ("cross_heads", "anchor_map"),
+    "openai_clip": ("heads", "text_heads"),
+    "huggingface_clip": ("heads", "text_heads"),
+    "torchvision_resnet": ("image_size",),
+}
+"""Settings that a publisher's arrays do not tell, and that decide what the network computes."""
+
 
 def model_settings(publisher: str, arrays: Arrays) -> dict[str, Any]:
     """What `config.model` must say for a system that `publisher`'s arrays fit.
