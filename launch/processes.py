@@ -24,7 +24,7 @@ import time
 from collections.abc import Sequence
 from typing import IO
 
-AGAIN = 75  # zse_jax.distributed.AGAIN; not imported, which would take seconds
+AGAIN = 75  # zse_jax.runtime.distributed.AGAIN; not imported, which would take seconds
 
 
 def parse(arguments: Sequence[str]) -> tuple[argparse.Namespace, list[str]]:

@@ -5,7 +5,8 @@ r"""Kills a run again and again, at random moments, and checks that nothing come
 trains the demo's network for 200 steps without interruption, and again with `kill -9` at random
 moments (while it starts, computes, evaluates or saves). Prints a table of where each one hit, and
 whether parameters, dropout keys, optimizer, metrics.jsonl and metrics.json of both runs are equal
-to the byte. The exit code says so too. A short version is in `tests/zse_jax/test_survival.py`.
+to the byte. The exit code says so too. A short version is in
+`tests/zse_jax/runtime/test_preemption.py`.
 """
 
 import argparse
@@ -23,9 +24,11 @@ from typing import Any
 import jax
 import numpy as np
 
-from zse_jax import checkpoint, sharding
-from zse_jax.reporting import read_metrics
-from zse_jax.train_state import set_up
+from zse_jax.checkpoints import arrays as checkpoint_arrays
+from zse_jax.checkpoints import reading, writing
+from zse_jax.runtime import sharding
+from zse_jax.runtime.metrics_file import read_metrics
+from zse_jax.training.step import set_up
 
 ROOT = Path(__file__).parents[1]
 
@@ -117,15 +120,15 @@ def last_saved(workdir: Path) -> int:
 
 def contents(workdir: Path) -> dict[str, Any]:
     """Everything a run ends with, without times: bytes of arrays, lines, results."""
-    config = checkpoint.read_config(workdir)
+    config = reading.read_config(workdir)
     setup = set_up(config, sharding.make_mesh(**config.mesh))
     select = config.evaluation.select
-    with checkpoint.Checkpoints(workdir, select=select) as checkpoints:
+    with writing.Checkpoints(workdir, select=select) as checkpoints:
         step = checkpoints.latest
         state = checkpoints.restore(step, setup.abstract)
     found: dict[str, Any] = {"step": step}
     for part, arrays in state.items():
-        for name, array in checkpoint.flat_arrays(arrays).items():
+        for name, array in checkpoint_arrays.flat_arrays(arrays).items():
             if jax.dtypes.issubdtype(array.dtype, jax.dtypes.prng_key):
                 array = jax.random.key_data(array)
             found[f"{part}/{name}"] = np.asarray(array).tobytes()

@@ -16,19 +16,19 @@ if TYPE_CHECKING:
 
     from zse_jax.retrievers.base import Retriever
 
-__version__ = "0.1.0"
+from zse_jax.version import __version__ as __version__
 
 
 def load(path: "str | os.PathLike") -> "Retriever":
     """The trained system in a checkpoint (a workdir, or one step's folder), ready to rank.
 
     Or in what `save_pretrained` wrote: a folder, or hf://owner/name on the Hugging Face Hub. See
-    `zse_jax.checkpoint.load`. Nothing heavy is imported before the first call, and never
+    `zse_jax.checkpoints.reading.load`. Nothing heavy is imported before the first call, and never
     TensorFlow.
     """
-    from zse_jax import checkpoint
+    from zse_jax.checkpoints import reading
 
-    return checkpoint.load(path)
+    return reading.load(path)
 
 
 def save_pretrained(
@@ -42,9 +42,9 @@ def save_pretrained(
 ) -> str:
     """Writes a model, its config and its card to a folder, a bucket, or hf://owner/name.
 
-    See `zse_jax.publishing.save_pretrained`.
+    See `zse_jax.checkpoints.publishing.save_pretrained`.
     """
-    from zse_jax import publishing
+    from zse_jax.checkpoints import publishing
 
     return publishing.save_pretrained(
         source, target, config=config, metrics=metrics, license=license, private=private

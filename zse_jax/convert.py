@@ -27,10 +27,12 @@ from absl import flags
 from flax import nnx
 from ml_collections import ConfigDict, config_flags
 
-from zse_jax import checkpoint, configuration, programs, retrievers
+from zse_jax import retrievers
+from zse_jax.checkpoints import reading, writing
 from zse_jax.pretrained import files, publishers, sizes, zse_sbir
 from zse_jax.retrievers.base import Retriever
 from zse_jax.retrievers.zse import ZSE
+from zse_jax.runtime import cli, config_io
 
 CONFIGS = {
     "zse": "configs.default",
@@ -75,7 +77,7 @@ def convert(
       FileExistsError: `output` holds something.
       ValueError: nobody's weights, another publisher's, or sizes that do not fit.
     """
-    folder = checkpoint.new_folder(output)
+    folder = reading.new_folder(output)
     arrays = _arrays(os.fspath(source))
     found = publishers.publisher_of(arrays)
     config = config or config_of(found, arrays)
@@ -87,7 +89,7 @@ def convert(
 
     retriever = create()
     publishers.fill(retriever, arrays, os.fspath(source), config.model.system, publisher)
-    checkpoint.write(folder, 0, retriever, config)
+    writing.write(folder, 0, retriever, config)
     return retriever
 
 
@@ -106,7 +108,7 @@ def export(source: str | os.PathLike, output: str | os.PathLike, publisher: str)
         raise ValueError(f"OUTPUT {file}: name a file that ends with .safetensors.")
     if file.exists():
         raise FileExistsError(f"{file} is there, and is not overwritten: name another file.")
-    retriever = checkpoint.load(source)
+    retriever = reading.load(source)
     if not isinstance(retriever, ZSE):
         raise ValueError(
             f"{source} holds a {type(retriever).__name__}, and {publisher} publishes ZSE: there "
@@ -136,14 +138,14 @@ def define_flags(options: flags.FlagValues, argv: Sequence[str]) -> None:
     first = flags.FlagValues()
     define(first)
     given = [argument for argument in first(argv, known_only=True)[1:] if argument[:1] != "-"]
-    file, overrides = programs.config_arguments(argv)
+    file, overrides = cli.config_arguments(argv)
     if file is not None:
         raise ValueError("A conversion takes no --config: the weights decide it. See --help.")
     if first.to is None and len(given) == 2 and not {"--help", "--helpfull", "-h"} & set(argv):
-        checkpoint.new_folder(given[1])
+        reading.new_folder(given[1])
         arrays = _arrays(given[0])
         config = config_of(_publisher(arrays, first["from"].value, given[0]), arrays)
-        configuration.check_keys(config, overrides)
+        config_io.check_keys(config, overrides)
         config_flags.DEFINE_config_dict(
             "config", config, "Of the weights.", flag_values=options, sys_argv=list(argv)
         )
@@ -163,7 +165,7 @@ def main(options: flags.FlagValues, source: str, output: str) -> None:
     if options.to:
         count = export(source, output, options.to)
         print(f"wrote {output}: {count} arrays by the names of {options.to}")
-        told = _untold(options.to, checkpoint.read_config(source))
+        told = _untold(options.to, reading.read_config(source))
         print(f"  Arrays do not tell {told}: keep that with them.")
         return
     publisher = options["from"].value
@@ -179,4 +181,4 @@ def _untold(publisher: str, config: ConfigDict) -> str:
 
 
 if __name__ == "__main__":
-    programs.run(main, define_flags, arguments=("SOURCE", "OUTPUT"))
+    cli.run(main, define_flags, arguments=("SOURCE", "OUTPUT"))

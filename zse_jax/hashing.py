@@ -21,12 +21,14 @@ from ml_collections import ConfigDict, config_flags
 from rich.table import Table
 
 from data_pipelines import loading
-from zse_jax import checkpoint, configuration, programs, settings, sharding
-from zse_jax.evaluate import Evaluator, write_json
-from zse_jax.reporting import show
+from zse_jax.checkpoints import reading
+from zse_jax.evaluation import data_selection
+from zse_jax.evaluation.evaluator import Evaluator, write_json
 from zse_jax.retrieval import codes
 from zse_jax.retrieval.encoding import encode
 from zse_jax.retrievers.base import Modality, Retriever
+from zse_jax.runtime import cli, config_io, sharding
+from zse_jax.runtime.console import show
 
 FILE = "codes.npz"
 
@@ -37,7 +39,7 @@ def seen_embeddings(
     """Embeddings of sketches and photos that trained: at most `most` of each, spread evenly."""
     found = []
     modalities: tuple[Modality, ...] = ("sketch", "photo")
-    for modality, items in zip(modalities, settings.training_items(config), strict=True):
+    for modality, items in zip(modalities, data_selection.training_items(config), strict=True):
         some = items.every(-(-len(items) // most))
         batches = loading.evaluation_batches(
             some,
@@ -111,8 +113,8 @@ def define_flags(options: flags.FlagValues, argv: Sequence[str]) -> None:
     first(argv, known_only=True)
     where = {"flag_values": options, "sys_argv": list(argv)}
     if first.checkpoint:
-        config = checkpoint.read_config(first.checkpoint)
-        configuration.check_keys(config, programs.config_arguments(argv)[1])
+        config = reading.read_config(first.checkpoint)
+        config_io.check_keys(config, cli.config_arguments(argv)[1])
         config_flags.DEFINE_config_dict("config", config, "Of the checkpoint.", **where)
 
 
@@ -126,11 +128,11 @@ def main(options: flags.FlagValues) -> None:
     evaluator = Evaluator(
         config, mesh, config.evaluation.test_sketch_stride, config.evaluation.test_photo_stride
     )
-    retriever = checkpoint.load(path)
+    retriever = reading.load(path)
     projection = codes.learn(
         seen_embeddings(retriever, config, mesh, options.examples), options.bits
     )
-    file = checkpoint.absolute(options.projection or workdir_of(path) / FILE)
+    file = reading.absolute(options.projection or workdir_of(path) / FILE)
     if jax.process_index() == 0:
         codes.save(projection, file)
         print(f"wrote {file}")
@@ -143,9 +145,9 @@ def main(options: flags.FlagValues) -> None:
 
 def workdir_of(path: str | os.PathLike) -> epath.Path:
     """The workdir of a checkpoint that is given as a workdir or as one step's folder."""
-    found = checkpoint.absolute(path)
+    found = reading.absolute(path)
     return found.parent.parent if found.name.isdigit() else found
 
 
 if __name__ == "__main__":
-    programs.run(main, define_flags)
+    cli.run(main, define_flags)

@@ -16,7 +16,7 @@ from pathlib import Path
 from absl import flags
 from ml_collections import config_flags
 
-from zse_jax import programs
+from zse_jax.runtime import cli
 
 
 def define_flags(options: flags.FlagValues, argv: Sequence[str]) -> None:
@@ -37,7 +37,7 @@ def main(options: flags.FlagValues) -> None:
     """Trains what the flags say."""
     if options.config is None:
         raise ValueError("Say what to train, such as --config=configs/sketchy.py. See --help.")
-    from zse_jax.train import train  # only now: --help and wrong flags need not wait for it
+    from zse_jax.training.loop import train  # only now: --help and wrong flags need not wait for it
 
     file, _, arg = config_flags.get_config_filename(options["config"]).partition(":")
     name = re.sub(r"[^\w.=]+", "-", f"{Path(file).stem} {arg}").strip("-")
@@ -45,4 +45,4 @@ def main(options: flags.FlagValues) -> None:
 
 
 if __name__ == "__main__":
-    programs.run(main, define_flags)
+    cli.run(main, define_flags)

@@ -4,10 +4,10 @@
         [--batches 16 32 64 ...] [--dtype bfloat16] [--remat none] [--rounds 5]
         [--no-torch] [--tiny]
 
-For each system: the training step of `zse_jax.train` (the same compiled program, donated buffers
-and all) on noise that lies on the device, at growing batches until memory ends. The best is given
-in images per second and as the share of the device's measured rate of matrix products (and of its
-published one), by the step's own FLOP count. Where the `torch` package is installed, a compiled
+For each system: the training step of `zse_jax.training.loop` (the same compiled program, donated
+buffers and all) on noise that lies on the device, at growing batches until memory ends. The best is
+given in images per second and as the share of the device's measured rate of matrix products (and of
+its published one), by the step's own FLOP count. Where the `torch` package is installed, a compiled
 PyTorch network of equal arithmetic trains at the same batch, in turn with ours.
 
 Needs jax, flax, optax, orbax-checkpoint, jaxtyping, ml_collections, etils and rich (for CLIP-AT
@@ -28,7 +28,9 @@ from flax import nnx
 
 from tests.benchmarks.machine import describe
 from tests.benchmarks.systems import IMAGES, TINY, config_of, noise
-from zse_jax import profiling, sharding, train_state
+from zse_jax.runtime import sharding
+from zse_jax.training import profiling
+from zse_jax.training import step as training_step
 
 Run = Callable[[], None]
 """Works and waits until it is done."""
@@ -42,7 +44,7 @@ class Trained(NamedTuple):
     cost: profiling.Cost
 
 
-def training(setup: train_state.Setup, config: Any, system: str, samples: int) -> Trained:
+def training(setup: training_step.Setup, config: Any, system: str, samples: int) -> Trained:
     """The compiled step on a batch that lies on the devices; it goes on training from step to step.
 
     Raises:
@@ -92,7 +94,7 @@ def best_batch(system: str, options: argparse.Namespace) -> tuple[Trained, Any] 
     config = config_of(
         system, tiny=options.tiny, **{"compute_dtype": options.dtype, "train.remat": options.remat}
     )
-    setup = train_state.set_up(config, sharding.make_mesh())
+    setup = training_step.set_up(config, sharding.make_mesh())
     images, best, rate = sum(IMAGES[system]), None, 0.0
     for samples in options.batches:
         try:
@@ -146,9 +148,9 @@ def torch_step(system: str, trained: Trained, options: argparse.Namespace) -> Ru
     return run
 
 
-def inference(system: str, setup: train_state.Setup, config: Any, images: int) -> dict[str, Run]:
+def inference(system: str, setup: training_step.Setup, config: Any, images: int) -> dict[str, Run]:
     """Encoding of some images; for ZSE also a tile of relation scores."""
-    model = train_state.merge_model(setup.definition, setup.init())
+    model = training_step.merge_model(setup.definition, setup.init())
     still = nnx.view(model, deterministic=True, use_running_average=True, raise_if_not_found=False)
     graphdef, state = nnx.split(still)
     size = config.model.image_size
@@ -204,7 +206,7 @@ def parsed(arguments: list[str] | None) -> argparse.Namespace:
     parser.add_argument("--systems", nargs="+", choices=sorted(IMAGES), default=sorted(IMAGES))
     parser.add_argument("--batches", nargs="+", type=int, help="samples a step; until memory ends")
     parser.add_argument("--dtype", default="bfloat16")
-    parser.add_argument("--remat", choices=train_state.REMAT, default="none")
+    parser.add_argument("--remat", choices=training_step.REMAT, default="none")
     parser.add_argument("--rounds", type=int, default=5, help="counted runs of each side")
     parser.add_argument("--encode", type=int, help="images that are encoded at once")
     parser.add_argument("--no-torch", dest="torch", action="store_false", help="ours only")

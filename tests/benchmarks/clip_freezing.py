@@ -16,7 +16,8 @@ import numpy as np
 
 from configs import clip_sketchy_split2
 from tests.benchmarks.machine import describe
-from zse_jax import sharding, train_state
+from zse_jax.runtime import sharding
+from zse_jax.training import step as training_step
 
 CHOICES = ("layer_norm", "all")
 
@@ -26,7 +27,7 @@ def prepare(variant: str, trainable: str, batch: int):
     config = clip_sketchy_split2.get_config(variant)
     config.model.trainable = trainable
     config.model.class_names = tuple(f"class {c}" for c in range(104))
-    setup = train_state.set_up(config, sharding.make_mesh())
+    setup = training_step.set_up(config, sharding.make_mesh())
     state = setup.init()
     rng = np.random.default_rng(0)
     size = config.model.image_size

@@ -28,7 +28,8 @@ from absl import flags
 
 from configs import efficient_sketchy
 from tests.benchmarks.machine import describe
-from zse_jax import programs, train
+from zse_jax.runtime import cli
+from zse_jax.training import loop
 
 ROWS = {
     "all three": {},
@@ -50,7 +51,7 @@ def measure(changes: dict, seed: int, steps: int) -> tuple[dict[str, float], dic
     config.checkpoint.every = 0
     config.log.tensorboard = False
     with tempfile.TemporaryDirectory() as workdir, contextlib.redirect_stdout(io.StringIO()):
-        results = train.train(config.lock(), workdir)
+        results = loop.train(config.lock(), workdir)
     return results["test"], results["untrained"]
 
 
@@ -62,8 +63,8 @@ def main() -> None:
     parser.add_argument("--rows", nargs="*", default=list(ROWS), choices=list(ROWS))
     options = parser.parse_args()
     flags.FLAGS.mark_as_parsed()
-    programs.quiet()
-    programs.enable_compilation_cache()
+    cli.quiet()
+    cli.enable_compilation_cache()
     print(describe("jax", "flax"))
     print(f"{options.steps} steps, seeds 0 to {options.seeds - 1}; percent on unseen classes")
     print(

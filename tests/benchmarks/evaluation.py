@@ -23,9 +23,10 @@ from flax import nnx
 
 from configs import sketchy
 from tests.benchmarks import machine
-from zse_jax import retrievers, sharding
-from zse_jax.evaluate import Evaluator
+from zse_jax import retrievers
+from zse_jax.evaluation.evaluator import Evaluator
 from zse_jax.retrieval import encoding, tiles
+from zse_jax.runtime import sharding
 
 LIMIT = 1.1
 

@@ -31,7 +31,8 @@ from data_pipelines import images
 from data_pipelines.builders.doodles import generation, truth
 from data_pipelines.builders.doodles.classes import UNSEEN
 from tests.benchmarks import machine
-from zse_jax import checkpoint, retrievers
+from zse_jax import retrievers
+from zse_jax.checkpoints import reading
 from zse_jax.explain import correspondence
 from zse_jax.retrieval import encoding
 
@@ -179,10 +180,10 @@ def main() -> None:
     parser.add_argument("--full_size", action="store_true", help="measure the cost of B/16 too")
     options = parser.parse_args()
     print(machine.describe("jax", "flax", "numpy"))
-    model, config = zse_jax.load(options.checkpoint), checkpoint.read_config(options.checkpoint)
+    model, config = zse_jax.load(options.checkpoint), reading.read_config(options.checkpoint)
     rngs = nnx.Rngs(params=options.seed, dropout=options.seed + 1)
     untrained = retrievers.create(config.model, dtype=config.compute_dtype, rngs=rngs)
-    print(f"{options.checkpoint}, step {checkpoint.step_of(options.checkpoint)}")
+    print(f"{options.checkpoint}, step {reading.step_of(options.checkpoint)}")
     print(f"evidence: {model.local_evidence}")
     instances, sketches, photos = pairs(options.per_class, model.image_size)
     report_places({"untrained": untrained, "trained": model}, instances, sketches, photos)

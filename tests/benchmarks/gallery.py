@@ -157,19 +157,19 @@ def written(variant: str, folder: Path) -> Path:
     from flax import nnx
 
     from configs import sketchy
-    from zse_jax import checkpoint
+    from zse_jax.checkpoints import writing
     from zse_jax.retrievers import create
 
     config = sketchy.get_config(variant)
     settings = config.model.to_dict()
     retriever = nnx.jit(lambda: create(settings, rngs=nnx.Rngs(params=0, dropout=1)))()
-    checkpoint.write(folder, 0, retriever, config)
+    writing.write(folder, 0, retriever, config)
     return folder
 
 
 def build(options: argparse.Namespace) -> None:
     """Building, adding and searching with a checkpoint and photos."""
-    from zse_jax import checkpoint
+    from zse_jax.checkpoints import reading
     from zse_jax.gallery import index, photos, search
     from zse_jax.gallery.encoder import BATCH, Encoder
 
@@ -179,7 +179,7 @@ def build(options: argparse.Namespace) -> None:
         options.checkpoint = written(options.untrained, folder / "run")
     found = photos.find([options.photos_in]).files[: options.count]
     count = len(found)
-    encoder = Encoder(checkpoint.load(options.checkpoint))
+    encoder = Encoder(reading.load(options.checkpoint))
     size = encoder.retriever.image_size
     some = np.stack([photos.prepared(one.file, size) for one in found[:BATCH]])
     encoder(some, "photo")  # compiles

@@ -8,9 +8,9 @@ nothing is computed, so virtual devices on one CPU tell as much as real ones (te
 aside, which each backend arranges in its own way). `data` splits the batch, `fsdp` parameters and
 optimizer as well.
 
-`--loop` trains with the loop of `zse_jax.train`, on images of the size of real ones that another
-process decodes meanwhile, and times each step beside a bare call of the same compiled step, in
-turn. It waits for each step, so that no work of the loop hides behind the device's.
+`--loop` trains with the loop of `zse_jax.training.loop`, on images of the size of real ones that
+another process decodes meanwhile, and times each step beside a bare call of the same compiled step,
+in turn. It waits for each step, so that no work of the loop hides behind the device's.
 """
 
 import argparse
@@ -31,7 +31,9 @@ import numpy as np
 
 from tests.benchmarks.machine import describe
 from tests.benchmarks.systems import CONFIGS, batch_shapes, config_of
-from zse_jax import profiling, sharding, train_state
+from zse_jax.runtime import sharding
+from zse_jax.training import profiling
+from zse_jax.training import step as training_step
 
 
 def table(system: str, arg: str, samples: int, **flat: Any) -> Iterator[str]:
@@ -44,7 +46,7 @@ def table(system: str, arg: str, samples: int, **flat: Any) -> Iterator[str]:
         for fsdp in sorted({1, devices}):
             config = config_of(system, arg, **flat)
             mesh = sharding.make_mesh(-1, fsdp, jax.devices()[:devices])
-            setup = train_state.set_up(config, mesh)
+            setup = training_step.set_up(config, mesh)
             batch = batch_shapes(system, samples, config.model.image_size)
             _, cost = profiling.compile_step(
                 setup.step, setup.abstract, batch, devices, config.train.accumulate
@@ -88,7 +90,7 @@ def loop_overhead(system: str, arg: str, samples: int, rounds: int) -> tuple[flo
     from absl import flags
 
     from data_pipelines import loading
-    from zse_jax import train
+    from zse_jax.training import loop as training_loop
 
     flags.FLAGS.mark_as_parsed()
     loading.load_items = noise_items
@@ -100,10 +102,10 @@ def loop_overhead(system: str, arg: str, samples: int, rounds: int) -> tuple[flo
     config.evaluation.sketch_stride = config.evaluation.photo_stride = 10
     in_loop: list[float] = []
     bare: list[float] = []
-    compiled = train.Run.compiled
+    compiled = training_loop.Run.compiled
     make_mesh = sharding.make_mesh
     sharding.make_mesh = lambda *args, **kwargs: make_mesh(1, 1, jax.devices()[:1])
-    train.Run.finish = lambda run: {}
+    training_loop.Run.finish = lambda run: {}
 
     def watched(run: Any, state: Any, batch: Any) -> Any:
         step = compiled(run, state, batch)
@@ -125,9 +127,9 @@ def loop_overhead(system: str, arg: str, samples: int, rounds: int) -> tuple[flo
 
         return once
 
-    train.Run.compiled = watched
+    training_loop.Run.compiled = watched
     with tempfile.TemporaryDirectory() as workdir:
-        train.train(config, workdir)
+        training_loop.train(config, workdir)
     return statistics.median(in_loop[2:]), statistics.median(bare[2:])
 
 

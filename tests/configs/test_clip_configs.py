@@ -15,8 +15,11 @@ from configs import (
     clip_tuberlin,
 )
 from data_pipelines import sampling, splits
-from zse_jax import configuration, evaluate, optimizers, retrievers, train_state
+from zse_jax import retrievers
+from zse_jax.evaluation import evaluator
 from zse_jax.retrievers.clip_prompt import ClipPrompt
+from zse_jax.runtime import config_io
+from zse_jax.training import optimizers, step
 
 MODULES = [
     clip_quickdraw, clip_sketchy_fine_grained, clip_sketchy_generalized, clip_sketchy_split2,
@@ -37,13 +40,13 @@ def count(model):
 def test_every_config_describes_a_run(module, arg):
     config = module.get_config(arg)
     model = shapes(config)
-    _, groups = train_state.trainable(model)
+    _, groups = step.trainable(model)
     assert set(config.optimizer.learning_rates) <= set(groups.values())
     assert splits.get(config.data.split).dataset == config.data.name
-    evaluate.check_select(config, model.rankings)
+    evaluator.check_select(config, model.rankings)
     level = sampling.sampler(config.train.sampler or model.batch_kind).level
     assert level == ("instance" if config.model.recipe == "fine_grained" else "class")
-    assert configuration.to_plain(config)
+    assert config_io.to_plain(config)
     assert f"configs/{module.__name__.rpartition('.')[2]}.py" in module.__doc__
 
 
@@ -75,12 +78,12 @@ def test_baselines_do_not_train():
 
 def test_class_names_are_filled_in_from_the_data_in_the_order_of_the_labels():
     config = clip_sketchy_split2.get_config().lock()
-    full = train_state.complete(config)
+    full = step.complete(config)
     assert tuple(full.model.class_names) == splits.get("sketchy_split2").seen
     assert config.model.class_names is None
-    assert train_state.complete(full) is full
-    again = configuration.from_plain(configuration.to_plain(full))
-    assert configuration.differences(again, train_state.complete(config)) == {}
+    assert step.complete(full) is full
+    again = config_io.from_plain(config_io.to_plain(full))
+    assert config_io.differences(again, step.complete(config)) == {}
 
 
 def test_an_unknown_variant_lists_clips_own():

@@ -14,8 +14,11 @@ import configs
 from configs import default, demo, sketchy
 from data_pipelines import sampling, splits
 from tests import layouts
-from zse_jax import configuration, evaluate, optimizers, retrievers, settings, train
+from zse_jax import retrievers
+from zse_jax.evaluation import data_selection, evaluator
 from zse_jax.retrievers import zse
+from zse_jax.runtime import config_io
+from zse_jax.training import loop, optimizers
 
 NOT_IN_CONFIG = ("self", "dtype", "rngs")
 
@@ -35,10 +38,10 @@ def test_every_config_describes_a_run(name):
     for data in (config.data, config.target):
         assert data.split is None or splits.get(data.split).dataset == data.name
     assert sampling.sampler(config.train.sampler or model.batch_kind)
-    assert config.evaluation.protocol in settings.PROTOCOLS
-    assert config.evaluation.seen_gallery in settings.SEEN_GALLERY
-    evaluate.check_select(config, model.rankings)
-    assert configuration.to_plain(config)
+    assert config.evaluation.protocol in data_selection.PROTOCOLS
+    assert config.evaluation.seen_gallery in data_selection.SEEN_GALLERY
+    evaluator.check_select(config, model.rankings)
+    assert config_io.to_plain(config)
 
 
 @pytest.mark.parametrize("name", NAMES)
@@ -108,7 +111,7 @@ def test_every_config_trains_a_step_on_data_of_its_layout(name, prepared_data, t
         thin = ("sketch_stride", "photo_stride", "test_sketch_stride", "test_photo_stride")
         config.evaluation.update(dict.fromkeys(thin, 8))
     config.log.tensorboard = False
-    results = train.train(config, tmp_path / "run")
+    results = loop.train(config, tmp_path / "run")
     values = np.array(list(results["test"].values()))
     assert ((values >= 0) & (values <= 1)).all()
     assert config.evaluation.select in results["test"]

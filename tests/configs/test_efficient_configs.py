@@ -13,8 +13,10 @@ from configs import (
     efficient_tuberlin,
 )
 from data_pipelines import sampling, splits
-from zse_jax import configuration, optimizers, retrievers
+from zse_jax import retrievers
 from zse_jax.retrievers.efficient_cnn import EfficientCNN
+from zse_jax.runtime import config_io
+from zse_jax.training import optimizers
 
 CONFIGS = (efficient_sketchy, efficient_sketchy_split2, efficient_tuberlin, efficient_quickdraw)
 
@@ -30,7 +32,7 @@ def test_every_config_describes_a_run(module, arg):
     assert config.evaluation.select.partition("/")[0] in model.rankings
     assert sampling.sampler(config.train.sampler).distinct
     optimizers.create(config.optimizer, config.train.steps)
-    assert configuration.to_plain(config)
+    assert config_io.to_plain(config)
     assert f"configs/{module.__name__.rpartition('.')[2]}.py" in module.__doc__
 
 

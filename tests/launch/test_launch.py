@@ -71,7 +71,7 @@ def test_dry_runs_of_clusters_hand_the_arguments_on():
 
 
 def test_the_cloud_job_starts_again_on_our_exit_code():
-    from zse_jax.distributed import AGAIN
+    from zse_jax.runtime.distributed import AGAIN
 
     job = yaml.safe_load((ROOT / "launch" / "skypilot.yaml").read_text())
     assert job["resources"]["job_recovery"]["recover_on_exit_codes"] == [AGAIN]

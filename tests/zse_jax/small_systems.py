@@ -8,7 +8,7 @@ from flax import nnx
 from ml_collections import ConfigDict
 
 from configs import clip_default, default, efficient_default
-from zse_jax import train_state
+from zse_jax.training import step
 
 SIZE, DEPTH = 32, 1
 
@@ -64,7 +64,7 @@ def steps(
     made: ConfigDict, mesh: jax.sharding.Mesh, given: dict[str, np.ndarray], count: int = 2
 ) -> tuple[np.ndarray, dict[str, nnx.State]]:
     """Loss and gradient norm [count, 2] of some steps on one batch, and the state after them."""
-    setup = train_state.set_up(made, mesh)
+    setup = step.set_up(made, mesh)
     state, found = setup.init(), []
     for _ in range(count):
         state, metrics = setup.step(state, given)

@@ -17,11 +17,14 @@ from tests.zse_jax import small_systems, tiny
 from tests.zse_jax.pretrained import test_google_vit, test_openai_clip
 from tests.zse_jax.pretrained.weights import GOLDEN
 from tests.zse_jax.random_weights import drawn
-from zse_jax import beginning, checkpoint, convert, programs, sharding, train, train_state
+from zse_jax import convert
+from zse_jax.checkpoints import reading, writing
 from zse_jax.models.resnet import ResNet50
 from zse_jax.pretrained import files, openai_clip, publishers, sizes, torchvision_resnet, zse_sbir
 from zse_jax.pretrained.mapping import convolution, transpose
 from zse_jax.retrievers import create
+from zse_jax.runtime import cli, sharding
+from zse_jax.training import initialization, loop, step
 
 pytestmark = pytest.mark.slow
 
@@ -72,7 +75,7 @@ def run(*arguments):
     options = flags.FlagValues()
     argv = ["convert", *map(str, arguments)]
     convert.define_flags(options, argv)
-    given = programs.parse(options, argv)
+    given = cli.parse(options, argv)
     convert.main(options, *given[1:])
 
 
@@ -94,7 +97,7 @@ def test_a_publishers_file_becomes_a_checkpoint_that_loads(publisher, tmp_path, 
     run(f"--from={publisher}", file, tmp_path / "out", *overrides)
     said = capsys.readouterr().out
     assert "million parameters" in said
-    config = checkpoint.read_config(tmp_path / "out")
+    config = reading.read_config(tmp_path / "out")
     for name in sizes.UNTOLD[publisher]:
         assert f"{name}={config.model[name]}" in said
     retriever = zse_jax.load(tmp_path / "out")
@@ -123,8 +126,8 @@ def test_published_sizes_are_those_of_the_configs():
 def test_zse_goes_out_by_the_published_names_and_comes_back_to_the_bit(tmp_path, capsys):
     config = small_systems.config("zse")
     source = built(config.model.to_dict(), seed=5)
-    checkpoint.write(tmp_path / "run", 7, source, config)
-    assert checkpoint.step_of(tmp_path / "run") == 7
+    writing.write(tmp_path / "run", 7, source, config)
+    assert reading.step_of(tmp_path / "run") == 7
     run("--to=zse_sbir", tmp_path / "run", tmp_path / "best.safetensors")
     told = f"heads={config.model.heads}, cross_heads={config.model.cross_heads}"
     assert f"do not tell {told}" in capsys.readouterr().out
@@ -165,7 +168,7 @@ def test_what_cannot_be_converted_says_so(tmp_path):
         sizes.model_settings("google_vit", arrays)
     assert not (tmp_path / "out").exists()
     config = small_systems.config("clip_prompt")
-    checkpoint.write(tmp_path / "clip", 0, built(config.model), config)
+    writing.write(tmp_path / "clip", 0, built(config.model), config)
     with pytest.raises(ValueError, match="holds a ClipPrompt, and zse_sbir publishes ZSE"):
         run("--to=zse_sbir", tmp_path / "clip", tmp_path / "x.safetensors")
 
@@ -188,17 +191,17 @@ def test_the_program_takes_source_and_output_as_they_stand(tmp_path):
 
 def begun(config):
     """The model that training starts with, on a mesh that splits large parameters."""
-    setup = train_state.set_up(config, sharding.make_mesh(data=-1, fsdp=2))
-    state = beginning.initialised(config, setup, setup.init())
+    setup = step.set_up(config, sharding.make_mesh(data=-1, fsdp=2))
+    state = initialization.initialised(config, setup, setup.init())
     for leaf, like in zip(*map(jax.tree.leaves, (state, setup.abstract)), strict=True):
         assert leaf.sharding == like.sharding
-    return train_state.merge_model(setup.definition, state)
+    return step.merge_model(setup.definition, state)
 
 
 def test_training_starts_from_a_publishers_file_or_a_checkpoint(tmp_path):
     config = small_systems.config("zse")
     source = built(config.model.to_dict(), seed=5)
-    checkpoint.write(tmp_path / "run", 0, source, config)
+    writing.write(tmp_path / "run", 0, source, config)
     file = written(tmp_path / "best.safetensors", zse_sbir.export(source))
     for path in (tmp_path / "run", file):
         same(begun(small_systems.config("zse", init_from=str(path))), source)
@@ -208,7 +211,7 @@ def test_clip_at_starts_from_a_converted_clip_with_prompts_of_its_own(tmp_path):
     file = written(tmp_path / "clip.safetensors", clip_arrays())
     run(file, tmp_path / "clip", "--config.model.heads=2", "--config.model.text_heads=2")
     config = small_systems.config("clip_prompt", init_from=str(tmp_path / "clip"))
-    plain = checkpoint.read_config(tmp_path / "clip").model.to_dict()
+    plain = reading.read_config(tmp_path / "clip").model.to_dict()
     kept = ("class_names", "trainable", "prompt_length", "text_tower")
     with config.unlocked():
         own = small_systems.config("clip_prompt").model
@@ -223,38 +226,38 @@ def test_clip_at_starts_from_a_converted_clip_with_prompts_of_its_own(tmp_path):
 
 def test_a_run_records_what_it_started_from_and_resumes_without_it(tmp_path, monkeypatch):
     tiny.install(monkeypatch.setattr)
-    train.train(tiny.config(**{"train.steps": 2, "evaluation.every": 0}), tmp_path / "first")
+    loop.train(tiny.config(**{"train.steps": 2, "evaluation.every": 0}), tmp_path / "first")
     again = tiny.config(**{
         "train.steps": 2, "evaluation.every": 0, "init_from": str(tmp_path / "first"), "seed": 9,
         "optimizer.learning_rate": 0.0,
     })  # fmt: skip
-    train.train(again, tmp_path / "second")
+    loop.train(again, tmp_path / "second")
     same(*(zse_jax.load(tmp_path / name) for name in ("first", "second")))
-    assert checkpoint.read_config(tmp_path / "second").init_from == str(tmp_path / "first")
+    assert reading.read_config(tmp_path / "second").init_from == str(tmp_path / "first")
     with again.unlocked():
         again.train.steps = 3
     (tmp_path / "first").rename(tmp_path / "gone")
-    train.train(again, tmp_path / "second")
-    assert checkpoint.step_of(tmp_path / "second") == 3
+    loop.train(again, tmp_path / "second")
+    assert reading.step_of(tmp_path / "second") == 3
 
 
 def test_there_is_no_training_to_resume_in_a_converted_checkpoint(tmp_path, monkeypatch):
     tiny.install(monkeypatch.setattr)
     config = tiny.config()
-    checkpoint.write(tmp_path / "run", 0, built(config.model.to_dict()), config)
+    writing.write(tmp_path / "run", 0, built(config.model.to_dict()), config)
     with pytest.raises(ValueError, match="holds a model alone, .* --config.init_from="):
-        train.train(config, tmp_path / "run")
-    assert checkpoint.step_of(tmp_path / "run") == 0
+        loop.train(config, tmp_path / "run")
+    assert reading.step_of(tmp_path / "run") == 0
 
 
 def test_a_start_that_does_not_fit_says_so(tmp_path):
     config = small_systems.config("zse")
     source = built(config.model.to_dict(), seed=5)
-    checkpoint.write(tmp_path / "run", 0, source, config)
+    writing.write(tmp_path / "run", 0, source, config)
 
     def start(system, path, **changes):
         config = small_systems.config(system, init_from=str(path), **changes)
-        beginning.fill(built(config.model), config)
+        initialization.fill(built(config.model), config)
 
     with pytest.raises(ValueError, match=r"init_from=.*run: its parameters .* anchors.merge"):
         start("zse", tmp_path / "run", **{"model.anchors": 16})

@@ -7,9 +7,11 @@ import pytest
 from absl import flags
 
 from tests.zse_jax import tiny
-from zse_jax import checkpoint, hashing, sharding
+from zse_jax import hashing
+from zse_jax.checkpoints import reading
 from zse_jax.retrieval import codes
-from zse_jax.train import train
+from zse_jax.runtime import sharding
+from zse_jax.training.loop import train
 
 pytestmark = pytest.mark.slow
 
@@ -48,8 +50,8 @@ def test_writes_the_projection_and_what_both_rankings_reach(workdir, capsys):
 
 
 def test_the_projection_is_learned_on_seen_images_of_both_modalities(workdir):
-    config = checkpoint.read_config(workdir)
-    found = hashing.seen_embeddings(checkpoint.load(workdir), config, sharding.make_mesh(), 20)
+    config = reading.read_config(workdir)
+    found = hashing.seen_embeddings(reading.load(workdir), config, sharding.make_mesh(), 20)
     assert found.shape == (36, 64)  # every fourth of 72 sketches and 72 photos
     np.testing.assert_allclose(np.linalg.norm(found, axis=1), 1, rtol=1e-3)
 

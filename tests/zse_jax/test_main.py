@@ -7,14 +7,15 @@ from pathlib import Path
 import pytest
 from absl import flags
 
-from zse_jax import main, programs
+from zse_jax import main
+from zse_jax.runtime import cli
 
 
 def parse(*arguments):
     """The flags of a command line, parsed apart from those of this process."""
     options, argv = flags.FlagValues(), ["main", *arguments]
     main.define_flags(options, argv)
-    programs.parse(options, argv)
+    cli.parse(options, argv)
     return options
 
 
@@ -54,26 +55,26 @@ def test_wrong_arguments_say_what_would_be_right(arguments, message):
 
 
 def test_errors_of_a_user_become_one_paragraph(capsys, monkeypatch):
-    monkeypatch.setattr(programs, "_debug", lambda: False)
+    monkeypatch.setattr(cli, "_debug", lambda: False)
 
     def wrong():
         raise KeyError("no class\n  'dog'")
 
     with pytest.raises(SystemExit) as exit_:
-        programs.with_message(wrong)
+        cli.with_message(wrong)
     assert exit_.value.code == 1
     assert capsys.readouterr().err == "error: no class 'dog'\n"
 
 
 def test_errors_of_the_program_keep_their_traceback():
     with pytest.raises(TypeError):
-        programs.with_message(lambda: 1 + "")
+        cli.with_message(lambda: 1 + "")
 
 
 def test_a_traceback_is_shown_when_asked_for(capsys, monkeypatch):
     monkeypatch.setenv("ZSE_DEBUG", "1")
     with pytest.raises(SystemExit):
-        programs.with_message(lambda: [][0])
+        cli.with_message(lambda: [][0])
     assert "Traceback" in capsys.readouterr().err
 
 

@@ -112,11 +112,12 @@ def main() -> None:
 
     from absl import flags
 
-    from zse_jax import distributed, programs, train
+    from zse_jax.runtime import cli, distributed
+    from zse_jax.training import loop
 
     flags.FLAGS.mark_as_parsed()
-    programs.quiet()
-    programs.with_message(lambda: distributed.initialize(**distributed.from_arguments([""])))
+    cli.quiet()
+    cli.with_message(lambda: distributed.initialize(**distributed.from_arguments([""])))
     install()
     options = dict(argument.lstrip("-").split("=", 1) for argument in sys.argv[2:])
     slow = float(options.pop("slow", 0))
@@ -124,9 +125,9 @@ def main() -> None:
     if only != distributed.this_process():
         options = {}
     events = {name: int(options.pop(f"{name}-at", -1)) for name in (*SIGNALS, "hang")}
-    note = train.Run.note
+    note = loop.Run.note
 
-    def deadly(run: train.Run, step: int, *args: Any, **kwargs: Any) -> None:
+    def deadly(run: loop.Run, step: int, *args: Any, **kwargs: Any) -> None:
         time.sleep(slow)
         for name, at in events.items():
             if step == at and name in SIGNALS:
@@ -135,8 +136,8 @@ def main() -> None:
                 time.sleep(1e6)
         note(run, step, *args, **kwargs)
 
-    train.Run.note = deadly
-    full_at, save = int(options.pop("full-at", -1)), train.checkpoint.Checkpoints.save
+    loop.Run.note = deadly
+    full_at, save = int(options.pop("full-at", -1)), loop.checkpoint.Checkpoints.save
 
     def limited(checkpoints: Any, step: int, *args: Any) -> None:
         if step == full_at:
@@ -144,10 +145,10 @@ def main() -> None:
             resource.setrlimit(resource.RLIMIT_FSIZE, (20_000, 20_000))
         save(checkpoints, step, *args)
 
-    train.checkpoint.Checkpoints.save = limited
+    loop.checkpoint.Checkpoints.save = limited
     values = {key: ast.literal_eval(value) for key, value in options.items()}
-    programs.with_message(lambda: train.train(config(**values), sys.argv[1]))
-    programs.with_message(distributed.finish)
+    cli.with_message(lambda: loop.train(config(**values), sys.argv[1]))
+    cli.with_message(distributed.finish)
 
 
 if __name__ == "__main__":

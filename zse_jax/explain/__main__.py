@@ -21,14 +21,15 @@ from jaxtyping import Float, UInt8
 from PIL import Image
 
 from data_pipelines import images
-from zse_jax import checkpoint, configuration, programs
+from zse_jax.checkpoints import reading
 from zse_jax.explain import figures, pages, pair_figures
 from zse_jax.explain.correspondence import Explainer
 from zse_jax.explain.pair_figures import LINE_STYLES
 from zse_jax.explain.synthesis import synthesise, synthesise_from_gallery
-from zse_jax.gallery import drawings
+from zse_jax.gallery import sketch_input
 from zse_jax.retrieval import encoding, scoring
 from zse_jax.retrievers.base import Retriever
+from zse_jax.runtime import cli, config_io
 
 SMALLEST = 32
 """Shortest side of a photo that there is something to see in, in pixels."""
@@ -125,7 +126,7 @@ def prepared_sketch(file: Path, size: int) -> UInt8[np.ndarray, "h w 3"]:
     Raises:
       ValueError: it holds no strokes, or is unreadable.
     """
-    return drawings.prepared(read(file), size, str(file))
+    return sketch_input.prepared(read(file), size, str(file))
 
 
 def photo_files(places: Sequence[str]) -> list[Path]:
@@ -200,7 +201,7 @@ def rank(
 
 def define_flags(options: flags.FlagValues, argv: Sequence[str]) -> None:
     """The command line."""
-    if any(programs.config_arguments(argv)):
+    if any(cli.config_arguments(argv)):
         raise ValueError(
             "zse_jax.explain takes no --config: that of the checkpoint holds. See --help."
         )
@@ -224,17 +225,17 @@ def main(options: flags.FlagValues) -> None:
     folder = Path(options.output).expanduser()
     check_output(folder)
     path, sketch_file = options.checkpoint, Path(options.sketch).expanduser()
-    config, retriever = checkpoint.read_config(path), checkpoint.load(path)
+    config, retriever = reading.read_config(path), reading.load(path)
     sketch = prepared_sketch(sketch_file, retriever.image_size)
     photos = PhotoFiles(files, retriever.image_size)
     chosen = options.ranking or config.evaluation.select.partition("/")[0]
     if chosen not in retriever.rankings:
         raise ValueError(
             f"--ranking={chosen} is none of this system's: did you mean "
-            f"{configuration.nearest(chosen, retriever.rankings)}?"
+            f"{config_io.nearest(chosen, retriever.rankings)}?"
         )
     ranked = rank(retriever, sketch, photos, chosen)
-    about = {"sketch": str(sketch_file), "checkpoint": f"{path}, step {checkpoint.step_of(path)}"}
+    about = {"sketch": str(sketch_file), "checkpoint": f"{path}, step {reading.step_of(path)}"}
     about["system"] = f"{config.model.system}, ranking by {chosen}"
     folder.mkdir(parents=True, exist_ok=True)
     count = min(options.top, len(files)) if retriever.local_evidence else 0
@@ -353,4 +354,4 @@ def _save(figure: Any, file: Path) -> None:
 
 
 if __name__ == "__main__":
-    programs.run(main, define_flags)
+    cli.run(main, define_flags)

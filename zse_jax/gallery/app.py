@@ -19,11 +19,11 @@ from typing import Any, no_type_check
 
 from absl import flags
 
-from zse_jax import programs
 from zse_jax.gallery import index as indexes
-from zse_jax.gallery.answers import Answers, template_text
+from zse_jax.gallery.app_backend import Answers, template_text
 from zse_jax.gallery.results import Results
 from zse_jax.gallery.search import Searcher
+from zse_jax.runtime import cli
 
 TITLE = "Find photos by drawing"
 
@@ -160,7 +160,7 @@ def serve(
     import gradio as gr
     from starlette.middleware import Middleware
 
-    from zse_jax.gallery import guard
+    from zse_jax.gallery import middleware
 
     logging.getLogger("httpx").setLevel(logging.WARNING)
     theme = gr.themes.Base(
@@ -175,8 +175,8 @@ def serve(
             prevent_thread_lock=True,
             theme=theme,
             css=template_text("app.css"),
-            app_kwargs={"middleware": [Middleware(guard.Guard)]},
-            max_file_size=guard.LARGEST_REQUEST,
+            app_kwargs={"middleware": [Middleware(middleware.Guard)]},
+            max_file_size=middleware.LARGEST_REQUEST,
             state_session_capacity=SESSIONS,
             footer_links=[],
             run_history=False,
@@ -195,7 +195,7 @@ def serve(
 
 def define_flags(options: flags.FlagValues, argv: Sequence[str]) -> None:
     """The command line."""
-    if any(programs.config_arguments(argv)):
+    if any(cli.config_arguments(argv)):
         raise ValueError("The page takes no --config: that of the checkpoint holds. See --help.")
     flags.DEFINE_string("index", None, "A folder, or a place in a bucket.", options)
     help_ = "Where the index's checkpoint is now; by default where it was."
@@ -225,4 +225,4 @@ def main(options: flags.FlagValues) -> None:
 
 
 if __name__ == "__main__":
-    programs.run(main, define_flags)
+    cli.run(main, define_flags)

@@ -15,8 +15,8 @@ from pathlib import Path
 from absl import flags
 
 from data_pipelines import loading, splits
-from zse_jax import programs
 from zse_jax.gallery import app, index
+from zse_jax.runtime import cli
 
 DATA = "doodles"
 
@@ -87,4 +87,4 @@ def main(options: flags.FlagValues) -> None:
 
 
 if __name__ == "__main__":
-    programs.run(main, define_flags)
+    cli.run(main, define_flags)

@@ -20,16 +20,16 @@ from typing import Any
 
 from absl import flags
 
-from zse_jax import checkpoint as checkpoints
-from zse_jax import programs
-from zse_jax.gallery import adding, tables
-from zse_jax.gallery.adding import Changes
+from zse_jax.checkpoints import reading
+from zse_jax.gallery import ingest, tables
 from zse_jax.gallery.encoder import Encoder
+from zse_jax.gallery.ingest import Changes
 from zse_jax.gallery.photos import Found, Places, absolute, find, listed, within
 from zse_jax.gallery.tables import REFUSED, Tables
 from zse_jax.gallery.verifying import Verification
 from zse_jax.gallery.verifying import verify as verify
 from zse_jax.retrieval.encoding import fingerprint
+from zse_jax.runtime import cli
 
 COMMANDS = ("build", "add", "remove", "verify", "info")
 
@@ -169,11 +169,11 @@ def build(
       ValueError: it is of another checkpoint.
     """
     uri, found = tables.located(index), find(photos)
-    step, retriever = checkpoints.load_step(checkpoint)
+    step, retriever = reading.load_step(checkpoint)
     encoder = Encoder(retriever)
-    config = checkpoints.read_config(checkpoint)
+    config = reading.read_config(checkpoint)
     about = {
-        "checkpoint": os.fspath(checkpoints.absolute(checkpoint)),
+        "checkpoint": os.fspath(reading.absolute(checkpoint)),
         "step": step,
         "fingerprint": fingerprint(retriever),
         "system": config.model.system,
@@ -238,7 +238,7 @@ def remove(index: str | os.PathLike, photos: Places = ()) -> int:
 
 
 def _added(table: Tables, encoder: Encoder, found: Found, progress: bool) -> Changes:
-    changes = adding.add(
+    changes = ingest.add(
         table, encoder, found, keep_features=table.about["features"], progress=progress
     )
     if changes.added or changes.updated:
@@ -273,9 +273,9 @@ def _retriever(table: Tables, checkpoint: str | os.PathLike | None) -> Any:
     about = table.about
     place = checkpoint
     if place is None:
-        place = checkpoints.place_of(about["checkpoint"], about["step"])
+        place = reading.place_of(about["checkpoint"], about["step"])
     try:
-        retriever = checkpoints.load(place)
+        retriever = reading.load(place)
     except FileNotFoundError as error:
         if checkpoint is not None:
             raise
@@ -300,7 +300,7 @@ def _check(table: Tables, found: str, checkpoint: str | os.PathLike) -> None:
 
 def define_flags(options: flags.FlagValues, argv: Sequence[str]) -> None:
     """The command line."""
-    if any(programs.config_arguments(argv)):
+    if any(cli.config_arguments(argv)):
         raise ValueError("An index takes no --config: that of the checkpoint holds. See --help.")
     flags.DEFINE_string("index", None, "A folder, or a place in a bucket.", options)
     help_ = "A folder of photos, a pattern, or a file; may be repeated."
@@ -392,4 +392,4 @@ def _list(title: str, lines: Sequence[str], most: int = 20) -> None:
 
 
 if __name__ == "__main__":
-    programs.run(main, define_flags, arguments=(f"COMMAND ({', '.join(COMMANDS)})",))
+    cli.run(main, define_flags, arguments=(f"COMMAND ({', '.join(COMMANDS)})",))

@@ -27,16 +27,16 @@ from absl import flags
 from jaxtyping import Float, Int, UInt8
 from rich.console import Console
 
-from zse_jax import programs
 from zse_jax.explain import pages
 from zse_jax.explain.correspondence import Explainer
-from zse_jax.gallery import drawings, photos
+from zse_jax.gallery import photos, sketch_input
 from zse_jax.gallery.encoder import Encoder
 from zse_jax.gallery.index import Index
 from zse_jax.gallery.results import Hit, Results
 from zse_jax.gallery.shortlist import Shortlister
 from zse_jax.retrieval.storage import item_bytes
 from zse_jax.retrievers.base import Features
+from zse_jax.runtime import cli
 
 RERANK = 200
 """Photos of the shortlist that are scored, unless asked otherwise."""
@@ -181,7 +181,7 @@ class Searcher:
                 f"A sketch is uint8 [height, width, 3], and this one {sketch.dtype} "
                 f"{list(sketch.shape)}."
             )
-        return drawings.prepared(sketch, self.retriever.image_size, name)
+        return sketch_input.prepared(sketch, self.retriever.image_size, name)
 
     def explain(self, sketch: Sketch, hit: Hit, *, shown: bool = True) -> pages.Explained:
         """Why a photo was found: lines between the places that match, heat maps, a synthesis.
@@ -324,7 +324,7 @@ def _merged(
 
 def define_flags(options: flags.FlagValues, argv: Sequence[str]) -> None:
     """The command line."""
-    if any(programs.config_arguments(argv)):
+    if any(cli.config_arguments(argv)):
         raise ValueError("A search takes no --config: that of the checkpoint holds. See --help.")
     flags.DEFINE_string("index", None, "A folder, or a place in a bucket.", options)
     flags.DEFINE_string("sketch", None, "An image file: dark lines on white.", options)
@@ -373,4 +373,4 @@ def main(options: flags.FlagValues) -> None:
 
 
 if __name__ == "__main__":
-    programs.run(main, define_flags)
+    cli.run(main, define_flags)

@@ -24,7 +24,7 @@ from jax.sharding import NamedSharding, PartitionSpec
 from jaxtyping import Array, Bool, Int, UInt8
 from tqdm import tqdm
 
-from zse_jax.retrieval.feature_files import OnDisk
+from zse_jax.retrieval.feature_cache import OnDisk
 from zse_jax.retrieval.storage import (
     Devices,
     InMemory,

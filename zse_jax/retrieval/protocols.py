@@ -21,7 +21,7 @@ from zse_jax.retrieval import metrics
 from zse_jax.retrieval.encoding import Batch
 from zse_jax.retrieval.metrics import Ranked
 from zse_jax.retrieval.results import Evaluation
-from zse_jax.retrieval.tasks import Measured, Options, Task, Words, evaluate
+from zse_jax.retrieval.runner import Measured, Options, Task, Words, evaluate
 from zse_jax.retrievers.base import Retriever
 
 

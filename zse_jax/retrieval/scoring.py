@@ -28,7 +28,7 @@ from tqdm import tqdm
 
 from zse_jax.retrieval import tiles
 from zse_jax.retrieval.encoding import evaluation_state, fetched, fingerprint, progress_bar
-from zse_jax.retrieval.score_files import ScoreFile, digest
+from zse_jax.retrieval.score_cache import ScoreFile, digest
 from zse_jax.retrieval.storage import item_bytes
 from zse_jax.retrievers.base import Features, Retriever
 

@@ -51,7 +51,7 @@ class EfficientCNN(Retriever):
     """
 
     batch_kind: ClassVar[str] = "class_group"
-    starter: ClassVar[str] = "zse_jax.knowledge:start"
+    starter: ClassVar[str] = "zse_jax.training.distillation:start"
 
     def __init__(
         self,
@@ -289,4 +289,4 @@ def check_groups(batch: Mapping[str, Any], seen_classes: int) -> None:
 
 
 if __name__ == "__main__":
-    import_module("zse_jax.knowledge").run()
+    import_module("zse_jax.training.distillation").run()

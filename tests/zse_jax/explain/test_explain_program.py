@@ -12,14 +12,15 @@ from tests.source import ROOT
 from tests.zse_jax import tiny
 from tests.zse_jax.explain import patches
 from tests.zse_jax.explain.test_report import Page
-from zse_jax import programs, train
 from zse_jax.explain import __main__ as program
+from zse_jax.runtime import cli
+from zse_jax.training import loop
 
 
 def workdir_of(install, path):
     with pytest.MonkeyPatch.context() as patch:
         install(patch.setattr)
-        train.train(tiny.config(**{"train.steps": 1, "evaluation.every": 1}), path)
+        loop.train(tiny.config(**{"train.steps": 1, "evaluation.every": 1}), path)
         yield path
 
 
@@ -47,7 +48,7 @@ def run(workdir, album, *arguments, sketch="cat.png", photos=None, output="why")
     argv = ["explain", f"--checkpoint={workdir}", f"--sketch={base / sketch}"]
     argv += [f"--photos={photos or album}", f"--output={base / output}", *arguments]
     program.define_flags(options, argv)
-    programs.parse(options, argv)
+    cli.parse(options, argv)
     program.main(options)
     return base / output
 
@@ -155,7 +156,7 @@ def test_what_is_missing_is_named(workdir, album):
         run(workdir, album, "--config.seed=1")
     options, argv = flags.FlagValues(), ["explain", f"--checkpoint={workdir}"]
     program.define_flags(options, argv)
-    programs.parse(options, argv)
+    cli.parse(options, argv)
     with pytest.raises(ValueError, match="--sketch is missing"):
         program.main(options)
 

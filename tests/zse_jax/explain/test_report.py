@@ -11,10 +11,12 @@ from flax import nnx
 import zse_jax
 from tests.zse_jax import tiny
 from tests.zse_jax.explain import patches
-from zse_jax import evaluate, programs, train
+from zse_jax import evaluate
 from zse_jax.explain import report, report_parts
 from zse_jax.explain.correspondence import Explainer
 from zse_jax.retrieval import protocols
+from zse_jax.runtime import cli
+from zse_jax.training import loop
 
 CLASSES = ("cat", "hot_dog", "<b>zebra</b>")
 
@@ -221,7 +223,7 @@ def workdir(tmp_path_factory):
     path = tmp_path_factory.mktemp("run")
     with pytest.MonkeyPatch.context() as patch:
         patches.install(patch.setattr)
-        train.train(tiny.config(**{"train.steps": 2}), path)
+        loop.train(tiny.config(**{"train.steps": 2}), path)
         yield path
 
 
@@ -230,7 +232,7 @@ def run(*arguments):
 
     options, argv = flags.FlagValues(), ["evaluate", *map(str, arguments)]
     evaluate.define_flags(options, argv)
-    programs.parse(options, argv)
+    cli.parse(options, argv)
     evaluate.main(options)
 
 

@@ -12,7 +12,7 @@ from PIL import Image, ImageDraw
 
 from tests.zse_jax import small_systems
 from tests.zse_jax.random_weights import drawn
-from zse_jax import checkpoint
+from zse_jax.checkpoints import writing
 from zse_jax.retrievers import create
 
 
@@ -21,7 +21,7 @@ def written_checkpoint(folder: Path, system: str = "zse", seed: int = 0) -> Path
     config = small_systems.config(system)
     settings = config.model.to_dict()
     made = drawn(lambda: create(settings, rngs=nnx.Rngs(params=0, dropout=1)), seed)
-    checkpoint.write(folder, seed, made, config)
+    writing.write(folder, seed, made, config)
     return folder
 
 

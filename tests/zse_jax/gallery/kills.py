@@ -21,11 +21,11 @@ COMMIT, PAUSE = 4, 0.02
 
 def child(checkpoint: str, folder: Path, seconds: float) -> None:
     """Adds the album, and kills itself `seconds` after its first commit begins; 0: never."""
-    from zse_jax.gallery import adding, index
+    from zse_jax.gallery import index, ingest
     from zse_jax.gallery.tables import Tables
 
-    adding.COMMIT_PHOTOS = COMMIT
-    adding.BATCH = COMMIT
+    ingest.COMMIT_PHOTOS = COMMIT
+    ingest.BATCH = COMMIT
     put = Tables.put
     begun = threading.Event()
 

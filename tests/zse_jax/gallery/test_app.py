@@ -15,11 +15,11 @@ import pytest
 from absl import flags
 from PIL import Image, ImageDraw
 
-from zse_jax import programs
-from zse_jax.gallery import answers, app, guard, index
-from zse_jax.gallery.answers import Answers
+from zse_jax.gallery import app, app_backend, index, middleware
+from zse_jax.gallery.app_backend import Answers
 from zse_jax.gallery.photos import identity
 from zse_jax.gallery.search import Searcher
+from zse_jax.runtime import cli
 
 from .conftest import photo
 
@@ -119,7 +119,7 @@ def bomb():
         ("data:text/html;base64,PGI+", "no picture"),
         ("data:image/png;base64,!!!", "no picture"),
         ("data:image/png;base64,PGh0bWw+", "no picture"),
-        ("data:image/png;base64," + "A" * answers.LARGEST_DRAWING, "too large"),
+        ("data:image/png;base64," + "A" * app_backend.LARGEST_DRAWING, "too large"),
         ("data:image/png;base64," + bomb(), "no picture"),
         (data_url(paper((2049, 8))), "2049 x 8 pixels"),
         ("/etc/passwd", "no picture"),
@@ -221,7 +221,7 @@ def test_there_is_no_upload_and_no_request_larger_than_a_drawing(server):
     headers = {"Content-Type": "multipart/form-data; boundary=b"}
     assert request(server, "POST", "/gradio_api/upload", boundary, headers)[0] == 404
     status, text = request(
-        server, "POST", "/gradio_api/queue/join", b"x" * (guard.LARGEST_REQUEST + 1)
+        server, "POST", "/gradio_api/queue/join", b"x" * (middleware.LARGEST_REQUEST + 1)
     )
     assert (status, text) == (413, b"That is larger than a drawing.")
     chunks = iter([b"x" * 2**20] * 9)  # of a length that is not said
@@ -232,7 +232,7 @@ def test_there_is_no_upload_and_no_request_larger_than_a_drawing(server):
 def run(*argv):
     options = flags.FlagValues()
     app.define_flags(options, ["app", *argv])
-    programs.parse(options, ["app", *argv])
+    cli.parse(options, ["app", *argv])
     app.main(options)
 
 
@@ -256,6 +256,6 @@ def test_an_empty_index_says_what_to_do(zse, album, tmp_path):
 def test_a_sketch_on_a_transparent_ground_is_found_too():
     image = Image.new("RGBA", (64, 64), (0, 0, 0, 0))
     ImageDraw.Draw(image).line((5, 5, 60, 60), fill="black", width=4)
-    drawing = answers.decoded(data_url(image))
+    drawing = app_backend.decoded(data_url(image))
     assert drawing[0, 60].tolist() == [255, 255, 255]
     assert np.array_equal(drawing[30, 30], [0, 0, 0])

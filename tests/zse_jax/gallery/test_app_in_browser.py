@@ -8,7 +8,7 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from zse_jax.gallery import answers, app, index
+from zse_jax.gallery import app, app_backend, index
 from zse_jax.gallery.search import Searcher
 
 from .conftest import photo
@@ -25,7 +25,7 @@ def address(zse, tmp_path_factory):
     for number in range(PHOTOS):
         photo(folder / f"album/photo {number}.png", number, (64, 48))
     index.build([folder / "album"], folder / "index", zse)
-    asked = answers.Answers(Searcher(index.open(folder / "index")))
+    asked = app_backend.Answers(Searcher(index.open(folder / "index")))
     asked.warm_up()
     page = app.create(asked)
     yield app.serve(page)

@@ -16,9 +16,9 @@ import zse_jax
 from data_pipelines import images
 from tests.source import ROOT
 from tests.zse_jax.gallery.conftest import photo, written_checkpoint
-from zse_jax import programs
-from zse_jax.gallery import adding, index, tables
+from zse_jax.gallery import index, ingest, tables
 from zse_jax.gallery.encoder import Encoder
+from zse_jax.runtime import cli
 
 
 @pytest.fixture
@@ -52,7 +52,7 @@ def run(command, *arguments):
     options = flags.FlagValues()
     argv = ["index", command, *map(str, arguments)]
     index.define_flags(options, argv)
-    index.main(options, *programs.parse(options, argv)[1:])
+    index.main(options, *cli.parse(options, argv)[1:])
 
 
 def test_it_holds_every_photo_with_its_embedding_and_thumbnail(built, album, zse):
@@ -131,7 +131,7 @@ def test_a_file_that_cannot_be_read_is_tried_again_every_time(built, album, monk
         def denied(*args):
             raise PermissionError(13, "Permission denied")
 
-        patch.setattr(adding.photos, "read", denied)
+        patch.setattr(ingest.photos, "read", denied)
         assert index.add(built, album).refused == [
             (str(album / "locked.png"), "it cannot be read: Permission denied")
         ]

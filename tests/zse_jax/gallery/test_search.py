@@ -11,9 +11,9 @@ from PIL import Image
 import zse_jax
 from data_pipelines import images
 from tests.zse_jax.gallery.conftest import photo, written_checkpoint
-from zse_jax import programs
 from zse_jax.gallery import index, search
 from zse_jax.retrieval import scoring
+from zse_jax.runtime import cli
 
 
 @pytest.fixture(scope="module")
@@ -146,7 +146,7 @@ def run(*arguments):
     options = flags.FlagValues()
     argv = ["search", *map(str, arguments)]
     search.define_flags(options, argv)
-    programs.parse(options, argv)
+    cli.parse(options, argv)
     search.main(options)
 
 

@@ -6,8 +6,8 @@ import numpy as np
 import pytest
 from flax import nnx
 
-from zse_jax import sharding
 from zse_jax.models.resnet import BatchNorm, ResNet50
+from zse_jax.runtime import sharding
 
 SMALL = {"depths": (1, 2), "width": 4, "classes": 7}
 

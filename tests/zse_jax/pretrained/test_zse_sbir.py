@@ -16,9 +16,9 @@ from flax import nnx
 from configs import default
 from tests.zse_jax.pretrained.weights import GOLDEN, draw
 from tests.zse_jax.random_weights import drawn
-from zse_jax.optimizers import create as create_optimizer
 from zse_jax.pretrained import zse_sbir
 from zse_jax.retrievers import create
+from zse_jax.training.optimizers import create as create_optimizer
 
 pytestmark = pytest.mark.slow
 

@@ -10,7 +10,7 @@ from flax import nnx
 from hypothesis import given, settings
 
 from tests.zse_jax.retrieval.fakes import batches, fake, images
-from zse_jax.retrieval import tasks
+from zse_jax.retrieval import runner
 from zse_jax.retrieval.encoding import encode
 from zse_jax.retrieval.metrics import CONVENTIONS, METRICS, rank, rank_metrics
 from zse_jax.retrieval.protocols import fine_grained, zero_shot
@@ -99,7 +99,7 @@ def test_measures_every_ranking_in_every_convention(measured):
 
 
 def test_blocks_do_not_show(measured, monkeypatch):
-    whole = tasks.scoring.similarity_blocks
+    whole = runner.scoring.similarity_blocks
 
     def by_two(*arguments, **options):
         for rows, block in whole(*arguments, **options):
@@ -107,7 +107,7 @@ def test_blocks_do_not_show(measured, monkeypatch):
                 stop = min(start + 2, rows.stop)
                 yield slice(start, stop), block[start - rows.start : stop - rows.start]
 
-    monkeypatch.setattr(tasks.scoring, "similarity_blocks", by_two)
+    monkeypatch.setattr(runner.scoring, "similarity_blocks", by_two)
     result = evaluate()
     assert result.values == measured.values
     np.testing.assert_array_equal(result.top["distance"], measured.top["distance"])
@@ -286,9 +286,9 @@ def test_the_own_photo_is_looked_for_within_the_class_and_among_all(seed):
 
 def test_pairs_are_scored_once(monkeypatch):
     calls = []
-    blocks = tasks.scoring.similarity_blocks
+    blocks = runner.scoring.similarity_blocks
     monkeypatch.setattr(
-        tasks.scoring,
+        runner.scoring,
         "similarity_blocks",
         lambda *arguments, **options: calls.append(arguments[3]) or blocks(*arguments, **options),
     )

@@ -20,7 +20,7 @@ from flax import nnx
 
 from data_pipelines.streaming import Batches, to_device
 from tests.zse_jax.retrieval.fakes import SIZE, Fake, batches, fake, images
-from zse_jax.retrieval import feature_files, storage
+from zse_jax.retrieval import feature_cache, storage
 from zse_jax.retrieval.encoding import encode, fingerprint
 from zse_jax.retrieval.storage import Storage
 
@@ -268,7 +268,7 @@ def test_features_that_are_not_finite_are_not_recorded(tmp_path):
 
 def test_a_disk_that_is_too_small_is_an_error(tmp_path, monkeypatch):
     free = types.SimpleNamespace(free=1000)
-    monkeypatch.setattr(feature_files.shutil, "disk_usage", lambda _: free)
+    monkeypatch.setattr(feature_cache.shutil, "disk_usage", lambda _: free)
     with pytest.raises(OSError, match=r"features take .* Choose a folder on a larger disk"):
         encoded(storage=into(tmp_path))
 
@@ -313,7 +313,7 @@ def test_the_fingerprint_does_not_depend_on_random_state_mode_or_placement(shard
 
 
 def slowly(folder):
-    feature_files._RECORD_SECONDS = 0.0
+    feature_cache._RECORD_SECONDS = 0.0
     encoded(same_fake(), loaded(Reads(sleep=0.7, size=1)), storage=into(folder))
 
 

@@ -8,9 +8,12 @@ from flax import nnx
 
 from configs import clip_default
 from tests.zse_jax.models.test_clip import TINY as SIZES
-from zse_jax import checkpoint, losses, sharding, train_state
+from zse_jax import losses
+from zse_jax.checkpoints import arrays
 from zse_jax.retrievers import clip_prompt, create
-from zse_jax.train_state import trainable
+from zse_jax.runtime import sharding
+from zse_jax.training import step
+from zse_jax.training.step import trainable
 
 CLASSES = ("cat", "hot-air_balloon", "tree")
 TINY = {
@@ -175,12 +178,12 @@ def run(steps=10, optimizer=(), **changes):
     config.model.update({**TINY, **changes})
     config.train.steps = steps
     config.optimizer.update({"learning_rate": 1e-2, **dict(optimizer)})
-    setup = train_state.set_up(config, sharding.make_mesh(devices=jax.devices()[:1]))
+    setup = step.set_up(config, sharding.make_mesh(devices=jax.devices()[:1]))
     state = setup.init()
-    before = {k: np.array(v) for k, v in checkpoint.flat_arrays(state["model"]).items()}
+    before = {k: np.array(v) for k, v in arrays.flat_arrays(state["model"]).items()}
     for _ in range(steps):
         state, _ = setup.step(state, triplets())
-    return before, checkpoint.flat_arrays(state["model"]), state, setup
+    return before, arrays.flat_arrays(state["model"]), state, setup
 
 
 @pytest.mark.parametrize(
@@ -199,7 +202,7 @@ def test_only_what_is_trainable_changes_bit_for_bit(choice, encoders):
     assert set(groups.values()) == GROUPS[choice]
     # A key's bias has no gradient: softmax does not see it. It is a third of the fused one.
     assert changed == set(groups)
-    moments = {name for name in checkpoint.flat_arrays(state["optimizer"]) if "/mu/" in name}
+    moments = {name for name in arrays.flat_arrays(state["optimizer"]) if "/mu/" in name}
     assert {name.partition("/mu/")[2] for name in moments} == set(groups)
     parts = {"layer_norm": ("prompt", "norm"), "published": ("qkv", "positions"), "all": ("mlp",)}
     assert all(any(part in name for name in changed) for part in parts[choice])

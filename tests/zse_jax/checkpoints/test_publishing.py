@@ -1,0 +1,293 @@
+"""A model that is shared is the model that was saved, its card says what is known, and no more."""
+
+import json
+import shutil
+import subprocess
+import sys
+from pathlib import Path
+from types import SimpleNamespace
+
+import huggingface_hub
+import jax.numpy as jnp
+import numpy as np
+import pytest
+from flax import nnx
+from huggingface_hub import ModelCard
+from safetensors.numpy import load_file, save_file
+
+import zse_jax
+from tests.zse_jax import small_systems, tiny
+from tests.zse_jax.checkpoints.test_writing import Position
+from tests.zse_jax.gallery.conftest import photo
+from zse_jax import retrievers
+from zse_jax.checkpoints import hub as hub_
+from zse_jax.checkpoints import publishing, reading
+from zse_jax.checkpoints.writing import Checkpoints
+from zse_jax.gallery import index
+from zse_jax.runtime import config_io
+
+METRICS = {
+    "token/exact/mAP@all": 0.25, "token/voc/mAP@all": 0.26, "relation/exact/mAP@all": 0.5,
+    "relation/exact/P@100": 0.4,
+}  # fmt: skip
+
+
+pytestmark = pytest.mark.usefixtures("tiny_system")
+
+
+@pytest.fixture(scope="module")
+def workdir(tmp_path_factory):
+    """A run whose best step is 3, with the metrics of its last, whole evaluation."""
+    from zse_jax.runtime import sharding
+    from zse_jax.training.step import set_up
+
+    folder = tmp_path_factory.mktemp("run")
+    state = set_up(tiny.config(), sharding.make_mesh()).init()
+    with Checkpoints(folder, select="relation/exact/mAP@all") as checkpoints:
+        for step, value in ((3, 0.9), (6, 0.3)):
+            metrics = {"relation/exact/mAP@all": value}
+            checkpoints.save(step, state, Position(step), tiny.config(), metrics)
+    (folder / "metrics.json").write_text(json.dumps({"step": 3, "test": METRICS}))
+    return folder
+
+
+@pytest.fixture(scope="module")
+def shared(workdir, tmp_path_factory):
+    folder = tmp_path_factory.mktemp("shared") / "tiny-model"
+    assert zse_jax.save_pretrained(workdir, folder, license="apache-2.0") == str(folder)
+    return folder
+
+
+@pytest.fixture
+def damaged(shared, tmp_path):
+    return Path(shutil.copytree(shared, tmp_path / "damaged"))
+
+
+def embeddings(retriever):
+    images = np.random.default_rng(0).integers(0, 256, (3, tiny.SIZE, tiny.SIZE, 3), np.uint8)
+    return np.asarray(retriever.embedding(retriever.encode(jnp.asarray(images), "photo")))
+
+
+def test_it_gives_what_the_checkpoint_gives(workdir, shared):
+    assert sorted(path.name for path in shared.iterdir()) == sorted(hub_.FILES)
+    assert len({path.stat().st_mode for path in shared.iterdir()}) == 1  # readable to others
+    assert np.array_equal(embeddings(zse_jax.load(shared)), embeddings(zse_jax.load(workdir)))
+    assert reading.step_of(shared) == 3
+    assert reading.read_config(shared) == reading.read_config(workdir)
+    step, loaded = reading.load_step(shared)
+    assert step == 3
+    assert isinstance(loaded, tiny.Tiny)
+
+
+def test_a_shared_model_can_be_shared_again(shared, tmp_path):
+    zse_jax.save_pretrained(shared, tmp_path / "again", license="apache-2.0")
+    assert (tmp_path / "again/model.safetensors").read_bytes() == (
+        shared / "model.safetensors"
+    ).read_bytes()
+    about, again = (
+        json.loads((f / "config.json").read_text()) for f in (shared, tmp_path / "again")
+    )
+    assert about == again
+
+
+def test_a_loaded_system_is_saved_with_the_weights_that_it_has_now(workdir, tmp_path):
+    retriever = zse_jax.load(workdir)
+    retriever.first.bias[...] += 1.0
+    zse_jax.save_pretrained(retriever, tmp_path / "changed")
+    changed = zse_jax.load(tmp_path / "changed")
+    assert np.array_equal(embeddings(changed), embeddings(retriever))
+    assert not np.array_equal(embeddings(changed), embeddings(zse_jax.load(workdir)))
+    assert "Not measured" in (tmp_path / "changed/README.md").read_text()
+
+
+class Normed(tiny.Tiny):
+    """A system that also has running statistics."""
+
+    def __init__(self, *, width=16, dropout=0.1, image_size=8, dtype, rngs):
+        super().__init__(
+            width=width, dropout=dropout, image_size=image_size, dtype=dtype, rngs=rngs
+        )
+        self.norm = nnx.BatchNorm(8, rngs=rngs)
+
+
+def test_a_system_that_nobody_trained_with_its_running_statistics(tmp_path, monkeypatch):
+    monkeypatch.setattr(retrievers, "SYSTEMS", {"normed": f"{__name__}:Normed"})
+    config = tiny.config().unlock()
+    config.model.system = "normed"
+    retriever = Normed(dtype=jnp.float32, rngs=nnx.Rngs(0))
+    retriever.norm.mean[...] = jnp.arange(8.0)
+    with pytest.raises(ValueError, match="config=config"):
+        zse_jax.save_pretrained(retriever, tmp_path / "model")
+    zse_jax.save_pretrained(retriever, tmp_path / "model", config=config)
+    loaded = zse_jax.load(tmp_path / "model")
+    assert loaded.norm.mean[...].tolist() == list(range(8))
+    assert loaded.norm.use_running_average
+    assert np.array_equal(loaded.first.kernel[...], retriever.first.kernel[...])
+    text = (tmp_path / "model/README.md").read_text()
+    assert "# model\n\nnormed.\n" in text
+    assert "nothing was trained here" in text
+
+
+@pytest.mark.parametrize("system", publishing.SYSTEMS)
+def test_every_system_has_a_card(system):
+    config = config_io.to_plain(small_systems.config(system))
+    about = {
+        "version": "0", "step": 9, "parameters": 1, "metrics": {}, "measured": "", "config": config,
+    }  # fmt: skip
+    assert publishing.SYSTEMS[system][1] in publishing.card(about, name="ann/x")
+    assert set(publishing.SYSTEMS) == set(retrievers.SYSTEMS) - {"tiny"}
+
+
+def test_the_card_says_what_is_known(shared):
+    text = (shared / "README.md").read_text()
+    for part in (
+        "# tiny-model", "24 seen classes train, 8 unseen classes test", "snowman", "**Zero-shot.**",
+        "| token/exact | 25.0 | - |", "| relation/exact | 50.0 | 40.0 |", "- `exact` divides",
+        "- `voc` interpolates", "chosen by `relation/exact/mAP@all`", "apache-2.0",
+        'zse_jax.load("tiny-model")', f"Saved by zse_jax {zse_jax.__version__}", "jax ",
+        "all sketches and photos of the unseen classes", "## Limits", "made by a program",
+    ):  # fmt: skip
+        assert part in text, part
+    assert "`hits` divides" not in text
+    assert "{{" not in text
+    assert "{%" not in text
+
+
+def test_the_hub_understands_the_card(shared):
+    card = ModelCard.load(shared / "README.md")
+    assert card.data.license == "apache-2.0"
+    assert card.data.library_name == "zse_jax"
+    results = {result.metric_name: result.metric_value for result in card.data.eval_results}
+    assert results["relation, exact, mAP@all"] == 0.5
+    assert {result.dataset_type for result in card.data.eval_results} == {"doodles"}
+
+
+def test_the_card_does_not_claim_what_is_not_known(workdir, tmp_path):
+    zse_jax.save_pretrained(workdir / "checkpoints/6", tmp_path / "six")
+    text = (tmp_path / "six/README.md").read_text()
+    assert "the subset by which checkpoints are chosen" in text
+    assert "| relation/exact | 30.0 |" in text
+    assert "not stated by who saved it" in text
+    assert ModelCard(text).data.license is None
+
+
+def test_nothing_is_overwritten(shared, tmp_path):
+    with pytest.raises(FileExistsError, match="new or an empty"):
+        zse_jax.save_pretrained(shared, shared)
+    (tmp_path / "file").touch()
+    with pytest.raises(FileExistsError, match="is a file"):
+        zse_jax.save_pretrained(shared, tmp_path / "file")
+
+
+def test_damage_is_told(damaged):
+    file = damaged / "model.safetensors"
+    contents = file.read_bytes()
+    file.write_bytes(contents[:-2] + bytes([contents[-2] ^ 64]) + contents[-1:])
+    with pytest.raises(ValueError, match="damaged: .*Download it again"):
+        zse_jax.load(damaged)
+    file.write_bytes(contents[:100])
+    with pytest.raises(ValueError, match=r"model.safetensors cannot be read.*Download it again"):
+        zse_jax.load(damaged)
+
+
+def test_weights_that_do_not_fit_are_listed(damaged):
+    arrays = load_file(damaged / "model.safetensors")
+    arrays["extra"] = arrays.pop("first/bias")
+    save_file(arrays, damaged / "model.safetensors")
+    with pytest.raises(ValueError, match="first/bias is not in.*extra is only in"):
+        zse_jax.load(damaged)
+
+
+def test_a_model_of_another_library_is_told_what_to_do(damaged):
+    (damaged / "config.json").write_text('{"architectures": ["CLIPModel"]}')
+    with pytest.raises(ValueError, match=r"another library \(CLIPModel\).*zse_jax.convert"):
+        zse_jax.load(damaged)
+    (damaged / "config.json").write_text("{")
+    with pytest.raises(ValueError, match="config.json cannot be read"):
+        zse_jax.load(damaged)
+
+
+class Hub:
+    """The hub, in a folder: what its client does, with its arguments."""
+
+    def __init__(self, folder):
+        self.folder, self.private = folder, None
+
+    def create_repo(self, repo_id, *, private, exist_ok, repo_type):
+        assert exist_ok
+        assert repo_type == "model"
+        self.private = private
+        (self.folder / repo_id).mkdir(parents=True, exist_ok=True)
+
+    def upload_folder(self, *, repo_id, revision, folder_path, commit_message):
+        shutil.copytree(folder_path, self.folder / repo_id / (revision or ""), dirs_exist_ok=True)
+
+    def snapshot_download(self, *, repo_id, revision, allow_patterns):
+        there = self.folder / repo_id / (revision or "")
+        if not there.is_dir():
+            raise huggingface_hub.errors.LocalEntryNotFoundError("no such repository")
+        assert "model.safetensors" in allow_patterns
+        return str(there)
+
+
+@pytest.fixture
+def hub(tmp_path, monkeypatch):
+    made = Hub(tmp_path / "hub")
+    client = SimpleNamespace(HfApi=lambda: made, snapshot_download=made.snapshot_download)
+    monkeypatch.setitem(sys.modules, "huggingface_hub", client)
+    return made
+
+
+def test_a_model_goes_to_the_hub_and_back(hub, workdir):
+    assert zse_jax.save_pretrained(workdir, "hf://ann/sketches") == "hf://ann/sketches"
+    assert hub.private
+    assert 'load("hf://ann/sketches")' in (hub.folder / "ann/sketches/README.md").read_text()
+    assert np.array_equal(
+        embeddings(zse_jax.load("hf://ann/sketches")), embeddings(zse_jax.load(workdir))
+    )
+    assert reading.read_config("hf://ann/sketches").model.system == "tiny"
+    zse_jax.save_pretrained(workdir, "hf://ann/sketches@v2", private=False)
+    assert not hub.private
+    assert reading.step_of("hf://ann/sketches@v2") == 3
+
+
+def test_an_index_may_be_of_a_model_on_the_hub(hub, workdir, tmp_path):
+    zse_jax.save_pretrained(workdir, "hf://ann/sketches")
+    photo(tmp_path / "album/p.png", 0)
+    index.build([tmp_path / "album"], tmp_path / "index", "hf://ann/sketches")
+    assert index.open(tmp_path / "index").info()["checkpoint"] == "hf://ann/sketches"
+    assert isinstance(index.open(tmp_path / "index").retriever(), tiny.Tiny)
+
+
+def test_what_the_hub_does_not_have(hub, workdir):
+    with pytest.raises(FileNotFoundError, match=r"hf://ann/other could not be downloaded.*hf auth"):
+        zse_jax.load("hf://ann/other")
+    (hub.folder / "ann/empty").mkdir(parents=True)
+    with pytest.raises(ValueError, match=r"no model of zse_jax.*save_pretrained"):
+        zse_jax.load("hf://ann/empty")
+    for wrong in ("hf://sketches", "hf://a/b/c", "hf://../x y"):
+        with pytest.raises(ValueError, match="hf://owner/name"):
+            zse_jax.load(wrong)
+    hub.upload_folder = lambda **_: 1 / 0
+    with pytest.raises(OSError, match=r"could not be uploaded.*ZeroDivisionError.*hf auth login"):
+        zse_jax.save_pretrained(workdir, "hf://ann/sketches")
+
+
+def test_without_the_client_it_says_how_to_get_it(monkeypatch, workdir):
+    monkeypatch.setitem(sys.modules, "huggingface_hub", None)
+    with pytest.raises(ValueError, match="pip install huggingface_hub"):
+        zse_jax.load("hf://ann/sketches")
+    with pytest.raises(ValueError, match="pip install huggingface_hub"):
+        zse_jax.save_pretrained(workdir, "hf://ann/sketches")
+
+
+def test_the_client_is_imported_only_for_the_hub(shared):
+    program = (
+        "import sys, zse_jax; from tests.zse_jax import tiny; tiny.install(); "
+        f"zse_jax.load({str(shared)!r}); "
+        "print(*{'huggingface_hub', 'tensorflow', 'gradio'} & {*sys.modules})"
+    )
+    done = subprocess.run(
+        [sys.executable, "-c", program], capture_output=True, text=True, check=True
+    )
+    assert done.stdout.split() == []

@@ -1,0 +1,166 @@
+"""Which images train, query and fill the gallery in each zero-shot setting."""
+
+import numpy as np
+import pytest
+
+from configs import (
+    cross_sketchy_tuberlin,
+    default,
+    sketchy,
+    sketchy_fine_grained,
+    sketchy_generalized,
+)
+from data_pipelines import loading, splits
+from zse_jax.evaluation import data_selection
+
+PHOTOS, SKETCHES = 10, 4
+
+
+def items(name, modality, classes, **_):
+    """Ten photos a class, eight of them drawn; sketches of the first four, the last unpaired."""
+    count = PHOTOS if modality == "photo" else SKETCHES
+    labels = np.repeat(np.arange(len(classes), dtype=np.int32), count)
+    numbers = np.tile(np.arange(count), len(classes))
+    stems = [f"{classes[c]}_{i}" for c, i in zip(labels, numbers, strict=True)]
+    if modality == "photo":
+        instances = [s if i < 8 else "" for s, i in zip(stems, numbers, strict=True)]
+    else:
+        instances = [s if i < 3 else "lost" for s, i in zip(stems, numbers, strict=True)]
+    names = tuple(f"{modality}/{stem}.png" for stem in stems)
+    return loading.Items(
+        modality, [], np.arange(len(labels)), labels, tuple(classes), tuple(instances), names
+    )
+
+
+@pytest.fixture(autouse=True)
+def _no_files(monkeypatch):
+    monkeypatch.setattr(loading, "load_items", items)
+
+
+def classes_of(found):
+    return {found.class_names[label] for label in np.unique(found.labels)}
+
+
+def test_category_level_trains_on_seen_and_ranks_unseen():
+    config = sketchy.get_config()
+    split = splits.get("sketchy_split1")
+    sketches, photos = data_selection.training_items(config)
+    assert classes_of(sketches) == classes_of(photos) == set(split.seen)
+    evaluated = data_selection.evaluated_items(config, 1, 1)
+    assert classes_of(evaluated.sketches) == classes_of(evaluated.photos) == set(split.unseen)
+    assert evaluated.notes == {"data": "sketchy", "split": "sketchy_split1", "strides": (1, 1)}
+
+
+def test_strides_take_every_nth_in_the_published_order():
+    evaluated = data_selection.evaluated_items(sketchy.get_config(), 20, 10)
+    every = items("sketchy", "photo", splits.get("sketchy_split1").unseen)
+    assert evaluated.photos.names == every.names[::10]
+    assert len(evaluated.sketches) == 25 * SKETCHES // 20
+
+
+def test_held_out_photos_do_not_train_and_stand_in_the_gallery():
+    config = sketchy_generalized.get_config()
+    _, photos = data_selection.training_items(config)
+    evaluated = data_selection.evaluated_items(config, 1, 1)
+    gallery = evaluated.photos
+    assert classes_of(evaluated.sketches) == set(splits.get("sketchy_split1").unseen)
+    assert classes_of(gallery) == set(splits.get("sketchy_split1").classes)
+    assert not set(photos.names) & set(gallery.names)
+    assert len(gallery) == 25 * PHOTOS + 100 * PHOTOS // 5
+    assert len(photos) == 100 * PHOTOS * 4 // 5
+    assert gallery.class_names[:25] == evaluated.sketches.class_names
+    assert evaluated.notes["held_out"] == 0.2
+
+
+def test_another_seed_holds_out_other_photos():
+    photos = items("sketchy", "photo", ["ant", "zebra"])
+    first, again, second = (
+        data_selection.held_out_photos(photos, 0.2, s).tolist() for s in (0, 0, 1)
+    )
+    assert first == again != second
+    assert len(first) == 4
+
+
+def test_copies_of_a_photo_are_held_out_together():
+    photos = items("sketchy", "photo", ["ant"])
+    twice = photos.select([*range(PHOTOS), *range(PHOTOS)])
+    held_out = set(data_selection.held_out_photos(twice, 0.2, 0).tolist())
+    assert {(i + PHOTOS) % (2 * PHOTOS) for i in held_out} == held_out
+
+
+def test_the_gallery_may_hold_all_seen_photos():
+    config = sketchy_generalized.get_config("seen_gallery=all,held_out=0.0")
+    assert len(data_selection.evaluated_items(config, 1, 1).photos) == 125 * PHOTOS
+    assert len(data_selection.training_items(config)[1]) == 100 * PHOTOS
+
+
+def test_across_data_sets_no_class_was_trained_on(caplog):
+    config = cross_sketchy_tuberlin.get_config()
+    evaluated = data_selection.evaluated_items(config, 1, 1)
+    seen = {splits.normalised(name) for name in splits.get("sketchy_split1").seen}
+    ranked = classes_of(evaluated.sketches)
+    assert ranked < set(splits.get("tuberlin").unseen)
+    assert not {splits.normalised(name) for name in ranked} & seen
+    assert evaluated.notes["excluded"]["hot air balloon"] == "hot-air_balloon"
+    assert "hot air balloon (trained on as hot-air_balloon)" in caplog.text
+    assert evaluated.notes["trained_on"] == "sketchy_split1"
+
+
+def test_fine_grained_ranks_sketches_whose_photo_is_there():
+    config = sketchy_fine_grained.get_config()
+    evaluated = data_selection.evaluated_items(config, 1, 1)
+    assert len(evaluated.sketches) == 21 * 3
+    assert len(evaluated.photos) == 21 * 8
+    assert evaluated.notes["sketches_without_their_photo"] == 21
+    queries, gallery = data_selection.instance_numbers(evaluated.sketches, evaluated.photos)
+    for number, name in zip(queries, evaluated.sketches.instances, strict=True):
+        assert [evaluated.photos.instances[i] for i in np.flatnonzero(gallery == number)] == [name]
+
+
+def test_a_fine_grained_stride_thins_the_photos_first():
+    evaluated = data_selection.evaluated_items(sketchy_fine_grained.get_config(), 1, 4)
+    assert set(evaluated.sketches.instances) <= set(evaluated.photos.instances)
+
+
+@pytest.mark.parametrize(
+    ("changes", "message"),
+    [
+        ({"evaluation.protocol": "fine"}, "protocol='fine': choose one of category, fine_grained"),
+        ({"evaluation.seen_gallery": "some"}, "seen_gallery='some': choose one of none, held_out"),
+        ({"evaluation.seen_gallery": "held_out"}, "set config.data.held_out to their share"),
+        ({"data.split": "tuberlin"}, "'tuberlin' divides the classes of 'tuberlin', not of 'ske"),
+        ({"data.split": None}, "Say which classes of 'sketchy' are unseen"),
+        (
+            {"evaluation.seen_gallery": "all", "target.name": "tuberlin"},
+            "target.name and config.evaluation.seen_gallery exclude each other",
+        ),
+    ],
+)
+def test_settings_that_mean_nothing_say_what_would(changes, message):
+    config = default.get_config()
+    config.update_from_flattened_dict(changes)
+    with pytest.raises(ValueError, match=message):
+        data_selection.evaluated_items(config, 1, 1)
+
+
+@pytest.mark.parametrize("share", [-0.1, 1.0, 1.5])
+def test_a_share_lies_between_none_and_all(share):
+    config = default.get_config()
+    config.data.held_out = share
+    with pytest.raises(ValueError, match="held_out=.* must be a share between 0 and 1"):
+        data_selection.training_items(config)
+
+
+def test_fine_grained_without_pairs_says_so(monkeypatch):
+    def unpaired(*args, **kwargs):
+        found = items(*args, **kwargs)
+        return loading.dataclasses.replace(found, instances=("",) * len(found))
+
+    monkeypatch.setattr(loading, "load_items", unpaired)
+    with pytest.raises(ValueError, match=r"none of the 84 sketches .* instance pairs"):
+        data_selection.evaluated_items(sketchy_fine_grained.get_config(), 1, 1)
+    with pytest.raises(ValueError, match="none of the 104 seen classes has two such pairs"):
+        loading.train_batches(
+            *data_selection.training_items(sketchy_fine_grained.get_config()),
+            kind="instance_quadruplet", image_size=8, batch_size=1, seed=0, workers=0,
+        )  # fmt: skip

@@ -1,0 +1,179 @@
+"""Evaluation of a checkpoint: its own config, other strides, JSON, pictures."""
+
+import json
+
+import pytest
+from absl import flags
+
+import zse_jax
+from tests.zse_jax import tiny
+from zse_jax import evaluate
+from zse_jax.evaluation import evaluator as evaluator_
+from zse_jax.evaluation.evaluator import Evaluator
+from zse_jax.retrieval import metrics
+from zse_jax.runtime import cli, sharding
+from zse_jax.training import loop
+
+
+@pytest.fixture(scope="module")
+def workdir(tmp_path_factory):
+    path = tmp_path_factory.mktemp("run")
+    with pytest.MonkeyPatch.context() as patch:
+        tiny.install(patch.setattr)
+        loop.train(tiny.config(**{"train.steps": 3}), path)
+        yield path
+
+
+def run(*arguments):
+    """The program, with flags apart from those of this process."""
+    options, argv = flags.FlagValues(), ["evaluate", *map(str, arguments)]
+    evaluate.define_flags(options, argv)
+    cli.parse(options, argv)
+    evaluate.main(options)
+
+
+def test_the_program_measures_writes_and_draws(workdir, tmp_path, capsys):
+    pictures = tmp_path / "pictures"
+    run(f"--checkpoint={workdir}", f"--output={tmp_path}/m.json", f"--pictures={pictures}")
+    written = json.loads((tmp_path / "m.json").read_text())
+    trained = json.loads((workdir / "metrics.json").read_text())
+    assert written["step"] == 3
+    assert written["values"]["relation"]["exact"]["mAP@all"] == pytest.approx(
+        trained["test"]["relation/exact/mAP@all"]
+    )
+    assert {path.name for path in pictures.iterdir()} == {
+        "retrieved-token.png", "retrieved-relation.png", "training.png",
+    }  # fmt: skip
+    output = capsys.readouterr().out
+    assert "step 3, on unseen classes of doodles: 24 sketches x 24 photos" in output
+    assert "relation" in output
+
+
+def test_overrides_change_the_config_inside_the_checkpoint(workdir, capsys):
+    run(f"--checkpoint={workdir}", "--config.evaluation.test_sketch_stride=4")
+    assert "6 sketches x 24 photos" in capsys.readouterr().out
+
+
+def test_a_wrong_override_names_the_nearest_key(workdir):
+    with pytest.raises(ValueError, match="Did you mean --config.evaluation.test_sketch_stride?"):
+        run(f"--checkpoint={workdir}", "--config.evaluation.test_sketch_strid=4")
+
+
+def test_without_a_checkpoint_it_says_so(tmp_path):
+    with pytest.raises(ValueError, match="--checkpoint=runs/sketchy"):
+        run()
+    with pytest.raises(FileNotFoundError, match="holds no checkpoint"):
+        run(f"--checkpoint={tmp_path}")
+
+
+@pytest.mark.usefixtures("workdir")
+def test_the_evaluator_thins_by_strides_and_pads():
+    config = tiny.config(**{"evaluation.batch_size": 16})
+    evaluator = Evaluator(config, sharding.make_mesh(), 5, 3)
+    assert evaluator.size == "5 sketches x 8 photos"
+    assert len(evaluator.sketches.class_names) == 8
+
+
+@pytest.mark.parametrize("select", ["relation/exact/mAP", "token/vox/mAP@all", "mAP@all"])
+def test_an_unknown_metric_to_select_by_names_the_nearest(select):
+    config = tiny.config(**{"evaluation.select": select})
+    with pytest.raises(ValueError, match=r"config.evaluation.select=.*did you mean '.*/mAP@"):
+        evaluator_.check_select(config, ("token", "relation"))
+
+
+def test_what_can_be_selected_hangs_on_the_protocol_and_on_the_rankings_that_are_measured():
+    fine = {"evaluation.protocol": "fine_grained", "evaluation.select": "token/class/Acc@1"}
+    evaluator_.check_select(tiny.config(**fine), ("token", "relation"))
+    with pytest.raises(ValueError, match="did you mean 'token/all/Acc@1'"):
+        changed = tiny.config(**fine | {"evaluation.select": "token/exact/Acc@1"})
+        evaluator_.check_select(changed, ("token", "relation"))
+    with pytest.raises(ValueError, match="did you mean 'relation/class/Acc@1'"):
+        only = tiny.config(**fine | {"evaluation.rankings": ("relation",)})
+        evaluator_.check_select(only, ("token", "relation"))
+
+
+def test_the_report_has_intervals_classes_and_confusions_and_json_the_same(
+    workdir, tmp_path, capsys
+):
+    run(f"--checkpoint={workdir}", f"--output={tmp_path}/m.json")
+    written = json.loads((tmp_path / "m.json").read_text())
+    output = capsys.readouterr().out
+    value = written["values"]["relation"]["exact"]["mAP@all"]
+    low, high = written["intervals_95"]["relation"]["exact"]["mAP@all"]
+    assert low < value < high
+    assert f"{100 * value:.1f}" in output
+    assert "classes by relation, exact" in output
+    assert "confusions by token" in output
+    by_class = written["by_class"]
+    mean = sum(x["values"]["relation"]["exact"]["mAP@all"] for x in by_class.values()) / 8
+    assert mean == pytest.approx(value)  # as many sketches of each class
+    assert "windmill" in by_class
+    assert "windmill" in output
+    assert written["notes"]["split"] == "doodles"
+
+
+def test_fine_grained_evaluation_asks_for_the_photo_that_was_drawn(workdir, tmp_path, capsys):
+    run(
+        f"--checkpoint={workdir}", f"--output={tmp_path}/m.json", f"--pictures={tmp_path}/pictures",
+        "--config.evaluation.protocol=fine_grained",
+    )  # fmt: skip
+    values = json.loads((tmp_path / "m.json").read_text())["values"]["relation"]
+    assert values["class"]["Acc@1"] >= values["all"]["Acc@1"]
+    assert values["class"]["Acc@5"] == 1.0  # there are three photos of a class
+    assert (tmp_path / "pictures" / "retrieved-relation.png").exists()
+    assert "Acc@10" in capsys.readouterr().out
+
+
+def test_two_stage_ranking_stands_beside_the_exact_one(workdir, tmp_path, capsys):
+    run(
+        f"--checkpoint={workdir}", f"--output={tmp_path}/m.json",
+        "--config.evaluation.shortlists=(4, 24)",
+    )  # fmt: skip
+    written = json.loads((tmp_path / "m.json").read_text())
+    assert written["values"]["relation@24"] == written["values"]["relation"]
+    assert {"rank/relation", "rank/relation@4"} <= written["seconds"].keys()
+    assert [row["k"] for row in written["shortlists"]] == [4, 24, 24]
+    shown = capsys.readouterr().out
+    assert "relation@4" in shown and "two-stage" in shown
+    assert "classes by relation," in shown and "classes by relation@4" not in shown
+
+
+def test_the_same_command_goes_on_where_it_was_stopped(workdir, tmp_path):
+    def evaluated():
+        run(
+            f"--checkpoint={workdir}", f"--output={tmp_path}/m.json",
+            f"--scratch={tmp_path}/scratch",
+        )  # fmt: skip
+        return json.loads((tmp_path / "m.json").read_text())["values"]
+
+    first = evaluated()
+    assert evaluated() == first
+    plain = Evaluator(tiny.config(), sharding.make_mesh(), 1, 1)(zse_jax.load(workdir))
+    assert plain.values == first
+
+
+def test_scratch_of_another_gallery_is_not_taken_for_this_one(workdir, tmp_path):
+    scratch = f"--scratch={tmp_path}/scratch"
+    run(f"--checkpoint={workdir}", scratch)
+    with pytest.raises(ValueError, match="scratch"):
+        run(f"--checkpoint={workdir}", scratch, "--config.evaluation.test_photo_stride=2")
+
+
+def test_classes_that_were_trained_on_are_named_when_another_setting_ranks_them(
+    workdir, tmp_path, caplog
+):
+    notes = evaluator_.trained_on(
+        str(workdir), tiny.config(**{"data.split": "sketchy_split1"}), ("cup", "fish", "hot-dog")
+    )
+    assert notes == {"trained_on": "doodles", "seen_but_ranked": {"fish": "fish"}}
+    assert "fish (as fish). This is no zero-shot result" in caplog.text
+    assert evaluator_.trained_on(str(workdir), tiny.config(), ("airplane",)) == {}
+
+
+def test_the_comparison_shows_before_and_after():
+    before, after = (
+        {f"token/exact/{name}": value for name in metrics.METRICS} for value in (0.125, 0.5)
+    )
+    table = evaluator_.comparison(before, after, 30, "5 sketches x 8 photos")
+    assert list(table.columns[2].cells) == ["12.5\N{RIGHTWARDS ARROW}50.0"]
+    assert table.caption == "percent; 5 sketches x 8 photos"

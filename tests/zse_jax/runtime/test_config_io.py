@@ -1,0 +1,58 @@
+"""Configs as plain data: what travels in a checkpoint, and what may change on resuming."""
+
+import pytest
+
+from tests.zse_jax import tiny
+from zse_jax.runtime import config_io
+
+
+def test_a_config_survives_json():
+    config = tiny.config()
+    again = config_io.from_plain(config_io.to_plain(config))
+    assert config_io.differences(config, again) == {}
+    assert again.data.manual_dir is None
+    again.data.manual_dir = "folder"
+
+
+def test_differences_name_keys_and_values():
+    found = config_io.differences(tiny.config(), tiny.config(**{"train.steps": 99}))
+    assert found == {"train.steps": (12, 99)}
+
+
+def test_length_mesh_and_logging_may_change_when_resuming():
+    new = tiny.config(**{"train.steps": 99, "mesh.fsdp": 2, "log.every": 7, "data.workers": 1})
+    changed = config_io.check_resumable(tiny.config(), new, "runs/a")
+    assert set(changed) == {"train.steps", "mesh.fsdp", "log.every", "data.workers"}
+
+
+def test_what_decides_the_numbers_may_not_change():
+    new = tiny.config(**{"optimizer.learning_rate": 0.5, "train.steps": 99})
+    with pytest.raises(ValueError, match=r"runs/a .*optimizer.learning_rate 0.001 -> 0.5\. ") as e:
+        config_io.check_resumable(tiny.config(), new, "runs/a")
+    assert "train.steps 12" not in str(e.value)
+
+
+def test_the_length_may_not_change_under_a_schedule_that_hangs_on_it():
+    old = tiny.config(**{"optimizer.schedule": "cosine"})
+    new = tiny.config(**{"optimizer.schedule": "cosine", "train.steps": 99})
+    with pytest.raises(ValueError, match="train.steps 12 -> 99"):
+        config_io.check_resumable(old, new, "runs/a")
+
+
+@pytest.mark.parametrize(
+    ("key", "right"),
+    [
+        ("train.stepps", "train.steps"),
+        ("steps", "train.steps"),
+        ("optimiser.learning_rate", "optimizer.learning_rate"),
+        ("evaluation.photo_strid", "evaluation.photo_stride"),
+    ],
+)
+def test_a_wrong_key_names_the_nearest_right_one(key, right):
+    with pytest.raises(ValueError, match=f"--config.{key}: .*Did you mean --config.{right}?"):
+        config_io.check_keys(tiny.config(), [key])
+
+
+def test_a_group_is_no_value():
+    with pytest.raises(ValueError, match=r"--config.train is a group.*--config.train.steps"):
+        config_io.check_keys(tiny.config(), ["train"])

@@ -1,0 +1,197 @@
+"""Runs that are told to leave, killed, damaged or wild: nothing is lost, and somebody says so."""
+
+import http.server
+import json
+import os
+import shutil
+import signal
+import subprocess
+import sys
+import threading
+import time
+from types import SimpleNamespace
+
+import jax
+import numpy as np
+import pytest
+
+import zse_jax
+from tests import survival as killing
+from tests.zse_jax import tiny
+from zse_jax.checkpoints import reading
+from zse_jax.runtime import distributed, preemption
+from zse_jax.runtime import watchdog as watchdog_
+from zse_jax.training import divergence, loop
+
+SELECT = "relation/exact/mAP@all"
+
+
+@pytest.fixture(autouse=True)
+def tiny_system(monkeypatch):
+    tiny.install(monkeypatch.setattr)
+
+
+def run(workdir, *options):
+    program = [sys.executable, "-m", "tests.zse_jax.tiny", str(workdir), *options]
+    return subprocess.run(program, capture_output=True, text=True, timeout=300, check=False)
+
+
+@pytest.fixture(scope="module")
+def trained(tmp_path_factory):
+    """The workdir of a whole run, with checkpoints 9 and 12, and maybe a better one before."""
+    workdir = tmp_path_factory.mktemp("trained")
+    with pytest.MonkeyPatch.context() as patch:
+        tiny.install(patch.setattr)
+        loop.train(tiny.config(), workdir)
+    return workdir
+
+
+def truncate(folder):
+    """Leaves no content in the files of the arrays below `folder`, as a lost disk cache does."""
+    files = [file for file in folder.rglob("*") if file.is_file() and "d" in file.parts]
+    assert files
+    for file in files:
+        file.write_bytes(b"")
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("notice", ["term", "usr1"])
+def test_a_notice_saves_at_the_next_step_and_leaves_with_its_code(tmp_path, trained, notice):
+    told = run(tmp_path, f"--{notice}-at=4")
+    assert told.returncode == distributed.AGAIN == 75, told.stderr
+    assert "Told to leave: step 5 is saved" in told.stdout
+    assert killing.last_saved(tmp_path) == 5
+    loop.train(tiny.config(), tmp_path)
+    different = killing.different(tmp_path, trained)
+    assert different == ["metrics.jsonl"]  # where the run left stands a line more
+
+
+def test_a_notice_after_the_last_step_ends_at_once():
+    with preemption.Preemption() as notice:
+        assert not notice.due(1)
+        os.kill(os.getpid(), signal.SIGUSR1)
+        time.sleep(0.01)
+        assert notice.due(2)
+        with pytest.raises(preemption.Preempted) as left:
+            notice.at_once()
+        assert left.value.code == distributed.AGAIN
+    assert signal.getsignal(signal.SIGTERM) is signal.SIG_DFL
+
+
+@pytest.mark.slow
+def test_killed_at_random_moments_a_run_ends_equal_to_the_byte(tmp_path, trained):
+    command = ["tests.zse_jax.tiny", str(tmp_path), "--slow=0.3"]
+    moments = np.random.default_rng(0).uniform(0, 2, 3)
+    hit = list(killing.kills(command, tmp_path, moments, begun=True))
+    assert hit
+    assert max(step for _, step, _ in hit) >= 0
+    killing.finished(["tests.zse_jax.tiny", str(tmp_path)])
+    assert killing.different(tmp_path, trained) == []
+
+
+@pytest.mark.parametrize("part", ["model", "config", "data"])
+def test_a_damaged_newest_checkpoint_falls_back_to_the_one_before(tmp_path, trained, part, caplog):
+    workdir = shutil.copytree(trained, tmp_path / "run")
+    newest = workdir / "checkpoints" / "12"
+    if part == "model":
+        truncate(newest / "model")
+    else:
+        for file in (newest / part).rglob("*"):
+            file.write_bytes(b"")
+    results = loop.train(tiny.config(), workdir)
+    assert results == json.loads((trained / "metrics.json").read_text())
+    assert f"{workdir}/checkpoints/12 cannot be read" in caplog.text
+    assert "going on from step 9" in caplog.text
+    assert (workdir / "damaged-checkpoints" / "12" / "model").is_dir()
+    assert killing.different(workdir, trained) == []
+
+
+def test_without_any_sound_checkpoint_a_run_does_not_start_anew_in_silence(tmp_path, trained):
+    workdir = shutil.copytree(trained, tmp_path / "run")
+    for step in (workdir / "checkpoints").iterdir():
+        truncate(step / "model")
+    with pytest.raises(reading.DamagedError, match=r"None of the checkpoints in .* be read"):
+        loop.train(tiny.config(), workdir)
+    loop.train(tiny.config(**{"train.steps": 2}), workdir)
+    assert killing.last_saved(workdir) == 2
+
+
+def test_load_reads_the_next_best_where_the_best_is_damaged(tmp_path, trained, caplog):
+    workdir = shutil.copytree(trained, tmp_path / "run")
+    best = reading.step_of(workdir)
+    truncate(workdir / "checkpoints" / str(best) / "model")
+    assert isinstance(zse_jax.load(workdir), tiny.Tiny)
+    assert reading.load_step(workdir)[0] != best
+    assert f"checkpoints/{best} cannot be read" in caplog.text
+    assert "Reading step" in caplog.text
+    with pytest.raises(reading.DamagedError, match="cannot be read"):
+        zse_jax.load(workdir / "checkpoints" / str(best))  # that one was asked for
+
+
+def test_a_loss_far_above_its_median_is_a_spike():
+    guard = divergence.SpikeGuard(3.0)
+    assert not any(guard.is_spike(loss) for loss in [9.0, *np.linspace(2, 1, 40)])
+    assert guard.is_spike(6.0)
+    assert not guard.is_spike(2.0)
+    assert not divergence.SpikeGuard(0.0).is_spike(1e9)
+    with pytest.raises(ValueError, match="config.train.spike=0.5 must be above 1"):
+        divergence.SpikeGuard(0.5)
+
+
+def test_a_spike_stops_the_run_and_names_the_last_good_step(tmp_path, monkeypatch):
+    step = loop.Run.note
+
+    def wild(run, step_, losses, **options):
+        losses = {**losses, "loss": losses["loss"] * (50 if step_ == 30 else 1)}
+        step(run, step_, losses, **options)
+
+    monkeypatch.setattr(loop.Run, "note", wild)
+    changes = {"train.steps": 40, "train.spike": 10.0, "evaluation.every": 0, "log.every": 5}
+    with pytest.raises(FloatingPointError, match=r"diverged at step 31: .*checkpoints/30"):
+        loop.train(tiny.config(**changes), tmp_path)
+
+
+def test_a_nearly_full_disk_is_told_at_the_start(tmp_path, monkeypatch):
+    monkeypatch.setattr(shutil, "disk_usage", lambda _: SimpleNamespace(free=1000))
+    with pytest.raises(OSError, match=r"nearly full: 0.00 GB are free.*keep_last=1"):
+        loop.train(tiny.config(), tmp_path)
+
+
+def test_announced_maintenance_becomes_a_notice(monkeypatch):
+    answers = iter(["NONE", "TERMINATE_ON_HOST_MAINTENANCE"])
+
+    class Metadata(http.server.BaseHTTPRequestHandler):
+        def do_GET(self):
+            assert self.headers["Metadata-Flavor"] == "Google"
+            assert self.path.endswith("/instance/maintenance-event")
+            self.send_response(200)
+            self.end_headers()
+            self.wfile.write(next(answers).encode())
+
+        def log_message(self, *_):
+            pass
+
+    with http.server.HTTPServer(("127.0.0.1", 0), Metadata) as server:
+        threading.Thread(target=server.serve_forever, daemon=True).start()
+        monkeypatch.setenv("GCE_METADATA_HOST", f"127.0.0.1:{server.server_port}")
+        heard = []
+        before = signal.signal(signal.SIGTERM, lambda *_: heard.append(True))
+        try:
+            preemption.watch_maintenance(pause=0.1)
+        finally:
+            signal.signal(signal.SIGTERM, before)
+            server.shutdown()
+    assert heard == [True]
+
+
+def test_a_watchdog_knows_pauses(monkeypatch):
+    ended = []
+    monkeypatch.setattr(os, "_exit", ended.append)
+    with watchdog_.Watchdog(0.2) as watchdog:
+        watchdog.beat(1)
+        with watchdog.paused():
+            time.sleep(0.5)
+        assert not ended
+        time.sleep(0.6)
+    assert set(ended) == {distributed.AGAIN}
+    assert jax.process_count() == 1

@@ -1,0 +1,188 @@
+"""Training: the same on any mesh and after any interruption, and stopped when it diverges."""
+
+import json
+import subprocess
+import sys
+
+import jax
+import numpy as np
+import pytest
+
+from tests.zse_jax import tiny
+from zse_jax.checkpoints import writing
+from zse_jax.runtime import sharding
+from zse_jax.runtime.metrics_file import read_metrics
+from zse_jax.training import loop
+from zse_jax.training.step import set_up
+
+SELECT = "relation/exact/mAP@all"
+
+
+@pytest.fixture(autouse=True)
+def tiny_system(monkeypatch):
+    tiny.install(monkeypatch.setattr)
+
+
+def losses(config, mesh, steps=4):
+    setup = set_up(config, mesh)
+    state, batches = setup.init(), loop.training_batches(config, setup.model, mesh)
+    found = []
+    for _ in range(steps):
+        state, metrics = setup.step(state, next(batches))
+        found.append([float(metrics["loss"]), float(metrics["gradient_norm"])])
+    return np.array(found), state
+
+
+def lines(workdir):
+    """metrics.jsonl without the times."""
+    return [
+        {key: value for key, value in line.items() if not key.startswith("time/")}
+        for line in read_metrics(workdir / "metrics.jsonl")
+    ]
+
+
+@pytest.mark.parametrize("dropout", [0.0, 0.5])
+@pytest.mark.parametrize(("data", "fsdp"), [(8, 1), (2, 4)])
+def test_losses_do_not_depend_on_the_mesh(monkeypatch, dropout, data, fsdp):
+    monkeypatch.setattr(sharding, "MIN_SIZE", 64)
+    config = tiny.config(**{"model.dropout": dropout})
+    one, _ = losses(config, sharding.make_mesh(1, 1, jax.devices()[:1]))
+    many, state = losses(config, sharding.make_mesh(data, fsdp))
+    np.testing.assert_allclose(many, one, rtol=1e-5)
+    kernel = state["model"]["first"]["kernel"].get_value()
+    assert {shard.data.shape for shard in kernel.addressable_shards} == {(192 // fsdp, 16)}
+
+
+def test_a_step_uses_up_its_state_and_moves_the_dropout_keys():
+    config, mesh = tiny.config(), sharding.make_mesh()
+    setup = set_up(config, mesh)
+    before = setup.init()
+    batch = next(loop.training_batches(config, setup.model, mesh))
+    after, _ = setup.step(before, batch)
+    assert all(leaf.is_deleted() for leaf in jax.tree.leaves(before["model"]))
+    counts = after["random"]["dropout"]["rngs"]["count"]
+    assert int(counts.get_value()) > 0
+
+
+def test_parameters_are_float32_whatever_computes():
+    setup = set_up(tiny.config(compute_dtype="bfloat16"), sharding.make_mesh())
+    dtypes = {leaf.dtype.name for leaf in jax.tree.leaves(setup.abstract["model"])}
+    assert dtypes == {"float32"}
+
+
+def test_a_run_evaluates_saves_and_tells(tmp_path, capsys):
+    results = loop.train(tiny.config(), tmp_path)
+    written = lines(tmp_path)
+    evaluated = [line["step"] for line in written if "validation/token/exact/mAP@all" in line]
+    trained = [line["step"] for line in written if "train/loss" in line]
+    assert evaluated == [0, 6, 12]
+    assert trained == [2, 3, 4, 6, 8, 9, 10, 12]
+    assert json.loads((tmp_path / "metrics.json").read_text()) == results
+    reached = {
+        line["step"]: line[f"validation/{SELECT}"]
+        for line in written
+        if line["step"] and f"validation/{SELECT}" in line
+    }
+    assert results["test"][SELECT] == reached[results["step"]] == max(reached.values())
+    assert results["untrained"][SELECT] == written[0][f"validation/{SELECT}"]
+    output = capsys.readouterr().out
+    assert "tiny on doodles" in output
+    assert "computing in float32 on 8 CPU devices (data=8 x fsdp=1)" in output
+
+
+def test_a_longer_second_run_goes_on_as_if_it_were_one(tmp_path):
+    whole, halves = tmp_path / "whole", tmp_path / "halves"
+    every = {"evaluation.every": 3}
+    loop.train(tiny.config(**every), whole)
+    loop.train(tiny.config(**{**every, "train.steps": 6}), halves)
+    loop.train(tiny.config(**every), halves)
+    assert lines(halves) == lines(whole)
+
+
+def test_a_run_with_another_config_is_not_continued(tmp_path):
+    loop.train(tiny.config(**{"train.steps": 2}), tmp_path)
+    with pytest.raises(ValueError, match="another config; differing: model.width 16 -> 32"):
+        loop.train(tiny.config(**{"model.width": 32}), tmp_path)
+
+
+def test_the_test_set_is_evaluated_apart_where_it_is_larger(tmp_path, capsys):
+    changes = {"evaluation.sketch_stride": 2, "train.steps": 3, "evaluation.every": 3}
+    results = loop.train(tiny.config(**changes), tmp_path)
+    assert "on the test set: 24 sketches x 24 photos" in capsys.readouterr().out
+    assert results["test"] != results["validation"]
+    file = tmp_path / "metrics.json"
+    written = file.stat().st_mtime_ns
+    assert loop.train(tiny.config(**changes), tmp_path) == results
+    assert file.stat().st_mtime_ns == written
+    assert "This run is finished" in capsys.readouterr().out
+
+
+def test_a_loss_that_is_not_finite_stops_the_run(tmp_path, monkeypatch):
+    changes = {"checkpoint.every": 3, "evaluation.every": 0, "log.every": 50}
+    loop.train(tiny.config(**{**changes, "train.steps": 3}), tmp_path)
+    loss = tiny.Tiny.loss
+    monkeypatch.setattr(
+        tiny.Tiny, "loss", lambda *args: jax.tree.map(lambda x: x * np.nan, loss(*args))
+    )
+    with pytest.raises(FloatingPointError) as error:
+        loop.train(tiny.config(**changes), tmp_path)
+    message = str(error.value)
+    assert "diverged at step 4: gradient_norm nan, loss nan, triplet nan" in message
+    assert f"the last good checkpoint is {tmp_path}/checkpoints/3" in message
+    with writing.Checkpoints(tmp_path, select=SELECT) as checkpoints:
+        assert checkpoints.latest == 3
+
+
+def test_the_loop_waits_for_the_device_only_to_report(tmp_path, monkeypatch):
+    fetched, device_get = [], jax.device_get
+    monkeypatch.setattr(jax, "device_get", lambda tree: fetched.append(0) or device_get(tree))
+    monkeypatch.setattr(loop.Run, "finish", lambda run: {})
+    loop.train(tiny.config(**{"log.every": 4, "evaluation.every": 0}), tmp_path)
+    assert len(fetched) == len(lines(tmp_path)) == len([3, 4, 6, 8, 9, 12])
+
+
+@pytest.mark.parametrize(
+    ("changes", "message"),
+    [
+        ({"train.batch_size": 15}, "config.train.batch_size=15 does not divide.*choose 8 or 16"),
+        ({"evaluation.batch_size": 3}, "config.evaluation.batch_size=3 does not divide"),
+        ({"mesh.fsdp": 3}, "config.mesh.fsdp=3 does not divide the 8 CPU devices"),
+        ({"evaluation.select": "relation/mAP"}, "did you mean 'relation/.*mAP"),
+        ({"optimizer.name": "sgd"}, "config.optimizer.name='sgd'"),
+        ({"data.split": "sketchy_split3"}, "sketchy_split"),
+        ({"checkpoint.keep_last": 0}, "config.checkpoint.keep_last=0"),
+    ],
+)
+def test_wrong_values_name_their_key(tmp_path, changes, message):
+    with pytest.raises(ValueError, match=message):
+        loop.train(tiny.config(**changes), tmp_path)
+
+
+def test_a_workdir_that_cannot_be_written_is_named(tmp_path):
+    (tmp_path / "file").touch()
+    with pytest.raises(OSError, match=r"--workdir=.*/file/run cannot be written"):
+        loop.train(tiny.config(), tmp_path / "file" / "run")
+
+
+@pytest.mark.slow
+def test_killed_anywhere_a_run_goes_on_to_the_bit(tmp_path):
+    def run(workdir, *options):
+        program = [sys.executable, "-m", "tests.zse_jax.tiny", str(tmp_path / workdir), *options]
+        return subprocess.run(program, capture_output=True, timeout=300, check=False).returncode
+
+    assert run("whole") == 0
+    for step in (1, 4, 8, 10):  # before the first save, while one is written, after it
+        assert run("killed", f"--die-at={step}") == -9
+    assert run("killed") == 0
+    assert lines(tmp_path / "killed") == lines(tmp_path / "whole")
+    whole, killed = (set_up_and_restore(tmp_path / workdir, 12) for workdir in ("whole", "killed"))
+    for one, other in zip(jax.tree.leaves(whole), jax.tree.leaves(killed), strict=True):
+        if jax.dtypes.issubdtype(one.dtype, jax.dtypes.prng_key):
+            one, other = jax.random.key_data(one), jax.random.key_data(other)
+        assert np.array_equal(one, other)
+
+
+def set_up_and_restore(workdir, step):
+    setup = set_up(tiny.config(), sharding.make_mesh())
+    with writing.Checkpoints(workdir, select=SELECT) as checkpoints:
+        return checkpoints.restore(step, setup.abstract)

@@ -1,0 +1,57 @@
+"""metrics.jsonl reads as if a run had never stopped; times read as people write them."""
+
+import json
+
+import pytest
+
+from zse_jax.runtime import console, metrics_file
+from zse_jax.training import metric_logging
+
+
+def test_resuming_removes_later_lines_and_a_broken_last_one(tmp_path):
+    file = tmp_path / "metrics.jsonl"
+    lines = [json.dumps({"step": step, "train/loss": step / 10}) for step in (2, 4, 6)]
+    file.write_text("\n".join(lines) + '\n{"step": 8, "tra')
+    metrics_file.keep_until(file, 4)
+    assert [line["step"] for line in metrics_file.read_metrics(file)] == [2, 4]
+    metrics_file.keep_until(file, -1)
+    assert file.read_text() == ""
+
+
+def test_a_broken_line_in_the_middle_is_an_error(tmp_path):
+    file = tmp_path / "metrics.jsonl"
+    file.write_text('{"step": 1}\nnonsense\n{"step": 2}\n')
+    with pytest.raises(ValueError, match=r"metrics.jsonl: line 2 is no JSON \('nonsense'\)"):
+        metrics_file.read_metrics(file)
+
+
+def test_a_new_run_starts_a_new_file_and_a_resumed_one_goes_on(tmp_path):
+    for start, step in ((None, 2), (2, 4), (2, 6)):
+        with metric_logging.Reporter(tmp_path, 10, start, tensorboard=False) as report:
+            report.write(step, {"train/loss": 1.0})
+    found = metrics_file.read_metrics(tmp_path / "metrics.jsonl")
+    assert [line["step"] for line in found] == [2, 6]
+
+
+def test_the_console_shows_losses_speed_and_time_to_go(tmp_path, capsys):
+    with metric_logging.Reporter(tmp_path, 200, None, tensorboard=False) as report:
+        report.images = 60
+        report.training(50, {"loss": 1.25, "triplet": 0.5, "gradient_norm": 3.0})
+    (line,) = capsys.readouterr().out.splitlines()
+    assert line.startswith("step  50/200  25%  loss 1.2500  triplet 0.5000  ")
+    assert "images/s  eta " in line
+
+
+@pytest.mark.slow
+def test_tensorboard_files_are_written(tmp_path):
+    with metric_logging.Reporter(tmp_path, 10, None, tensorboard=True) as report:
+        report.write(1, {"train/loss": 1.0})
+    assert list(tmp_path.glob("events.out.tfevents.*"))
+
+
+@pytest.mark.parametrize(
+    ("seconds", "text"),
+    [(0.0, "0s"), (59.6, "1m00s"), (192.4, "3m12s"), (18420.0, "5h07m"), (216000.0, "2d12h")],
+)  # fmt: skip
+def test_durations(seconds, text):
+    assert console.duration(seconds) == text

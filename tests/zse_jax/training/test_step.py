@@ -1,0 +1,171 @@
+"""One step: the same by micro-batches and with rematerialisation, in place, without transfers."""
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+from flax import nnx
+
+from tests.zse_jax import small_systems, tiny
+from zse_jax.checkpoints import arrays
+from zse_jax.models.rematerialisation import rematerialise
+from zse_jax.retrievers import create
+from zse_jax.runtime import sharding
+from zse_jax.training import step
+
+SYSTEMS = ("zse", "clip_prompt", "efficient_cnn")
+
+
+def one_device():
+    return sharding.make_mesh(devices=jax.devices()[:1])
+
+
+@pytest.mark.slow
+def test_micro_batches_give_the_gradient_of_the_whole_batch():
+    batch = small_systems.batch("zse")
+    whole, state = small_systems.steps(small_systems.config("zse"), one_device(), batch)
+    config = small_systems.config("zse", **{"train.accumulate": 2})
+    parts, accumulated = small_systems.steps(config, one_device(), batch)
+    np.testing.assert_allclose(parts, whole, rtol=2e-5)
+    first, other = (arrays.flat_arrays(s["optimizer"]) for s in (state, accumulated))
+    moments = [name for name in first if "/mu/" in name and "bias" not in name]
+    assert moments
+    for name in moments:
+        scale = np.abs(first[name]).max()
+        np.testing.assert_allclose(other[name], first[name], atol=2e-4 * scale, err_msg=name)
+
+
+@pytest.mark.slow
+def test_micro_batches_do_not_depend_on_the_mesh_and_need_no_transfer(monkeypatch):
+    monkeypatch.setattr(sharding, "MIN_SIZE", 64)
+    config, batch = (
+        small_systems.config("zse", **{"train.accumulate": 2}),
+        small_systems.batch("zse"),
+    )
+    one, _ = small_systems.steps(config, one_device(), batch)
+    mesh = sharding.make_mesh(2, 4)
+    placed = jax.device_put(batch, sharding.batch_sharding(mesh))
+    setup = step.set_up(config, mesh)
+    state, many = (
+        jax.device_put(step.set_up(config, one_device()).init(), shardings(setup)),
+        [],
+    )
+    with jax.transfer_guard("disallow"):
+        for _ in one:
+            state, metrics = setup.step(state, placed)
+            many.append(metrics)
+        with pytest.raises(Exception, match="Disallowed host-to-device"):
+            setup.step(state, batch)
+    many = [[float(metrics[name]) for name in ("loss", "gradient_norm")] for metrics in many]
+    np.testing.assert_allclose(many, one, rtol=1e-5)
+
+
+def test_each_micro_batch_draws_its_own_dropout(monkeypatch):
+    tiny.install(monkeypatch.setattr)
+    config = tiny.config(**{"train.accumulate": 2, "model.dropout": 0.5})
+    setup = step.set_up(config, one_device())
+    images = np.random.default_rng(0).integers(0, 256, (8, 2, 8, 8, 3), np.uint8)
+    before = setup.init()
+    count = int(before["random"]["dropout"]["rngs"]["count"].get_value())
+    state, _ = setup.step(before, {"sketches": images, "photos": images})
+    # Sketches and photos are encoded in turn, in each of the two.
+    assert int(state["random"]["dropout"]["rngs"]["count"].get_value()) == count + 2 * 2
+
+
+@pytest.mark.slow
+def test_each_micro_batch_moves_batch_statistics():
+    batch = small_systems.batch("efficient_cnn")
+    once, twice = (
+        small_systems.steps(small_systems.config("efficient_cnn", **{"train.accumulate": k}),
+                            one_device(), batch, count=1)[1]["model"]
+        for k in (1, 2)
+    )  # fmt: skip
+    mean = [s["backbone"]["stem_norm"]["mean"].get_value() for s in (once, twice)]
+    # A running average m <- 0.9 m + 0.1 x, from 0: two micro-batches move it 1.9 times as far.
+    np.testing.assert_allclose(mean[1], 1.9 * mean[0], rtol=0.05, atol=1e-3)
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("system", ["zse", "efficient_cnn"])
+def test_rematerialisation_changes_no_number(system):
+    batch, flat = small_systems.batch(system), {"model.dropout": 0.3} if system == "zse" else {}
+    kept, state = small_systems.steps(small_systems.config(system, **flat), one_device(), batch)
+    config = small_systems.config(system, **{"train.remat": "blocks"}, **flat)
+    again, other = small_systems.steps(config, one_device(), batch)
+    np.testing.assert_allclose(again, kept, rtol=1e-5)
+    draws, redrawn = (jax.tree.leaves(jax.tree.map(key_data, s["random"])) for s in (state, other))
+    assert len(draws) == len(redrawn)
+    assert all(np.array_equal(a, b) for a, b in zip(draws, redrawn, strict=True))
+    statistics = [nnx.filter_state(s["model"], nnx.BatchStat) for s in (state, other)]
+    jax.tree.map(lambda a, b: np.testing.assert_allclose(a, b, rtol=1e-4, atol=1e-6), *statistics)
+
+
+@pytest.mark.parametrize("system", SYSTEMS)
+def test_rematerialisation_keeps_less_for_the_backward_pass(system):
+    """Measured by what jax.vjp holds: XLA's CPU backend moves recomputation to where it likes."""
+    deeper = {} if system == "efficient_cnn" else {"model.depth": 4}
+
+    def kept(remat: bool) -> int:
+        model = nnx.eval_shape(
+            lambda: create(
+                small_systems.config(system, **deeper).model, rngs=nnx.Rngs(params=0, dropout=1)
+            )
+        )
+        assert not remat or rematerialise(model) >= 2
+        structure, parameters, rest = nnx.split(model, nnx.Param, ...)
+        batch = {name: jnp.asarray(x) for name, x in small_systems.batch(system).items()}
+
+        def pullback(parameters, rest):
+            def loss(parameters):
+                return nnx.merge(structure, parameters, rest, copy=True).loss(batch)[0]
+
+            return jax.vjp(loss, parameters)[1]
+
+        pullback = jax.eval_shape(pullback, parameters, rest)
+        held = sum(leaf.size * leaf.dtype.itemsize for leaf in jax.tree.leaves(pullback))
+        return held - sum(leaf.size * 4 for leaf in jax.tree.leaves(parameters))
+
+    assert kept(True) < kept(False) / (1.4 if system == "efficient_cnn" else 2.5)
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("system", SYSTEMS)
+def test_eight_devices_share_the_work(monkeypatch, system):
+    """Nothing but the compiler decides it, and it once let every device do all of ZSE's."""
+    monkeypatch.setattr(sharding, "MIN_SIZE", 64)
+    setup = step.set_up(small_systems.config(system), sharding.make_mesh(2, 4))
+    lowered = setup.step.lower(setup.abstract, small_systems.batch(system))
+    each, all_together = (stage.cost_analysis()["flops"] for stage in (lowered.compile(), lowered))
+    assert each < 1.3 * all_together / 8
+
+
+def test_a_step_happens_in_the_memory_of_its_state():
+    setup = step.set_up(small_systems.config("zse"), one_device())
+    batch = small_systems.batch("zse")
+    memory = setup.step.lower(setup.abstract, batch).compile().memory_analysis()
+    size = sharding.bytes_per_device(setup.abstract)
+    keys = len(jax.tree.leaves(setup.abstract["random"]))
+    assert memory.alias_size_in_bytes >= size - 16 * keys
+
+
+@pytest.mark.parametrize(
+    ("flat", "message"),
+    [
+        ({"train.remat": "all"}, "config.train.remat='all': choose one of none, blocks"),
+        ({"train.remat": "blocks"}, "'tiny' is not made of blocks"),
+    ],
+)
+def test_wrong_values_name_their_key(monkeypatch, flat, message):
+    tiny.install(monkeypatch.setattr)
+    with pytest.raises(ValueError, match=message):
+        step.set_up(tiny.config(**flat), one_device())
+
+
+def shardings(setup):
+    return jax.tree.map(lambda leaf: leaf.sharding, setup.abstract)
+
+
+def key_data(leaf):
+    value = leaf.get_value() if hasattr(leaf, "get_value") else leaf
+    is_key = jax.dtypes.issubdtype(value.dtype, jax.dtypes.prng_key)
+    return np.asarray(jax.random.key_data(value) if is_key else value)

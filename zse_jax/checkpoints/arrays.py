@@ -1,0 +1,88 @@
+"""Arrays of a train state by flat names: comparison with a model, and checksums."""
+
+from collections.abc import Mapping
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+from flax import nnx
+from jaxtyping import Array, Shaped, UInt32
+
+Arrays = dict[str, Any]
+"""Arrays by their flat names."""
+
+
+def checksums(arrays: Mapping[str, jax.Array]) -> dict[str, int]:
+    """The checksum of each array, by name; blocks until they are computed.
+
+    A checkpoint stores most array bytes without a checksum, so reading does not notice a flipped
+    bit or a zeroed block. The checksum of an array is
+
+        sum over its elements i of bits(i) * (2 i + 1)   modulo 2^32
+
+    where bits(i) is the binary representation of element i and i its position in row-major order.
+    Every factor is odd, so changing a single element always changes the sum. Integer sums do not
+    depend on the order of addition: the checksum is the same on every mesh and for any number of
+    processes. All processes must call this function together.
+    """
+    found = {name: _checksum(array) for name, array in arrays.items()}  # all are started first
+    return {name: int(value) for name, value in found.items()}
+
+
+@jax.jit  # of one array: many are of the same shape, and compiled once
+def _checksum(array: Shaped[Array, "..."]) -> UInt32[Array, ""]:
+    if jax.dtypes.issubdtype(array.dtype, jax.dtypes.prng_key):
+        array = jax.random.key_data(array)
+    bits = array.astype(jnp.uint8) if array.dtype == bool else array
+    unsigned = {1: jnp.uint8, 2: jnp.uint16, 4: jnp.uint32}[bits.dtype.itemsize]
+    bits = jax.lax.bitcast_convert_type(bits, unsigned).astype(jnp.uint32)
+    place = jnp.zeros(bits.shape, jnp.uint32)
+    for axis, size in enumerate(bits.shape):  # not flattened: each device sums its part
+        place = place * jnp.uint32(size) + jax.lax.broadcasted_iota(jnp.uint32, bits.shape, axis)
+    return jnp.sum(bits * (2 * place + 1), dtype=jnp.uint32)
+
+
+def flat_arrays(state: nnx.State) -> Arrays:
+    """The arrays of a state, by the path of their module: {"blocks/0/norm/scale": ...}."""
+    return {array_name(path): leaf for path, leaf in jax.tree_util.tree_leaves_with_path(state)}
+
+
+def array_name(path: tuple) -> str:
+    """What the array at a path of a state is called: "blocks/0/norm/scale"."""
+    return jax.tree_util.keystr(path, simple=True, separator="/").removesuffix("/value")
+
+
+def abstract_state(shapes: Any, shardings: Any) -> Any:
+    """A tree of shapes and types as jax.ShapeDtypeStruct leaves that carry `shardings`."""
+    return jax.tree.map(
+        lambda leaf, sharding: jax.ShapeDtypeStruct(leaf.shape, leaf.dtype, sharding=sharding),
+        shapes,
+        shardings,
+    )
+
+
+class MismatchError(ValueError):
+    """A checkpoint that can be read, and does not fit."""
+
+
+def compare(saved: Mapping[str, Any], wanted: Arrays, where: str) -> None:
+    """Raises ValueError naming the arrays that differ between a checkpoint and a model."""
+    differ = [
+        f"{name} is {tuple(saved[name].shape)} in the checkpoint and {_stored_shape(leaf)} here"
+        for name, leaf in wanted.items()
+        if name in saved and tuple(saved[name].shape) != _stored_shape(leaf)
+    ]
+    differ += [f"{name} is not in the checkpoint" for name in wanted if name not in saved]
+    differ += [f"{name} is only in the checkpoint" for name in saved if name not in wanted]
+    if differ:
+        more = f"; and {len(differ) - 6} more" if len(differ) > 6 else ""
+        raise MismatchError(
+            f"The checkpoint {where} is of another model: {'; '.join(differ[:6])}{more}. "
+            "Use the config.model it was trained with (it travels inside the checkpoint)."
+        )
+
+
+def _stored_shape(leaf: jax.ShapeDtypeStruct) -> tuple[int, ...]:
+    """The shape on disk: that of a random key is the shape of its numbers."""
+    is_key = jax.dtypes.issubdtype(leaf.dtype, jax.dtypes.prng_key)
+    return jax.eval_shape(jax.random.key_data, leaf).shape if is_key else tuple(leaf.shape)

@@ -1,0 +1,265 @@
+"""Models as others can use them: `zse_jax.save_pretrained`, and the model card that goes along.
+
+The card says what the model is, what it was trained on, that this was a zero-shot setting and which
+classes it may therefore be judged by, how well it does and by which conventions, how to load it,
+and what it cannot do. What is not known (a licence, metrics) is said to be so.
+"""
+
+import functools
+import json
+import os
+import platform
+import tempfile
+from collections.abc import Mapping
+from importlib import metadata
+from pathlib import Path
+from typing import Any
+
+import jax
+import jinja2
+import numpy as np
+from etils import epath
+from flax import nnx
+from ml_collections import ConfigDict
+
+from data_pipelines import splits
+from zse_jax.checkpoints import arrays as checkpoint_arrays
+from zse_jax.checkpoints import hub, reading
+from zse_jax.checkpoints.arrays import checksums
+from zse_jax.pretrained import files
+from zse_jax.retrievers.base import Retriever
+from zse_jax.runtime import config_io
+from zse_jax.version import __version__
+
+SYSTEMS = {
+    "zse": (
+        "ZSE: a ViT with a retrieval token, cross-attention between sketch and photo, and a "
+        "relation network over their matching places",
+        "https://arxiv.org/abs/2303.14348",
+    ),
+    "clip_prompt": (
+        "CLIP-AT: CLIP with prompts for sketches and photos",
+        "https://arxiv.org/abs/2303.13440",
+    ),
+    "efficient_cnn": (
+        "EfficientCNN: one ResNet for sketches and photos",
+        "https://arxiv.org/abs/2102.04016",
+    ),
+}
+"""What a system is, for cards, and its paper."""
+
+CONVENTIONS = {
+    "exact": "divides the precisions at the hits by min(k, number of relevant photos)",
+    "voc": "interpolates precision first, as the ZSE code does, and reads higher",
+    "hits": "divides by the hits among the first k, and reads higher still at small k",
+}
+"""What the conventions of average precision do."""
+
+PACKAGES = ("jax", "flax", "safetensors")
+"""Whose versions a card names."""
+
+
+def save_pretrained(
+    source: Retriever | str | os.PathLike,
+    target: str | os.PathLike,
+    *,
+    config: ConfigDict | None = None,
+    metrics: Mapping[str, float] | None = None,
+    license: str | None = None,
+    private: bool = True,
+) -> str:
+    """Writes a model as `zse_jax.load` reads it, with its card; where it is then.
+
+    Args:
+      source: a workdir or one step's folder; or a system, whose weights may have changed since it
+        was loaded.
+      target: a new or an empty folder, a place in a bucket, or hf://owner/name on the Hugging Face
+        Hub (needs huggingface_hub, and that you are logged in: `hf auth login`).
+      config: of a system that was not loaded from a checkpoint.
+      metrics: "ranking/convention/name" -> 0 to 1; None: those of the checkpoint, where `source`
+        is one.
+      license: of the weights, as the hub calls it ("apache-2.0"); None: the card says it is open.
+      private: a model that is new on the hub is seen by nobody else.
+
+    Raises:
+      FileNotFoundError: `source` holds no checkpoint.
+      FileExistsError: `target` holds something.
+      ValueError: the config of `source` is not known; or the hub's client is missing.
+      OSError: it could not be written, or uploaded.
+    """
+    place = hub.address(target)
+    folder = None if place else reading.new_folder(target)
+    client = hub.hub() if place else None
+    name = place.name if place else epath.Path(os.fspath(target)).name
+    retriever, about = _about(source, config, metrics)
+    with tempfile.TemporaryDirectory() as made:
+        _write(Path(made), retriever, about, card(about, name=name, license=license))
+        if place:
+            return _upload(client, place, made, private)
+        assert folder is not None
+        try:
+            folder.mkdir(parents=True, exist_ok=True)
+            for file in hub.FILES:
+                (folder / file).write_bytes((Path(made) / file).read_bytes())
+        except OSError as error:
+            raise OSError(f"The model could not be written to {folder}: {error}.") from error
+    return os.fspath(folder)
+
+
+def card(about: Mapping[str, Any], *, name: str, license: str | None = None) -> str:
+    """The model card, in Markdown with the hub's front matter.
+
+    Args:
+      about: the content of config.json.
+      name: "owner/name", or a folder's.
+      license: of the weights, or None.
+    """
+    config = about["config"]
+    data, model = config["data"], config["model"]
+    split = splits.SPLITS.get(data["split"] or "")
+    system, paper = SYSTEMS.get(model["system"], (model["system"], None))
+    columns, rows = _table(about["metrics"])
+    return _template().render(
+        name=name,
+        license=license,
+        about=about,
+        system=system,
+        paper=paper,
+        model=model,
+        data=data,
+        evaluated=target if (target := config["target"])["name"] else data,
+        seen=len(split.seen) if split else None,
+        unseen=list(split.unseen) if split else _names(data.get("unseen")),
+        columns=columns,
+        rows=rows,
+        conventions={k: v for k, v in CONVENTIONS.items() if any(k in row[0] for row in rows)},
+        select=config["evaluation"]["select"],
+        results=_model_index(about),
+        versions={package: metadata.version(package) for package in PACKAGES},
+        python=platform.python_version(),
+    )
+
+
+def _about(
+    source: Retriever | str | os.PathLike,
+    config: ConfigDict | None,
+    metrics: Mapping[str, float] | None,
+) -> tuple[Retriever, dict[str, Any]]:
+    """The system, and the content of its config.json."""
+    step, measured = None, "given with the model"
+    if isinstance(source, Retriever):
+        retriever = source
+        config = config or reading.config_of(retriever)
+        if config is None:
+            raise ValueError(
+                f"The config of this {type(source).__name__} is not known, because it was not "
+                "loaded from a checkpoint: give it, save_pretrained(..., config=config)."
+            )
+    else:
+        step, retriever = reading.load_step(source)
+        config = config or reading.config_of(retriever)
+        assert config is not None
+        if metrics is None:
+            metrics, measured = _metrics(source, step)
+    flat = checkpoint_arrays.flat_arrays(_parameters(retriever))
+    about = {
+        "library": hub.LIBRARY,
+        "version": __version__,
+        "step": step or 0,
+        "parameters": int(sum(leaf.size for leaf in flat.values())),
+        "metrics": {key: float(value) for key, value in (metrics or {}).items()},
+        "measured": measured if metrics else "",
+        "config": config_io.to_plain(config),
+        "digests": checksums(flat),
+    }
+    return retriever, about
+
+
+def _parameters(retriever: Retriever) -> nnx.State:
+    _, *parts = nnx.split(retriever, nnx.RngState, ...)
+    return parts[1]
+
+
+def _metrics(source: str | os.PathLike, step: int) -> tuple[dict[str, float], str]:
+    """What is known of a checkpoint: its last, whole evaluation, or the one it was chosen by."""
+    if folder := hub.find(source):
+        about = hub.read_about(folder)
+        return about["metrics"], about["measured"]
+    file = reading.absolute(source) / "metrics.json"
+    if file.exists():
+        found = json.loads(file.read_text())
+        if found.get("step") == step and found.get("test"):
+            return found["test"], "all sketches and photos of the unseen classes"
+    with reading.find(source) as (manager, _):
+        return reading.metrics_of(manager, step), "the subset by which checkpoints are chosen"
+
+
+def _write(folder: Path, retriever: Retriever, about: Mapping[str, Any], text: str) -> None:
+    arrays = {
+        name: np.ascontiguousarray(jax.device_get(leaf))
+        for name, leaf in checkpoint_arrays.flat_arrays(_parameters(retriever)).items()
+    }
+    files.write(folder / hub.WEIGHTS, arrays, metadata={"format": "zse_jax"})
+    (folder / hub.CONFIG).write_text(json.dumps(about, indent=2) + "\n")
+    (folder / hub.CARD).write_text(text, encoding="utf-8")
+
+
+def _upload(client: Any, place: hub.Address, folder: str, private: bool) -> str:
+    api = client.HfApi()
+    try:
+        api.create_repo(place.name, private=private, exist_ok=True, repo_type="model")
+        api.upload_folder(
+            repo_id=place.name,
+            revision=place.revision,
+            folder_path=folder,
+            commit_message=f"Upload from zse_jax {__version__}",
+        )
+    except Exception as error:  # the client's own have no common class
+        raise OSError(
+            f"The model could not be uploaded to {hub.HUB}{place.name} "
+            f"({hub.first_line(error)}). Log in with `hf auth login`, with a token that "
+            "may write, and check the name."
+        ) from error
+    return f"{hub.HUB}{place.name}"
+
+
+def _table(metrics: Mapping[str, float]) -> tuple[list[str], list[tuple[str, list[str]]]]:
+    """Columns, and rows of percent: "relation/exact" and its mAP@all, ..."""
+    columns = list(dict.fromkeys(key.rpartition("/")[2] for key in metrics))
+    names = dict.fromkeys(key.rpartition("/")[0] for key in metrics)
+    return columns, [
+        (
+            name,
+            [
+                f"{100 * metrics[key]:.1f}" if (key := f"{name}/{column}") in metrics else "-"
+                for column in columns
+            ],
+        )
+        for name in names
+    ]
+
+
+def _model_index(about: Mapping[str, Any]) -> list[dict[str, Any]]:
+    """The metrics as the hub lists them: those by which papers compare."""
+    return [
+        {"type": key.rpartition("/")[2], "name": key.replace("/", ", "), "value": round(value, 4)}
+        for key, value in about["metrics"].items()
+        if "/exact/" in key or key.count("/") < 2
+    ]
+
+
+def _names(text: str | None) -> list[str]:
+    return [name.strip() for name in (text or "").split(",") if name.strip()]
+
+
+@functools.cache
+def _template() -> jinja2.Template:
+    environment = jinja2.Environment(
+        loader=jinja2.PackageLoader("zse_jax.checkpoints"),
+        trim_blocks=True,
+        lstrip_blocks=True,
+        undefined=jinja2.StrictUndefined,
+        keep_trailing_newline=True,
+        autoescape=False,  # Markdown
+    )
+    return environment.get_template("model_card.md")

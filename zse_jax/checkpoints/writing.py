@@ -1,0 +1,304 @@
+"""Checkpoints: what is saved, where, which are kept, and how they are read again.
+
+    WORKDIR/checkpoints/<step>/model      parameters (all that evaluation reads)
+                               random     dropout keys and their counters
+                               optimizer  step and moments
+                               data       position in the training data, one file per process
+                               config     the whole config, and the version that wrote it
+                               metrics    the evaluation at this step, if there was one
+
+Only this file and `checkpoint_reading` know Orbax. It writes in the background into a folder that
+gets its name when it is complete, so a killed process or a full disk never harms an earlier
+checkpoint. Arrays are stored flat, under the path of their module
+("encoder/blocks/0/attention/qkv/kernel"), so that the files do not depend on how a Flax release
+nests its states. With several processes, each writes its part of the arrays at the same time.
+"""
+
+import contextlib
+import errno
+import json
+import logging
+import os
+import re
+import sys
+from collections.abc import Callable, Iterator, Mapping
+from typing import Any
+
+import orbax.checkpoint as ocp
+from flax import nnx
+from ml_collections import ConfigDict
+from orbax.checkpoint import checkpoint_managers as managers
+
+from zse_jax.checkpoints import reading
+from zse_jax.checkpoints.arrays import checksums, flat_arrays
+from zse_jax.checkpoints.reading import FOLDER, DamagedError, absolute, reader
+from zse_jax.runtime import config_io, distributed
+
+logger = logging.getLogger(__name__)
+
+DAMAGED = "damaged-checkpoints"
+"""Where in the workdir checkpoints lie that could not be read."""
+
+ITEMS = ("model", "random", "optimizer")
+"""The parts of a train state, each an item of its own."""
+
+
+class Checkpoints:
+    """The checkpoints of one training run; a context manager that waits for the last save.
+
+    Attributes:
+      folder: where they lie.
+      select: the metric (a key of the saved metrics) of which the largest value is "best".
+    """
+
+    def __init__(self, workdir: str | os.PathLike, *, select: str, keep_last: int = 2):
+        """Opens, or creates, the checkpoints of `workdir`; keeps the best and the last ones."""
+        if keep_last < 1:
+            raise ValueError(f"config.checkpoint.keep_last={keep_last} must be at least 1.")
+        self.select = select
+        self.folder = absolute(workdir) / FOLDER
+
+        def quality(metrics: Mapping[str, float]) -> float:
+            return metrics.get(select, float("-inf"))
+
+        options = managers.CheckpointManagerOptions(
+            best_fn=quality,
+            cleanup_tmp_directories=True,
+            preservation_policy=managers.AnyPreservationPolicy(
+                [
+                    managers.LatestN(keep_last),
+                    managers.BestN(
+                        get_metric_fn=quality, n=1, keep_checkpoints_without_metrics=False
+                    ),
+                ]
+            ),
+        )
+        self._manager = managers.CheckpointManager(self.folder, options=options)
+
+    def __enter__(self) -> "Checkpoints":
+        return self
+
+    def __exit__(self, kind: type | None, error: BaseException | None, trace: Any) -> None:
+        try:
+            with self._saving():
+                self._manager.close()
+        except OSError:
+            if error is None:  # an earlier error tells the cause better
+                raise
+
+    @property
+    def latest(self) -> int | None:
+        """The last complete step, or None."""
+        return self._manager.latest_step()
+
+    @property
+    def best(self) -> tuple[int, float] | None:
+        """The step with the best metric and its value, or None where none was evaluated."""
+        return reading.best_step(self._manager, self.select)
+
+    def metrics(self, step: int) -> dict[str, float]:
+        """The evaluation saved with `step`; empty if there was none."""
+        return reading.metrics_of(self._manager, step)
+
+    def save(
+        self,
+        step: int,
+        state: Mapping[str, nnx.State],
+        batches: Any,
+        config: ConfigDict,
+        metrics: Mapping[str, float] | None,
+    ) -> None:
+        """Saves everything under `step`, in the background, unless that step is there already.
+
+        Args:
+          step: training steps done.
+          state: the parts named in `ITEMS`.
+          batches: the iterator of training batches; its `get_state()` is taken now.
+          config: travels with the checkpoint.
+          metrics: the evaluation at this step.
+
+        Raises:
+          OSError: this save, or the one before that ran in the background, could not be written.
+        """
+        from grain.checkpoint import CheckpointSave  # grain is not needed to read a model
+
+        from zse_jax.version import __version__
+
+        if step in self._manager.all_steps():
+            return
+        flat = {name: flat_arrays(state[name]) for name in ITEMS}  # Orbax saves no empty item
+        items = {name: ocp.args.StandardSave(arrays) for name, arrays in flat.items() if arrays}
+        about = {
+            "version": __version__,
+            "config": config_io.to_plain(config),
+            "digests": {name: checksums(arrays) for name, arrays in flat.items()},
+        }
+        with self._saving():
+            self._manager.save(
+                step,
+                args=ocp.args.Composite(
+                    **items,
+                    data=CheckpointSave(_Position(batches)),
+                    config=ocp.args.JsonSave(about),
+                ),
+                metrics=dict(metrics) if metrics else None,
+                force=True,
+            )
+
+    def wait(self) -> None:
+        """Returns when the last save is on disk; raises OSError if it failed."""
+        with self._saving():
+            self._manager.wait_until_finished()
+
+    def check(self) -> None:
+        """Raises OSError if a save in the background has failed meanwhile."""
+        with self._saving():
+            self._manager.check_for_errors()
+
+    def restore(
+        self, step: int, abstract: Mapping[str, nnx.State], batches: Any | None = None
+    ) -> dict[str, nnx.State]:
+        """The train state of `step`, placed as `abstract` says; moves `batches` to its position.
+
+        Args:
+          step: one of the steps there are.
+          abstract: `ITEMS` of jax.ShapeDtypeStruct leaves with shardings.
+          batches: an iterator of training batches with `set_state`, or None.
+
+        Raises:
+          DamagedError: it cannot be read.
+          ValueError: the checkpoint is of another model, or of a model alone.
+        """
+        folder = self.folder / str(step)
+        position = reading.read_position(folder) if batches is not None else {}
+        if batches is not None and not position:
+            raise ValueError(
+                f"{folder} holds a model alone, which was converted and not trained here, so there "
+                f"is no training to go on with: start from it, --config.init_from={folder}, with "
+                "another --workdir."
+            )
+        state = reading.restore(self._manager, step, abstract)
+        if batches is not None:
+            batches.set_state(position)
+        return state
+
+    def check_latest(self, check: Callable[[ConfigDict], Any]) -> None:
+        """Hands the last step's config to `check`, if there is one and it can be read."""
+        if self.latest is not None:
+            with contextlib.suppress(DamagedError):
+                check(self.read_config(self.latest))
+
+    def resume(
+        self,
+        abstract: Mapping[str, nnx.State],
+        batches: Any,
+        check: Callable[[ConfigDict], Any],
+    ) -> tuple[int, dict[str, nnx.State]] | None:
+        """The last step that can be read and its state, as `restore`; None where there is none.
+
+        Later ones that are damaged are moved to `DAMAGED` in the workdir, with a warning. One of
+        several processes then ends all of them, to be started again: `distributed.AGAIN`.
+
+        Args:
+          abstract, batches: as for `restore`.
+          check: gets the config of a step before its state is read; raises where it does not fit.
+
+        Raises:
+          DamagedError: there are checkpoints, and none can be read.
+          ValueError: a checkpoint is of another model.
+        """
+        problem = ""
+        while (step := self.latest) is not None:
+            try:
+                check(self.read_config(step))
+                return step, self.restore(step, abstract, batches)
+            except DamagedError as error:
+                problem = str(error).split(" If there")[0]
+            problem = self._set_aside(step, problem)
+            logger.warning(problem)
+        if problem:
+            raise DamagedError(
+                f"None of the checkpoints in {self.folder} could be read: the same command starts "
+                f"from scratch. {problem}"
+            )
+        return None
+
+    def _set_aside(self, step: int, problem: str) -> str:
+        """Moves a damaged step to `DAMAGED`, and says so after `problem`; ends one of several.
+
+        Those that could read their own parts wait for this one within Orbax, in vain: all of them
+        have to start again.
+        """
+        there, name = self.folder.parent / DAMAGED, str(step)
+        there.mkdir(exist_ok=True)
+        while (there / name).exists():
+            name += "-again"
+        with contextlib.suppress(FileNotFoundError):  # another process was faster
+            (self.folder / str(step)).rename(there / name)
+        steps = [int(path.name) for path in self.folder.iterdir() if path.name.isdigit()]
+        before = f"going on from step {max(steps)}" if steps else "starting from scratch"
+        message = f"{problem} It is in {there} now"
+        if distributed.together():
+            message = f"{message}; start the same command again, {before}."
+            print(f"error: {message}", file=sys.stderr, flush=True)
+            distributed.leave(distributed.AGAIN if steps else 1, message)
+        self._manager.reload()
+        return f"{message}; {before}."
+
+    def read_config(self, step: int) -> ConfigDict:
+        """The config saved with `step`."""
+        return reading.read_step_config(self._manager, step)
+
+    @contextlib.contextmanager
+    def _saving(self) -> Iterator[None]:
+        """Turns whatever goes wrong while saving into one OSError that says what to do."""
+        try:
+            yield
+        except Exception as error:
+            full = getattr(error, "errno", None) == errno.ENOSPC or "No space left" in str(error)
+            system = re.search(r"([\w ]+) \[os_error_code", str(error))  # as tensorstore says it
+            reason = system[1].strip() if system else reading.first_line(error)
+            with reader(self.folder) as manager:
+                last = manager.latest_step()
+            raise OSError(
+                f"A checkpoint could not be saved in {self.folder}: {reason}. "
+                + (
+                    "No checkpoint is complete yet"
+                    if last is None
+                    else f"The last good checkpoint is step {last}, and it is intact"
+                )
+                + f": {'free some space' if full else 'mend the cause'} and start the same "
+                "command again to go on from there."
+            ) from error
+
+
+def write(workdir: str | os.PathLike, step: int, retriever: nnx.Module, config: ConfigDict) -> None:
+    """Writes a checkpoint of a model alone: to load, and to start training from, not to resume.
+
+    Raises:
+      OSError: it could not be written.
+    """
+    _, *parts = nnx.split(retriever, nnx.RngState, ...)
+    state = {"random": parts[0], "model": parts[1], "optimizer": nnx.State({})}
+    with Checkpoints(workdir, select=config.evaluation.select) as checkpoints:
+        checkpoints.save(step, state, _NoBatches(), config, None)
+
+
+class _NoBatches:
+    """The position in the training data of a model that was not trained here."""
+
+    def get_state(self) -> dict[str, int]:
+        return {}
+
+
+class _Position:
+    """The position of an iterator of batches, in the form that grain's checkpoint handler asks."""
+
+    def __init__(self, batches: Any):
+        self._batches = batches
+
+    def get_state(self) -> bytes:
+        return json.dumps(self._batches.get_state()).encode()
+
+    def start_prefetch(self) -> None:
+        """Nothing: the iterator prefetches by itself."""

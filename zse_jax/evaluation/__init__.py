@@ -1,0 +1,1 @@
+"""Evaluation of trained systems on unseen classes."""

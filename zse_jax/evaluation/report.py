@@ -1,0 +1,203 @@
+"""Pictures and the report of an evaluation: its numbers meet the images that were ranked."""
+
+import json
+import os
+import platform
+import time
+from typing import TYPE_CHECKING, Any
+
+import jax
+import numpy as np
+from etils import epath
+from jaxtyping import UInt8
+
+from data_pipelines import loading
+from zse_jax.checkpoints import reading
+from zse_jax.retrieval import encoding
+from zse_jax.retrieval.results import Evaluation
+from zse_jax.retrieval.storage import Storage
+from zse_jax.retrievers.base import Modality, Retriever
+from zse_jax.runtime import config_io
+from zse_jax.runtime.console import duration
+from zse_jax.runtime.metrics_file import METRICS_FILE, read_metrics
+from zse_jax.version import __version__
+
+if TYPE_CHECKING:
+    from zse_jax.evaluation.evaluator import Evaluator
+    from zse_jax.explain.report import Embedded
+
+MAPPED = 128
+"""Images of each modality on the map of embeddings: they are encoded once more for it."""
+
+
+def draw(evaluator: "Evaluator", results: Evaluation, image_size: int, folder: str) -> None:
+    """Draws what each ranking finds for a sketch of every unseen class.
+
+    Args:
+      evaluator: whose images `results` ranks.
+      results: what it measured.
+      image_size: of the drawn images, in pixels.
+      folder: gets a picture for each ranking, retrieved-RANKING.png.
+    """
+    from zse_jax.explain import figures  # matplotlib, which training does not need
+
+    _, queries = np.unique(results.sketch_labels, return_index=True)
+    sketches = Prepared(evaluator.sketches.select(queries), image_size)
+    instances: dict[str, Any] = {}
+    if evaluator.fine_grained:
+        sketch_instances, photo_instances = evaluator.instances
+        instances = {
+            "sketch_instances": sketch_instances[queries],
+            "photo_instances": photo_instances,
+        }
+    for ranking, top in results.top.items():
+        two_stage = "@" in ranking  # its similarities are ranks
+        figure = figures.retrieval_grid(
+            sketches,
+            Prepared(evaluator.photos, image_size),
+            top[queries],
+            sketch_labels=results.sketch_labels[queries],
+            photo_labels=results.photo_labels,
+            class_names=evaluator.photos.class_names,
+            similarity=None if two_stage else results.top_similarity[ranking][queries],
+            title=f"The photos nearest to a sketch, by {ranking}",
+            **instances,
+        )
+        save(figure, folder, f"retrieved-{ranking}.png")
+
+
+def draw_training(path: str | os.PathLike, folder: str, metric: str) -> None:
+    """Draws the loss and `metric` over steps into `folder`, if `path` lies in a run's workdir."""
+    from zse_jax.explain import figures
+
+    if records := training_records(path):
+        save(figures.training_curves(records, metric=metric), folder, "training.png")
+
+
+def training_records(path: str | os.PathLike) -> list[dict[str, Any]]:
+    """The lines of metrics.jsonl of the run in whose workdir `path` lies; none if there is none."""
+    path = reading.absolute(path)
+    for workdir in (path, *path.parents[:2]):
+        if (workdir / METRICS_FILE).exists():
+            return read_metrics(workdir / METRICS_FILE)
+    return []
+
+
+def write_report(
+    evaluator: "Evaluator",
+    results: Evaluation,
+    retriever: Retriever,
+    path: str | os.PathLike,
+    file: str | os.PathLike,
+) -> None:
+    """Writes the HTML report of an evaluation; the first process does, all of them encode.
+
+    Args:
+      evaluator: whose images `results` ranks.
+      results: what it measured.
+      retriever: what was evaluated.
+      path: of its checkpoint.
+      file: gets the page, its folder is made.
+
+    Raises:
+      ValueError: results that do not belong to the evaluator.
+    """
+    from zse_jax.explain import report
+    from zse_jax.explain.correspondence import Explainer
+
+    began = time.monotonic()
+    print("report: encoding for the map, explaining, drawing", flush=True)
+    config, size = evaluator.config, retriever.image_size
+    text = config.evaluation.queries == "text"
+    mapped = None if text else embedded(evaluator, retriever)
+    step = reading.step_of(path)  # all processes look together
+    if jax.process_index():
+        return
+    why_not = ""
+    if text:
+        why_not = "the queries are class names; the sketches stand for their classes."
+    elif not retriever.local_evidence:
+        why_not = f"{type(retriever).__name__} compares images as wholes and has no local evidence."
+    instances = evaluator.instances if evaluator.fine_grained else (None, None)
+    seen = results.notes.get("seen_but_ranked")
+    select, measured = config.evaluation.select, [*results.flat()]
+    ranking = select.partition("/")[0]
+    of_ranking = [name for name in measured if name.startswith(f"{ranking}/")]
+    material = report.Material(
+        sketches=Prepared(evaluator.sketches, size),
+        photos=Prepared(evaluator.photos, size),
+        headline=select if select in measured else next(iter(of_ranking), ""),
+        sketch_instances=instances[0],
+        photo_instances=instances[1],
+        explainer=None if why_not else Explainer(retriever),
+        unexplained=why_not,
+        records=training_records(path),
+        embedded=mapped,
+        about={
+            "checkpoint": str(path),
+            "step": str(step),
+            "system": f"{config.model.system} ({type(retriever).__name__})",
+            "versions": f"zse_jax {__version__}, jax {jax.__version__} on {jax.default_backend()}, "
+            f"Python {platform.python_version()}",
+        },
+        config=json.dumps(config_io.to_plain(config), indent=2),
+        warnings=[f"the system was trained on classes that are ranked: {', '.join(seen)}."]
+        if seen
+        else [],
+    )
+    page = report.report(results, material, progress=True)
+    file = epath.Path(file)
+    file.parent.mkdir(parents=True, exist_ok=True)
+    file.write_text(page)
+    took = duration(time.monotonic() - began)
+    print(f"wrote {file} ({len(page.encode()) / 1e6:.1f} MB, {took})")
+
+
+def embedded(evaluator: "Evaluator", retriever: Retriever) -> "Embedded | None":
+    """Embeddings of up to `MAPPED` sketches and photos of the evaluated classes, evenly chosen.
+
+    Of a gallery with other classes beside, only the sketches' classes are on the map. None for
+    fewer than four images.
+    """
+    from zse_jax.explain.report import Embedded
+
+    vectors, labels, sides = [], [], []
+    both: tuple[tuple[loading.Items, Modality], ...] = (
+        (evaluator.sketches, "sketch"),
+        (evaluator.photos, "photo"),
+    )
+    for items, modality in both:
+        of_interest = np.flatnonzero(np.isin(items.labels, evaluator.sketches.labels))
+        count = min(MAPPED, len(of_interest))
+        some = items.select(of_interest[np.linspace(0, len(of_interest) - 1, count).astype(int)])
+        batches = evaluator.batches(some, retriever.image_size)
+        features, found = encoding.encode(
+            retriever, batches, modality, sharding=evaluator.sharding, storage=Storage("host")
+        )
+        vectors.append(np.asarray(retriever.embedding(features), np.float32))
+        labels.append(found)
+        sides.append(np.full(len(found), modality == "sketch"))
+    if sum(map(len, labels)) < 4:
+        return None
+    return Embedded(*(np.concatenate(parts) for parts in (vectors, labels, sides)))
+
+
+class Prepared:
+    """The prepared images of some items, read when asked for."""
+
+    def __init__(self, items: loading.Items, size: int):
+        """The items, and the side of their images in pixels."""
+        self._items, self._size = items, size
+
+    def __getitem__(self, index: int, /) -> UInt8[np.ndarray, "h w 3"]:
+        """The image of an item."""
+        return self._items.image(index, self._size)
+
+
+def save(figure: Any, folder: str | os.PathLike, name: str) -> None:
+    """Writes a figure into a folder, which is made, and says so."""
+    file = epath.Path(folder) / name
+    file.parent.mkdir(parents=True, exist_ok=True)
+    with file.open("wb") as stream:
+        figure.savefig(stream, format="png", dpi=150)
+    print(f"wrote {file}")

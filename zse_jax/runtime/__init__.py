@@ -1,0 +1,1 @@
+"""What every program needs around its own work: command line, configs, devices, processes."""

@@ -1,0 +1,190 @@
+"""What the programs (`main`, `evaluate`) share: flags, quiet logs, compiled programs on disk, one
+process or several (`zse_jax.runtime.distributed`), and errors that a user can act on: one
+paragraph, exit code 1, no traceback unless asked for.
+"""
+
+import os
+import re
+import sys
+import traceback
+from collections.abc import Callable, Sequence
+from logging import CRITICAL, getLogger
+from pathlib import Path
+from typing import TypeVar
+
+import jax
+from absl import app, flags, logging
+from ml_collections.config_flags import config_flags
+
+from zse_jax.runtime import config_io, distributed
+
+Result = TypeVar("Result")
+Main = Callable[..., None]
+DefineFlags = Callable[[flags.FlagValues, Sequence[str]], None]
+
+USER_ERRORS = (ValueError, OSError, LookupError, ArithmeticError, MemoryError)
+"""What the library raises, with a message that says what to do, when the input is at fault."""
+
+
+def run(main: Main, define_flags: DefineFlags, arguments: Sequence[str] = ()) -> None:
+    """Runs a program: flags, then `main`, in all processes that run together.
+
+    Exits with 1 after an error, 130 after Ctrl-C, `distributed.AGAIN` where it is to be started
+    again.
+
+    Args:
+      main: the program; gets the parsed flags, and the `arguments`.
+      define_flags: defines them; gets the command line, so that it can look into it first.
+      arguments: names, for people, of what stands on the command line without a flag; all needed.
+    """
+    options = flags.FLAGS
+    flags.DEFINE_bool("debug", False, "Show the traceback of an error (or set ZSE_DEBUG=1).")
+
+    distributed.define_flags(options)
+
+    def checked(argv: Sequence[str]) -> list[str]:
+        quiet()
+        if not {"--help", "-h", "--helpfull"} & set(argv):  # defining flags may read a checkpoint
+            with_message(lambda: distributed.initialize(**distributed.from_arguments(argv)))
+        with_message(lambda: define_flags(options, argv))
+        return with_message(lambda: parse(options, argv))
+
+    def guarded(argv: Sequence[str]) -> None:
+        quiet()  # again, after absl has set its verbosity
+        with_message(lambda: _check_arguments(argv[1:], arguments))
+        enable_compilation_cache()
+        with_message(lambda: main(options, *argv[1:]))
+        with_message(distributed.finish)
+
+    app.run(guarded, flags_parser=checked)
+
+
+def with_message(function: Callable[[], Result]) -> Result:
+    """`function()`, whose user errors end the process with one paragraph."""
+    try:
+        return function()
+    except (*USER_ERRORS, flags.Error, jax.errors.JaxRuntimeError) as error:
+        distributed.stop_watching()
+        message, code = _paragraph(error), 1
+        if not message and not _debug() and not distributed.together():
+            raise
+        if distributed.is_loss(error):
+            code = distributed.AGAIN
+            message = (
+                "a computation of all processes together failed, because another one is gone: "
+                f"{str(error).splitlines()[0][:200]}. See its output; the same command goes on "
+                "from the last checkpoint."
+            )
+        if _debug() or not message:
+            traceback.print_exc()
+        else:
+            which = f" (process {distributed.this_process()})" if distributed.together() else ""
+            print(f"error{which}: {message}", file=sys.stderr)
+        distributed.leave(code, message or f"{type(error).__name__}: {error}")
+        sys.exit(1)
+    except KeyboardInterrupt:
+        print("\ninterrupted", file=sys.stderr)
+        distributed.leave(130, "interrupted")
+        sys.exit(130)
+    except SystemExit as end:
+        if end.code == distributed.AGAIN:  # decided by all of them, at the same step
+            distributed.finish()
+        raise
+    except Exception as error:
+        if distributed.together():
+            distributed.stop_watching()
+            traceback.print_exc()
+            distributed.leave(1, f"{type(error).__name__}: {error}")
+        raise
+
+
+def _debug() -> bool:
+    asked = "debug" in flags.FLAGS and flags.FLAGS.is_parsed() and flags.FLAGS.debug
+    return asked or os.environ.get("ZSE_DEBUG", "0") not in ("", "0")
+
+
+def _paragraph(error: BaseException) -> str:
+    """The message of an error; empty if it is none that a user can do something about."""
+    if isinstance(error, jax.errors.JaxRuntimeError):
+        if "RESOURCE_EXHAUSTED" not in str(error):
+            return ""
+        return (
+            "The device has too little memory: choose a smaller --config.train.batch_size or "
+            "--config.evaluation.batch_size, compute in bfloat16 (--config.compute_dtype=bfloat16) "
+            f"or split the parameters (--config.mesh.fsdp). {str(error).splitlines()[0][:200]}"
+        )
+    text = str(error.args[0]) if isinstance(error, KeyError) and error.args else str(error)
+    if "Error whilst parsing config file" in text:  # config_flags appends a whole traceback
+        text = re.split(r"\n\w*Error: ", text)[-1]
+    return " ".join(text.split()) or type(error).__name__
+
+
+def parse(options: flags.FlagValues, argv: Sequence[str]) -> list[str]:
+    """Parses the command line, `--config` and its overrides; returns what is no flag.
+
+    Raises:
+      ValueError, OSError, flags.Error: saying which argument is wrong, and what would be right.
+    """
+    path, overrides = config_arguments(argv)
+    if path is not None:
+        check_config_file(path)
+        config = config_flags.ConfigFileFlagParser("config").parse(path)
+        config_io.check_keys(config, overrides)
+    elif overrides and options["config"].default is None:
+        raise ValueError(f"--config.{overrides[0]} needs --config=FILE in front of it.")
+    return options(argv)
+
+
+def config_arguments(argv: Sequence[str]) -> tuple[str | None, list[str]]:
+    """The value of --config, and the keys of all --config.KEY."""
+    path, overrides = None, []
+    for i, argument in enumerate(argv):
+        if match := re.fullmatch(r"--?config(?:=(.*))?", argument):
+            path = match[1] if match[1] is not None else "".join(argv[i + 1 : i + 2])
+        elif match := re.match(r"--?(?:no)?config\.([^=]+)", argument):
+            overrides.append(match[1])
+    return path, overrides
+
+
+def check_config_file(path: str) -> None:
+    """Raises FileNotFoundError, naming the files there are, unless the config file exists."""
+    file = Path(path.partition(":")[0])
+    if file.is_file():
+        return
+    folder = file.parent if file.parent.is_dir() else Path("configs")
+    names = [str(p) for p in sorted(folder.glob("*.py")) if p.stem not in ("__init__", "default")]
+    hint = f"Did you mean {config_io.nearest(str(file), names)}?" if names else ""
+    raise FileNotFoundError(f"--config={path}: there is no file {file}. {hint}".strip())
+
+
+def _check_arguments(given: Sequence[str], wanted: Sequence[str]) -> None:
+    if len(given) > len(wanted):
+        raise ValueError(f"{given[len(wanted)]!r} is no flag: write --name=value. See --help.")
+    if len(given) < len(wanted):
+        raise ValueError(f"{wanted[len(given)]} is missing. See --help.")
+
+
+def quiet() -> None:
+    """Keeps the libraries' own logs off the console.
+
+    What goes wrong in them reaches us as an exception; their logs of it are tracebacks of threads.
+    """
+    os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "3")
+    os.environ.setdefault(
+        "TF_ENABLE_ONEDNN_OPTS", "0"
+    )  # says so on every start; TF computes nothing
+    if not _debug():
+        logging.set_verbosity(logging.FATAL)
+        getLogger("asyncio").setLevel(CRITICAL)
+        sys.unraisablehook = lambda _: None
+
+
+def enable_compilation_cache() -> None:
+    """Compiled programs are kept on disk, so that the next run of the same config starts at once.
+
+    In JAX_COMPILATION_CACHE_DIR if that is set, else in the user's cache folder.
+    """
+    if not os.environ.get("JAX_COMPILATION_CACHE_DIR"):
+        cache = Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache")
+        jax.config.update("jax_compilation_cache_dir", str(cache / "zse_jax" / "jax"))
+    jax.config.update("jax_persistent_cache_min_compile_time_secs", 0.2)

@@ -1,0 +1,114 @@
+"""What processes that train together must have in common: config, code, data, folder, clock.
+
+Each check is made by all of them, and all of them say which process differs, and in what.
+"""
+
+import collections
+import hashlib
+import json
+import logging
+import os
+import socket
+import time
+from collections.abc import Iterable, Mapping
+from pathlib import Path
+from typing import Any
+
+import jax
+
+from zse_jax.runtime import distributed
+
+logger = logging.getLogger(__name__)
+
+SKEW_SECONDS = 5.0
+"""Clocks that differ by more are told: times in logs and ages of files mislead."""
+
+
+def agree(facts: Mapping[str, Any]) -> None:
+    """Checks that all processes have the same `facts`, and tells of clocks that differ.
+
+    Raises:
+      ValueError: in every process, naming the processes that differ from most, and in what.
+    """
+    if not distributed.together():
+        return
+    distributed.exchange("")  # so that all read their clocks at about the same moment
+    mine = {"host": socket.gethostname(), "time": time.time(), "facts": _plain(facts)}
+    everybody = [json.loads(text) for text in distributed.exchange(json.dumps(mine))]
+    times = [one["time"] for one in everybody]
+    if max(times) - min(times) > SKEW_SECONDS:
+        late = times.index(min(times))
+        logger.warning(
+            "The clocks of the machines differ by %.0f s (that of process %d on %s is the last): "
+            "times in logs and of files mislead; let NTP set them.",
+            max(times) - min(times),
+            late,
+            everybody[late]["host"],
+        )
+    differ: dict[int, list[str]] = collections.defaultdict(list)
+    for key in sorted({key for one in everybody for key in one["facts"]}):
+        values = [one["facts"].get(key, "-") for one in everybody]
+        usual = collections.Counter(values).most_common(1)[0][0]
+        for process, value in enumerate(values):
+            if value != usual:
+                differ[process].append(f"{key} is {value} there and {usual} elsewhere")
+    if differ:
+        told = "; ".join(
+            f"process {process} on {everybody[process]['host']}: {', '.join(texts[:8])}"
+            + (f" and {len(texts) - 8} more" if len(texts) > 8 else "")
+            for process, texts in differ.items()
+        )
+        raise ValueError(
+            f"The {len(everybody)} processes do not run the same thing. {told}. Start all of them "
+            "with the same command, from the same version of the code, on the same data."
+        )
+
+
+def _plain(facts: Mapping[str, Any]) -> dict[str, str]:
+    return {key: json.dumps(value, default=str) for key, value in facts.items()}
+
+
+def code_version() -> dict[str, str]:
+    """What decides the numbers beside config and data: our files, and jax."""
+    from zse_jax.version import __version__
+
+    digest, root = hashlib.sha256(), Path(__file__).parents[2]
+    for package in ("configs", "data_pipelines", "zse_jax"):
+        for file in sorted((root / package).rglob("*.py")):
+            digest.update(str(file.relative_to(root)).encode() + b"\0" + file.read_bytes())
+    files = f"{__version__}, files {digest.hexdigest()[:12]}"
+    return {"code version": files, "jax version": jax.__version__}
+
+
+def digest(names: Iterable[str]) -> str:
+    """A short fingerprint of names in their order."""
+    found = hashlib.sha256()
+    for name in names:
+        found.update(name.encode() + b"\0")
+    return found.hexdigest()[:12]
+
+
+def check_shared(folder: str | os.PathLike[str]) -> None:
+    """Checks that every process sees the same `folder`, which process 0 can write.
+
+    Raises:
+      OSError: in every process, naming those that do not see what process 0 writes.
+    """
+    if not distributed.together() or "://" in os.fspath(folder):
+        return
+    mark = Path(folder) / f".seen-by-all-{distributed.exchange(os.urandom(8).hex())[0]}"
+    if distributed.this_process() == 0:
+        mark.touch()
+    distributed.exchange("")
+    until = time.monotonic() + 15  # network file systems keep folders in a cache for seconds
+    while not (seen := mark.exists()) and time.monotonic() < until:
+        time.sleep(0.5)
+        list(Path(folder).iterdir())
+    everybody = distributed.exchange("" if seen else socket.gethostname())
+    mark.unlink(missing_ok=True)
+    if blind := [f"{p} on {host}" for p, host in enumerate(everybody) if host]:
+        raise OSError(
+            f"--workdir={folder} is not the same folder for all processes: what process 0 writes "
+            f"there is not seen by process {', '.join(blind)}. Checkpoints are written by all of "
+            "them: choose a folder on a shared disk, or a bucket (gs://...)."
+        )

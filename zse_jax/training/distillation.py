@@ -1,0 +1,211 @@
+"""How an EfficientCNN starts: the teacher's weights, and what the teacher knows of each seen class.
+
+The teacher is the untouched ImageNet network (`config.teacher.weights`; without them the network as
+it is drawn from the seed, to try things out). One pass of it over the photos of the seen classes
+gives one distribution over ImageNet's classes for each of them. It is kept in a file
+(`config.teacher.knowledge`, or knowledge.npz in the workdir) with a fingerprint of the weights, of
+the photos and of the split. Training reads the file, or makes it when it is not there, and refuses
+one whose fingerprint differs. From then on the knowledge travels in the checkpoints.
+"""
+
+import hashlib
+import os
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+from absl import flags
+from etils import epath
+from jax.experimental import multihost_utils
+from jax.sharding import Mesh
+from jaxtyping import Float
+from ml_collections import ConfigDict, config_flags
+
+from data_pipelines import loading
+from zse_jax.checkpoints import reading
+from zse_jax.evaluation import data_selection
+from zse_jax.pretrained import files, torchvision_resnet
+from zse_jax.retrieval.encoding import encode, fingerprint
+from zse_jax.retrievers.efficient_cnn import EfficientCNN, Teacher, class_knowledge
+from zse_jax.runtime import cli, sharding
+from zse_jax.training.step import Setup, State, merge_model, placed, set_up
+
+FILE = "knowledge.npz"
+
+
+def start(config: ConfigDict, mesh: Mesh, setup: Setup, workdir: str | os.PathLike) -> State:
+    """The train state before the first step: the teacher's weights, and its knowledge if it counts.
+
+    Raises:
+      ValueError: weights of another network, another number of classes than the split has, a class
+        without photos, or a knowledge file that was made of other weights, photos or classes.
+      OSError: a file cannot be read or written.
+    """
+    state, model = _teacher_state(config, setup)
+    photos = _seen_photos(config, model)
+    if model.knowledge is not None:
+        network = Teacher(model.backbone, model.image_size)
+        marks = fingerprints(network, photos, config)
+        file = knowledge_file(config, workdir)
+        if not file.exists():
+            prepare(config, mesh, network, photos, marks, file)
+        model.knowledge[...] = jnp.asarray(read(file, marks))
+    return placed(state, model, setup)
+
+
+def prepare(
+    config: ConfigDict,
+    mesh: Mesh,
+    network: Teacher,
+    photos: loading.Items,
+    marks: Mapping[str, str],
+    file: epath.Path,
+) -> None:
+    """Writes the knowledge file: one pass of `network` over `photos`, of the seen classes."""
+    sharding.check_batch_size(mesh, config.evaluation.batch_size, "config.evaluation.batch_size")
+    batches = loading.evaluation_batches(
+        photos,
+        image_size=network.image_size,
+        batch_size=config.evaluation.batch_size // jax.process_count(),
+        workers=config.data.workers,
+        shard_index=jax.process_index(),
+        shard_count=jax.process_count(),
+    )
+    where = sharding.batch_sharding(mesh)
+    predictions, labels = encode(
+        network, batches, "photo", sharding=where, progress="teacher, photos of the seen classes"
+    )
+    knowledge = class_knowledge(np.asarray(predictions), labels, photos.class_names)
+    contents: dict[str, Any] = {"knowledge": knowledge, **marks}
+    if jax.process_index() == 0:
+        file.parent.mkdir(parents=True, exist_ok=True)
+        part = file.with_name(file.name + ".part")
+        with part.open("wb") as stream:
+            np.savez(stream, **contents)
+        part.replace(file)
+    if jax.process_count() > 1:
+        multihost_utils.sync_global_devices("knowledge")
+
+
+def read(file: epath.Path, marks: Mapping[str, str]) -> Float[np.ndarray, "c k"]:
+    """The knowledge in a file that must be made of the `marks`.
+
+    Raises:
+      ValueError: it is stale, saying what differs, or damaged.
+    """
+    again = "delete it, or make it anew with --prepare (see zse_jax.retrievers.efficient_cnn)"
+    try:
+        with file.open("rb") as stream, np.load(stream) as saved:
+            found = {name: str(saved[name]) for name in marks}
+            knowledge = saved["knowledge"]
+    except Exception as error:
+        raise ValueError(
+            f"The teacher's knowledge {file} cannot be read ({error}): {again}."
+        ) from error
+    if differing := [name for name in marks if found[name] != marks[name]]:
+        raise ValueError(
+            f"The teacher's knowledge {file} is stale: it was made of other "
+            f"{', '.join(differing)}. To use the present ones, {again}, or name another file: "
+            "--config.teacher.knowledge."
+        )
+    return knowledge
+
+
+def fingerprints(network: Teacher, photos: loading.Items, config: ConfigDict) -> dict[str, str]:
+    """What knowledge depends on, each as a digest: `weights`, `photos` and `classes`.
+
+    Of the photos: all names with their classes, and the bytes of the first of each class.
+    """
+
+    def digest(*parts: str | bytes) -> str:
+        found = hashlib.blake2b(digest_size=16)
+        for part in parts:
+            content = part if isinstance(part, bytes) else part.encode()
+            found.update(len(content).to_bytes(8, "little") + content)
+        return found.hexdigest()
+
+    firsts = [photos.rows[positions[0]] for positions in photos.by_class() if len(positions)]
+    listed = [f"{label} {name}" for label, name in zip(photos.labels, photos.names, strict=True)]
+    return {
+        "weights": fingerprint(network),
+        "photos": digest(*listed, *(photos.source[int(row)] for row in firsts)),
+        "classes": digest(config.data.name, str(config.data.split), *photos.class_names),
+    }
+
+
+def knowledge_file(config: ConfigDict, workdir: str | os.PathLike | None) -> epath.Path:
+    """Where the knowledge lies: `config.teacher.knowledge`, or a file in the workdir."""
+    if config.teacher.knowledge:
+        return reading.absolute(config.teacher.knowledge)
+    if not workdir:
+        raise ValueError(
+            "Say where to write the knowledge: --config.teacher.knowledge=FILE, or --workdir=DIR "
+            "of the training that will read it."
+        )
+    return reading.absolute(workdir) / FILE
+
+
+def _teacher_state(config: ConfigDict, setup: Setup) -> tuple[State, EfficientCNN]:
+    """A new train state, and a model that shares its arrays and has the teacher's weights."""
+    _check(config)
+    state = setup.init()
+    model = merge_model(setup.definition, state)
+    assert isinstance(model, EfficientCNN)
+    if config.teacher.weights:
+        arrays = files.read(config.teacher.weights)
+        try:
+            torchvision_resnet.load(model.backbone, arrays)
+        except ValueError as error:
+            raise ValueError(f"{config.teacher.weights}: {error}") from error
+    return state, model
+
+
+def _check(config: ConfigDict) -> None:
+    if config.model.system != "efficient_cnn" or "teacher" not in config:
+        raise ValueError(
+            f"This config of the system {config.model.system!r} has no teacher to prepare: take "
+            "one such as configs/efficient_sketchy.py."
+        )
+
+
+def _seen_photos(config: ConfigDict, model: EfficientCNN) -> loading.Items:
+    _, photos = data_selection.training_items(config)
+    if len(photos.class_names) != model.seen_classes:
+        raise ValueError(
+            f"config.model.seen_classes={model.seen_classes}, but the split has "
+            f"{len(photos.class_names)} seen classes: set it to that number."
+        )
+    return photos
+
+
+def define_flags(options: flags.FlagValues, argv: Sequence[str]) -> None:
+    """The command line of the preparation."""
+    config_flags.DEFINE_config_file(
+        "config", None, "As for training.", flag_values=options, sys_argv=list(argv)
+    )
+    flags.DEFINE_bool(
+        "prepare", False, "Make the teacher's knowledge, anew if it is there.", options
+    )
+    flags.DEFINE_string("workdir", None, "Of the training that will read it.", options)
+
+
+def main(options: flags.FlagValues) -> None:
+    """Makes the knowledge file that the flags ask for."""
+    if not options.prepare or options.config is None:
+        raise ValueError("Say --prepare and --config=configs/efficient_sketchy.py. See --help.")
+    config = options.config
+    _check(config)
+    mesh = sharding.make_mesh(**config.mesh)
+    file = knowledge_file(config, options.workdir)
+    _, model = _teacher_state(config, set_up(config, mesh))
+    photos = _seen_photos(config, model)
+    network = Teacher(model.backbone, model.image_size)
+    prepare(config, mesh, network, photos, fingerprints(network, photos, config), file)
+    print(f"wrote {file}: {model.seen_classes} classes, {len(photos):,} photos")
+
+
+def run() -> None:
+    """The program `python -m zse_jax.retrievers.efficient_cnn`."""
+    cli.run(main, define_flags)

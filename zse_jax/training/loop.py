@@ -1,0 +1,395 @@
+"""The training loop: evaluate -> save -> next batch -> step.
+
+In this order the position in the data is saved before it moves, and every saved step has been
+evaluated if it was due: a run killed at any moment goes on from its last checkpoint as if nothing
+had happened, to the bit. What a step does is in `zse_jax.training.step`.
+"""
+
+import contextlib
+import dataclasses
+import json
+import math
+import os
+import shutil
+import time
+from collections.abc import Mapping
+from importlib import import_module
+from typing import Any
+
+import jax
+import numpy as np
+from etils import epath
+from jax.sharding import Mesh
+from jaxtyping import Array
+from ml_collections import ConfigDict
+
+from data_pipelines import loading
+from zse_jax.checkpoints import workdir as workdir_
+from zse_jax.checkpoints import writing
+from zse_jax.evaluation import data_selection
+from zse_jax.evaluation.evaluator import Evaluator, check_select, comparison, write_json
+from zse_jax.retrieval.rerank_report import shortlist_table
+from zse_jax.retrievers.base import Retriever
+from zse_jax.runtime import config_io, consistency, distributed, preemption, sharding
+from zse_jax.runtime import watchdog as watchdog_
+from zse_jax.runtime.console import show
+from zse_jax.runtime.metrics_file import METRICS_FILE, read_metrics
+from zse_jax.training import divergence, initialization, optimizers, profiling
+from zse_jax.training.metric_logging import Reporter
+from zse_jax.training.step import Batch, Setup, State, complete, merge_model, set_up
+
+RESULTS_FILE = "metrics.json"
+
+
+def training_batches(config: ConfigDict, model: Retriever, mesh: Mesh) -> Any:
+    """The endless, resumable iterator of training batches, already on the mesh."""
+    dataset = loading.train_batches(
+        *data_selection.training_items(config),
+        kind=config.train.sampler or model.batch_kind,
+        image_size=model.image_size,
+        batch_size=config.train.batch_size // jax.process_count(),
+        seed=config.seed,
+        workers=config.data.workers,
+        vary=config.train.vary,
+        shard_index=jax.process_index(),
+        shard_count=jax.process_count(),
+    )
+    return iter(loading.to_device(dataset, sharding.batch_sharding(mesh)))
+
+
+def train(config: ConfigDict, workdir: str | os.PathLike) -> dict[str, Any]:
+    """Trains, or goes on training, until `config.train.steps`.
+
+    Args:
+      config: made by a file in `configs/`.
+      workdir: gets checkpoints, metrics.jsonl, TensorBoard files, and metrics.json at the end.
+
+    Returns:
+      What metrics.json holds: the metrics of the best checkpoint.
+
+    Raises:
+      ValueError: values in the config that do not fit each other, the machine, or the run that is
+        already in `workdir`.
+      OSError: `workdir` cannot be written, or its disk is nearly full; the data set is not there;
+        or a save failed.
+      FloatingPointError: the loss is no longer a number, or has left its usual range.
+      SystemExit: with `distributed.AGAIN`, after a notice of preemption; everything is saved.
+    """
+    config = complete(config)
+    consistency.agree(facts(config, workdir))
+    mesh = sharding.make_mesh(**config.mesh)
+    sharding.check_batch_size(
+        mesh, config.train.batch_size, "config.train.batch_size", config.train.accumulate
+    )
+    workdir = workdir_.writable(workdir)
+    trace = profiling.Trace(config.profile, config.train.steps, workdir)
+    setup = set_up(config, mesh)
+    check_select(config, setup.model.rankings)
+    workdir_.check_room(workdir, setup.abstract, config.checkpoint.keep_last)
+    with writing.Checkpoints(
+        workdir, select=config.evaluation.select, keep_last=config.checkpoint.keep_last
+    ) as checkpoints:
+        changed: dict[str, tuple[Any, Any]] = {}
+
+        def check(saved: ConfigDict) -> None:
+            changed.update(config_io.check_resumable(saved, config, str(workdir)))
+
+        checkpoints.check_latest(check)  # before the data, which may take long
+        evaluation = config.evaluation
+        validation = Evaluator(config, mesh, evaluation.sketch_stride, evaluation.photo_stride)
+        batches = training_batches(config, setup.model, mesh)
+        consistency.agree(data_facts(config, validation))
+        start, state = checkpoints.resume(setup.abstract, batches, check) or (
+            None,
+            first_state(config, mesh, setup, workdir),
+        )
+        headline = config.evaluation.select.partition("/")[2]
+        with Reporter(
+            workdir, config.train.steps, start, config.log.tensorboard, headline
+        ) as report:
+            introduce(report, config, mesh, setup, workdir, start, changed)
+            run = Run(config, mesh, setup, workdir, checkpoints, report, validation, trace)
+            # Closing the batches ends the processes that read ahead.
+            closing = contextlib.closing
+            with preemption.Preemption() as notice:
+                with closing(batches), closing(trace), run.health:
+                    run.loop(state, batches, start, notice)
+                notice.at_once()
+                return run.finish()
+
+
+def first_state(config: ConfigDict, mesh: Mesh, setup: Setup, workdir: epath.Path) -> State:
+    """The state before the first step: random values, what the system's `starter` makes, or both
+    with the weights of `config.init_from`.
+    """
+    module, _, function = (setup.model.starter or "").partition(":")
+    start = getattr(import_module(module), function) if module else lambda *_: setup.init()
+    return initialization.initialised(config, setup, start(config, mesh, setup, workdir))
+
+
+@dataclasses.dataclass
+class Run:
+    """The phases of the loop, and what they share."""
+
+    config: ConfigDict
+    mesh: Mesh
+    setup: Setup
+    workdir: epath.Path
+    checkpoints: writing.Checkpoints
+    report: Reporter
+    validation: Evaluator
+    trace: profiling.Trace
+    health: profiling.Health = dataclasses.field(default_factory=profiling.Health)
+    pending: list[tuple[int, dict[str, Array]]] = dataclasses.field(default_factory=list)
+    """Losses still on the device, by step."""
+    spikes: divergence.SpikeGuard = dataclasses.field(init=False)
+
+    def __post_init__(self) -> None:
+        self.spikes = divergence.SpikeGuard(self.config.train.spike)
+
+    @property
+    def scratch(self) -> epath.Path | None:
+        """Where the last evaluation, which may take hours, keeps what is done; local disks only."""
+        return None if "://" in os.fspath(self.workdir) else self.workdir / "scratch"
+
+    def loop(
+        self, state: State, batches: Any, start: int | None, notice: preemption.Preemption
+    ) -> None:
+        """Steps from `start` (None: from scratch) to the end, the last of which is saved."""
+        with watchdog_.Watchdog(self.config.train.stall_seconds) as watchdog:
+            watchdog.beat(start or 0)
+            self._loop(state, batches, start, notice, watchdog)
+
+    def _loop(
+        self,
+        state: State,
+        batches: Any,
+        start: int | None,
+        notice: preemption.Preemption,
+        watchdog: watchdog_.Watchdog,
+    ) -> None:
+        steps = self.config.train.steps
+        for step in range(start or 0, steps + 1):
+            told = notice.due(step)
+            if step != start:  # where it resumes, all that was due has been done
+                with watchdog.paused():
+                    metrics = self.evaluate(step, state)
+                    self.save(step, state, batches, metrics, now=told)
+            if told:
+                self.checkpoints.wait()
+                self.report.say(f"Told to leave: step {step} is saved, and goes on from there.")
+                raise preemption.Preempted(f"Told to leave; step {step} is saved.")
+            if trace := self.trace.at(step, self.pending):
+                self.report.say(f"A profile of steps {self.config.profile} is in {trace}.")
+            if step >= steps:
+                break
+            batch = self.health.fetch(batches)
+            if step == (start or 0):
+                advance = self.compiled(state, batch)
+            with jax.transfer_guard("disallow"):  # a step gets nothing from the host
+                state, losses = advance(state, batch)
+            self.health.started(losses)
+            self.note(step, losses, first=step == (start or 0), batch=batch)
+            watchdog.beat(step + 1)
+
+    def compiled(self, state: State, batch: Batch) -> profiling.Step:
+        """The step, compiled for these arrays; says what it costs."""
+        config, health = self.config, self.health
+        step, health.cost = profiling.compile_step(
+            self.setup.step, state, batch, self.mesh.size, config.train.accumulate
+        )
+        health.rate = profiling.device_rate(config.compute_dtype)
+        self.report.health = health.timing
+        self.report.say(profiling.describe(health.cost, health.rate, config.train.steps))
+        return step
+
+    def evaluate(self, step: int, state: State) -> dict[str, float] | None:
+        """The validation metrics, if they are due at `step`."""
+        every = self.config.evaluation.every
+        if not every or (step % every and step != self.config.train.steps):
+            return None
+        self.flush(step)
+        with self.report.clock.paused():
+            began = time.monotonic()
+            evaluation = self.validation(merge_model(self.setup.definition, state))
+            metrics = evaluation.flat()
+            self.report.evaluation(step, metrics, time.monotonic() - began)
+        return metrics
+
+    def save(
+        self,
+        step: int,
+        state: State,
+        batches: Any,
+        metrics: Mapping[str, float] | None,
+        now: bool = False,
+    ) -> None:
+        """Saves, in the background, if it is due, or the best so far, or the end, or `now`."""
+        self.checkpoints.check()
+        if step == 0 < self.config.train.steps:
+            return
+        best, every = self.checkpoints.best, self.config.checkpoint.every
+        record = metrics is not None and (
+            best is None or metrics[self.config.evaluation.select] > best[1]
+        )
+        due = bool(every) and step % every == 0
+        if not (due or record or now or step == self.config.train.steps):
+            return
+        self.flush(step)
+        with self.report.clock.paused():
+            self.checkpoints.save(step, state, batches, self.config, metrics)
+
+    def note(self, step: int, losses: dict[str, Array], *, first: bool, batch: Batch) -> None:
+        """Remembers the losses of the step after `step`, without waiting for them.
+
+        They are reported one step late, when the device has the next one to work on.
+        """
+        self.pending.append((step + 1, losses))
+        if first:  # which includes the compilation
+            jax.block_until_ready(losses)
+            self.report.clock.restart(step + 1)
+            self.report.images = images_in(batch)
+        if step % self.config.log.every == 0:
+            self.flush(step)
+
+    def flush(self, until: int) -> None:
+        """Reports the mean losses of the pending steps up to `until`; raises if one is NaN."""
+        due = [(step, losses) for step, losses in self.pending if step <= until]
+        if not due:
+            return
+        self.pending = self.pending[len(due) :]
+        fetched = jax.device_get([losses for _, losses in due])
+        for (step, _), losses in zip(due, fetched, strict=True):
+            finite = all(math.isfinite(value) for value in losses.values())
+            if not finite or self.spikes.is_spike(float(losses["loss"])):
+                self.fail(step, losses)
+        means = {
+            name: float(np.mean([losses[name] for losses in fetched], dtype=np.float64))
+            for name in fetched[0]
+        }
+        rate = optimizers.learning_rate(self.config.optimizer, self.config.train.steps)(until - 1)
+        self.report.training(until, means | {"learning_rate": float(rate)})
+
+    def fail(self, step: int, losses: Mapping[str, Any]) -> None:
+        """Raises FloatingPointError for a loss that is not finite, or far from the usual."""
+        self.checkpoints.wait()
+        last = self.checkpoints.latest
+        terms = ", ".join(f"{name} {float(value):.4g}" for name, value in losses.items())
+        raise FloatingPointError(
+            f"The training diverged at step {step}: {terms}. Nothing of it was saved; "
+            + (
+                f"the last good checkpoint is {self.checkpoints.folder / str(last)}. "
+                if last
+                else "there is no checkpoint yet. "
+            )
+            + "Start a new run (another --workdir) with a smaller --config.optimizer."
+            "learning_rate, a warm-up (--config.optimizer.warmup_steps) or clipped gradients "
+            "(--config.optimizer.clip_norm=1.0)."
+        )
+
+    def finish(self) -> dict[str, Any]:
+        """Evaluates the best checkpoint on the test set, and tells what the training brought."""
+        config, checkpoints = self.config, self.checkpoints
+        checkpoints.wait()
+        step = checkpoints.best[0] if checkpoints.best else checkpoints.latest
+        if step is None:
+            raise ValueError(f"config.train.steps={config.train.steps}: nothing was trained.")
+        validation = checkpoints.metrics(step)
+        file = self.workdir / RESULTS_FILE
+        plain = config_io.to_plain(config)
+        setting = {key: plain[key] for key in ("data", "target", "evaluation")}
+        for places in (setting["data"], setting["target"]):
+            for key in ("data_dir", "manual_dir", "workers"):
+                places.pop(key, None)
+        wanted = {"step": step, "setting": setting}
+        if file.exists() and wanted.items() <= (done := json.loads(file.read_text())).items():
+            self.report.say(f"This run is finished; its results are in {file}.")
+            show(comparison(done["untrained"], done["validation"], step, self.validation.size))
+            return done
+        evaluation = config.evaluation
+        strides = evaluation.test_sketch_stride, evaluation.test_photo_stride
+        test = validation
+        if strides != (evaluation.sketch_stride, evaluation.photo_stride) or not validation:
+            best = checkpoints.restore(step, self.setup.abstract)
+            evaluator = Evaluator(config, self.mesh, *strides)
+            self.report.say(f"Evaluating step {step} on the test set: {evaluator.size}")
+            found = evaluator(
+                merge_model(self.setup.definition, best),
+                progress=True,
+                shortlists=evaluation.shortlists,
+                folder=self.scratch,
+            )
+            show(found.table(f"Step {step}, test set", intervals=True))
+            if (tradeoff := shortlist_table(found)) is not None:
+                show(tradeoff)
+            test = found.flat()
+        lines = read_metrics(self.workdir / METRICS_FILE)
+        untrained = {
+            key.removeprefix("validation/"): value
+            for line in lines
+            if line["step"] == 0
+            for key, value in line.items()
+            if key.startswith("validation/")
+        }
+        results = wanted | {"test": test, "validation": validation, "untrained": untrained}
+        if jax.process_index() == 0:
+            write_json(file, results)
+            if self.scratch is not None:
+                shutil.rmtree(self.scratch, ignore_errors=True)
+            show(comparison(untrained, validation, step, self.validation.size))
+        return results
+
+
+def introduce(
+    report: Reporter,
+    config: ConfigDict,
+    mesh: Mesh,
+    setup: Setup,
+    workdir: epath.Path,
+    start: int | None,
+    changed: Mapping[str, tuple[Any, Any]],
+) -> None:
+    """Says what is about to run, where, and from which step."""
+    count = sum(math.prod(leaf.shape) for leaf in jax.tree.leaves(setup.abstract["model"]))
+    groups = profiling.parameter_groups(setup.model)
+    parts = ", ".join(f"{name} {size / 1e6:.2f} M" for name, size in groups.items())
+    report.say(
+        f"{config.model.system} on {config.data.split}: {count / 1e6:.1f} M parameters"
+        + (f" ({parts})" if len(groups) > 1 else "")
+        + f", computing in {config.compute_dtype} on {sharding.describe(mesh)}"
+    )
+    report.say(
+        f"workdir {workdir}: "
+        + (
+            f"from step 0 to {config.train.steps}"
+            if start is None
+            else f"going on from step {start}"
+        )
+        + (f" (changed: {config_io.describe(changed)})" if changed else "")
+    )
+
+
+def facts(config: ConfigDict, workdir: str | os.PathLike) -> dict[str, Any]:
+    """What all processes of a run must have in common before they touch a device."""
+    own = ("data.data_dir", "data.manual_dir", "target.manual_dir", "data.workers")
+    values = config_io.flat(config_io.to_plain(config))
+    shared = {f"config.{key}": value for key, value in values.items() if key not in own}
+    return shared | {"--workdir": os.fspath(workdir)} | consistency.code_version()
+
+
+def data_facts(config: ConfigDict, validation: Evaluator) -> dict[str, Any]:
+    """What all processes must find alike in their data: how many images, and which."""
+    if not distributed.together():
+        return {}
+    names = ("training sketches", "training photos", "ranked sketches", "ranked photos")
+    items = (*data_selection.training_items(config), validation.sketches, validation.photos)
+    return {
+        name: f"{len(found)} images, {consistency.digest(found.names)}"
+        for name, found in zip(names, items, strict=True)
+    }
+
+
+def images_in(batch: Batch) -> int:
+    """How many images a batch holds."""
+    arrays = [leaf for leaf in jax.tree.leaves(batch) if leaf.ndim >= 4]
+    return sum(math.prod(leaf.shape[:-3]) for leaf in arrays)
