@@ -23,7 +23,7 @@ VARIANTS = clip_default.VARIANTS | {
         "depth": 2,
         "hardest_negative": False,  # the nearest ones let training from scratch collapse
         "classification_weight": 0.2,  # 0.5 leaves little but the class
-        "train.batch_size": 6, "train.steps": 2000, "train.vary": 0.0625,
+        "train.batch_size": 6, "train.steps": 2000, "train.augment": 0.0625,
         "optimizer.weight_decay": 0.0,
         "evaluation.every": 1000, "evaluation.sketch_stride": 1, "evaluation.photo_stride": 1,
         "checkpoint.every": 200,

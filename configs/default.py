@@ -61,7 +61,7 @@ def get_config() -> ConfigDict:
     train.remat = "none"  # or "blocks": keep less for the backward pass, compute it again
     train.spike = 0.0  # stop at a loss so many times the median of the last 100; 0: never
     train.stall_seconds = 1800.0  # without a finished step: an error; 0: wait for ever
-    train.vary = 0.0  # mirror half of the pairs, move them by up to this share of their side
+    train.augment = 0.0  # mirror half of the pairs, move them by up to this share of their side
     train.sampler = placeholder(str)  # None: the system's own; "instance_quadruplet": fine-grained
 
     config.optimizer = optimizer = ConfigDict()

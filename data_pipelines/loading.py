@@ -157,7 +157,7 @@ def train_batches(
     batch_size: int,
     seed: int,
     workers: int,
-    vary: float = 0.0,
+    augment: float = 0.0,
     shard_index: int = 0,
     shard_count: int = 1,
 ) -> Batches:
@@ -174,7 +174,7 @@ def train_batches(
       batch_size: samples per batch of this process.
       seed: of everything random.
       workers: processes that decode; 0 decodes in threads of this process.
-      vary: above 0, half of the pairs (sketch i and photo i of a sample) are mirrored, and every
+      augment: above 0, half of the pairs (sketch i and photo i of a sample) are mirrored, and every
         pair moves at random by up to this share of its side; both images alike.
       shard_index: this process among those that train together.
       shard_count: how many processes train together.
@@ -188,10 +188,10 @@ def train_batches(
       ValueError: for an unknown kind, fewer than two classes, classes that differ between
         sketches and photos or have no sketch or no photo, or, if instances are sampled, no class
         with two instance pairs, or one with fewer than a group needs; or more samples per batch
-        than classes, where these must differ; or `vary` outside [0, 0.5].
+        than classes, where these must differ; or `augment` outside [0, 0.5].
     """
-    if not 0 <= vary <= 0.5:
-        raise ValueError(f"vary={vary} is no share of an image's side from 0 to 0.5.")
+    if not 0 <= augment <= 0.5:
+        raise ValueError(f"augment={augment} is no share of an image's side from 0 to 0.5.")
     sampler = sampling.sampler(kind)
     _check_training_classes(sketches, photos)
     draw = _draw(sampler, sketches, photos)
@@ -199,9 +199,9 @@ def train_batches(
         draw = _distinct(draw, batch_size * shard_count, seed)
     samples = grain.MapDataset.range(_ENDLESS).random_map(draw, seed=seed)
     samples = samples.map(_LoadSample(sketches, photos, image_size))
-    if vary:  # by random numbers of its own: the same samples are drawn with and without it
+    if augment:  # by random numbers of its own: the same samples are drawn with and without it
         of_vary = int(np.random.SeedSequence([seed, 1]).generate_state(1)[0])
-        samples = samples.random_map(_Vary(round(vary * image_size)), seed=of_vary)
+        samples = samples.random_map(_Vary(round(augment * image_size)), seed=of_vary)
     return Batches(samples.batch(batch_size)[shard_index::shard_count], workers)
 
 

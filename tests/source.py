@@ -1,4 +1,4 @@
-"""The tree as the tests of its own rules see it: files, modules, syntax trees."""
+"""The project's source code for tests of its rules: files, modules, syntax trees."""
 
 import ast
 import functools
@@ -8,9 +8,9 @@ ROOT = Path(__file__).resolve().parents[1]
 PACKAGES = ("configs", "data_pipelines", "zse_jax")
 
 
-def files(*rooms: str) -> list[Path]:
-    """Every Python file of these folders of the tree, relative to its root."""
-    return sorted(p.relative_to(ROOT) for room in rooms for p in (ROOT / room).rglob("*.py"))
+def files(*folders: str) -> list[Path]:
+    """Every Python file of these folders, relative to the root."""
+    return sorted(p.relative_to(ROOT) for f in folders for p in (ROOT / f).rglob("*.py"))
 
 
 @functools.cache
@@ -20,10 +20,10 @@ def syntax(file: Path) -> ast.Module:
 
 
 def module_name(file: Path) -> str:
-    """`zse_jax/models/vit.py` -> `zse_jax.models.vit`; a package is named for its folder."""
+    """`zse_jax/models/vit.py` -> `zse_jax.models.vit`; a package has the name of its folder."""
     return ".".join(file.parent.parts if file.name == "__init__.py" else file.with_suffix("").parts)
 
 
-def within(module: str, room: str) -> bool:
-    """Whether a module is this room (a package or a module) or lies in it."""
-    return module == room or module.startswith(f"{room}.")
+def within(module: str, package: str) -> bool:
+    """Whether a module is this package or module, or is inside it."""
+    return module == package or module.startswith(f"{package}.")

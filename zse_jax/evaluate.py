@@ -1,20 +1,20 @@
-"""How well a checkpoint ranks photos of classes it never saw in training.
+"""Evaluates a checkpoint on classes that it has not seen in training.
 
     python -m zse_jax.evaluate --checkpoint=runs/sketchy --output=metrics.json --pictures=pictures
     python -m zse_jax.evaluate --checkpoint=runs/sketchy --report=report.html
     python -m zse_jax.evaluate --checkpoint=runs/sketchy --config.evaluation.test_sketch_stride=20
     python -m zse_jax.evaluate --checkpoint=runs/sketchy --config=configs/cross_sketchy_tuberlin.py
 
-Restores the best model of a workdir (or the step whose folder is given) and ranks a gallery for
-each sketch of the unseen classes, by every ranking of the system: which sketches, which gallery and
-what counts as right is the setting of the config. Prints the metrics in three conventions (exact,
-voc, hits) that papers mix, or Acc@k for fine-grained settings, with 95 % bootstrap intervals, each
-class by itself, and the classes that are confused most. The report is an HTML page that opens
-offline: it adds the best, typical and worst queries, why their photos were found, and a map.
+Loads the best model of a workdir (or the given step) and ranks a gallery for each sketch of the
+unseen classes, by every ranking of the system. The config defines the sketches, the gallery and
+which photos are relevant. Prints the metrics in three conventions of the literature (exact, voc,
+hits), or Acc@k for fine-grained settings, with 95 % bootstrap intervals, metrics per class, and the
+most confused classes. The report is an HTML page that works offline; it adds the best, typical and
+worst queries, explanations, and a map of the embeddings.
 
-The config comes from inside the checkpoint: --config.KEY=VALUE changes a value of it, --config=FILE
-takes another one, to evaluate in another setting. Two-stage ranking is measured beside the exact
-one with --config.evaluation.shortlists="(100,400)".
+The config is read from the checkpoint: --config.KEY=VALUE overrides a value, --config=FILE replaces
+it, to evaluate in another setting. --config.evaluation.shortlists="(100,400)" also measures
+two-stage ranking.
 """
 
 import logging
@@ -26,31 +26,32 @@ from ml_collections import config_flags
 
 from zse_jax.checkpoints import reading
 from zse_jax.evaluation import report
-from zse_jax.evaluation.evaluator import Evaluator, trained_on, write_json
+from zse_jax.evaluation.evaluator import Evaluator, trained_on
 from zse_jax.retrieval.rerank_report import shortlist_table, shortlists_dict
 from zse_jax.runtime import cli, config_io, sharding
 from zse_jax.runtime.console import show
+from zse_jax.runtime.metrics_file import write_json
 
 logger = logging.getLogger(__name__)
 
 
 def define_flags(options: flags.FlagValues, argv: Sequence[str]) -> None:
-    """The command line of evaluation; the config's default is the one inside --checkpoint."""
+    """Defines the flags; the default config is the one in --checkpoint."""
 
     def define(values: flags.FlagValues) -> None:
         flags.DEFINE_string(
-            "checkpoint", None, "A training run's workdir, or one step's folder.", values
+            "checkpoint", None, "The workdir of a training run, or the folder of one step.", values
         )
         flags.DEFINE_string("output", None, "Write the metrics to this JSON file.", values)
         flags.DEFINE_string("pictures", None, "Draw retrieved photos into this folder.", values)
         flags.DEFINE_string(
-            "report", None, "Write an HTML page with everything, and why, to this file.", values
+            "report", None, "Write an HTML report with explanations to this file.", values
         )
         flags.DEFINE_string(
             "scratch",
             None,
-            "Keep encoded features and finished scores in this folder: the same command goes on "
-            "after a kill. Large; delete it afterwards.",
+            "Keep features and scores in this folder, so that the same command resumes after a "
+            "kill. It may become large; delete it afterwards.",
             values,
         )
 
@@ -63,17 +64,18 @@ def define_flags(options: flags.FlagValues, argv: Sequence[str]) -> None:
     if first.checkpoint and file is None:
         config = reading.read_config(first.checkpoint)
         config_io.check_keys(config, overrides)
-        config_flags.DEFINE_config_dict("config", config, "Of the checkpoint.", **where)
+        help_ = "The config of the checkpoint."
+        config_flags.DEFINE_config_dict("config", config, help_, **where)
     else:
-        help_ = "Evaluate on the data of this config, not of the checkpoint's."
+        help_ = "Evaluate in the setting of this config instead of the checkpoint's."
         config_flags.DEFINE_config_file("config", None, help_, **where)
 
 
 def main(options: flags.FlagValues) -> None:
-    """Evaluates what the flags say."""
+    """Evaluates the checkpoint of the flags."""
     path, config = options.checkpoint, options.config
     if not path:
-        raise ValueError("Say what to evaluate, such as --checkpoint=runs/sketchy. See --help.")
+        raise ValueError("Give a checkpoint, such as --checkpoint=runs/sketchy. See --help.")
     strides = config.evaluation.test_sketch_stride, config.evaluation.test_photo_stride
     evaluator = Evaluator(config, sharding.make_mesh(**config.mesh), *strides)
     step, retriever = reading.load_step(path)

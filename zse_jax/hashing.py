@@ -23,12 +23,13 @@ from rich.table import Table
 from data_pipelines import loading
 from zse_jax.checkpoints import reading
 from zse_jax.evaluation import data_selection
-from zse_jax.evaluation.evaluator import Evaluator, write_json
+from zse_jax.evaluation.evaluator import Evaluator
 from zse_jax.retrieval import codes
 from zse_jax.retrieval.encoding import encode
 from zse_jax.retrievers.base import Modality, Retriever
 from zse_jax.runtime import cli, config_io, sharding
 from zse_jax.runtime.console import show
+from zse_jax.runtime.metrics_file import write_json
 
 FILE = "codes.npz"
 

@@ -4,9 +4,9 @@ r"""Trains a sketch-based image retrieval system, evaluating on unseen classes a
     python -m zse_jax.main --config=configs/sketchy.py:Ti/16 --workdir=runs/tiny \
         --config.data.manual_dir=~/Sketchy --config.train.steps=2000
 
-WORKDIR gets checkpoints/ (the best and the last), metrics.jsonl and TensorBoard files while it
-runs, and metrics.json at the end. Started again with the same command, a run goes on where its last
-checkpoint stands, to the bit. Every value of the config file can be set by --config.KEY=VALUE.
+Writes checkpoints/ (the best and the last ones), metrics.jsonl and TensorBoard files to the workdir
+during training, and metrics.json at the end. The same command resumes an interrupted run from its
+last checkpoint, with bit-identical results. --config.KEY=VALUE overrides any value of the config.
 """
 
 import re
@@ -20,24 +20,24 @@ from zse_jax.runtime import cli
 
 
 def define_flags(options: flags.FlagValues, argv: Sequence[str]) -> None:
-    """The command line of training."""
+    """Defines the flags."""
     config_flags.DEFINE_config_file(
         "config",
         None,
-        "What to train: a file in configs/, with an optional :variant.",
+        "The config: a file in configs/, with an optional :variant.",
         flag_values=options,
         sys_argv=list(argv),
     )
     flags.DEFINE_string(
-        "workdir", None, "Where checkpoints and metrics go (runs/NAME-OF-THE-CONFIG).", options
+        "workdir", None, "Folder for checkpoints and metrics (default: runs/CONFIG).", options
     )
 
 
 def main(options: flags.FlagValues) -> None:
-    """Trains what the flags say."""
+    """Trains the config of the flags."""
     if options.config is None:
-        raise ValueError("Say what to train, such as --config=configs/sketchy.py. See --help.")
-    from zse_jax.training.loop import train  # only now: --help and wrong flags need not wait for it
+        raise ValueError("Give a config, such as --config=configs/sketchy.py. See --help.")
+    from zse_jax.training.loop import train  # here, so that --help and flag errors are fast
 
     file, _, arg = config_flags.get_config_filename(options["config"]).partition(":")
     name = re.sub(r"[^\w.=]+", "-", f"{Path(file).stem} {arg}").strip("-")

@@ -206,7 +206,7 @@ def parsed(arguments: list[str] | None) -> argparse.Namespace:
     parser.add_argument("--systems", nargs="+", choices=sorted(IMAGES), default=sorted(IMAGES))
     parser.add_argument("--batches", nargs="+", type=int, help="samples a step; until memory ends")
     parser.add_argument("--dtype", default="bfloat16")
-    parser.add_argument("--remat", choices=training_step.REMAT, default="none")
+    parser.add_argument("--remat", choices=("none", "blocks"), default="none")
     parser.add_argument("--rounds", type=int, default=5, help="counted runs of each side")
     parser.add_argument("--encode", type=int, help="images that are encoded at once")
     parser.add_argument("--no-torch", dest="torch", action="store_false", help="ours only")

@@ -29,8 +29,8 @@ def test_varied_pairs_change_alike_and_the_same_are_drawn():
         )  # fmt: skip
         return take(made, 4)
 
-    plain, varied = batches(), batches(vary=0.25)
-    assert_same(varied, batches(vary=0.25))
+    plain, varied = batches(), batches(augment=0.25)
+    assert_same(varied, batches(augment=0.25))
     sides = []
     for before, after in zip(plain, varied, strict=True):
         np.testing.assert_array_equal(before["sketch_labels"], after["sketch_labels"])
@@ -42,7 +42,7 @@ def test_varied_pairs_change_alike_and_the_same_are_drawn():
     assert 0 < np.mean(sides) < 1
 
 
-@pytest.mark.parametrize("vary", [-0.1, 0.6])
-def test_variation_is_a_share_of_the_side(vary):
-    with pytest.raises(ValueError, match=f"vary={vary} is no share"):
-        train(vary=vary)
+@pytest.mark.parametrize("augment", [-0.1, 0.6])
+def test_variation_is_a_share_of_the_side(augment):
+    with pytest.raises(ValueError, match=f"augment={augment} is no share"):
+        train(augment=augment)

@@ -156,7 +156,7 @@ def test_what_cannot_be_converted_says_so(tmp_path):
         run(tmp_path / "nothing.npz", tmp_path / "out")
     (tmp_path / "full").mkdir()
     (tmp_path / "full" / "x").touch()
-    with pytest.raises(FileExistsError, match="is not overwritten: name a new or an empty folder"):
+    with pytest.raises(FileExistsError, match="is not empty: give a new or an empty folder"):
         run(vit, tmp_path / "full")
     with pytest.raises(ValueError, match="Did you mean --config.model.heads"):
         run(vit, tmp_path / "out", "--config.model.head=3")
@@ -263,7 +263,7 @@ def test_a_start_that_does_not_fit_says_so(tmp_path):
         start("zse", tmp_path / "run", **{"model.anchors": 16})
     with pytest.raises(ValueError, match="holds a ZSE, and this config trains a ClipPrompt"):
         start("clip_prompt", tmp_path / "run")
-    with pytest.raises(FileNotFoundError, match=r"init_from=.*nothing.*holds no checkpoint"):
+    with pytest.raises(FileNotFoundError, match=r"init_from=.*nothing.*contains no checkpoint"):
         start("zse", tmp_path / "nothing")
     with pytest.raises(FileNotFoundError, match="no file of weights"):
         start("zse", tmp_path / "best.safetensors")

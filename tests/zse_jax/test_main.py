@@ -90,7 +90,5 @@ def test_help_shows_the_launch_command_and_the_flags():
 def test_a_wrong_key_ends_the_process_with_one_line(tmp_path):
     done = started("--config=configs/sketchy.py", "--config.train.stps=3", f"--workdir={tmp_path}")
     assert done.returncode == 1
-    expected = (
-        "error: --config.train.stps: there is no such key. Did you mean --config.train.steps?"
-    )
+    expected = "error: --config.train.stps does not exist. Did you mean --config.train.steps?"
     assert done.stderr.strip() == expected

@@ -1,1 +1,1 @@
-"""Checkpoints: writing, reading, and sharing trained systems."""
+"""Checkpoints: writing, reading and publishing trained models."""

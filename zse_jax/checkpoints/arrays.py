@@ -1,4 +1,4 @@
-"""Arrays of a train state by flat names: comparison with a model, and checksums."""
+"""Models and train states as flat arrays: names, shapes, comparison and checksums."""
 
 from collections.abc import Mapping
 from typing import Any
@@ -7,16 +7,42 @@ import jax
 import jax.numpy as jnp
 from flax import nnx
 from jaxtyping import Array, Shaped, UInt32
+from ml_collections import ConfigDict
+
+from zse_jax import retrievers
+from zse_jax.retrievers.base import Retriever
 
 Arrays = dict[str, Any]
 """Arrays by their flat names."""
 
 
+def split_model(model: nnx.Module) -> tuple[nnx.GraphDef, dict[str, nnx.State]]:
+    """The structure of a retriever, and its state: "random" keys, and the rest as "model"."""
+    definition, random, parameters = nnx.split(model, nnx.RngState, ...)
+    return definition, {"random": random, "model": parameters}
+
+
+def abstract_model(config: ConfigDict) -> tuple[nnx.GraphDef, dict[str, nnx.State]]:
+    """The retriever of a config as `split_model`, with shapes in place of arrays."""
+
+    def create() -> Retriever:
+        settings = config.model.to_dict()
+        return retrievers.create(settings, rngs=nnx.Rngs(0), dtype=config.compute_dtype)
+
+    return split_model(nnx.eval_shape(create))
+
+
+def merge_for_inference(definition: nnx.GraphDef, state: Mapping[str, nnx.State]) -> Retriever:
+    """The retriever of a structure and a state, with dropout off and running averages on."""
+    model = nnx.merge(definition, state["random"], state["model"])
+    return nnx.view(model, deterministic=True, use_running_average=True, raise_if_not_found=False)
+
+
 def checksums(arrays: Mapping[str, jax.Array]) -> dict[str, int]:
     """The checksum of each array, by name; blocks until they are computed.
 
-    A checkpoint stores most array bytes without a checksum, so reading does not notice a flipped
-    bit or a zeroed block. The checksum of an array is
+    Orbax stores most array bytes without a checksum, so reading does not notice a flipped bit or a
+    zeroed block. The checksum of an array is
 
         sum over its elements i of bits(i) * (2 i + 1)   modulo 2^32
 
@@ -25,11 +51,11 @@ def checksums(arrays: Mapping[str, jax.Array]) -> dict[str, int]:
     depend on the order of addition: the checksum is the same on every mesh and for any number of
     processes. All processes must call this function together.
     """
-    found = {name: _checksum(array) for name, array in arrays.items()}  # all are started first
+    found = {name: _checksum(array) for name, array in arrays.items()}  # starts all of them
     return {name: int(value) for name, value in found.items()}
 
 
-@jax.jit  # of one array: many are of the same shape, and compiled once
+@jax.jit  # one array at a time: arrays of the same shape share a compiled program
 def _checksum(array: Shaped[Array, "..."]) -> UInt32[Array, ""]:
     if jax.dtypes.issubdtype(array.dtype, jax.dtypes.prng_key):
         array = jax.random.key_data(array)
@@ -48,12 +74,12 @@ def flat_arrays(state: nnx.State) -> Arrays:
 
 
 def array_name(path: tuple) -> str:
-    """What the array at a path of a state is called: "blocks/0/norm/scale"."""
+    """The flat name of the array at a path of a state: "blocks/0/norm/scale"."""
     return jax.tree_util.keystr(path, simple=True, separator="/").removesuffix("/value")
 
 
 def abstract_state(shapes: Any, shardings: Any) -> Any:
-    """A tree of shapes and types as jax.ShapeDtypeStruct leaves that carry `shardings`."""
+    """A tree of jax.ShapeDtypeStruct leaves with the shapes and types of `shapes`."""
     return jax.tree.map(
         lambda leaf, sharding: jax.ShapeDtypeStruct(leaf.shape, leaf.dtype, sharding=sharding),
         shapes,
@@ -62,11 +88,11 @@ def abstract_state(shapes: Any, shardings: Any) -> Any:
 
 
 class MismatchError(ValueError):
-    """A checkpoint that can be read, and does not fit."""
+    """A checkpoint that can be read but belongs to another model."""
 
 
 def compare(saved: Mapping[str, Any], wanted: Arrays, where: str) -> None:
-    """Raises ValueError naming the arrays that differ between a checkpoint and a model."""
+    """Raises MismatchError with the arrays that differ between a checkpoint and a model."""
     differ = [
         f"{name} is {tuple(saved[name].shape)} in the checkpoint and {_stored_shape(leaf)} here"
         for name, leaf in wanted.items()
@@ -78,11 +104,11 @@ def compare(saved: Mapping[str, Any], wanted: Arrays, where: str) -> None:
         more = f"; and {len(differ) - 6} more" if len(differ) > 6 else ""
         raise MismatchError(
             f"The checkpoint {where} is of another model: {'; '.join(differ[:6])}{more}. "
-            "Use the config.model it was trained with (it travels inside the checkpoint)."
+            "Use the config.model it was trained with (it is stored in the checkpoint)."
         )
 
 
 def _stored_shape(leaf: jax.ShapeDtypeStruct) -> tuple[int, ...]:
-    """The shape on disk: that of a random key is the shape of its numbers."""
+    """The shape on disk; a random key is stored as its key data."""
     is_key = jax.dtypes.issubdtype(leaf.dtype, jax.dtypes.prng_key)
     return jax.eval_shape(jax.random.key_data, leaf).shape if is_key else tuple(leaf.shape)

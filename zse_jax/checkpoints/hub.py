@@ -1,12 +1,12 @@
-"""Models as they are shared: one folder, one file of weights, no run around them.
+"""Published models: a folder with the weights in one file, without the state of a training run.
 
-    FOLDER/model.safetensors   the parameters, under the path of their module
-           config.json         version, step, the whole config, metrics, and digests of the weights
+    FOLDER/model.safetensors   the parameters, named by the path of their module
+           config.json         version, step, config, metrics, and checksums of the weights
            README.md           the model card
 
-`zse_jax.checkpoints.publishing` writes such a folder, this file reads it: from a disk, a bucket, or
-the Hugging Face Hub ("hf://owner/name", "hf://owner/name@revision"), whose client is imported when
-it is asked for and not needed otherwise. Nothing in a folder is executed.
+`zse_jax.checkpoints.publishing` writes such a folder, this module reads it: from a disk, a bucket,
+or the Hugging Face Hub ("hf://owner/name", "hf://owner/name@revision"). The hub's client is
+imported only for hub paths. Nothing in a folder is executed.
 """
 
 import json
@@ -20,78 +20,84 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 from etils import epath
-from flax import nnx
 from ml_collections import ConfigDict
 
-from zse_jax import retrievers
-from zse_jax.checkpoints.arrays import checksums
+from zse_jax.checkpoints.arrays import (
+    abstract_model,
+    array_name,
+    checksums,
+    compare,
+    flat_arrays,
+    merge_for_inference,
+)
 from zse_jax.retrievers.base import Retriever
 from zse_jax.runtime import config_io
+from zse_jax.runtime.console import first_line
 
 HUB = "hf://"
 WEIGHTS, CONFIG, CARD = "model.safetensors", "config.json", "README.md"
 FILES = (WEIGHTS, CONFIG, CARD)
 LIBRARY = "zse_jax"
 
-_ADDRESS = re.compile(r"(?P<name>[\w.-]+/[\w.-]+)(?:@(?P<revision>[\w./-]+))?")
+_URI = re.compile(r"(?P<name>[\w.-]+/[\w.-]+)(?:@(?P<revision>[\w./-]+))?")
 
 
-class Address(NamedTuple):
-    """A place on the hub: "owner/name", and a branch, tag or commit, or None."""
+class Repository(NamedTuple):
+    """A repository on the hub: "owner/name", and a branch, tag or commit, or None."""
 
     name: str
     revision: str | None
 
 
-def address(path: str | os.PathLike) -> Address | None:
-    """What "hf://owner/name@revision" stands for; None for other paths.
+def parse_hub_uri(path: str | os.PathLike) -> Repository | None:
+    """The repository of "hf://owner/name@revision"; None for other paths.
 
     Raises:
-      ValueError: it begins like one and is none.
+      ValueError: it starts with hf:// but is malformed.
     """
     path = os.fspath(path)
     if not path.startswith(HUB):
         return None
-    match = _ADDRESS.fullmatch(path.removeprefix(HUB).rstrip("/"))
+    match = _URI.fullmatch(path.removeprefix(HUB).rstrip("/"))
     if match is None:
         raise ValueError(
-            f"{path} is no place on the hub: write hf://owner/name, or hf://owner/name@revision."
+            f"{path} is not a valid hub path: write hf://owner/name, or hf://owner/name@revision."
         )
-    return Address(match["name"], match["revision"])
+    return Repository(match["name"], match["revision"])
 
 
-def hub() -> Any:
+def client() -> Any:
     """The module huggingface_hub.
 
     Raises:
-      ValueError: it is not installed; says how to get it.
+      ValueError: it is not installed.
     """
     try:
         import huggingface_hub
     except ImportError as error:
         raise ValueError(
             f"{HUB} paths need the hub's client: `pip install huggingface_hub`; or download the "
-            "model's folder yourself, and give its path."
+            "model's folder and give its path."
         ) from error
     return huggingface_hub
 
 
 def find(path: str | os.PathLike) -> epath.Path | None:
-    """The folder of the shared model at `path`, downloaded if it is on the hub.
+    """The folder of the published model at `path`, downloaded if it is on the hub.
 
     Returns:
-      None if what is there is no shared model, but perhaps a checkpoint.
+      None if `path` is not a published model; it may be a checkpoint.
 
     Raises:
       FileNotFoundError: the hub has no such model, or cannot be reached.
-      ValueError: it is no model of this library; or the hub's client is not installed.
+      ValueError: it is not a model of this library; or the hub's client is not installed.
     """
-    if place := address(path):
-        folder = _downloaded(place)
+    if repository := parse_hub_uri(path):
+        folder = _downloaded(repository)
         if not (folder / WEIGHTS).exists():
             raise ValueError(
-                f"{HUB}{place.name} is no model of {LIBRARY}: it holds no {WEIGHTS}. "
-                "`zse_jax.save_pretrained` makes one."
+                f"{HUB}{repository.name} is not a model of {LIBRARY}: it has no {WEIGHTS}. "
+                "`zse_jax.save_pretrained` creates one."
             )
     else:
         path = os.fspath(path)
@@ -99,29 +105,24 @@ def find(path: str | os.PathLike) -> epath.Path | None:
     return folder if (folder / WEIGHTS).exists() and (folder / CONFIG).exists() else None
 
 
-def _downloaded(place: Address) -> epath.Path:
-    client = hub()
+def _downloaded(repository: Repository) -> epath.Path:
+    hub = client()
     try:
         return epath.Path(
-            client.snapshot_download(
-                repo_id=place.name, revision=place.revision, allow_patterns=[*FILES]
+            hub.snapshot_download(
+                repo_id=repository.name, revision=repository.revision, allow_patterns=[*FILES]
             )
         )
-    except Exception as error:  # the client's own have no common class
-        at = f" at {place.revision}" if place.revision else ""
+    except Exception as error:  # the client's errors have no common class
+        at = f" at {repository.revision}" if repository.revision else ""
         raise FileNotFoundError(
-            f"The model {HUB}{place.name}{at} could not be downloaded ({first_line(error)}). Check "
-            "the name and the connection; a private model needs `hf auth login`."
+            f"The model {HUB}{repository.name}{at} could not be downloaded ({first_line(error)}). "
+            "Check the name and the connection; a private model needs `hf auth login`."
         ) from error
 
 
-def first_line(error: BaseException) -> str:
-    """What an error says first, after its type."""
-    return f"{type(error).__name__}: {(str(error).strip().splitlines() or ['no message'])[0][:300]}"
-
-
 def read_about(folder: epath.Path) -> dict[str, Any]:
-    """What config.json says.
+    """The content of config.json.
 
     Raises:
       ValueError: it cannot be read, or is of another library.
@@ -134,44 +135,33 @@ def read_about(folder: epath.Path) -> dict[str, Any]:
     if not isinstance(about, dict) or about.get("library") != LIBRARY:
         found = about.get("architectures") if isinstance(about, dict) else None
         raise ValueError(
-            f"{folder} is a model of another library{f' ({found[0]})' if found else ''}: turn its "
-            f"weights into a checkpoint first, with python -m zse_jax.convert {folder / WEIGHTS} "
-            "OUTPUT."
+            f"{folder} is a model of another library{f' ({found[0]})' if found else ''}: convert "
+            f"its weights first, with python -m zse_jax.convert {folder / WEIGHTS} OUTPUT."
         )
     return about
 
 
 def read_config(folder: epath.Path) -> ConfigDict:
-    """The config of a shared model; raises ValueError."""
+    """The config of a published model; raises ValueError."""
     return config_io.from_plain(read_about(folder)["config"])
 
 
 def load(folder: epath.Path) -> Retriever:
-    """The system in a folder, ready to encode and score (dropout off).
+    """The retriever in a folder, ready to encode and score (dropout off).
 
     Raises:
-      ValueError: its weights are damaged, or do not fit its config; names the arrays.
+      ValueError: its weights are damaged, or do not fit its config; lists the arrays.
     """
-    from zse_jax.checkpoints import arrays as checkpoint_arrays
-
     about = read_about(folder)
-    config = config_io.from_plain(about["config"])
-    model = nnx.eval_shape(
-        lambda: retrievers.create(
-            config.model.to_dict(), rngs=nnx.Rngs(0), dtype=config.compute_dtype
-        )
-    )
-    definition, *parts = nnx.split(model, nnx.RngState, ...)
-    random, parameters = parts
+    definition, state = abstract_model(config_io.from_plain(about["config"]))
     arrays = _arrays(folder / WEIGHTS)
-    checkpoint_arrays.compare(arrays, checkpoint_arrays.flat_arrays(parameters), os.fspath(folder))
-    filled = jax.tree_util.tree_map_with_path(
-        lambda path, leaf: jnp.asarray(arrays[checkpoint_arrays.array_name(path)], leaf.dtype),
-        parameters,
+    compare(arrays, flat_arrays(state["model"]), os.fspath(folder))
+    parameters = jax.tree_util.tree_map_with_path(
+        lambda path, leaf: jnp.asarray(arrays[array_name(path)], leaf.dtype), state["model"]
     )
-    _check(folder, about, checkpoint_arrays.flat_arrays(filled))
-    model = nnx.merge(definition, jax.tree.map(_beginning, random), filled)
-    return nnx.view(model, deterministic=True, use_running_average=True, raise_if_not_found=False)
+    _check(folder, about, flat_arrays(parameters))
+    random = jax.tree.map(_initial, state["random"])
+    return merge_for_inference(definition, {"model": parameters, "random": random})
 
 
 def _arrays(file: epath.Path) -> dict[str, np.ndarray]:
@@ -189,13 +179,13 @@ def _check(folder: epath.Path, about: Mapping[str, Any], arrays: Mapping[str, An
     differ = [name for name, found in checksums(arrays).items() if saved.get(name, found) != found]
     if differ:
         raise ValueError(
-            f"{folder / WEIGHTS} is damaged: {', '.join(differ[:3])} ({len(differ)} in all) are "
-            "not what was saved. Download it again."
+            f"{folder / WEIGHTS} is damaged: the checksums of {len(differ)} arrays differ, such as "
+            f"{', '.join(differ[:3])}. Download it again."
         )
 
 
-def _beginning(leaf: jax.ShapeDtypeStruct) -> jax.Array:
-    """The state of random numbers before the first: a shared model does not go on training."""
+def _initial(leaf: jax.ShapeDtypeStruct) -> jax.Array:
+    """An initial random state: a published model does not resume its training."""
     if jax.dtypes.issubdtype(leaf.dtype, jax.dtypes.prng_key):
         return jnp.broadcast_to(jax.random.key(0), leaf.shape)
     return jnp.zeros(leaf.shape, leaf.dtype)

@@ -1,8 +1,8 @@
-"""Models as others can use them: `zse_jax.save_pretrained`, and the model card that goes along.
+"""Publishes models: `zse_jax.save_pretrained`, and the model card.
 
-The card says what the model is, what it was trained on, that this was a zero-shot setting and which
-classes it may therefore be judged by, how well it does and by which conventions, how to load it,
-and what it cannot do. What is not known (a licence, metrics) is said to be so.
+The card states what the model is, what it was trained on, which classes are valid for zero-shot
+evaluation, the metrics and their conventions, how to load the model, and its limits. If the licence
+or the metrics are unknown, the card says so.
 """
 
 import functools
@@ -19,16 +19,15 @@ import jax
 import jinja2
 import numpy as np
 from etils import epath
-from flax import nnx
 from ml_collections import ConfigDict
 
 from data_pipelines import splits
-from zse_jax.checkpoints import arrays as checkpoint_arrays
 from zse_jax.checkpoints import hub, reading
-from zse_jax.checkpoints.arrays import checksums
+from zse_jax.checkpoints.arrays import Arrays, checksums, flat_arrays, split_model
 from zse_jax.pretrained import files
 from zse_jax.retrievers.base import Retriever
 from zse_jax.runtime import config_io
+from zse_jax.runtime.console import first_line
 from zse_jax.version import __version__
 
 SYSTEMS = {
@@ -53,10 +52,10 @@ CONVENTIONS = {
     "voc": "interpolates precision first, as the ZSE code does, and reads higher",
     "hits": "divides by the hits among the first k, and reads higher still at small k",
 }
-"""What the conventions of average precision do."""
+"""Descriptions of the conventions of average precision."""
 
 PACKAGES = ("jax", "flax", "safetensors")
-"""Whose versions a card names."""
+"""Packages whose versions a card lists."""
 
 
 def save_pretrained(
@@ -68,39 +67,37 @@ def save_pretrained(
     license: str | None = None,
     private: bool = True,
 ) -> str:
-    """Writes a model as `zse_jax.load` reads it, with its card; where it is then.
+    """Writes a model for `zse_jax.load`, with its card; returns its path.
 
     Args:
-      source: a workdir or one step's folder; or a system, whose weights may have changed since it
-        was loaded.
-      target: a new or an empty folder, a place in a bucket, or hf://owner/name on the Hugging Face
-        Hub (needs huggingface_hub, and that you are logged in: `hf auth login`).
-      config: of a system that was not loaded from a checkpoint.
-      metrics: "ranking/convention/name" -> 0 to 1; None: those of the checkpoint, where `source`
-        is one.
-      license: of the weights, as the hub calls it ("apache-2.0"); None: the card says it is open.
-      private: a model that is new on the hub is seen by nobody else.
+      source: a workdir, the folder of one step, or a retriever, with its present weights.
+      target: a new or an empty folder, a folder in a bucket, or hf://owner/name on the Hugging
+        Face Hub (needs huggingface_hub and a login: `hf auth login`).
+      config: required for a retriever that was not loaded from a checkpoint.
+      metrics: "ranking/convention/name" -> 0 to 1; None: those of the checkpoint, if any.
+      license: of the weights, in the hub's terms ("apache-2.0"); None: the card says "not stated".
+      private: whether a new repository on the hub is private.
 
     Raises:
-      FileNotFoundError: `source` holds no checkpoint.
-      FileExistsError: `target` holds something.
+      FileNotFoundError: `source` contains no checkpoint.
+      FileExistsError: `target` is not empty.
       ValueError: the config of `source` is not known; or the hub's client is missing.
-      OSError: it could not be written, or uploaded.
+      OSError: it could not be written or uploaded.
     """
-    place = hub.address(target)
-    folder = None if place else reading.new_folder(target)
-    client = hub.hub() if place else None
-    name = place.name if place else epath.Path(os.fspath(target)).name
+    repository = hub.parse_hub_uri(target)
+    folder = None if repository else reading.new_folder(target)
+    client = hub.client() if repository else None
+    name = repository.name if repository else epath.Path(os.fspath(target)).name
     retriever, about = _about(source, config, metrics)
-    with tempfile.TemporaryDirectory() as made:
-        _write(Path(made), retriever, about, card(about, name=name, license=license))
-        if place:
-            return _upload(client, place, made, private)
+    with tempfile.TemporaryDirectory() as written:
+        _write(Path(written), retriever, about, card(about, name=name, license=license))
+        if repository:
+            return _upload(client, repository, written, private)
         assert folder is not None
         try:
             folder.mkdir(parents=True, exist_ok=True)
             for file in hub.FILES:
-                (folder / file).write_bytes((Path(made) / file).read_bytes())
+                (folder / file).write_bytes((Path(written) / file).read_bytes())
         except OSError as error:
             raise OSError(f"The model could not be written to {folder}: {error}.") from error
     return os.fspath(folder)
@@ -111,7 +108,7 @@ def card(about: Mapping[str, Any], *, name: str, license: str | None = None) -> 
 
     Args:
       about: the content of config.json.
-      name: "owner/name", or a folder's.
+      name: "owner/name", or the name of a folder.
       license: of the weights, or None.
     """
     config = about["config"]
@@ -145,7 +142,7 @@ def _about(
     config: ConfigDict | None,
     metrics: Mapping[str, float] | None,
 ) -> tuple[Retriever, dict[str, Any]]:
-    """The system, and the content of its config.json."""
+    """The retriever, and the content of its config.json."""
     step, measured = None, "given with the model"
     if isinstance(source, Retriever):
         retriever = source
@@ -153,7 +150,7 @@ def _about(
         if config is None:
             raise ValueError(
                 f"The config of this {type(source).__name__} is not known, because it was not "
-                "loaded from a checkpoint: give it, save_pretrained(..., config=config)."
+                "loaded from a checkpoint: use save_pretrained(..., config=config)."
             )
     else:
         step, retriever = reading.load_step(source)
@@ -161,7 +158,7 @@ def _about(
         assert config is not None
         if metrics is None:
             metrics, measured = _metrics(source, step)
-    flat = checkpoint_arrays.flat_arrays(_parameters(retriever))
+    flat = _parameters(retriever)
     about = {
         "library": hub.LIBRARY,
         "version": __version__,
@@ -175,13 +172,12 @@ def _about(
     return retriever, about
 
 
-def _parameters(retriever: Retriever) -> nnx.State:
-    _, *parts = nnx.split(retriever, nnx.RngState, ...)
-    return parts[1]
+def _parameters(retriever: Retriever) -> Arrays:
+    return flat_arrays(split_model(retriever)[1]["model"])
 
 
 def _metrics(source: str | os.PathLike, step: int) -> tuple[dict[str, float], str]:
-    """What is known of a checkpoint: its last, whole evaluation, or the one it was chosen by."""
+    """The final evaluation of a checkpoint, or the validation by which it was chosen."""
     if folder := hub.find(source):
         about = hub.read_about(folder)
         return about["metrics"], about["measured"]
@@ -197,34 +193,33 @@ def _metrics(source: str | os.PathLike, step: int) -> tuple[dict[str, float], st
 def _write(folder: Path, retriever: Retriever, about: Mapping[str, Any], text: str) -> None:
     arrays = {
         name: np.ascontiguousarray(jax.device_get(leaf))
-        for name, leaf in checkpoint_arrays.flat_arrays(_parameters(retriever)).items()
+        for name, leaf in _parameters(retriever).items()
     }
     files.write(folder / hub.WEIGHTS, arrays, metadata={"format": "zse_jax"})
     (folder / hub.CONFIG).write_text(json.dumps(about, indent=2) + "\n")
     (folder / hub.CARD).write_text(text, encoding="utf-8")
 
 
-def _upload(client: Any, place: hub.Address, folder: str, private: bool) -> str:
+def _upload(client: Any, repository: hub.Repository, folder: str, private: bool) -> str:
     api = client.HfApi()
     try:
-        api.create_repo(place.name, private=private, exist_ok=True, repo_type="model")
+        api.create_repo(repository.name, private=private, exist_ok=True, repo_type="model")
         api.upload_folder(
-            repo_id=place.name,
-            revision=place.revision,
+            repo_id=repository.name,
+            revision=repository.revision,
             folder_path=folder,
             commit_message=f"Upload from zse_jax {__version__}",
         )
-    except Exception as error:  # the client's own have no common class
+    except Exception as error:  # the client's errors have no common class
         raise OSError(
-            f"The model could not be uploaded to {hub.HUB}{place.name} "
-            f"({hub.first_line(error)}). Log in with `hf auth login`, with a token that "
-            "may write, and check the name."
+            f"The model could not be uploaded to {hub.HUB}{repository.name} ({first_line(error)}). "
+            "Log in with `hf auth login` and a token with write access, and check the name."
         ) from error
-    return f"{hub.HUB}{place.name}"
+    return f"{hub.HUB}{repository.name}"
 
 
 def _table(metrics: Mapping[str, float]) -> tuple[list[str], list[tuple[str, list[str]]]]:
-    """Columns, and rows of percent: "relation/exact" and its mAP@all, ..."""
+    """Column names, and rows of percentages, such as ("relation/exact", ["41.3", ...])."""
     columns = list(dict.fromkeys(key.rpartition("/")[2] for key in metrics))
     names = dict.fromkeys(key.rpartition("/")[0] for key in metrics)
     return columns, [
@@ -240,7 +235,7 @@ def _table(metrics: Mapping[str, float]) -> tuple[list[str], list[tuple[str, lis
 
 
 def _model_index(about: Mapping[str, Any]) -> list[dict[str, Any]]:
-    """The metrics as the hub lists them: those by which papers compare."""
+    """The metrics in the hub's format: those that papers compare."""
     return [
         {"type": key.rpartition("/")[2], "name": key.replace("/", ", "), "value": round(value, 4)}
         for key, value in about["metrics"].items()

@@ -1,6 +1,6 @@
-"""Checkpoints as they are read: whole, onto any mesh, or only the model of one.
+"""Reads checkpoints: the whole train state, onto any mesh, or only the model.
 
-Only this file and `zse_jax.checkpoints.writing`, which describes the layout, use Orbax.
+Only this module and `zse_jax.checkpoints.writing`, which describes the layout, use Orbax.
 """
 
 import contextlib
@@ -18,53 +18,55 @@ from flax import nnx
 from ml_collections import ConfigDict
 from orbax.checkpoint import checkpoint_managers as managers
 
-from zse_jax import retrievers
 from zse_jax.checkpoints import hub
 from zse_jax.checkpoints.arrays import (
     Arrays,
     MismatchError,
+    abstract_model,
     abstract_state,
     array_name,
     checksums,
     compare,
     flat_arrays,
+    merge_for_inference,
 )
 from zse_jax.retrievers.base import Retriever
 from zse_jax.runtime import config_io
+from zse_jax.runtime.console import first_line
 
 logger = logging.getLogger(__name__)
 
 FOLDER = "checkpoints"
 
 _CONFIGS: MutableMapping[Retriever, ConfigDict] = weakref.WeakKeyDictionary()
-"""Of the systems that were loaded, while they live."""
+"""The configs of the retrievers that were loaded and still exist."""
 
 
 class DamagedError(ValueError):
-    """A checkpoint whose files are not all there, or not what they were."""
+    """A checkpoint with missing or changed files."""
 
 
 def load(path: str | os.PathLike) -> Retriever:
-    """The trained system in a checkpoint, ready to encode and score (dropout off).
+    """The trained retriever in a checkpoint, ready to encode and score (dropout off).
 
-    Nothing else is needed: the config travels with the checkpoint. Never imports TensorFlow.
+    Nothing else is needed: the checkpoint contains its config. Never imports TensorFlow.
 
     Args:
-      path: a workdir (its best checkpoint, or the last if none was evaluated; where that is
-        damaged, the next best, which is warned of), the folder of one step, or one made by
-        `zse_jax.save_pretrained`; local, a cloud path such as gs://bucket/run, or, of the last
-        kind, hf://owner/name on the Hugging Face Hub.
+      path: a workdir (its best checkpoint, or the last if none was evaluated; if that is damaged,
+        the next best, with a warning), the folder of one step, or a folder written by
+        `zse_jax.save_pretrained`; local, in a bucket such as gs://bucket/run, or, for published
+        models, hf://owner/name on the Hugging Face Hub.
 
     Raises:
       FileNotFoundError: there is no checkpoint at `path`.
-      DamagedError: it cannot be read, and neither can another one in the workdir.
-      ValueError: it is of another version of its model.
+      DamagedError: no checkpoint at `path` can be read.
+      ValueError: the checkpoint is of another version of its model.
     """
     return load_step(path)[1]
 
 
 def load_step(path: str | os.PathLike) -> tuple[int, Retriever]:
-    """The step that `load(path)` reads, and what it returns."""
+    """The step that `load(path)` reads, and the retriever."""
     if folder := hub.find(path):
         retriever = hub.load(folder)
         _CONFIGS[retriever] = hub.read_config(folder)
@@ -78,34 +80,26 @@ def load_step(path: str | os.PathLike) -> tuple[int, Retriever]:
                 if following is None:
                     raise
                 logger.warning("%s Reading step %d instead.", error, following)
-    raise AssertionError("There is always a first step.")
+    raise AssertionError("`find` returns at least one step.")
 
 
 def _load(manager: managers.CheckpointManager, step: int) -> Retriever:
     config = read_step_config(manager, step)
-    model = nnx.eval_shape(
-        lambda: retrievers.create(
-            config.model.to_dict(), rngs=nnx.Rngs(0), dtype=config.compute_dtype
-        )
-    )
-    definition, *parts = nnx.split(model, nnx.RngState, ...)
+    definition, shapes = abstract_model(config)
     device = jax.sharding.SingleDeviceSharding(jax.local_devices()[0])
-    shapes = dict(zip(("random", "model"), parts, strict=True))
     abstract = abstract_state(shapes, jax.tree.map(lambda _: device, shapes))
-    state = restore(manager, step, abstract)
-    model = nnx.merge(definition, state["random"], state["model"])
-    model = nnx.view(model, deterministic=True, use_running_average=True, raise_if_not_found=False)
-    _CONFIGS[model] = config
-    return model
+    retriever = merge_for_inference(definition, restore(manager, step, abstract))
+    _CONFIGS[retriever] = config
+    return retriever
 
 
 def config_of(retriever: Retriever) -> ConfigDict | None:
-    """The config of a system that was loaded here; None for others."""
+    """The config of a retriever that was loaded from a checkpoint; None for others."""
     return _CONFIGS.get(retriever)
 
 
 def _by_quality(manager: managers.CheckpointManager, first: int) -> list[int]:
-    """All steps: `first`, then those that are evaluated, the best ahead, then the latest ahead."""
+    """All steps: `first`, then the evaluated ones, best first, then the others, latest first."""
     steps = manager.all_steps()
     select = _select(manager)
 
@@ -116,7 +110,7 @@ def _by_quality(manager: managers.CheckpointManager, first: int) -> list[int]:
 
 
 def _select(manager: managers.CheckpointManager) -> str:
-    """The metric that says which step is best, from the last config that can be read."""
+    """The metric that selects the best step, from the last config that can be read."""
     for step in sorted(manager.all_steps(), reverse=True):
         with contextlib.suppress(DamagedError):
             return read_step_config(manager, step).evaluation.select
@@ -124,7 +118,7 @@ def _select(manager: managers.CheckpointManager) -> str:
 
 
 def read_config(path: str | os.PathLike) -> ConfigDict:
-    """The config inside the checkpoint that `load(path)` would read."""
+    """The config of the checkpoint that `load(path)` would read."""
     if folder := hub.find(path):
         return hub.read_config(folder)
     with find(path) as (manager, step):
@@ -140,8 +134,8 @@ def step_of(path: str | os.PathLike) -> int:
 
 
 def place_of(path: str | os.PathLike, step: int) -> str:
-    """The folder of `step`, if it still lies in the workdir `path`; else `path` itself."""
-    if hub.address(path) is None:
+    """The folder of `step` if the workdir `path` contains it; else `path` itself."""
+    if hub.parse_hub_uri(path) is None:
         folder = absolute(path) / FOLDER / str(step)
         if folder.exists():
             return os.fspath(folder)
@@ -150,10 +144,10 @@ def place_of(path: str | os.PathLike, step: int) -> str:
 
 @contextlib.contextmanager
 def find(path: str | os.PathLike) -> Iterator[tuple[managers.CheckpointManager, int]]:
-    """The manager and the step that `path` (a workdir, or one step's folder) stands for.
+    """Opens the manager of `path` (a workdir, or one step's folder), with the step to read.
 
     Raises:
-      FileNotFoundError: there is no checkpoint at `path`; says what is there.
+      FileNotFoundError: there is no checkpoint at `path`; the message lists what is there.
     """
     path = absolute(path)
     if _is_step(path):
@@ -161,14 +155,14 @@ def find(path: str | os.PathLike) -> Iterator[tuple[managers.CheckpointManager, 
     else:
         folder, step = path if path.name == FOLDER else path / FOLDER, None
     if not folder.is_dir():
-        raise FileNotFoundError(f"{path} holds no checkpoint: {_contents(path)}.")
+        raise FileNotFoundError(f"{path} contains no checkpoint: {_contents(path)}.")
     with reader(folder) as manager:
         if step is None and (latest := manager.latest_step()) is not None:
             best = best_step(manager, _select(manager))
             step = best[0] if best else latest
         if step is None:
             raise FileNotFoundError(
-                f"{folder} holds no complete checkpoint: the run has not saved one yet "
+                f"{folder} contains no complete checkpoint: the run has not saved one yet "
                 f"({_contents(folder)})."
             )
         yield manager, step
@@ -179,17 +173,17 @@ def _is_step(path: epath.Path) -> bool:
 
 
 def reader(folder: epath.Path) -> managers.CheckpointManager:
-    """A manager that only reads: it creates nothing, and deletes nothing."""
+    """A read-only manager: it creates and deletes nothing."""
     options = managers.CheckpointManagerOptions(
         create=False,
-        best_fn=lambda metrics: 0.0,  # without it, metrics are not read
+        best_fn=lambda metrics: 0.0,  # without it, Orbax does not read metrics
         preservation_policy=managers.preservation_policy.PreserveAll(),
     )
     return managers.CheckpointManager(folder, options=options)
 
 
 def best_step(manager: managers.CheckpointManager, select: str) -> tuple[int, float] | None:
-    """The step whose metric `select` is largest, and its value; None where none was evaluated."""
+    """The step with the largest metric `select`, and its value; None if none was evaluated."""
     metrics = {step: metrics_of(manager, step) for step in manager.all_steps()}
     found = [(values[select], step) for step, values in metrics.items() if select in values]
     return max(found)[::-1] if found else None
@@ -199,7 +193,7 @@ def metrics_of(manager: managers.CheckpointManager, step: int) -> dict[str, floa
     """The evaluation saved with `step`; empty if there was none, or it is damaged."""
     try:
         return manager.metrics(step) or {}
-    except Exception:  # whatever Orbax makes of a file that is cut off
+    except Exception:  # Orbax raises various errors for a truncated file
         return {}
 
 
@@ -213,8 +207,8 @@ def read_step_config(manager: managers.CheckpointManager, step: int) -> ConfigDi
 def read_position(folder: epath.Path) -> dict[str, int]:
     """The position in the training data saved with the step in `folder`; raises DamagedError.
 
-    Each process wrote its own file, and all of them say the same: how many global batches were
-    handed out. So it holds for any number of processes, and one file that can be read is enough.
+    Each process wrote a file, all with the same content: the number of global batches used so far.
+    It is valid for any number of processes, and one readable file is enough.
     """
     files = sorted((folder / "data").glob("process_*.json"))
     for file in files:
@@ -222,17 +216,17 @@ def read_position(folder: epath.Path) -> dict[str, int]:
             if isinstance(position := json.loads(file.read_text()), dict):
                 return position
     with reading(folder):
-        raise ValueError(f"none of {len(files)} files in data/ says where the data stood")
+        raise ValueError(f"none of {len(files)} files in data/ contains the position in the data")
 
 
 def restore(
     manager: managers.CheckpointManager, step: int, abstract: Mapping[str, nnx.State]
 ) -> dict[str, nnx.State]:
-    """The parts of a train state that `abstract` names, placed as its leaves say.
+    """Restores the parts of a train state in `abstract`, with the shardings of its leaves.
 
     Raises:
       DamagedError: they cannot be read.
-      ValueError: they are of another model.
+      MismatchError: they are of another model.
     """
     folder = manager.directory / str(step)
     with reading(folder):
@@ -254,12 +248,9 @@ def restore(
 def _check_digests(
     manager: managers.CheckpointManager, step: int, restored: Mapping[str, Arrays]
 ) -> None:
-    """Raises ValueError, naming them, where arrays are not those that were saved.
-
-    Most of a checkpoint's bytes carry no checksum of their own.
-    """
+    """Raises ValueError with the arrays that differ from what was saved; see `checksums`."""
     about = manager.restore(step, args=ocp.args.Composite(config=ocp.args.JsonRestore()))
-    saved = about.config.get("digests", {})  # without them: written by an earlier version
+    saved = about.config.get("digests", {})  # missing in checkpoints of early versions
     differ = [
         f"{item}/{name}"
         for item, arrays in restored.items()
@@ -267,12 +258,12 @@ def _check_digests(
         if saved.get(item, {}).get(name, found) != found
     ]
     if differ:
-        raise ValueError(f"not what was saved: {', '.join(differ[:3])}, {len(differ)} in all")
+        raise ValueError(f"the checksums of {len(differ)} arrays differ: {', '.join(differ[:3])}")
 
 
 @contextlib.contextmanager
 def reading(folder: epath.Path) -> Iterator[None]:
-    """Turns whatever goes wrong while reading into one DamagedError that names the folder."""
+    """Turns every error while reading into one DamagedError that names the folder."""
     try:
         yield
     except MismatchError:
@@ -280,29 +271,26 @@ def reading(folder: epath.Path) -> Iterator[None]:
     except Exception as error:
         raise DamagedError(
             f"The checkpoint {folder} cannot be read; it is damaged, or was written by another "
-            f"version ({first_line(error)}). If there is an earlier step beside it, delete this "
-            "folder to go on from that one."
+            f"version ({first_line(error)}). To use an earlier step of the run, delete this folder."
         ) from error
 
 
 def absolute(path: str | os.PathLike) -> epath.Path:
-    """A local path made absolute (Orbax asks for that), a cloud path as it is."""
+    """A local path as an absolute one (Orbax requires it); a cloud path unchanged."""
     path = os.fspath(path)
     return epath.Path(path if "://" in path else Path(path).expanduser().resolve())
 
 
 def new_folder(path: str | os.PathLike) -> epath.Path:
-    """`absolute` of a folder that is new or empty.
+    """The absolute path of a folder that is new or empty.
 
     Raises:
-      FileExistsError: it is not.
+      FileExistsError: it is neither.
     """
     folder = absolute(path)
     if folder.exists() and (not folder.is_dir() or any(folder.iterdir())):
-        kind = "holds something already" if folder.is_dir() else "is a file"
-        raise FileExistsError(
-            f"{folder} {kind}, which is not overwritten: name a new or an empty folder."
-        )
+        kind = "is not empty" if folder.is_dir() else "is a file"
+        raise FileExistsError(f"{folder} {kind}: give a new or an empty folder.")
     return folder
 
 
@@ -310,12 +298,7 @@ def _contents(path: epath.Path) -> str:
     if not path.exists():
         return "there is no such folder"
     if not path.is_dir():
-        return "it is a file; give the workdir of a training run, or one step's folder in it"
+        return "it is a file; give the workdir of a training run, or the folder of one step"
     names = sorted(child.name for child in path.iterdir())
     listed = ", ".join(names[:8]) + (", ..." if len(names) > 8 else "")
     return f"expected {FOLDER}/<step>/, found " + (listed or "an empty folder")
-
-
-def first_line(error: BaseException) -> str:
-    """What an error says first, after its type."""
-    return f"{type(error).__name__}: {(str(error).strip().splitlines() or ['no message'])[0][:300]}"

@@ -1,4 +1,4 @@
-"""Checks that the folder of a run can be written and has enough space, before the run starts."""
+"""Checks that the workdir of a run is writable and has enough space, before the run starts."""
 
 import math
 import os
@@ -14,7 +14,7 @@ from zse_jax.runtime import consistency
 
 
 def writable(workdir: str | os.PathLike) -> epath.Path:
-    """The workdir as an absolute path, created if need be; the same for all processes.
+    """The workdir as an absolute path, created if necessary; the same for all processes.
 
     Raises:
       OSError: it cannot be created or written, or other processes do not see it.
@@ -27,35 +27,35 @@ def writable(workdir: str | os.PathLike) -> epath.Path:
                 pass
     except OSError as error:
         raise OSError(
-            f"--workdir={path} cannot be written ({error.strerror or error}): choose a folder you "
-            "may write to, or mend its permissions."
+            f"--workdir={path} cannot be written ({error.strerror or error}): choose a folder with "
+            "write permission, or change its permissions."
         ) from error
     consistency.check_shared(path)
     return path
 
 
-def check_room(workdir: epath.Path, state: Any, keep_last: int) -> None:
-    """Checks that the disk of `workdir` can take a checkpoint beside those that are kept.
+def check_space(workdir: epath.Path, state: Any, keep_last: int) -> None:
+    """Checks that the disk of `workdir` has space for the checkpoints that the run keeps.
 
     Args:
-      workdir: local; of a bucket nothing is asked.
-      state: arrays or shapes of what is saved.
-      keep_last: checkpoints kept, beside the best one.
+      workdir: a local folder; buckets are not checked.
+      state: the arrays to save, or their shapes.
+      keep_last: number of checkpoints kept, in addition to the best one.
 
     Raises:
-      OSError: it cannot, with the numbers.
+      OSError: there is too little space.
     """
     if "://" in os.fspath(workdir):
         return
     leaves = jax.tree.leaves(state)
     size = sum(math.prod(x.shape) * getattr(x.dtype, "itemsize", 4) for x in leaves)
     folder = workdir / reading.FOLDER
-    there = len([p for p in folder.iterdir() if p.name.isdigit()]) if folder.is_dir() else 0
-    wanted = size * max(1, keep_last + 2 - there)
-    if (free := shutil.disk_usage(workdir).free) < wanted:
+    existing = len([p for p in folder.iterdir() if p.name.isdigit()]) if folder.is_dir() else 0
+    needed = size * max(1, keep_last + 2 - existing)
+    if (free := shutil.disk_usage(workdir).free) < needed:
         raise OSError(
-            f"The disk of --workdir={workdir} is nearly full: {free / 1e9:.2f} GB are free, and "
-            f"the checkpoints to come ({size / 1e9:.2f} GB each, the best, the last {keep_last} "
-            f"and one that is being written) need {wanted / 1e9:.2f} GB. Free some space, choose "
+            f"The disk of --workdir={workdir} is nearly full: {free / 1e9:.2f} GB are free, but "
+            f"the run needs {needed / 1e9:.2f} GB for its checkpoints ({size / 1e9:.2f} GB each: "
+            f"the best, the last {keep_last}, and the one being written). Free some space, choose "
             "another --workdir, or keep fewer (--config.checkpoint.keep_last=1)."
         )

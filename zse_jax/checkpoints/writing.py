@@ -1,4 +1,4 @@
-"""Checkpoints: what is saved, where, which are kept, and how they are read again.
+"""Writes the checkpoints of a run, deletes old ones, and resumes from the latest.
 
     WORKDIR/checkpoints/<step>/model      parameters (all that evaluation reads)
                                random     dropout keys and their counters
@@ -7,11 +7,11 @@
                                config     the whole config, and the version that wrote it
                                metrics    the evaluation at this step, if there was one
 
-Only this file and `checkpoint_reading` know Orbax. It writes in the background into a folder that
-gets its name when it is complete, so a killed process or a full disk never harms an earlier
-checkpoint. Arrays are stored flat, under the path of their module
+Only this module and `zse_jax.checkpoints.reading` use Orbax. Orbax writes in the background into a
+temporary folder that is renamed when complete, so a killed process or a full disk never harms an
+earlier checkpoint. Arrays are stored by flat names, the path of their module
 ("encoder/blocks/0/attention/qkv/kernel"), so that the files do not depend on how a Flax release
-nests its states. With several processes, each writes its part of the arrays at the same time.
+nests its states. With several processes, each writes its part of the arrays.
 """
 
 import contextlib
@@ -30,29 +30,31 @@ from ml_collections import ConfigDict
 from orbax.checkpoint import checkpoint_managers as managers
 
 from zse_jax.checkpoints import reading
-from zse_jax.checkpoints.arrays import checksums, flat_arrays
+from zse_jax.checkpoints.arrays import checksums, flat_arrays, split_model
 from zse_jax.checkpoints.reading import FOLDER, DamagedError, absolute, reader
 from zse_jax.runtime import config_io, distributed
+from zse_jax.runtime.console import first_line
+from zse_jax.version import __version__
 
 logger = logging.getLogger(__name__)
 
 DAMAGED = "damaged-checkpoints"
-"""Where in the workdir checkpoints lie that could not be read."""
+"""The folder in the workdir for checkpoints that could not be read."""
 
 ITEMS = ("model", "random", "optimizer")
-"""The parts of a train state, each an item of its own."""
+"""The parts of a train state, which are saved as separate items."""
 
 
 class Checkpoints:
     """The checkpoints of one training run; a context manager that waits for the last save.
 
     Attributes:
-      folder: where they lie.
-      select: the metric (a key of the saved metrics) of which the largest value is "best".
+      folder: contains the checkpoints.
+      select: the metric (a key of the saved metrics) whose largest value is "best".
     """
 
     def __init__(self, workdir: str | os.PathLike, *, select: str, keep_last: int = 2):
-        """Opens, or creates, the checkpoints of `workdir`; keeps the best and the last ones."""
+        """Opens or creates the checkpoints of `workdir`; keeps the best and the last ones."""
         if keep_last < 1:
             raise ValueError(f"config.checkpoint.keep_last={keep_last} must be at least 1.")
         self.select = select
@@ -83,7 +85,7 @@ class Checkpoints:
             with self._saving():
                 self._manager.close()
         except OSError:
-            if error is None:  # an earlier error tells the cause better
+            if error is None:  # an earlier error describes the cause better
                 raise
 
     @property
@@ -93,7 +95,7 @@ class Checkpoints:
 
     @property
     def best(self) -> tuple[int, float] | None:
-        """The step with the best metric and its value, or None where none was evaluated."""
+        """The step with the best metric and its value, or None if none was evaluated."""
         return reading.best_step(self._manager, self.select)
 
     def metrics(self, step: int) -> dict[str, float]:
@@ -108,25 +110,23 @@ class Checkpoints:
         config: ConfigDict,
         metrics: Mapping[str, float] | None,
     ) -> None:
-        """Saves everything under `step`, in the background, unless that step is there already.
+        """Saves everything under `step` in the background; does nothing if the step exists.
 
         Args:
-          step: training steps done.
+          step: number of training steps done.
           state: the parts named in `ITEMS`.
-          batches: the iterator of training batches; its `get_state()` is taken now.
-          config: travels with the checkpoint.
+          batches: the iterator of training batches; its `get_state()` is saved.
+          config: saved with the checkpoint.
           metrics: the evaluation at this step.
 
         Raises:
-          OSError: this save, or the one before that ran in the background, could not be written.
+          OSError: this save, or the previous one in the background, failed.
         """
         from grain.checkpoint import CheckpointSave  # grain is not needed to read a model
 
-        from zse_jax.version import __version__
-
         if step in self._manager.all_steps():
             return
-        flat = {name: flat_arrays(state[name]) for name in ITEMS}  # Orbax saves no empty item
+        flat = {name: flat_arrays(state[name]) for name in ITEMS}  # Orbax cannot save empty items
         items = {name: ocp.args.StandardSave(arrays) for name, arrays in flat.items() if arrays}
         about = {
             "version": __version__,
@@ -151,31 +151,31 @@ class Checkpoints:
             self._manager.wait_until_finished()
 
     def check(self) -> None:
-        """Raises OSError if a save in the background has failed meanwhile."""
+        """Raises OSError if a save in the background has failed."""
         with self._saving():
             self._manager.check_for_errors()
 
     def restore(
         self, step: int, abstract: Mapping[str, nnx.State], batches: Any | None = None
     ) -> dict[str, nnx.State]:
-        """The train state of `step`, placed as `abstract` says; moves `batches` to its position.
+        """The train state of `step`; also moves `batches` to the saved position.
 
         Args:
-          step: one of the steps there are.
+          step: a saved step.
           abstract: `ITEMS` of jax.ShapeDtypeStruct leaves with shardings.
           batches: an iterator of training batches with `set_state`, or None.
 
         Raises:
           DamagedError: it cannot be read.
-          ValueError: the checkpoint is of another model, or of a model alone.
+          ValueError: the checkpoint is of another model, or contains a model without train state.
         """
         folder = self.folder / str(step)
         position = reading.read_position(folder) if batches is not None else {}
         if batches is not None and not position:
             raise ValueError(
-                f"{folder} holds a model alone, which was converted and not trained here, so there "
-                f"is no training to go on with: start from it, --config.init_from={folder}, with "
-                "another --workdir."
+                f"{folder} contains a converted model without a train state, so training cannot be "
+                f"resumed: start a new run from it with --config.init_from={folder} and another "
+                "--workdir."
             )
         state = reading.restore(self._manager, step, abstract)
         if batches is not None:
@@ -183,7 +183,7 @@ class Checkpoints:
         return state
 
     def check_latest(self, check: Callable[[ConfigDict], Any]) -> None:
-        """Hands the last step's config to `check`, if there is one and it can be read."""
+        """Calls `check` with the config of the last step, if there is one and it can be read."""
         if self.latest is not None:
             with contextlib.suppress(DamagedError):
                 check(self.read_config(self.latest))
@@ -194,17 +194,18 @@ class Checkpoints:
         batches: Any,
         check: Callable[[ConfigDict], Any],
     ) -> tuple[int, dict[str, nnx.State]] | None:
-        """The last step that can be read and its state, as `restore`; None where there is none.
+        """The last readable step and its state, as `restore`; None if there are no checkpoints.
 
-        Later ones that are damaged are moved to `DAMAGED` in the workdir, with a warning. One of
-        several processes then ends all of them, to be started again: `distributed.AGAIN`.
+        Damaged later ones are moved to `DAMAGED` in the workdir, with a warning. With several
+        processes, all of them then end with `distributed.AGAIN`.
 
         Args:
           abstract, batches: as for `restore`.
-          check: gets the config of a step before its state is read; raises where it does not fit.
+          check: called with the config of a step before its state is read; raises if it does not
+            fit.
 
         Raises:
-          DamagedError: there are checkpoints, and none can be read.
+          DamagedError: there are checkpoints, but none can be read.
           ValueError: a checkpoint is of another model.
         """
         problem = ""
@@ -213,21 +214,21 @@ class Checkpoints:
                 check(self.read_config(step))
                 return step, self.restore(step, abstract, batches)
             except DamagedError as error:
-                problem = str(error).split(" If there")[0]
+                problem = str(error).split(" To use an earlier")[0]
             problem = self._set_aside(step, problem)
             logger.warning(problem)
         if problem:
             raise DamagedError(
-                f"None of the checkpoints in {self.folder} could be read: the same command starts "
-                f"from scratch. {problem}"
+                f"None of the checkpoints in {self.folder} could be read: running the same command "
+                f"again starts from scratch. {problem}"
             )
         return None
 
     def _set_aside(self, step: int, problem: str) -> str:
-        """Moves a damaged step to `DAMAGED`, and says so after `problem`; ends one of several.
+        """Moves a damaged step to `DAMAGED`; returns `problem` with the next action appended.
 
-        Those that could read their own parts wait for this one within Orbax, in vain: all of them
-        have to start again.
+        One of several processes ends instead: the others wait for it inside Orbax, so all of them
+        must start again.
         """
         there, name = self.folder.parent / DAMAGED, str(step)
         there.mkdir(exist_ok=True)
@@ -236,14 +237,15 @@ class Checkpoints:
         with contextlib.suppress(FileNotFoundError):  # another process was faster
             (self.folder / str(step)).rename(there / name)
         steps = [int(path.name) for path in self.folder.iterdir() if path.name.isdigit()]
-        before = f"going on from step {max(steps)}" if steps else "starting from scratch"
-        message = f"{problem} It is in {there} now"
+        message = f"{problem} It was moved to {there}"
         if distributed.together():
-            message = f"{message}; start the same command again, {before}."
+            then = f"resumes from step {max(steps)}" if steps else "starts from scratch"
+            message = f"{message}. Run the same command again: it {then}."
             print(f"error: {message}", file=sys.stderr, flush=True)
             distributed.leave(distributed.AGAIN if steps else 1, message)
         self._manager.reload()
-        return f"{message}; {before}."
+        then = f"resuming from step {max(steps)}" if steps else "starting from scratch"
+        return f"{message}; {then}."
 
     def read_config(self, step: int) -> ConfigDict:
         """The config saved with `step`."""
@@ -251,13 +253,13 @@ class Checkpoints:
 
     @contextlib.contextmanager
     def _saving(self) -> Iterator[None]:
-        """Turns whatever goes wrong while saving into one OSError that says what to do."""
+        """Turns every error while saving into one OSError that says what to do."""
         try:
             yield
         except Exception as error:
             full = getattr(error, "errno", None) == errno.ENOSPC or "No space left" in str(error)
-            system = re.search(r"([\w ]+) \[os_error_code", str(error))  # as tensorstore says it
-            reason = system[1].strip() if system else reading.first_line(error)
+            system = re.search(r"([\w ]+) \[os_error_code", str(error))  # tensorstore's format
+            reason = system[1].strip() if system else first_line(error)
             with reader(self.folder) as manager:
                 last = manager.latest_step()
             raise OSError(
@@ -267,32 +269,31 @@ class Checkpoints:
                     if last is None
                     else f"The last good checkpoint is step {last}, and it is intact"
                 )
-                + f": {'free some space' if full else 'mend the cause'} and start the same "
-                "command again to go on from there."
+                + f": {'free some space' if full else 'fix the cause'} and run the same command "
+                "to resume from there."
             ) from error
 
 
 def write(workdir: str | os.PathLike, step: int, retriever: nnx.Module, config: ConfigDict) -> None:
-    """Writes a checkpoint of a model alone: to load, and to start training from, not to resume.
+    """Writes a checkpoint without train state: to load or initialise from, not to resume.
 
     Raises:
       OSError: it could not be written.
     """
-    _, *parts = nnx.split(retriever, nnx.RngState, ...)
-    state = {"random": parts[0], "model": parts[1], "optimizer": nnx.State({})}
+    state = split_model(retriever)[1] | {"optimizer": nnx.State({})}
     with Checkpoints(workdir, select=config.evaluation.select) as checkpoints:
         checkpoints.save(step, state, _NoBatches(), config, None)
 
 
 class _NoBatches:
-    """The position in the training data of a model that was not trained here."""
+    """Stands for the position in the training data of a model that was not trained here."""
 
     def get_state(self) -> dict[str, int]:
         return {}
 
 
 class _Position:
-    """The position of an iterator of batches, in the form that grain's checkpoint handler asks."""
+    """The position of an iterator of batches, in the form that grain's checkpoint handler needs."""
 
     def __init__(self, batches: Any):
         self._batches = batches
@@ -301,4 +302,4 @@ class _Position:
         return json.dumps(self._batches.get_state()).encode()
 
     def start_prefetch(self) -> None:
-        """Nothing: the iterator prefetches by itself."""
+        """Does nothing: the iterator already prefetches."""

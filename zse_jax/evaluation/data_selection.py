@@ -1,16 +1,16 @@
-"""What a zero-shot setting means: which images train, which are queries, which fill the gallery.
+"""Selects the images of a zero-shot setting: training images, queries and gallery.
 
-A setting is the groups `data`, `target` and `evaluation` of a config:
+A setting is defined by the groups `data`, `target` and `evaluation` of a config:
 
-- category level (the default): sketches of the unseen classes, among photos of the unseen classes;
-- generalized (`evaluation.seen_gallery`): the gallery also holds photos of the seen classes, all of
-  them, or those that `data.held_out` keeps from training (20 % in the literature, Dutta and Akata,
-  CVPR 2019);
-- cross-dataset (`target`): the unseen classes of another data set, without those that occur among
-  the classes trained on, whatever they are called there (`splits.cross_dataset`);
+- category level (the default): sketches and photos of the unseen classes;
+- generalized (`evaluation.seen_gallery`): the gallery also contains photos of the seen classes,
+  either all of them, or those excluded from training by `data.held_out` (20 % in the literature,
+  Dutta and Akata, CVPR 2019);
+- cross-dataset (`target`): the unseen classes of another data set, without those that training has
+  seen under any name (`splits.cross_dataset`);
 - fine-grained (`evaluation.protocol`): photos with instances, and the sketches drawn from them.
 
-Nothing is read here but names; how a ranking is measured is in `zse_jax.retrieval.protocols`.
+This module reads names only. `zse_jax.retrieval.protocols` defines the metrics of a ranking.
 """
 
 import logging
@@ -34,12 +34,12 @@ PROTOCOLS = ("category", "fine_grained")
 
 
 class Evaluated(NamedTuple):
-    """Whom an evaluation ranks.
+    """The sketches and photos that an evaluation uses.
 
     Attributes:
       sketches: the queries.
-      photos: the gallery; labels count the same classes as the sketches'.
-      notes: plain values that say how they were chosen, for the results.
+      photos: the gallery; its labels refer to the same classes as those of the sketches.
+      notes: how they were chosen, as plain values for the results.
     """
 
     sketches: Items
@@ -48,10 +48,10 @@ class Evaluated(NamedTuple):
 
 
 def training_items(config: ConfigDict) -> tuple[Items, Items]:
-    """Sketches and photos of the seen classes, without the photos that are held out.
+    """Sketches and photos of the seen classes, without the held-out photos.
 
     Raises:
-      ValueError: unknown names, or a share that is none.
+      ValueError: unknown names, or an invalid share.
       FileNotFoundError: the data set is not on this machine.
     """
     data = config.data
@@ -67,7 +67,7 @@ def evaluated_items(config: ConfigDict, sketch_stride: int, photo_stride: int) -
     """Queries and gallery of a setting, every n-th of each.
 
     Raises:
-      ValueError: unknown names, settings that exclude each other, nothing left to rank.
+      ValueError: unknown names, contradictory settings, or nothing left to rank.
       FileNotFoundError: the data set is not on this machine.
     """
     _check(config)
@@ -109,7 +109,7 @@ def evaluated_items(config: ConfigDict, sketch_stride: int, photo_stride: int) -
 def instance_numbers(
     sketches: Items, photos: Items
 ) -> tuple[Int[np.ndarray, " q"], Int[np.ndarray, " g"]]:
-    """Instances as numbers that sketches and photos share."""
+    """The instance of each sketch and photo, as numbers that both share."""
     keys: dict[tuple[int, str], int] = {}
 
     def numbers(items: Items) -> Int[np.ndarray, " n"]:
@@ -123,17 +123,17 @@ def instance_numbers(
 def split_of(config: ConfigDict, data: ConfigDict) -> splits.Split:
     """The seen and unseen classes of a `data` or `target` group.
 
-    Published splits go by name. For a user's own folder, `data.unseen` names the unseen classes,
-    separated by commas, and the others with both sketches and photos are seen.
+    Published splits have names. For a user's own folder, `data.unseen` lists the unseen classes,
+    separated by commas; all other classes with both sketches and photos are seen.
 
     Raises:
-      ValueError: no such split, one of another data set, no unseen class, or one that is not there.
+      ValueError: an unknown split, a split of another data set, or no or unknown unseen classes.
     """
     if data.split is not None:
         split = splits.get(data.split)
         if split.dataset != data.name:
             raise ValueError(
-                f"The split {data.split!r} divides the classes of {split.dataset!r}, not of "
+                f"The split {data.split!r} is for the data set {split.dataset!r}, not for "
                 f"{data.name!r}: change config.data.split or config.data.name (or those of "
                 "config.target)."
             )
@@ -141,8 +141,8 @@ def split_of(config: ConfigDict, data: ConfigDict) -> splits.Split:
     unseen = tuple(name.strip() for name in (data.unseen or "").split(",") if name.strip())
     if not unseen:
         raise ValueError(
-            f"Say which classes of {data.name!r} are unseen, separated by commas, such as "
-            "--config.data.unseen=cat,dog: they are kept from training and ranked in evaluation."
+            f"List the unseen classes of {data.name!r}, separated by commas, such as "
+            "--config.data.unseen=cat,dog: they are used for evaluation, not for training."
         )
     folder = prepared.prepare(
         data.name,
@@ -159,7 +159,7 @@ def split_of(config: ConfigDict, data: ConfigDict) -> splits.Split:
 
 
 def load(config: ConfigDict, data: ConfigDict, modality: Modality, classes: Sequence[str]) -> Items:
-    """The items of one modality of `classes` in the data set of a `data` or `target` group."""
+    """The items of one modality and some classes in the data set of a `data` or `target` group."""
     return loading.load_items(
         data.name,
         modality,
@@ -171,11 +171,11 @@ def load(config: ConfigDict, data: ConfigDict, modality: Modality, classes: Sequ
 
 
 def held_out_photos(photos: Items, share: float, seed: int) -> Int[np.ndarray, " n"]:
-    """Positions of the photos of each class that never train: a `share` of them, rounded.
+    """Positions of the photos that are excluded from training: a `share` of each class, rounded.
 
-    Drawn class by class from `seed` and the class's name alone, so that training and evaluation
-    agree. Photos of one class and one file name (Sketchy's extension repeats the photos that were
-    drawn) go together.
+    They depend only on `seed` and the name of the class, so that training and evaluation agree.
+    Photos of a class with the same file name are held out together (Sketchy's extension repeats the
+    photos that were drawn).
 
     Raises:
       ValueError: `share` is not between 0 and 1.
@@ -204,22 +204,22 @@ def _check(config: ConfigDict) -> None:
     if config.target.name is not None:
         raise ValueError(
             "config.target.name and config.evaluation.seen_gallery exclude each other: another "
-            "data set has no classes that were seen. Set seen_gallery to 'none'."
+            "data set has no seen classes. Set seen_gallery to 'none'."
         )
     if evaluation.seen_gallery == "held_out" and not config.data.held_out:
         raise ValueError(
-            "config.evaluation.seen_gallery='held_out' needs photos that do not train: set "
+            "config.evaluation.seen_gallery='held_out' needs photos excluded from training: set "
             "config.data.held_out to their share, such as 0.2, before training."
         )
 
 
 def _across(config: ConfigDict, target: splits.Split) -> tuple[tuple[str, ...], dict[str, str]]:
-    """The target's unseen classes that training never saw, and the others with their seen names."""
+    """The target's unseen classes, without those seen in training; and these with their names."""
     kept, excluded = splits.cross_dataset(split_of(config, config.data), target)
     if excluded:
         names = ", ".join(f"{ours} (trained on as {theirs})" for ours, theirs in excluded.items())
         logger.warning(
-            "%d of %d unseen classes of %s are left out, because training saw them: %s.",
+            "%d of %d unseen classes of %s are excluded because training has seen them: %s.",
             len(excluded),
             len(target.unseen),
             config.target.split or config.target.name,
@@ -229,7 +229,7 @@ def _across(config: ConfigDict, target: splits.Split) -> tuple[tuple[str, ...], 
 
 
 def _without_trained(photos: Items, unseen: int, data: ConfigDict) -> Items:
-    """All photos of the first `unseen` classes, and of the others those held out."""
+    """All photos of the first `unseen` classes, and the held-out photos of the others."""
     seen = np.flatnonzero(photos.labels >= unseen)
     held_out = held_out_photos(photos.select(seen), data.held_out, data.held_out_seed)
     return photos.select(np.concatenate([np.flatnonzero(photos.labels < unseen), seen[held_out]]))

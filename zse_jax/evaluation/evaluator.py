@@ -1,7 +1,6 @@
-"""Evaluates a system: ranks the photos of the unseen classes for their sketches."""
+"""Evaluates a retriever: ranks the photos of the unseen classes for their sketches."""
 
 import hashlib
-import json
 import logging
 import os
 from collections.abc import Iterable, Mapping, Sequence
@@ -9,7 +8,6 @@ from typing import Any
 
 import jax
 import numpy as np
-from etils import epath
 from jax.sharding import Mesh
 from jaxtyping import Int
 from ml_collections import ConfigDict
@@ -26,30 +24,29 @@ from zse_jax.runtime import config_io, sharding
 
 logger = logging.getLogger(__name__)
 
-
 Values = Mapping[str, float]
 """{"relation/exact/mAP@all": 0.43, ...}: ranking / convention / metric, in [0, 1]."""
 
-
 WORTH_WORKERS = 4000
-"""Images from which on it pays to start processes that decode them, which takes seconds."""
+"""Number of images from which decoding in worker processes is faster, despite their start-up."""
 
 
 class Evaluator:
-    """Ranks the unseen classes' photos for their sketches, as often as it is called.
+    """Ranks the photos of the unseen classes for their sketches, each time it is called.
 
     Attributes:
-      config: of the setting.
-      sharding: of its batches.
-      sketches, photos: the items (not read yet) that the setting ranks, thinned by the strides.
+      config: the config of the setting.
+      sharding: of the batches.
+      sketches, photos: the queries and the gallery, every n-th by the strides; images are not read
+        yet.
       notes: how they were chosen, as plain values.
-      size: how many there are of each, for people.
-      title: the split they are of, for people.
-      fine_grained: whether only the photo that was drawn is right.
+      size: their numbers, as text.
+      title: the name of their split.
+      fine_grained: whether only the photo that was drawn is relevant.
     """
 
     def __init__(self, config: ConfigDict, mesh: Mesh, sketch_stride: int, photo_stride: int):
-        """Opens the data set of the setting, preparing it first where it is not there.
+        """Opens the data set of the setting, and prepares it if necessary.
 
         Raises:
           ValueError: unknown names, nothing to rank, or a batch that does not divide over the mesh.
@@ -68,18 +65,18 @@ class Evaluator:
 
     @property
     def instances(self) -> tuple[Int[np.ndarray, " q"], Int[np.ndarray, " g"]]:
-        """Which instance each sketch and each photo is of, as numbers that they share."""
+        """The instance of each sketch and each photo, as numbers that both share."""
         return data_selection.instance_numbers(self.sketches, self.photos)
 
     def __call__(
         self, retriever: Retriever, *, folder: str | os.PathLike | None = None, **options: Any
     ) -> Evaluation:
-        """What `retriever` reaches.
+        """Measures `retriever`.
 
         Args:
-          retriever: the system.
-          folder: where features that are kept on disk and finished scores lie, so that an
-            evaluation that is killed continues; None: nowhere.
+          retriever: the system to evaluate.
+          folder: keeps features and finished scores on disk, so that an evaluation that was killed
+            resumes; None: keeps nothing.
           options: those of `protocols.zero_shot`.
         """
         evaluation = self.config.evaluation
@@ -109,7 +106,7 @@ class Evaluator:
         return run(retriever, *batches, **given | options)
 
     def _key(self, image_size: int) -> str:
-        """Which images are evaluated, in which order and size."""
+        """A digest of the evaluated images, their order and their size."""
         digest = hashlib.sha256()
         for items in (self.sketches, self.photos):
             for name in items.names:
@@ -117,7 +114,7 @@ class Evaluator:
         return f"{self.notes['data']}/{image_size}/{digest.hexdigest()[:16]}"
 
     def batches(self, items: loading.Items, image_size: int) -> Any:
-        """Evaluation batches of some items, images of `image_size` pixels a side."""
+        """Evaluation batches of `items`, with square images of `image_size` pixels."""
         return loading.evaluation_batches(
             items,
             image_size=image_size,
@@ -129,10 +126,10 @@ class Evaluator:
 
 
 def check_select(config: ConfigDict, rankings: Iterable[str]) -> None:
-    """Checks that `config.evaluation.select` is measured in the setting, by one of `rankings`.
+    """Checks that the setting measures `config.evaluation.select`, for one of `rankings`.
 
     Raises:
-      ValueError: it is not, naming the nearest that is.
+      ValueError: it does not; names the nearest metric that is measured.
     """
     measured: Mapping[str, Sequence[str]] = dict.fromkeys(metrics.CONVENTIONS, metrics.METRICS)
     if config.evaluation.protocol == "fine_grained":
@@ -146,13 +143,13 @@ def check_select(config: ConfigDict, rankings: Iterable[str]) -> None:
     select = config.evaluation.select
     if select not in known:
         raise ValueError(
-            f"config.evaluation.select={select!r} is no metric of this system and protocol: did "
+            f"config.evaluation.select={select!r} is not a metric of this system and protocol: did "
             f"you mean {config_io.nearest(select, known)!r}?"
         )
 
 
 def comparison(before: Values, after: Values, step: int, size: str) -> Table:
-    """What training brought: "untrained -> step N" for everything that was measured."""
+    """A table of all metrics before and after training: "untrained -> step N"."""
     table = Table(
         title=f"Unseen classes: untrained \N{RIGHTWARDS ARROW} step {step}",
         caption=f"percent; {size}",
@@ -172,10 +169,10 @@ def comparison(before: Values, after: Values, step: int, size: str) -> Table:
 
 
 def trained_on(path: str, config: ConfigDict, ranked: Sequence[str]) -> dict[str, Any]:
-    """Notes on classes that the checkpoint at `path` was trained on although they are ranked.
+    """Notes on evaluated classes that the checkpoint at `path` was trained on.
 
-    There are none while it is evaluated in its own setting. In another one it is warned of, because
-    such numbers are no zero-shot results.
+    Empty if it is evaluated in its own setting. Otherwise such classes cause a warning, because the
+    metrics are not zero-shot results.
     """
     trained = reading.read_config(path)
     if (trained.data.name, trained.data.split) == (config.data.name, config.data.split):
@@ -185,8 +182,8 @@ def trained_on(path: str, config: ConfigDict, ranked: Sequence[str]) -> dict[str
     if leaked:
         names = ", ".join(f"{ours} (as {theirs})" for ours, theirs in leaked.items())
         logger.warning(
-            "%s was trained on %s, and with it on %d of the %d classes that are ranked: %s. This "
-            "is no zero-shot result; a config with a target leaves such classes out.",
+            "%s was trained on %s, which includes %d of the %d evaluated classes: %s. The result "
+            "is not zero-shot. A config with a target excludes such classes.",
             path,
             trained.data.split or trained.data.name,
             len(leaked),
@@ -194,13 +191,3 @@ def trained_on(path: str, config: ConfigDict, ranked: Sequence[str]) -> dict[str
             names,
         )
     return {"trained_on": trained.data.split or trained.data.name, "seen_but_ranked": leaked}
-
-
-def write_json(path: str | os.PathLike, content: Mapping[str, Any]) -> None:
-    """Writes `content` to the file `path`, creating its folder; the first process does."""
-    if jax.process_index():
-        return
-    file = epath.Path(path)
-    file.parent.mkdir(parents=True, exist_ok=True)
-    file.write_text(json.dumps(content, indent=2) + "\n")
-    print(f"wrote {path}")

@@ -1,5 +1,6 @@
-"""Pictures and the report of an evaluation: its numbers meet the images that were ranked."""
+"""Draws the results of an evaluation and writes its HTML report."""
 
+import io
 import json
 import os
 import platform
@@ -13,33 +14,33 @@ from jaxtyping import UInt8
 
 from data_pipelines import loading
 from zse_jax.checkpoints import reading
+from zse_jax.evaluation.evaluator import Evaluator
 from zse_jax.retrieval import encoding
 from zse_jax.retrieval.results import Evaluation
 from zse_jax.retrieval.storage import Storage
 from zse_jax.retrievers.base import Modality, Retriever
 from zse_jax.runtime import config_io
 from zse_jax.runtime.console import duration
-from zse_jax.runtime.metrics_file import METRICS_FILE, read_metrics
+from zse_jax.runtime.metrics_file import METRICS_FILE, read_metrics, replace_file
 from zse_jax.version import __version__
 
 if TYPE_CHECKING:
-    from zse_jax.evaluation.evaluator import Evaluator
     from zse_jax.explain.report import Embedded
 
 MAPPED = 128
-"""Images of each modality on the map of embeddings: they are encoded once more for it."""
+"""Images of each modality on the map of embeddings, which are encoded again."""
 
 
-def draw(evaluator: "Evaluator", results: Evaluation, image_size: int, folder: str) -> None:
-    """Draws what each ranking finds for a sketch of every unseen class.
+def draw(evaluator: Evaluator, results: Evaluation, image_size: int, folder: str) -> None:
+    """Draws the photos that each ranking finds for one sketch of every unseen class.
 
     Args:
-      evaluator: whose images `results` ranks.
-      results: what it measured.
+      evaluator: has the images of `results`.
+      results: of the evaluation.
       image_size: of the drawn images, in pixels.
       folder: gets a picture for each ranking, retrieved-RANKING.png.
     """
-    from zse_jax.explain import figures  # matplotlib, which training does not need
+    from zse_jax.explain import figures  # imports matplotlib, which training does not need
 
     _, queries = np.unique(results.sketch_labels, return_index=True)
     sketches = Prepared(evaluator.sketches.select(queries), image_size)
@@ -60,14 +61,14 @@ def draw(evaluator: "Evaluator", results: Evaluation, image_size: int, folder: s
             photo_labels=results.photo_labels,
             class_names=evaluator.photos.class_names,
             similarity=None if two_stage else results.top_similarity[ranking][queries],
-            title=f"The photos nearest to a sketch, by {ranking}",
+            title=f"Most similar photos by {ranking}",
             **instances,
         )
         save(figure, folder, f"retrieved-{ranking}.png")
 
 
 def draw_training(path: str | os.PathLike, folder: str, metric: str) -> None:
-    """Draws the loss and `metric` over steps into `folder`, if `path` lies in a run's workdir."""
+    """Draws the loss and `metric` over steps into `folder`, if `path` belongs to a run."""
     from zse_jax.explain import figures
 
     if records := training_records(path):
@@ -75,7 +76,7 @@ def draw_training(path: str | os.PathLike, folder: str, metric: str) -> None:
 
 
 def training_records(path: str | os.PathLike) -> list[dict[str, Any]]:
-    """The lines of metrics.jsonl of the run in whose workdir `path` lies; none if there is none."""
+    """The lines of metrics.jsonl of the run that `path` belongs to; empty if there is no run."""
     path = reading.absolute(path)
     for workdir in (path, *path.parents[:2]):
         if (workdir / METRICS_FILE).exists():
@@ -84,33 +85,33 @@ def training_records(path: str | os.PathLike) -> list[dict[str, Any]]:
 
 
 def write_report(
-    evaluator: "Evaluator",
+    evaluator: Evaluator,
     results: Evaluation,
     retriever: Retriever,
     path: str | os.PathLike,
     file: str | os.PathLike,
 ) -> None:
-    """Writes the HTML report of an evaluation; the first process does, all of them encode.
+    """Writes the HTML report of an evaluation. All processes encode, process 0 writes.
 
     Args:
-      evaluator: whose images `results` ranks.
-      results: what it measured.
-      retriever: what was evaluated.
+      evaluator: has the images of `results`.
+      results: of the evaluation.
+      retriever: that was evaluated.
       path: of its checkpoint.
-      file: gets the page, its folder is made.
+      file: the page to write; its folder is created.
 
     Raises:
-      ValueError: results that do not belong to the evaluator.
+      ValueError: `results` do not belong to `evaluator`.
     """
     from zse_jax.explain import report
     from zse_jax.explain.correspondence import Explainer
 
     began = time.monotonic()
-    print("report: encoding for the map, explaining, drawing", flush=True)
+    print("report: encoding for the map, explaining and drawing", flush=True)
     config, size = evaluator.config, retriever.image_size
     text = config.evaluation.queries == "text"
     mapped = None if text else embedded(evaluator, retriever)
-    step = reading.step_of(path)  # all processes look together
+    step = reading.step_of(path)  # called by all processes
     if jax.process_index():
         return
     why_not = ""
@@ -141,23 +142,21 @@ def write_report(
             f"Python {platform.python_version()}",
         },
         config=json.dumps(config_io.to_plain(config), indent=2),
-        warnings=[f"the system was trained on classes that are ranked: {', '.join(seen)}."]
+        warnings=[f"the system was trained on evaluated classes: {', '.join(seen)}."]
         if seen
         else [],
     )
     page = report.report(results, material, progress=True)
-    file = epath.Path(file)
-    file.parent.mkdir(parents=True, exist_ok=True)
-    file.write_text(page)
+    content = page.encode()
+    replace_file(file, content)
     took = duration(time.monotonic() - began)
-    print(f"wrote {file} ({len(page.encode()) / 1e6:.1f} MB, {took})")
+    print(f"wrote {file} ({len(content) / 1e6:.1f} MB, {took})")
 
 
-def embedded(evaluator: "Evaluator", retriever: Retriever) -> "Embedded | None":
-    """Embeddings of up to `MAPPED` sketches and photos of the evaluated classes, evenly chosen.
+def embedded(evaluator: Evaluator, retriever: Retriever) -> "Embedded | None":
+    """Embeddings of up to `MAPPED` sketches and photos at even intervals; None for fewer than 4.
 
-    Of a gallery with other classes beside, only the sketches' classes are on the map. None for
-    fewer than four images.
+    Only classes with sketches are on the map, even if the gallery has more.
     """
     from zse_jax.explain.report import Embedded
 
@@ -183,21 +182,21 @@ def embedded(evaluator: "Evaluator", retriever: Retriever) -> "Embedded | None":
 
 
 class Prepared:
-    """The prepared images of some items, read when asked for."""
+    """The prepared images of some items, read on access."""
 
     def __init__(self, items: loading.Items, size: int):
-        """The items, and the side of their images in pixels."""
+        """`size`: side of the square images in pixels."""
         self._items, self._size = items, size
 
     def __getitem__(self, index: int, /) -> UInt8[np.ndarray, "h w 3"]:
-        """The image of an item."""
+        """The image of item `index`."""
         return self._items.image(index, self._size)
 
 
 def save(figure: Any, folder: str | os.PathLike, name: str) -> None:
-    """Writes a figure into a folder, which is made, and says so."""
+    """Writes a figure into a folder, which is created."""
     file = epath.Path(folder) / name
-    file.parent.mkdir(parents=True, exist_ok=True)
-    with file.open("wb") as stream:
-        figure.savefig(stream, format="png", dpi=150)
+    content = io.BytesIO()
+    figure.savefig(content, format="png", dpi=150)
+    replace_file(file, content.getvalue())
     print(f"wrote {file}")

@@ -1,8 +1,7 @@
-"""Class names in place of sketches: what is the sketch worth?
+"""The text baseline: class names as queries in place of sketches.
 
-The baseline of every sketch-based search that has a text tower: each sketch of the test set is
-replaced by the name of its class, and everything else stays as it is, protocol and metrics
-included. `config.evaluation.queries="text"` chooses it.
+For systems with a text encoder: each sketch of the test set is replaced by the name of its class;
+gallery, protocol and metrics do not change. Enabled by `config.evaluation.queries="text"`.
 """
 
 import dataclasses

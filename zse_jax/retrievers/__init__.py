@@ -10,7 +10,11 @@ import jax.numpy as jnp
 from flax import nnx
 from ml_collections import ConfigDict
 
+from zse_jax.models.rematerialisation import rematerialise
 from zse_jax.retrievers.base import Retriever
+
+REMAT = ("none", "blocks")
+"""What the backward pass recomputes instead of storing: nothing, or the inside of each block."""
 
 SYSTEMS = {
     "zse": "zse_jax.retrievers.zse:ZSE",
@@ -21,13 +25,18 @@ SYSTEMS = {
 
 
 def create(
-    config: Mapping[str, Any] | ConfigDict, *, dtype: str | jnp.dtype = jnp.float32, rngs: nnx.Rngs
+    config: Mapping[str, Any] | ConfigDict,
+    *,
+    dtype: str | jnp.dtype = jnp.float32,
+    remat: str = "none",
+    rngs: nnx.Rngs,
 ) -> Retriever:
     """The retriever that `config.model` describes: `system`, and arguments of its class.
 
     Args:
       config: `system`, and any keyword arguments of that system; what is left out is as published.
       dtype: of activations ("float32" or "bfloat16"); parameters are float32.
+      remat: one of `REMAT`.
       rngs: streams `params` and `dropout`.
 
     Raises:
@@ -46,7 +55,15 @@ def create(
             raise ValueError(
                 f"config.model.{key} is no setting of system {system!r}{_nearest(key, known)}"
             )
-    return cls(**arguments, dtype=jnp.dtype(dtype), rngs=rngs)
+    if remat not in REMAT:
+        raise ValueError(f"config.train.remat={remat!r}: choose one of {', '.join(REMAT)}.")
+    model = cls(**arguments, dtype=jnp.dtype(dtype), rngs=rngs)
+    if remat == "blocks" and not rematerialise(model):
+        raise ValueError(
+            f"config.train.remat='blocks': the system {system!r} has no blocks that can be "
+            "recomputed; set it to 'none'."
+        )
+    return model
 
 
 def _nearest(name: object, known) -> str:

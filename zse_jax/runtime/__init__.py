@@ -1,1 +1,1 @@
-"""What every program needs around its own work: command line, configs, devices, processes."""
+"""What every program needs: command line, configs, devices, processes."""

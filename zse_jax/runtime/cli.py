@@ -1,6 +1,6 @@
-"""What the programs (`main`, `evaluate`) share: flags, quiet logs, compiled programs on disk, one
-process or several (`zse_jax.runtime.distributed`), and errors that a user can act on: one
-paragraph, exit code 1, no traceback unless asked for.
+"""The command line that all programs share: flags, quiet logs, the compilation cache, one or
+several processes (`zse_jax.runtime.distributed`), and user errors as one paragraph with exit code 1
+and no traceback (unless --debug).
 """
 
 import os
@@ -23,19 +23,19 @@ Main = Callable[..., None]
 DefineFlags = Callable[[flags.FlagValues, Sequence[str]], None]
 
 USER_ERRORS = (ValueError, OSError, LookupError, ArithmeticError, MemoryError)
-"""What the library raises, with a message that says what to do, when the input is at fault."""
+"""Errors that the library raises for wrong input; their messages say what to do."""
 
 
 def run(main: Main, define_flags: DefineFlags, arguments: Sequence[str] = ()) -> None:
-    """Runs a program: flags, then `main`, in all processes that run together.
+    """Runs a program: parses the flags, joins the other processes, calls `main`.
 
-    Exits with 1 after an error, 130 after Ctrl-C, `distributed.AGAIN` where it is to be started
-    again.
+    Exits with 1 after an error, 130 after Ctrl-C, and `distributed.AGAIN` if the same command
+    should be run again.
 
     Args:
-      main: the program; gets the parsed flags, and the `arguments`.
-      define_flags: defines them; gets the command line, so that it can look into it first.
-      arguments: names, for people, of what stands on the command line without a flag; all needed.
+      main: the program; gets the parsed flags and the positional arguments.
+      define_flags: defines its flags; gets the command line, because some depend on it.
+      arguments: display names of the positional arguments, all of which are required.
     """
     options = flags.FLAGS
     flags.DEFINE_bool("debug", False, "Show the traceback of an error (or set ZSE_DEBUG=1).")
@@ -44,13 +44,13 @@ def run(main: Main, define_flags: DefineFlags, arguments: Sequence[str] = ()) ->
 
     def checked(argv: Sequence[str]) -> list[str]:
         quiet()
-        if not {"--help", "-h", "--helpfull"} & set(argv):  # defining flags may read a checkpoint
+        if not {"--help", "-h", "--helpfull"} & set(argv):
             with_message(lambda: distributed.initialize(**distributed.from_arguments(argv)))
         with_message(lambda: define_flags(options, argv))
         return with_message(lambda: parse(options, argv))
 
     def guarded(argv: Sequence[str]) -> None:
-        quiet()  # again, after absl has set its verbosity
+        quiet()  # again: absl has set its verbosity meanwhile
         with_message(lambda: _check_arguments(argv[1:], arguments))
         enable_compilation_cache()
         with_message(lambda: main(options, *argv[1:]))
@@ -60,7 +60,7 @@ def run(main: Main, define_flags: DefineFlags, arguments: Sequence[str] = ()) ->
 
 
 def with_message(function: Callable[[], Result]) -> Result:
-    """`function()`, whose user errors end the process with one paragraph."""
+    """Returns `function()`; a user error in it ends the process with one paragraph."""
     try:
         return function()
     except (*USER_ERRORS, flags.Error, jax.errors.JaxRuntimeError) as error:
@@ -71,9 +71,9 @@ def with_message(function: Callable[[], Result]) -> Result:
         if distributed.is_loss(error):
             code = distributed.AGAIN
             message = (
-                "a computation of all processes together failed, because another one is gone: "
-                f"{str(error).splitlines()[0][:200]}. See its output; the same command goes on "
-                "from the last checkpoint."
+                "a computation across all processes failed because another process is gone: "
+                f"{str(error).splitlines()[0][:200]}. See its output. Run the same command to "
+                "resume from the last checkpoint."
             )
         if _debug() or not message:
             traceback.print_exc()
@@ -87,7 +87,7 @@ def with_message(function: Callable[[], Result]) -> Result:
         distributed.leave(130, "interrupted")
         sys.exit(130)
     except SystemExit as end:
-        if end.code == distributed.AGAIN:  # decided by all of them, at the same step
+        if end.code == distributed.AGAIN:  # all processes exit at the same step
             distributed.finish()
         raise
     except Exception as error:
@@ -104,12 +104,12 @@ def _debug() -> bool:
 
 
 def _paragraph(error: BaseException) -> str:
-    """The message of an error; empty if it is none that a user can do something about."""
+    """The message of a user error as one line; empty for an internal error."""
     if isinstance(error, jax.errors.JaxRuntimeError):
         if "RESOURCE_EXHAUSTED" not in str(error):
             return ""
         return (
-            "The device has too little memory: choose a smaller --config.train.batch_size or "
+            "The device is out of memory: choose a smaller --config.train.batch_size or "
             "--config.evaluation.batch_size, compute in bfloat16 (--config.compute_dtype=bfloat16) "
             f"or split the parameters (--config.mesh.fsdp). {str(error).splitlines()[0][:200]}"
         )
@@ -120,10 +120,10 @@ def _paragraph(error: BaseException) -> str:
 
 
 def parse(options: flags.FlagValues, argv: Sequence[str]) -> list[str]:
-    """Parses the command line, `--config` and its overrides; returns what is no flag.
+    """Parses the command line, `--config` and its overrides; returns the positional arguments.
 
     Raises:
-      ValueError, OSError, flags.Error: saying which argument is wrong, and what would be right.
+      ValueError, OSError, flags.Error: an argument is wrong; suggests the nearest right one.
     """
     path, overrides = config_arguments(argv)
     if path is not None:
@@ -136,7 +136,7 @@ def parse(options: flags.FlagValues, argv: Sequence[str]) -> list[str]:
 
 
 def config_arguments(argv: Sequence[str]) -> tuple[str | None, list[str]]:
-    """The value of --config, and the keys of all --config.KEY."""
+    """The value of --config, and the keys of all --config.KEY overrides."""
     path, overrides = None, []
     for i, argument in enumerate(argv):
         if match := re.fullmatch(r"--?config(?:=(.*))?", argument):
@@ -147,7 +147,7 @@ def config_arguments(argv: Sequence[str]) -> tuple[str | None, list[str]]:
 
 
 def check_config_file(path: str) -> None:
-    """Raises FileNotFoundError, naming the files there are, unless the config file exists."""
+    """Raises FileNotFoundError with the nearest existing file unless the config file exists."""
     file = Path(path.partition(":")[0])
     if file.is_file():
         return
@@ -159,20 +159,15 @@ def check_config_file(path: str) -> None:
 
 def _check_arguments(given: Sequence[str], wanted: Sequence[str]) -> None:
     if len(given) > len(wanted):
-        raise ValueError(f"{given[len(wanted)]!r} is no flag: write --name=value. See --help.")
+        raise ValueError(f"{given[len(wanted)]!r} is not a flag: write --name=value. See --help.")
     if len(given) < len(wanted):
         raise ValueError(f"{wanted[len(given)]} is missing. See --help.")
 
 
 def quiet() -> None:
-    """Keeps the libraries' own logs off the console.
-
-    What goes wrong in them reaches us as an exception; their logs of it are tracebacks of threads.
-    """
+    """Silences the logs of libraries: their errors also reach us as exceptions."""
     os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "3")
-    os.environ.setdefault(
-        "TF_ENABLE_ONEDNN_OPTS", "0"
-    )  # says so on every start; TF computes nothing
+    os.environ.setdefault("TF_ENABLE_ONEDNN_OPTS", "0")  # else a notice at every start
     if not _debug():
         logging.set_verbosity(logging.FATAL)
         getLogger("asyncio").setLevel(CRITICAL)
@@ -180,9 +175,9 @@ def quiet() -> None:
 
 
 def enable_compilation_cache() -> None:
-    """Compiled programs are kept on disk, so that the next run of the same config starts at once.
+    """Keeps compiled programs on disk, so that the next run of the same config starts faster.
 
-    In JAX_COMPILATION_CACHE_DIR if that is set, else in the user's cache folder.
+    In JAX_COMPILATION_CACHE_DIR if it is set, else in the user's cache folder.
     """
     if not os.environ.get("JAX_COMPILATION_CACHE_DIR"):
         cache = Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache")

@@ -1,7 +1,7 @@
-"""Configs as plain data: flat keys, JSON, differences, and command lines that override them.
+"""Configs as plain data: flat keys, JSON, differences, and checks of command-line overrides.
 
-A config is an `ml_collections.ConfigDict` of plain values made by a file in `configs/`. It stops
-at the programs; modules take typed arguments.
+A config is an `ml_collections.ConfigDict` of plain values made by a file in `configs/`. Only the
+programs and `training/` use it; modules take typed arguments.
 """
 
 import difflib
@@ -28,8 +28,12 @@ MAY_CHANGE = (
     "data.data_dir",
     "data.workers",
 )
-"""What may differ when a run is resumed: how long, how it is watched, on which machine. The rest
-decides which numbers come out."""
+"""Keys that may change when a run is resumed: its length, monitoring and machine. All other keys
+influence the results."""
+
+RENAMED = {"train.vary": "train.augment"}
+"""Keys of earlier versions and their present names, in the same group. `from_plain` accepts the old
+names; in a command line or a config file they are errors."""
 
 
 def flat(config: ConfigDict | Mapping[str, Any], prefix: str = "") -> dict[str, Any]:
@@ -49,19 +53,21 @@ def to_plain(config: ConfigDict) -> dict[str, Any]:
 
 
 def from_plain(plain: Mapping[str, Any]) -> ConfigDict:
-    """The config that `to_plain` turned into `plain`; None stays open for any type.
+    """The config that `to_plain` turned into `plain`; accepts keys of earlier versions.
 
-    Lists become tuples, which is what they were: a flag can override a tuple, and no list.
+    None becomes a placeholder for a value of any type. Lists become tuples, because a flag can
+    override a tuple but not a list.
     """
 
-    def opened(value: Any) -> Any:
+    def restored(value: Any, prefix: str = "") -> Any:
         if isinstance(value, Mapping):
-            return {key: opened(inner) for key, inner in value.items()}
+            names = {key: RENAMED.get(prefix + key, key).rpartition(".")[2] for key in value}
+            return {names[key]: restored(value[key], f"{prefix}{key}.") for key in value}
         if isinstance(value, list):
             return tuple(value)
         return placeholder(object) if value is None else value
 
-    return ConfigDict(opened(plain)).lock()
+    return ConfigDict(restored(plain)).lock()
 
 
 def differences(old: ConfigDict, new: ConfigDict) -> dict[str, tuple[Any, Any]]:
@@ -70,20 +76,20 @@ def differences(old: ConfigDict, new: ConfigDict) -> dict[str, tuple[Any, Any]]:
     return {
         key: (before.get(key, "-"), after.get(key, "-"))
         for key in sorted(before.keys() | after.keys())
-        if before.get(key) != after.get(key)  # a key that an earlier version did not have: None
+        if before.get(key) != after.get(key)  # a key that an earlier version lacked counts as None
     }
 
 
 def check_resumable(old: ConfigDict, new: ConfigDict, workdir: str) -> dict[str, tuple[Any, Any]]:
-    """The harmless differences between the config of a run and the one it is resumed with.
+    """The allowed differences between the config of a run and the one it is resumed with.
 
     Raises:
-      ValueError: keys differ that decide the numbers; lists them.
+      ValueError: keys differ that influence the results; lists them.
     """
     changed = differences(old, new)
     allowed = set(MAY_CHANGE)
     if new.optimizer.schedule != "constant":
-        allowed.discard("train.steps")  # the learning rate at every step hangs on it
+        allowed.discard("train.steps")  # the learning rate at every step depends on it
     fixed = {
         key: values
         for key, values in changed.items()
@@ -91,9 +97,9 @@ def check_resumable(old: ConfigDict, new: ConfigDict, workdir: str) -> dict[str,
     }
     if fixed:
         raise ValueError(
-            f"{workdir} holds a run with another config; differing: {describe(fixed)}. Give these "
-            "the values of the run to continue it, or another --workdir to start a new one. "
-            f"(May change when resuming: {', '.join(sorted(allowed))}.)"
+            f"{workdir} contains a run with another config; differing: {describe(fixed)}. To "
+            "resume the run, give these keys its values; to start a new one, give another "
+            f"--workdir. (May change when resuming: {', '.join(sorted(allowed))}.)"
         )
     return changed
 
@@ -104,9 +110,15 @@ def describe(changed: Mapping[str, tuple[Any, Any]]) -> str:
 
 
 def check_keys(config: ConfigDict, keys: list[str]) -> None:
-    """Raises ValueError for the first of `keys` that is no leaf of `config`, naming the nearest."""
+    """Checks that `config` has these leaf `keys`, and that none of its keys was renamed.
+
+    Raises:
+      ValueError: for the first that is wrong; names the right or the nearest key.
+    """
     known = flat(config)
-    for key in keys:
+    for key in [*known, *keys]:
+        if key in RENAMED:
+            raise ValueError(f"config.{key} was renamed: write config.{RENAMED[key]}.")
         if key in known:
             continue
         inside = [name for name in known if name.startswith(key + ".")]
@@ -116,18 +128,15 @@ def check_keys(config: ConfigDict, keys: list[str]) -> None:
                 f"{', '.join('--config.' + name for name in inside)}."
             )
         raise ValueError(
-            f"--config.{key}: there is no such key. Did you mean --config.{nearest(key, known)}?"
+            f"--config.{key} does not exist. Did you mean --config.{nearest(key, known)}?"
         )
 
 
 def nearest(name: str, known: Any) -> str:
-    """The member of `known` most like `name`; of dotted keys, the last part counts most."""
+    """The most similar name in `known`; the last part of dotted keys counts twice."""
 
-    def likeness(candidate: str) -> float:
-        ratio = difflib.SequenceMatcher(None, name, candidate).ratio()
-        last = difflib.SequenceMatcher(
-            None, name.rpartition(".")[2], candidate.rpartition(".")[2]
-        ).ratio()
-        return ratio + last
+    def similarity(candidate: str) -> float:
+        pairs = (name, candidate), (name.rpartition(".")[2], candidate.rpartition(".")[2])
+        return sum(difflib.SequenceMatcher(None, *pair).ratio() for pair in pairs)
 
-    return max(known, key=likeness)
+    return max(known, key=similarity)

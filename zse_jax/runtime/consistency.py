@@ -1,6 +1,6 @@
-"""What processes that train together must have in common: config, code, data, folder, clock.
+"""Checks that all processes of a run have the same config, code, data, workdir and clock.
 
-Each check is made by all of them, and all of them say which process differs, and in what.
+Every process runs every check, and every process reports which one differs, and in what.
 """
 
 import collections
@@ -17,18 +17,19 @@ from typing import Any
 import jax
 
 from zse_jax.runtime import distributed
+from zse_jax.version import __version__
 
 logger = logging.getLogger(__name__)
 
 SKEW_SECONDS = 5.0
-"""Clocks that differ by more are told: times in logs and ages of files mislead."""
+"""The clock difference above which a warning is logged."""
 
 
 def agree(facts: Mapping[str, Any]) -> None:
-    """Checks that all processes have the same `facts`, and tells of clocks that differ.
+    """Checks that all processes have the same `facts`; warns of clocks that differ.
 
     Raises:
-      ValueError: in every process, naming the processes that differ from most, and in what.
+      ValueError: in every process; lists the processes that differ from the majority, and how.
     """
     if not distributed.together():
         return
@@ -39,8 +40,8 @@ def agree(facts: Mapping[str, Any]) -> None:
     if max(times) - min(times) > SKEW_SECONDS:
         late = times.index(min(times))
         logger.warning(
-            "The clocks of the machines differ by %.0f s (that of process %d on %s is the last): "
-            "times in logs and of files mislead; let NTP set them.",
+            "The clocks of the machines differ by %.0f s (process %d on %s is last): log and file "
+            "times are not comparable. Synchronise the clocks with NTP.",
             max(times) - min(times),
             late,
             everybody[late]["host"],
@@ -53,14 +54,14 @@ def agree(facts: Mapping[str, Any]) -> None:
             if value != usual:
                 differ[process].append(f"{key} is {value} there and {usual} elsewhere")
     if differ:
-        told = "; ".join(
+        report = "; ".join(
             f"process {process} on {everybody[process]['host']}: {', '.join(texts[:8])}"
             + (f" and {len(texts) - 8} more" if len(texts) > 8 else "")
             for process, texts in differ.items()
         )
         raise ValueError(
-            f"The {len(everybody)} processes do not run the same thing. {told}. Start all of them "
-            "with the same command, from the same version of the code, on the same data."
+            f"The {len(everybody)} processes do not run the same thing. {report}. Start all of "
+            "them with the same command, the same version of the code, and the same data."
         )
 
 
@@ -69,9 +70,7 @@ def _plain(facts: Mapping[str, Any]) -> dict[str, str]:
 
 
 def code_version() -> dict[str, str]:
-    """What decides the numbers beside config and data: our files, and jax."""
-    from zse_jax.version import __version__
-
+    """The versions that results depend on: a digest of this project's files, and jax."""
     digest, root = hashlib.sha256(), Path(__file__).parents[2]
     for package in ("configs", "data_pipelines", "zse_jax"):
         for file in sorted((root / package).rglob("*.py")):
@@ -81,7 +80,7 @@ def code_version() -> dict[str, str]:
 
 
 def digest(names: Iterable[str]) -> str:
-    """A short fingerprint of names in their order."""
+    """A short digest of names in their order."""
     found = hashlib.sha256()
     for name in names:
         found.update(name.encode() + b"\0")
@@ -89,10 +88,10 @@ def digest(names: Iterable[str]) -> str:
 
 
 def check_shared(folder: str | os.PathLike[str]) -> None:
-    """Checks that every process sees the same `folder`, which process 0 can write.
+    """Checks that every process sees in `folder` what process 0 writes there.
 
     Raises:
-      OSError: in every process, naming those that do not see what process 0 writes.
+      OSError: in every process; lists the processes that do not.
     """
     if not distributed.together() or "://" in os.fspath(folder):
         return
@@ -103,12 +102,12 @@ def check_shared(folder: str | os.PathLike[str]) -> None:
     until = time.monotonic() + 15  # network file systems keep folders in a cache for seconds
     while not (seen := mark.exists()) and time.monotonic() < until:
         time.sleep(0.5)
-        list(Path(folder).iterdir())
+        list(Path(folder).iterdir())  # refreshes the cache
     everybody = distributed.exchange("" if seen else socket.gethostname())
     mark.unlink(missing_ok=True)
     if blind := [f"{p} on {host}" for p, host in enumerate(everybody) if host]:
         raise OSError(
             f"--workdir={folder} is not the same folder for all processes: what process 0 writes "
-            f"there is not seen by process {', '.join(blind)}. Checkpoints are written by all of "
-            "them: choose a folder on a shared disk, or a bucket (gs://...)."
+            f"there is not seen by process {', '.join(blind)}. All processes write checkpoints: "
+            "choose a folder on a shared disk, or a bucket (gs://...)."
         )

@@ -1,12 +1,12 @@
 """Several processes, on one machine or many, that run one program together.
 
-`jax.distributed` is the engine; here is when it starts, how processes tell each other things, and
-how each of them learns that another one is gone. With one process nothing here does anything. What
-they must have in common is checked in `zse_jax.runtime.consistency`.
+Based on `jax.distributed`. This module starts it, exchanges short messages between processes, and
+detects processes that are gone. With a single process, all functions here do nothing.
+`zse_jax.runtime.consistency` checks that the processes run the same thing.
 
-Exit codes, for launchers: 0 finished; 1 an error that a user has to mend, told by every process;
-`AGAIN` (75, sysexits' EX_TEMPFAIL) the same command goes on from the last checkpoint: after a
-preemption notice, or when another process was lost or hung.
+Exit codes, for launchers: 0, finished; 1, an error that the user must fix, printed by every
+process; `AGAIN` (75, EX_TEMPFAIL of sysexits), run the same command to resume from the last
+checkpoint: after a preemption notice, or when another process was lost or hung.
 """
 
 import contextlib
@@ -22,37 +22,37 @@ from typing import Any
 
 import jax
 from absl import flags
-from jax._src import clusters, distributed  # detection alone, and the store of keys: not public
+from jax._src import clusters, distributed  # cluster detection and key-value store: not public
 
 AGAIN = 75
-"""Exit code: start the same command again."""
+"""Exit code: run the same command again."""
 
 START_SECONDS = int(os.environ.get("ZSE_START_SECONDS", "50"))
 """How long to wait for the coordinator and for the other processes at the start."""
 
 LOST_SECONDS = int(os.environ.get("ZSE_LOST_SECONDS", "40"))
-"""A process that gives no sign of life for so long is lost. jax's own limit is a little longer."""
+"""A process without a heartbeat for this long is lost. jax's own limit is a little longer."""
 
 _PREFIX = "zse_jax"
-_numbers = itertools.count()  # of exchanges: every process does the same ones in the same order
+_numbers = itertools.count()  # numbers the exchanges, which are the same in every process
 
 
 def define_flags(options: flags.FlagValues) -> None:
-    """The flags that say which process of how many this is, where no environment does."""
+    """Defines the flags that identify this process, for clusters that jax does not detect."""
     where: Any = {"flag_values": options}
     flags.DEFINE_string("coordinator_address", None, "HOST:PORT of process 0.", **where)
-    flags.DEFINE_integer("process_id", None, "Which process this is, from 0 on.", **where)
-    flags.DEFINE_integer("num_processes", None, "How many processes run together.", **where)
+    flags.DEFINE_integer("process_id", None, "Index of this process, from 0.", **where)
+    flags.DEFINE_integer("num_processes", None, "Number of processes of this run.", **where)
 
 
 def from_arguments(argv: Sequence[str]) -> dict[str, Any]:
-    """What a command line, or else JAX_COORDINATOR_ADDRESS, JAX_NUM_PROCESSES, JAX_PROCESS_ID say.
+    """Reads the flags, or else JAX_COORDINATOR_ADDRESS, JAX_NUM_PROCESSES and JAX_PROCESS_ID.
 
     Returns:
-      The arguments of `initialize`; without any, the environment of a cluster decides.
+      The arguments of `initialize`; empty if neither is set (jax then detects the cluster).
 
     Raises:
-      ValueError: some are given and others are not, or they do not fit each other.
+      ValueError: some are missing, or they contradict each other.
     """
     given = flags.FlagValues()
     define_flags(given)
@@ -66,19 +66,19 @@ def from_arguments(argv: Sequence[str]) -> dict[str, Any]:
         return found
     if missing := [f"--{name}" for name in _ARGUMENTS if name not in found]:
         raise ValueError(
-            f"--{next(iter(found))} needs {' and '.join(missing)} as well: every process is told "
-            "where process 0 is, which one it is, and how many there are. On Cloud TPU, SLURM and "
-            "Open MPI none of them is needed."
+            f"--{next(iter(found))} needs {' and '.join(missing)} as well: every process must know "
+            "the address of process 0, its own index, and the number of processes. On Cloud TPU, "
+            "SLURM and Open MPI none of these flags is needed."
         )
     if not 0 <= found["process_id"] < found["num_processes"]:
         raise ValueError(
             f"--process_id={found['process_id']} does not fit --num_processes="
-            f"{found['num_processes']}: it counts from 0 to {found['num_processes'] - 1}."
+            f"{found['num_processes']}: choose 0 to {found['num_processes'] - 1}."
         )
     if not found["coordinator_address"].rpartition(":")[2].isdigit():
         raise ValueError(
-            f"--coordinator_address={found['coordinator_address']} lacks a port: HOST:PORT, such "
-            "as node0:8476."
+            f"--coordinator_address={found['coordinator_address']} lacks a port: write HOST:PORT, "
+            "such as node0:8476."
         )
     return found
 
@@ -92,12 +92,14 @@ _ARGUMENTS = {
 
 def _whole(name: str, text: str) -> int:
     if not text.isdigit():
-        raise ValueError(f"{name}={text} in the environment is no whole number: unset or mend it.")
+        raise ValueError(
+            f"{name}={text} in the environment is not a whole number: correct or unset it."
+        )
     return int(text)
 
 
 def _cluster() -> Any:
-    """What jax knows of the cluster this process runs in, if it runs more than one process."""
+    """The cluster that jax detects; None for a single process."""
     for kind in clusters.ClusterEnv._cluster_types:
         if not kind.opt_in_only_method and kind.is_env_present():
             return kind if kind.get_process_count() > 1 else None
@@ -109,15 +111,15 @@ def initialize(
     process_id: int | None = None,
     num_processes: int | None = None,
 ) -> None:
-    """Joins the other processes, if there are any: before anything touches a device.
+    """Joins the other processes, if any. Call it before anything uses a device.
+
+    Processes other than 0 print only errors after this call. If the coordinator or another process
+    does not respond within `START_SECONDS`, this process ends with `AGAIN` and an error message.
 
     Args:
       coordinator_address: HOST:PORT of process 0; None: as jax detects it (Cloud TPU, SLURM, Open
-        MPI), or alone where it detects nothing.
+        MPI), or a single process if it detects no cluster.
       process_id, num_processes: likewise.
-
-    Processes other than 0 print nothing from here on but errors. Where the coordinator or another
-    process does not come within `START_SECONDS`, this process ends with `AGAIN` and says so.
     """
     if num_processes == 1 or jax.distributed.is_initialized():
         return
@@ -126,7 +128,7 @@ def initialize(
     which = f"process {process_id} of {num_processes}" if num_processes else "this process"
     arrived = threading.Event()
 
-    def wait() -> None:  # jax itself would abort with a stack trace of C++
+    def wait() -> None:  # jax would abort with a C++ stack trace
         if not arrived.wait(START_SECONDS):
             _end(AGAIN, _nobody(which, coordinator_address, process_id))
 
@@ -145,7 +147,7 @@ def initialize(
         raise OSError(
             f"{which} cannot join the others at {coordinator_address or 'the cluster'}: "
             f"{str(error).splitlines()[0]}. Check --coordinator_address, --process_id and "
-            "--num_processes, or the cluster's environment; give each run a port of its own."
+            "--num_processes, or the cluster's environment. Each run needs its own port."
         ) from error
     arrived.set()
     if distributed.global_state.process_id:
@@ -155,19 +157,19 @@ def initialize(
 
 
 def _nobody(which: str, address: str | None, process_id: int | None) -> str:
-    """Why a start has failed, as far as one process can tell."""
+    """The error message of a failed start, as far as one process can determine the cause."""
     host, _, port = (address or "").rpartition(":")
-    cause = "the others, and its coordinator answers: not all of them were started, or one failed"
+    cause = "the others; the coordinator responds: not all were started, or one of them failed"
     if process_id != 0 and port:
         try:
             socket.create_connection((host.strip("[]"), int(port)), timeout=3).close()
         except OSError as error:
             reason = error.strerror or error
-            cause = f"the coordinator (process 0) at {address}: nobody answers there ({reason})"
+            cause = f"the coordinator (process 0) at {address}, which does not respond ({reason})"
     return (
-        f"{which} on {socket.gethostname()} waited {START_SECONDS} s for {cause}. See the "
-        "output of the other processes; check the address, the firewall between the machines, and "
-        "that --num_processes are started together."
+        f"{which} on {socket.gethostname()} waited {START_SECONDS} s for {cause}. See the output "
+        "of the other processes; check the address, the firewall between the machines, and that "
+        "all --num_processes processes are started at the same time."
     )
 
 
@@ -177,20 +179,20 @@ def together() -> bool:
 
 
 def this_process() -> int:
-    """Which process this is; 0 when alone. Unlike jax.process_index(), it touches no device."""
+    """Index of this process. Unlike jax.process_index(), it does not initialise a device."""
     return distributed.global_state.process_id if together() else 0
 
 
 def _client() -> Any:
-    """Whom to ask for the store of keys that process 0 keeps."""
+    """The client of the key-value store in process 0."""
     return distributed.global_state.client
 
 
 def exchange(value: str, seconds: float = START_SECONDS) -> list[str]:
-    """What every process gave, by process; all must ask, in the same order.
+    """The `value` of every process, by index. All processes must call it, in the same order.
 
     Raises:
-      TimeoutError: some process did not come within `seconds`; names it.
+      TimeoutError: a process did not call it within `seconds`; names the process.
     """
     if not together():
         return [value]
@@ -204,17 +206,16 @@ def exchange(value: str, seconds: float = START_SECONDS) -> list[str]:
             found.append(client.blocking_key_value_get(f"{key}/{process}", left))
         except jax.errors.JaxRuntimeError as error:
             raise TimeoutError(
-                f"Process {process} did not come within {seconds:.0f} s to where the others wait; "
-                "see its output."
+                f"Process {process} did not reach the point where the others wait within "
+                f"{seconds:.0f} s; see its output."
             ) from error
     return found
 
 
 class _Monitor(threading.Thread):
-    """Watches the other processes, and tells them when this one ends with an error.
+    """Watches the other processes through the key-value store of process 0.
 
-    Each process counts up a sign of life in the store of keys that process 0 keeps, beside the
-    step it is at.
+    Each process writes a heartbeat counter and its current step there, and its error if it ends.
     """
 
     def __init__(self) -> None:
@@ -245,7 +246,7 @@ class _Monitor(threading.Thread):
         for key, text in ended:
             if (process := key.rpartition("/")[2]) != me:
                 code, _, message = text.partition(" ")
-                _end(int(code), f"process {me} stops because process {process} has: {message}")
+                _end(int(code), f"process {me} stops because process {process} stopped: {message}")
         now = time.monotonic()
         for key, text in alive:
             process = key.rpartition("/")[2]
@@ -256,9 +257,9 @@ class _Monitor(threading.Thread):
             elif process != me and now - self.seen[process][1] > LOST_SECONDS and not self.leaving:
                 _end(
                     AGAIN,
-                    f"process {me} stops: process {process} on {host} gave no sign of life for "
-                    f"{LOST_SECONDS} s (killed, its machine lost, or cut off). The same command "
-                    "goes on from the last checkpoint.",
+                    f"process {me} stops: process {process} on {host} sent no heartbeat for "
+                    f"{LOST_SECONDS} s (it was killed, its machine was lost, or the network "
+                    "failed). Run the same command to resume from the last checkpoint.",
                 )
 
 
@@ -266,30 +267,30 @@ _monitor = _Monitor()
 
 
 def progress(step: int | None) -> None:
-    """Tells the others at which step this process is; None: at something else."""
+    """Publishes the current step of this process to the others; None: not in a step."""
     _monitor.step = step
 
 
 def steps_of_all() -> str:
-    """At which step each process last said to be: "process 0 on a: 41, process 1 on b: 42"."""
+    """The last published step of each process: "process 0 on a: 41, process 1 on b: 42"."""
     return ", ".join(f"{name}: {step}" for name, step in sorted(_monitor.steps.items()))
 
 
 def is_loss(error: BaseException) -> bool:
-    """Whether a computation failed because another process, or the way to it, is gone."""
+    """Whether a computation failed because another process, or the network, is gone."""
     words = ("gloo", "nccl", "UNAVAILABLE", "DEADLINE_EXCEEDED", "onnection", "peer", "heartbeat")
     return together() and any(word in str(error) for word in words)
 
 
 def stop_watching() -> None:
-    """From here on what happens to the other processes is no news: this one ends."""
+    """Ignores the other processes from now on, because this one is about to end."""
     _monitor.leaving = True
 
 
 def leave(code: int, message: str) -> None:
-    """Ends this process at once after an error, if it is one of several; the others are told.
+    """Ends this process immediately after an error, if it is one of several; informs the others.
 
-    Waiting for them, as jax does at the end of a process, would take until a timeout.
+    jax would wait for the other processes at exit until a timeout.
     """
     if not together():
         return
@@ -298,13 +299,13 @@ def leave(code: int, message: str) -> None:
         key = f"{_PREFIX}/ended/{this_process()}"
         _client().key_value_set(key, f"{code} {message}")
     if this_process() == 0:
-        time.sleep(6)  # its store of keys ends with it: the others look there every 2 s
+        time.sleep(6)  # the key-value store ends with this process; the others poll it every 2 s
     sys.stderr.flush()
     os._exit(code)
 
 
 def finish() -> None:
-    """Ends the work of all processes together, however much longer one of them took."""
+    """Waits until all processes are done, then shuts jax.distributed down."""
     if not together():
         return
     exchange("", seconds=3600)
@@ -313,6 +314,6 @@ def finish() -> None:
 
 
 def _end(code: int, message: str) -> None:
-    """Ends this process from a thread, whatever its main thread waits for."""
+    """Ends this process from a thread, even if its main thread is blocked."""
     print(f"error: {' '.join(message.split())}", file=sys.stderr, flush=True)
     os._exit(code)

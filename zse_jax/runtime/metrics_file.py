@@ -1,16 +1,18 @@
-"""The metrics of a run, one JSON object a line: WORKDIR/metrics.jsonl."""
+"""The metrics files in a workdir: metrics.jsonl (one JSON object per line) and metrics.json."""
 
 import json
 import os
+from collections.abc import Mapping
 from typing import Any
 
+import jax
 from etils import epath
 
 METRICS_FILE = "metrics.jsonl"
 
 
 def read_metrics(path: str | os.PathLike) -> list[dict[str, Any]]:
-    """The lines of a `metrics.jsonl`; a last line cut off by a kill is left out."""
+    """The lines of a `metrics.jsonl`; skips a last line that a kill left incomplete."""
     lines = epath.Path(path).read_text().splitlines()
     found = []
     for number, line in enumerate(lines):
@@ -19,7 +21,7 @@ def read_metrics(path: str | os.PathLike) -> list[dict[str, Any]]:
         except json.JSONDecodeError:
             if number != len(lines) - 1:
                 raise ValueError(
-                    f"{path}: line {number + 1} is no JSON ({line[:60]!r}): repair or delete it."
+                    f"{path}: line {number + 1} is not JSON ({line[:60]!r}): repair or delete it."
                 ) from None
     return found
 
@@ -27,10 +29,22 @@ def read_metrics(path: str | os.PathLike) -> list[dict[str, Any]]:
 def keep_until(path: str | os.PathLike, step: int) -> None:
     """Removes the lines of a `metrics.jsonl` that are later than `step`."""
     path = epath.Path(path)
-    if not path.exists():
-        return
-    kept = [line for line in read_metrics(path) if line["step"] <= step]
-    text = "".join(json.dumps(line) + "\n" for line in kept)
-    partial = path.with_name(path.name + ".tmp")  # a kill in between leaves the old file whole
-    partial.write_text(text)
+    if path.exists():
+        kept = [line for line in read_metrics(path) if line["step"] <= step]
+        replace_file(path, "".join(json.dumps(line) + "\n" for line in kept).encode())
+
+
+def write_json(path: str | os.PathLike, content: Mapping[str, Any]) -> None:
+    """Writes `content` to the file `path` and creates its folder. Only process 0 writes."""
+    if jax.process_index() == 0:
+        replace_file(path, (json.dumps(content, indent=2) + "\n").encode())
+        print(f"wrote {path}")
+
+
+def replace_file(path: str | os.PathLike, content: bytes) -> None:
+    """Writes a small file atomically: a kill leaves the old file, or the new one."""
+    path = epath.Path(path)
+    path.parent.mkdir(parents=True, exist_ok=True)
+    partial = path.with_name(path.name + ".tmp")
+    partial.write_bytes(content)
     partial.replace(path)

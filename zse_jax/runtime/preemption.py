@@ -1,9 +1,9 @@
-"""How a run survives its machine: notices of preemption, full disks, hung peers, wild losses.
+"""Handles notices of preemption: save, then exit with a code that asks for a restart.
 
 A notice is SIGTERM (Kubernetes, Cloud TPU, spot machines, `scancel`), SIGUSR1 (SLURM's
-`--signal=USR1@120`), or Google's announcement of maintenance. The run goes on to the next step,
-with several processes to one that all of them reach, saves, and leaves with the exit code
-`distributed.AGAIN`: the same command goes on from there.
+`--signal=USR1@120`), or a maintenance event announced by Google Cloud. The run finishes its step
+(with several processes: all reach the same step), saves, and exits with `distributed.AGAIN`. The
+same command then resumes it.
 """
 
 import contextlib
@@ -20,14 +20,14 @@ from jax.experimental import multihost_utils
 from zse_jax.runtime import distributed
 
 METADATA = "http://{host}/computeMetadata/v1/instance/maintenance-event"
-"""Where a Google Cloud machine reads its own maintenance events; "NONE" while there is none."""
+"""Where a Google Cloud machine reads its own maintenance events; "NONE" if there are none."""
 
 
 class Preempted(SystemExit):
-    """The run was told to leave, and has saved; a SystemExit with the code `distributed.AGAIN`."""
+    """The run was preempted and has saved; a SystemExit with the code `distributed.AGAIN`."""
 
     def __init__(self, text: str):
-        """`text`: for people."""
+        """`text`: the message for the user."""
         super().__init__(distributed.AGAIN)
         self.text = text
 
@@ -36,20 +36,20 @@ class Preempted(SystemExit):
 
 
 class Preemption:
-    """Hears notices of preemption while it is entered, as a context manager.
+    """Listens for notices of preemption inside its `with` block.
 
-    Outside of the main thread, where Python hears no signal, it hears none.
+    Python delivers signals to the main thread only. In other threads, this class does nothing.
     """
 
     def __init__(self) -> None:
-        """Deaf until it is entered."""
+        """Installs no handler yet: `with` does."""
         self._noticed = False
         self._at_once = False
         self._before: dict[int, Any] = {}
 
     def __enter__(self) -> "Preemption":
         numbers = [signal.SIGUSR1] if hasattr(signal, "SIGUSR1") else []
-        if not distributed.together():  # else jax hears SIGTERM itself, and tells all processes
+        if not distributed.together():  # otherwise jax handles SIGTERM and informs all processes
             numbers.append(signal.SIGTERM)
         with contextlib.suppress(ValueError):  # not the main thread
             for number in numbers:
@@ -64,26 +64,26 @@ class Preemption:
 
     def _notice(self, number: int, frame: Any) -> None:
         if self._at_once:
-            raise Preempted("Told to leave after the last step.")
+            raise Preempted("Preempted after the last step.")
         if distributed.together() and number != signal.SIGTERM:
             os.kill(os.getpid(), signal.SIGTERM)
         elif not self._noticed:
             self._noticed = True
-            os.write(2, b"Told to leave: saving after this step.\n")
+            os.write(2, b"Preempted: saving after this step.\n")
 
     def due(self, step: int) -> bool:
-        """Whether to save at `step` and leave: True at the same step in every process.
+        """Whether to save at `step` and exit: True at the same step in every process.
 
-        To be asked at every step.
+        Must be called at every step.
         """
         if distributed.together():
             return multihost_utils.reached_preemption_sync_point(step)
         return self._noticed
 
     def at_once(self) -> None:
-        """From here on, when everything is saved, a notice ends the process where it stands."""
+        """Call when everything is saved: from now on a notice ends the process immediately."""
         if self._noticed:
-            raise Preempted("Told to leave after the last step.")
+            raise Preempted("Preempted after the last step.")
         self._at_once = True
         if self._before and signal.SIGTERM not in self._before:
             self._before[signal.SIGTERM] = signal.signal(signal.SIGTERM, self._notice)
@@ -94,10 +94,10 @@ def _on_google_cloud() -> bool:
 
 
 def watch_maintenance(pause: float = 5.0) -> None:
-    """Turns Google's announcement of maintenance into a SIGTERM of this process; returns then.
+    """Polls Google's metadata server; sends this process SIGTERM before maintenance and returns.
 
     Args:
-      pause: between two questions, in seconds. A machine without such a service is asked no more.
+      pause: seconds between two requests. Ten failed requests in a row end the polling.
     """
     host = os.environ.get("GCE_METADATA_HOST", "metadata.google.internal")
     request = urllib.request.Request(

@@ -1,12 +1,13 @@
-"""Where arrays live: one mesh ("data", "fsdp"), one rule for parameters, one for batches.
+"""Sharding: one mesh ("data", "fsdp"), one rule for parameters, one for batches.
 
-Batches are split over both axes. A parameter (and with it the two moments AdamW keeps of it) is
-split over "fsdp" along its largest dimension that divides, and repeated over "data"; `fsdp=1` is
-plain data parallelism. The compiler adds the collectives (GSPMD), so the same program runs on one
-device and on many. The fully-sharded idea is ZeRO stage 3, Rajbhandari et al., arXiv 1910.02054.
+Batches are split over both axes. A parameter, with its two AdamW moments, is split over "fsdp"
+along its largest divisible dimension and replicated over "data"; `fsdp=1` is plain data
+parallelism. The compiler adds the collectives (GSPMD), so the same program runs on one device or
+many. Fully sharded data parallelism is ZeRO stage 3 (Rajbhandari et al., arXiv 1910.02054).
 
-Of the relation network's A^2 inputs, those of 196 and 144 anchors divide by 8 and more; the 2401 x
-343 kernel of 49 anchors (7^4 x 7^3) does so only by powers of 7, and its 0.8 M values are repeated.
+The relation network has A^2 inputs: for A = 196 and 144 anchors their number is divisible by 8 and
+more; the 2401 x 343 kernel of 49 anchors (7^4 x 7^3) only by powers of 7, so its 0.8 M values are
+replicated.
 """
 
 import math
@@ -21,19 +22,20 @@ from jax.sharding import PartitionSpec as P
 AXES = ("data", "fsdp")
 
 MIN_SIZE = 2**14
-"""Elements below which splitting a parameter costs more in messages than it saves in memory."""
+"""Number of elements below which splitting an array costs more communication than it saves
+memory."""
 
 
 def make_mesh(data: int = -1, fsdp: int = 1, devices: Sequence[jax.Device] | None = None) -> Mesh:
     """The mesh of all devices, `data` by `fsdp`.
 
     Args:
-      data: how many groups see different samples; -1 means all devices that `fsdp` leaves.
-      fsdp: over how many devices each large parameter is split.
-      devices: the devices to use; all of the machine (of all machines) by default.
+      data: number of data-parallel groups; -1: the number of devices divided by `fsdp`.
+      fsdp: number of devices over which each large parameter is split.
+      devices: the devices to use; by default all devices of all processes.
 
     Raises:
-      ValueError: the two do not multiply to the number of devices.
+      ValueError: the product of the two is not the number of devices.
     """
     devices = jax.devices() if devices is None else devices
     count = len(devices)
@@ -47,9 +49,8 @@ def make_mesh(data: int = -1, fsdp: int = 1, devices: Sequence[jax.Device] | Non
         data = count // fsdp
     if data * fsdp != count:
         raise ValueError(
-            f"config.mesh asks for data={data} x fsdp={fsdp} = {data * fsdp} devices, and there "
-            f"are {_devices(devices)}: with fsdp={fsdp}, data must be {count // fsdp} "
-            "(or -1: whatever is left)."
+            f"config.mesh needs data={data} x fsdp={fsdp} = {data * fsdp} devices, but there are "
+            f"{_devices(devices)}: with fsdp={fsdp}, data must be {count // fsdp} (or -1)."
         )
     return jax.make_mesh((data, fsdp), AXES, axis_types=(AxisType.Auto,) * 2, devices=devices)
 
@@ -66,15 +67,15 @@ def replicated(mesh: Mesh) -> NamedSharding:
 
 
 def batch_sharding(mesh: Mesh) -> NamedSharding:
-    """The leading axis (samples, or images) split over all devices."""
+    """Splits the leading axis (samples or images) over all devices."""
     return NamedSharding(mesh, P(AXES))
 
 
 def parameter_spec(shape: Sequence[int], fsdp: int) -> P:
-    """How an array of `shape` is split over `fsdp` devices: the shape rule.
+    """The shape rule: how an array of `shape` is split over `fsdp` devices.
 
-    The largest dimension that `fsdp` divides is split (the last of equals); arrays with fewer than
-    `MIN_SIZE` elements, and those with no such dimension, are repeated.
+    The largest dimension divisible by `fsdp` is split (the last one of equal size). Arrays without
+    such a dimension, or with fewer than `MIN_SIZE` elements, are replicated.
     """
     if fsdp == 1 or math.prod(shape) < MIN_SIZE:
         return P()
@@ -90,11 +91,11 @@ def state_shardings(mesh: Mesh, state: Any) -> Any:
 
 
 def check_fsdp(mesh: Mesh, state: Any) -> None:
-    """Raises ValueError where `fsdp` would save no memory: it divides hardly any large array.
+    """Raises ValueError if `fsdp` splits less than half of the large arrays, so saves no memory.
 
     Args:
       mesh: with the axis "fsdp".
-      state: a train state, or the shapes of one. Arrays below `MIN_SIZE` do not count.
+      state: a train state, or its shapes. Arrays below `MIN_SIZE` are ignored.
     """
 
     def divided(fsdp: int) -> float:
@@ -109,33 +110,33 @@ def check_fsdp(mesh: Mesh, state: Any) -> None:
     fitting = [n for n in divisors if n == 1 or divided(n) >= 0.5]
     raise ValueError(
         f"config.mesh.fsdp={fsdp} divides a dimension of only {share:.0%} of the train state (the "
-        "rest would lie on every device in full, as without fsdp): choose one of "
-        f"{fitting} on {_devices(mesh.devices.flat)}, or sizes in config.model that {fsdp} divides."
+        f"rest would be replicated): choose one of {fitting} on {_devices(mesh.devices.flat)}, or "
+        f"sizes in config.model that are divisible by {fsdp}."
     )
 
 
 def check_batch_size(mesh: Mesh, batch_size: int, key: str, accumulate: int = 1) -> None:
     """Raises ValueError, naming the config `key`, unless a batch divides evenly.
 
-    Over the devices of the mesh and, with `accumulate` above 1, into so many micro-batches.
+    It is divided over the devices of the mesh and into `accumulate` micro-batches.
     """
     if accumulate < 1:
         raise ValueError(
-            f"config.train.accumulate={accumulate} must be at least 1: the number of micro-batches "
-            "into which a batch is cut."
+            f"config.train.accumulate={accumulate} must be at least 1: it is the number of "
+            "micro-batches per batch."
         )
     count = mesh.size * accumulate
     if batch_size < 1 or batch_size % count:
         near = sorted({max(1, batch_size // count) * count, -(-batch_size // count) * count} - {0})
         cut = f" in config.train.accumulate={accumulate} micro-batches" if accumulate > 1 else ""
         raise ValueError(
-            f"{key}={batch_size} does not divide over {describe(mesh)}{cut}; every device needs "
-            f"the same number: choose {' or '.join(map(str, near))}."
+            f"{key}={batch_size} does not divide evenly over {describe(mesh)}{cut}: choose "
+            f"{' or '.join(map(str, near))}."
         )
 
 
 def describe(mesh: Mesh) -> str:
-    """The mesh in words: "8 CPU devices (data=2 x fsdp=4)"."""
+    """A description for the user: "8 CPU devices (data=2 x fsdp=4)"."""
     devices = _devices(mesh.devices.flat)
     return (
         devices
@@ -145,7 +146,7 @@ def describe(mesh: Mesh) -> str:
 
 
 def bytes_per_device(tree: Any) -> int:
-    """Memory the arrays of `tree` take on the first device of each, in bytes."""
+    """Memory of the arrays of `tree` on one device, in bytes."""
     return sum(
         int(np.prod(leaf.sharding.shard_shape(leaf.shape))) * leaf.dtype.itemsize
         for leaf in jax.tree.leaves(tree)

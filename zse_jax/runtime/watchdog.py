@@ -12,15 +12,14 @@ from zse_jax.runtime import distributed
 
 
 class Watchdog:
-    """Ends the process with an error when no step is finished for too long; a context manager.
+    """Ends the process with an error when no step finishes for too long; a context manager.
 
-    A peer that is gone is noticed by `zse_jax.runtime.distributed`; this is for one that still
-    gives signs of life and does not get on (a dead network disk, a deadlock), on which the others
-    would wait.
+    `zse_jax.runtime.distributed` detects a process that is gone. This class detects one that is
+    alive but makes no progress (a dead network disk, a deadlock), for which the others would wait.
     """
 
     def __init__(self, seconds: float):
-        """`seconds`: without a beat that are too long; 0: never."""
+        """`seconds`: the longest time between two steps; 0 disables the watchdog."""
         self._seconds = seconds
         self._step: int | None = None
         self._last = math.inf
@@ -36,13 +35,13 @@ class Watchdog:
         distributed.progress(None)
 
     def beat(self, step: int) -> None:
-        """The run has come to `step`."""
+        """Records that the run has reached `step`."""
         self._step, self._last = step, time.monotonic()
         distributed.progress(step)
 
     @contextlib.contextmanager
     def paused(self) -> Iterator[None]:
-        """Around what may take long: an evaluation, a save, a compilation."""
+        """Suspends the time limit, for an evaluation, a save or a compilation."""
         self._last = math.inf
         yield
         self._last = time.monotonic()
@@ -52,11 +51,11 @@ class Watchdog:
             if time.monotonic() - self._last > self._seconds:
                 others = f" ({distributed.steps_of_all()})" if distributed.together() else ""
                 message = (
-                    f"no step has been finished for {self._seconds:g} s after step {self._step}"
-                    f"{others}: a process, a disk or a device hangs; where processes are at "
-                    "different steps, the one that is behind. The same command goes on from the "
-                    "last checkpoint. A step that takes longer needs another "
-                    "--config.train.stall_seconds (0: wait for ever)."
+                    f"no step finished for {self._seconds:g} s after step {self._step}{others}: a "
+                    "process, a disk or a device hangs; if the processes are at different steps, "
+                    "it is the one with the lowest step. Run the same command to resume from the "
+                    "last checkpoint. If a step takes longer, increase "
+                    "--config.train.stall_seconds (0 waits forever)."
                 )
                 print(f"error: {message}", file=sys.stderr, flush=True)
                 distributed.leave(distributed.AGAIN, message)

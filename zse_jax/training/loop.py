@@ -1,8 +1,8 @@
 """The training loop: evaluate -> save -> next batch -> step.
 
-In this order the position in the data is saved before it moves, and every saved step has been
-evaluated if it was due: a run killed at any moment goes on from its last checkpoint as if nothing
-had happened, to the bit. What a step does is in `zse_jax.training.step`.
+With this order, the position in the data is saved before it advances, and every saved step has been
+evaluated if an evaluation was due. So a run that is killed at any time resumes from its last
+checkpoint with bit-identical results. `zse_jax.training.step` defines a step.
 """
 
 import contextlib
@@ -27,13 +27,13 @@ from data_pipelines import loading
 from zse_jax.checkpoints import workdir as workdir_
 from zse_jax.checkpoints import writing
 from zse_jax.evaluation import data_selection
-from zse_jax.evaluation.evaluator import Evaluator, check_select, comparison, write_json
+from zse_jax.evaluation.evaluator import Evaluator, check_select, comparison
 from zse_jax.retrieval.rerank_report import shortlist_table
 from zse_jax.retrievers.base import Retriever
 from zse_jax.runtime import config_io, consistency, distributed, preemption, sharding
 from zse_jax.runtime import watchdog as watchdog_
 from zse_jax.runtime.console import show
-from zse_jax.runtime.metrics_file import METRICS_FILE, read_metrics
+from zse_jax.runtime.metrics_file import METRICS_FILE, read_metrics, write_json
 from zse_jax.training import divergence, initialization, optimizers, profiling
 from zse_jax.training.metric_logging import Reporter
 from zse_jax.training.step import Batch, Setup, State, complete, merge_model, set_up
@@ -42,7 +42,7 @@ RESULTS_FILE = "metrics.json"
 
 
 def training_batches(config: ConfigDict, model: Retriever, mesh: Mesh) -> Any:
-    """The endless, resumable iterator of training batches, already on the mesh."""
+    """The endless, resumable iterator of training batches on the mesh."""
     dataset = loading.train_batches(
         *data_selection.training_items(config),
         kind=config.train.sampler or model.batch_kind,
@@ -50,7 +50,7 @@ def training_batches(config: ConfigDict, model: Retriever, mesh: Mesh) -> Any:
         batch_size=config.train.batch_size // jax.process_count(),
         seed=config.seed,
         workers=config.data.workers,
-        vary=config.train.vary,
+        augment=config.train.augment,
         shard_index=jax.process_index(),
         shard_count=jax.process_count(),
     )
@@ -58,22 +58,22 @@ def training_batches(config: ConfigDict, model: Retriever, mesh: Mesh) -> Any:
 
 
 def train(config: ConfigDict, workdir: str | os.PathLike) -> dict[str, Any]:
-    """Trains, or goes on training, until `config.train.steps`.
+    """Trains, or resumes training, until `config.train.steps`.
 
     Args:
-      config: made by a file in `configs/`.
+      config: from a file in `configs/`.
       workdir: gets checkpoints, metrics.jsonl, TensorBoard files, and metrics.json at the end.
 
     Returns:
-      What metrics.json holds: the metrics of the best checkpoint.
+      The content of metrics.json: the metrics of the best checkpoint.
 
     Raises:
-      ValueError: values in the config that do not fit each other, the machine, or the run that is
-        already in `workdir`.
-      OSError: `workdir` cannot be written, or its disk is nearly full; the data set is not there;
-        or a save failed.
-      FloatingPointError: the loss is no longer a number, or has left its usual range.
-      SystemExit: with `distributed.AGAIN`, after a notice of preemption; everything is saved.
+      ValueError: values in the config that do not fit each other, the machine, or the run in
+        `workdir`.
+      OSError: `workdir` is not writable or its disk nearly full; the data set is missing; or a
+        save failed.
+      FloatingPointError: the loss is not finite, or far above its median.
+      SystemExit: with `distributed.AGAIN`, after a preemption; everything is saved.
     """
     config = complete(config)
     consistency.agree(facts(config, workdir))
@@ -85,7 +85,7 @@ def train(config: ConfigDict, workdir: str | os.PathLike) -> dict[str, Any]:
     trace = profiling.Trace(config.profile, config.train.steps, workdir)
     setup = set_up(config, mesh)
     check_select(config, setup.model.rankings)
-    workdir_.check_room(workdir, setup.abstract, config.checkpoint.keep_last)
+    workdir_.check_space(workdir, setup.abstract, config.checkpoint.keep_last)
     with writing.Checkpoints(
         workdir, select=config.evaluation.select, keep_last=config.checkpoint.keep_last
     ) as checkpoints:
@@ -94,7 +94,7 @@ def train(config: ConfigDict, workdir: str | os.PathLike) -> dict[str, Any]:
         def check(saved: ConfigDict) -> None:
             changed.update(config_io.check_resumable(saved, config, str(workdir)))
 
-        checkpoints.check_latest(check)  # before the data, which may take long
+        checkpoints.check_latest(check)  # before the data, whose preparation may take long
         evaluation = config.evaluation
         validation = Evaluator(config, mesh, evaluation.sketch_stride, evaluation.photo_stride)
         batches = training_batches(config, setup.model, mesh)
@@ -109,8 +109,7 @@ def train(config: ConfigDict, workdir: str | os.PathLike) -> dict[str, Any]:
         ) as report:
             introduce(report, config, mesh, setup, workdir, start, changed)
             run = Run(config, mesh, setup, workdir, checkpoints, report, validation, trace)
-            # Closing the batches ends the processes that read ahead.
-            closing = contextlib.closing
+            closing = contextlib.closing  # closing the batches ends the worker processes
             with preemption.Preemption() as notice:
                 with closing(batches), closing(trace), run.health:
                     run.loop(state, batches, start, notice)
@@ -129,7 +128,7 @@ def first_state(config: ConfigDict, mesh: Mesh, setup: Setup, workdir: epath.Pat
 
 @dataclasses.dataclass
 class Run:
-    """The phases of the loop, and what they share."""
+    """A training run: the phases of the loop and their shared objects."""
 
     config: ConfigDict
     mesh: Mesh
@@ -141,7 +140,7 @@ class Run:
     trace: profiling.Trace
     health: profiling.Health = dataclasses.field(default_factory=profiling.Health)
     pending: list[tuple[int, dict[str, Array]]] = dataclasses.field(default_factory=list)
-    """Losses still on the device, by step."""
+    """Losses that are still on the device, with their steps."""
     spikes: divergence.SpikeGuard = dataclasses.field(init=False)
 
     def __post_init__(self) -> None:
@@ -149,51 +148,42 @@ class Run:
 
     @property
     def scratch(self) -> epath.Path | None:
-        """Where the last evaluation, which may take hours, keeps what is done; local disks only."""
+        """Keeps partial results of the final evaluation, which may take hours; local disks only."""
         return None if "://" in os.fspath(self.workdir) else self.workdir / "scratch"
 
     def loop(
         self, state: State, batches: Any, start: int | None, notice: preemption.Preemption
     ) -> None:
-        """Steps from `start` (None: from scratch) to the end, the last of which is saved."""
+        """Trains from step `start` (None: from scratch) to the end, and saves the last step."""
+        steps = self.config.train.steps
         with watchdog_.Watchdog(self.config.train.stall_seconds) as watchdog:
             watchdog.beat(start or 0)
-            self._loop(state, batches, start, notice, watchdog)
-
-    def _loop(
-        self,
-        state: State,
-        batches: Any,
-        start: int | None,
-        notice: preemption.Preemption,
-        watchdog: watchdog_.Watchdog,
-    ) -> None:
-        steps = self.config.train.steps
-        for step in range(start or 0, steps + 1):
-            told = notice.due(step)
-            if step != start:  # where it resumes, all that was due has been done
-                with watchdog.paused():
-                    metrics = self.evaluate(step, state)
-                    self.save(step, state, batches, metrics, now=told)
-            if told:
-                self.checkpoints.wait()
-                self.report.say(f"Told to leave: step {step} is saved, and goes on from there.")
-                raise preemption.Preempted(f"Told to leave; step {step} is saved.")
-            if trace := self.trace.at(step, self.pending):
-                self.report.say(f"A profile of steps {self.config.profile} is in {trace}.")
-            if step >= steps:
-                break
-            batch = self.health.fetch(batches)
-            if step == (start or 0):
-                advance = self.compiled(state, batch)
-            with jax.transfer_guard("disallow"):  # a step gets nothing from the host
-                state, losses = advance(state, batch)
-            self.health.started(losses)
-            self.note(step, losses, first=step == (start or 0), batch=batch)
-            watchdog.beat(step + 1)
+            for step in range(start or 0, steps + 1):
+                preempted = notice.due(step)
+                if step != start:  # evaluated and saved before the run resumed
+                    with watchdog.paused():
+                        metrics = self.evaluate(step, state)
+                        self.save(step, state, batches, metrics, now=preempted)
+                if preempted:
+                    self.checkpoints.wait()
+                    message = f"Preempted: saved step {step}. Run the same command to resume."
+                    self.report.say(message)
+                    raise preemption.Preempted(message)
+                if trace := self.trace.at(step, self.pending):
+                    self.report.say(f"Wrote a profile of steps {self.config.profile} to {trace}.")
+                if step >= steps:
+                    break
+                batch = self.health.fetch(batches)
+                if step == (start or 0):
+                    advance = self.compiled(state, batch)
+                with jax.transfer_guard("disallow"):  # a step transfers nothing from the host
+                    state, losses = advance(state, batch)
+                self.health.started(losses)
+                self.note(step, losses, first=step == (start or 0), batch=batch)
+                watchdog.beat(step + 1)
 
     def compiled(self, state: State, batch: Batch) -> profiling.Step:
-        """The step, compiled for these arrays; says what it costs."""
+        """Compiles the step for these arrays, and reports its cost."""
         config, health = self.config, self.health
         step, health.cost = profiling.compile_step(
             self.setup.step, state, batch, self.mesh.size, config.train.accumulate
@@ -224,7 +214,7 @@ class Run:
         metrics: Mapping[str, float] | None,
         now: bool = False,
     ) -> None:
-        """Saves, in the background, if it is due, or the best so far, or the end, or `now`."""
+        """Saves in the background if due, if the best so far, at the last step, or if `now`."""
         self.checkpoints.check()
         if step == 0 < self.config.train.steps:
             return
@@ -240,12 +230,12 @@ class Run:
             self.checkpoints.save(step, state, batches, self.config, metrics)
 
     def note(self, step: int, losses: dict[str, Array], *, first: bool, batch: Batch) -> None:
-        """Remembers the losses of the step after `step`, without waiting for them.
+        """Records the losses of the step after `step` without waiting for them.
 
-        They are reported one step late, when the device has the next one to work on.
+        They are reported one step later, while the device computes the next step.
         """
         self.pending.append((step + 1, losses))
-        if first:  # which includes the compilation
+        if first:  # its time includes the compilation
             jax.block_until_ready(losses)
             self.report.clock.restart(step + 1)
             self.report.images = images_in(batch)
@@ -253,7 +243,7 @@ class Run:
             self.flush(step)
 
     def flush(self, until: int) -> None:
-        """Reports the mean losses of the pending steps up to `until`; raises if one is NaN."""
+        """Reports the mean losses of the pending steps up to `until`; raises if one diverged."""
         due = [(step, losses) for step, losses in self.pending if step <= until]
         if not due:
             return
@@ -271,24 +261,24 @@ class Run:
         self.report.training(until, means | {"learning_rate": float(rate)})
 
     def fail(self, step: int, losses: Mapping[str, Any]) -> None:
-        """Raises FloatingPointError for a loss that is not finite, or far from the usual."""
+        """Raises FloatingPointError for a loss that is not finite or is a spike."""
         self.checkpoints.wait()
         last = self.checkpoints.latest
         terms = ", ".join(f"{name} {float(value):.4g}" for name, value in losses.items())
         raise FloatingPointError(
-            f"The training diverged at step {step}: {terms}. Nothing of it was saved; "
+            f"The training diverged at step {step}: {terms}. This step was not saved; "
             + (
                 f"the last good checkpoint is {self.checkpoints.folder / str(last)}. "
                 if last
                 else "there is no checkpoint yet. "
             )
             + "Start a new run (another --workdir) with a smaller --config.optimizer."
-            "learning_rate, a warm-up (--config.optimizer.warmup_steps) or clipped gradients "
+            "learning_rate, a warm-up (--config.optimizer.warmup_steps) or gradient clipping "
             "(--config.optimizer.clip_norm=1.0)."
         )
 
     def finish(self) -> dict[str, Any]:
-        """Evaluates the best checkpoint on the test set, and tells what the training brought."""
+        """Evaluates the best checkpoint on the test set; prints and writes the results."""
         config, checkpoints = self.config, self.checkpoints
         checkpoints.wait()
         step = checkpoints.best[0] if checkpoints.best else checkpoints.latest
@@ -303,7 +293,7 @@ class Run:
                 places.pop(key, None)
         wanted = {"step": step, "setting": setting}
         if file.exists() and wanted.items() <= (done := json.loads(file.read_text())).items():
-            self.report.say(f"This run is finished; its results are in {file}.")
+            self.report.say(f"This run is already complete; its results are in {file}.")
             show(comparison(done["untrained"], done["validation"], step, self.validation.size))
             return done
         evaluation = config.evaluation
@@ -349,7 +339,7 @@ def introduce(
     start: int | None,
     changed: Mapping[str, tuple[Any, Any]],
 ) -> None:
-    """Says what is about to run, where, and from which step."""
+    """Prints what is about to run, on which devices, and from which step."""
     count = sum(math.prod(leaf.shape) for leaf in jax.tree.leaves(setup.abstract["model"]))
     groups = profiling.parameter_groups(setup.model)
     parts = ", ".join(f"{name} {size / 1e6:.2f} M" for name, size in groups.items())
@@ -363,14 +353,14 @@ def introduce(
         + (
             f"from step 0 to {config.train.steps}"
             if start is None
-            else f"going on from step {start}"
+            else f"resuming from step {start}"
         )
         + (f" (changed: {config_io.describe(changed)})" if changed else "")
     )
 
 
 def facts(config: ConfigDict, workdir: str | os.PathLike) -> dict[str, Any]:
-    """What all processes of a run must have in common before they touch a device."""
+    """Values that must be the same in all processes of a run, without the data."""
     own = ("data.data_dir", "data.manual_dir", "target.manual_dir", "data.workers")
     values = config_io.flat(config_io.to_plain(config))
     shared = {f"config.{key}": value for key, value in values.items() if key not in own}
@@ -378,10 +368,10 @@ def facts(config: ConfigDict, workdir: str | os.PathLike) -> dict[str, Any]:
 
 
 def data_facts(config: ConfigDict, validation: Evaluator) -> dict[str, Any]:
-    """What all processes must find alike in their data: how many images, and which."""
+    """The number and a digest of the images, which must be the same in all processes."""
     if not distributed.together():
         return {}
-    names = ("training sketches", "training photos", "ranked sketches", "ranked photos")
+    names = ("training sketches", "training photos", "evaluated sketches", "evaluated photos")
     items = (*data_selection.training_items(config), validation.sketches, validation.photos)
     return {
         name: f"{len(found)} images, {consistency.digest(found.names)}"
@@ -390,6 +380,6 @@ def data_facts(config: ConfigDict, validation: Evaluator) -> dict[str, Any]:
 
 
 def images_in(batch: Batch) -> int:
-    """How many images a batch holds."""
+    """The number of images in a batch."""
     arrays = [leaf for leaf in jax.tree.leaves(batch) if leaf.ndim >= 4]
     return sum(math.prod(leaf.shape[:-3]) for leaf in arrays)

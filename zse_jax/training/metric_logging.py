@@ -1,9 +1,9 @@
-"""What a training run tells: the console, `metrics.jsonl`, TensorBoard.
+"""Logs the metrics of a run to the console, `metrics.jsonl` and TensorBoard.
 
-Only process 0 speaks. `metrics.jsonl` has one JSON object a line: `step`, and values named
-`train/...` (means over the steps since the line before), `validation/RANKING/CONVENTION/METRIC`
-and `time/...` (the only ones that differ when a run is repeated). On resuming, lines later than the
-resumed step are removed, so that the file reads as if the run had never stopped.
+Only process 0 logs. `metrics.jsonl` has one JSON object per line: `step`, and values named
+`train/...` (means over the steps since the previous line), `validation/RANKING/CONVENTION/METRIC`
+and `time/...` (the only ones that differ when a run is repeated). A resumed run removes the lines
+later than its first step, so that the file is the same as without the interruption.
 """
 
 import contextlib
@@ -25,7 +25,7 @@ class Reporter:
     Attributes:
       clock: measures training time; paused while something else runs.
       images: images per step.
-      health: more values for `time/`, from steps per second and the seconds they were counted in.
+      health: returns more values for `time/`, given steps per second and the seconds measured.
     """
 
     health: Callable[[float, float], Mapping[str, float]] | None = None
@@ -38,10 +38,10 @@ class Reporter:
         tensorboard: bool = True,
         headline: str = "exact/mAP@all",
     ):
-        """Opens the files of a run of `steps` that resumes at step `start`, or starts anew (None).
+        """Opens the files of a run of `steps` that resumes at step `start` (None: a new run).
 
-        Of each validation, the console shows the metric `headline` by every ranking.
-        TensorBoard's files are written by clu, which imports TensorFlow; that takes seconds.
+        The console shows the metric `headline` of every ranking after each validation. TensorBoard
+        files need TensorFlow (through clu), whose import takes seconds.
         """
         self.images = 0
         self.clock = Clock(start or 0)
@@ -82,8 +82,8 @@ class Reporter:
             self._file.flush()
         except OSError as error:
             raise OSError(
-                f"{self._file.name} cannot be written at step {step}: {error.strerror}. Mend this "
-                "(free some space, say) and start the same command again: it goes on from the last "
+                f"{self._file.name} cannot be written at step {step}: {error.strerror}. Fix the "
+                "cause (such as a full disk) and run the same command to resume from the last "
                 "checkpoint."
             ) from error
         if self._writer is not None:
@@ -105,7 +105,7 @@ class Reporter:
         self.say(
             f"step {step:>{len(str(self._steps))}}/{self._steps} {step / self._steps:4.0%}  "
             f"{losses}  {images:,.{0 if images > 20 else 1}f} images/s  eta {duration(eta)}"
-            + (f"  waits for data {waits:.0%}" if waits > 0.1 else "")
+            + (f"  waiting for data {waits:.0%}" if waits > 0.1 else "")
         )
 
     def evaluation(self, step: int, metrics: Mapping[str, float], seconds: float) -> None:
@@ -121,23 +121,23 @@ class Reporter:
 
 
 class Clock:
-    """Steps per second since the last reading, without the time that was paused; time to go.
+    """Measures steps per second without pauses, and the remaining time.
 
     Attributes:
-      seconds: between the last two readings, without pauses.
+      seconds: time between the last two calls of `rate`, without pauses.
     """
 
     def __init__(self, step: int):
         self.restart(step)
 
     def restart(self, step: int) -> None:
-        """Forgets everything before `step`, such as the compilation of the first one."""
+        """Starts measuring at `step`, for example after the compilation of the first step."""
         self._first = self._last = (step, time.monotonic())
         self._paused = self.seconds = 0.0
 
     @contextlib.contextmanager
     def paused(self) -> Iterator[None]:
-        """Does not count what happens inside for `rate`: an evaluation, a save."""
+        """Excludes the time inside from `rate`: an evaluation or a save."""
         began = time.monotonic()
         yield
         self._paused += time.monotonic() - began
@@ -150,6 +150,6 @@ class Clock:
         return steps / seconds if steps and seconds > 0 else 0.0
 
     def eta(self, step: int, steps: int) -> float:
-        """Seconds until step `steps`, at the pace so far, pauses included."""
+        """Seconds until step `steps` at the average rate so far, pauses included."""
         done = step - self._first[0]
         return (steps - step) * (time.monotonic() - self._first[1]) / done if done else 0.0

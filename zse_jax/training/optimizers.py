@@ -1,13 +1,12 @@
-"""The optimizer: AdamW as ZSE was trained with, an optional schedule, optional clipping.
+"""The optimizer: AdamW, as in the published ZSE training, with optional schedule and clipping.
 
-Decoupled weight decay (Loshchilov & Hutter, arXiv 1711.05101) on every parameter, biases and
-norms included, as the published training does:
+Decoupled weight decay (Loshchilov & Hutter, arXiv 1711.05101) on every parameter, including biases
+and norms, as in the published training:
     m <- b1 m + (1 - b1) g,  v <- b2 v + (1 - b2) g^2,
     p <- p - rate (m^ / (sqrt(v^) + eps) + weight_decay p).
-With weight_decay 0 it is Adam, as CLIP-AT was. Groups of parameters can have rates of their own.
+With weight_decay 0 it is Adam, as for CLIP-AT. Each group of parameters can have its own rate.
 """
 
-import difflib
 from collections.abc import Mapping, Sequence
 from typing import Any
 
@@ -15,27 +14,29 @@ import jax
 import optax
 from ml_collections import ConfigDict
 
+from zse_jax.checkpoints.arrays import array_name
+from zse_jax.runtime import config_io
+
 OPTIMIZERS = ("adamw",)
 SCHEDULES = ("constant", "cosine")
 
-
 Groups = Mapping[str, str]
-"""For each trainable parameter, by its path ("clip/visual/norm_pre/bias"), its group."""
+"""Path of each trainable parameter ("clip/visual/norm_pre/bias") -> its group."""
 
 
 def create(
     config: ConfigDict, steps: int, groups: Groups | None = None, known: Sequence[str] = ()
 ) -> optax.GradientTransformation:
-    """The gradient transformation that `config.optimizer` describes.
+    """The gradient transformation of `config.optimizer`.
 
     Args:
       config: `name`, `learning_rate`, `weight_decay`, `b1`, `b2`, `eps`; `schedule`
         ("constant", or "cosine": down to `final_fraction` of the rate at the last step),
-        `warmup_steps` (linear, from 0); `clip_norm` (largest global gradient norm, or None);
-        optionally `learning_rates`, of single groups, which follow the same schedule.
+        `warmup_steps` (linear, from 0); `clip_norm` (maximum global gradient norm, or None);
+        optionally `learning_rates` of single groups, which follow the same schedule.
       steps: length of the training, in steps.
-      groups: of the parameters that train (`Retriever.parameter_group`).
-      known: the groups that the system can have (`Retriever.parameter_groups`).
+      groups: of the trainable parameters (`Retriever.parameter_group`).
+      known: the groups of the system (`Retriever.parameter_groups`).
 
     Raises:
       ValueError: an unknown optimizer, schedule or group, or a warm-up longer than the training.
@@ -47,7 +48,7 @@ def create(
     )
     if rates := dict(config.get("learning_rates", {})):
         for name in rates:
-            _check("config.optimizer.learning_rates", name, tuple(known) or ("none at all",))
+            _check("config.optimizer.learning_rates", name, tuple(known) or ("none",))
         adamw = optax.chain(adamw, _group_rates(rates, config.learning_rate, groups or {}))
     if config.clip_norm is None:
         return adamw
@@ -57,20 +58,19 @@ def create(
 def _group_rates(
     rates: Mapping[str, float], common: float, groups: Groups
 ) -> optax.GradientTransformation:
-    """Multiplies the updates of each group by its rate over the common one.
+    """Multiplies the updates of each group by its rate divided by the common one.
 
-    AdamW's updates are proportional to its rate, so each group learns at its own.
+    This is equivalent to a separate rate, because AdamW's updates are proportional to the rate.
     """
     if common <= 0:
         raise ValueError(
-            f"config.optimizer.learning_rate={common} must be positive where groups have rates of "
-            "their own (config.optimizer.learning_rates)."
+            f"config.optimizer.learning_rate={common} must be positive if groups have their own "
+            "rates (config.optimizer.learning_rates)."
         )
 
     def scale(updates: Any, _: Any) -> Any:
         def one(path: tuple, update: Any) -> Any:
-            name = jax.tree_util.keystr(path, simple=True, separator="/").removesuffix("/value")
-            return update * (rates.get(groups[name], common) / common)
+            return update * (rates.get(groups[array_name(path)], common) / common)
 
         return jax.tree_util.tree_map_with_path(one, updates)
 
@@ -97,7 +97,7 @@ def learning_rate(config: ConfigDict, steps: int) -> optax.Schedule:
 
 def _check(key: str, name: str, known: tuple[str, ...]) -> None:
     if name not in known:
-        near = difflib.get_close_matches(name.lower(), known, n=1, cutoff=0.0)
         raise ValueError(
-            f"{key}={name!r} is not known: did you mean {near[0]!r}? Known are {', '.join(known)}."
+            f"{key}={name!r} is unknown: did you mean {config_io.nearest(name.lower(), known)!r}? "
+            f"Known: {', '.join(known)}."
         )

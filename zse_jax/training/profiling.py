@@ -1,9 +1,8 @@
-"""What a step costs, how near the device comes to its best, and where the time goes.
+"""The cost of a step, model FLOP utilisation, input waits, memory, and profiles.
 
-The step is compiled once, ahead of the first one, and XLA's own analyses of it say how many FLOP
-and how much memory it takes. Model FLOP utilisation (MFU; Chowdhery et al., arXiv 2204.02311) is
-those FLOP over the time of a step and the rate of the device; where blocks are rematerialised, the
-work done twice counts twice.
+The step is compiled ahead of time, and XLA's analyses of it give its FLOP and memory. Model FLOP
+utilisation (MFU; Chowdhery et al., arXiv 2204.02311) is this FLOP count divided by the time of a
+step and the peak rate of the device. Rematerialised work counts twice.
 """
 
 import functools
@@ -19,8 +18,10 @@ from pathlib import Path
 from typing import Any, NamedTuple
 
 import jax
+from flax import nnx
 
 from zse_jax.runtime import sharding
+from zse_jax.runtime.console import duration
 
 PEAK = {
     "NVIDIA A100-SXM4-40GB": 312,
@@ -42,15 +43,15 @@ PEAK = {
     "TPU v6e": 918,
 }
 """Dense bfloat16 TFLOP/s by `device_kind`, from NVIDIA's data sheets (without sparsity) and Google
-Cloud's TPU pages (of one core of a v3, which has two a chip). Float32 counts against it too."""
+Cloud's TPU pages (v3: one of the two cores of a chip). Also the reference for float32."""
 
 
 Step = Callable[[Any, Any], tuple[Any, dict[str, jax.Array]]]
-"""A compiled training step: (state, batch) to the next state and the losses."""
+"""A compiled training step: (state, batch) -> (next state, losses)."""
 
 
 class Rate(NamedTuple):
-    """What one device can do, in FLOP/s, and whether that was measured or published."""
+    """The peak rate of one device in FLOP/s, and whether it was measured or published."""
 
     flops: float
     measured: bool
@@ -58,11 +59,11 @@ class Rate(NamedTuple):
 
 @functools.cache
 def device_rate(dtype: str = "float32") -> Rate:
-    """The best rate of one device of this kind: `PEAK`, or its own matrix products in `dtype`."""
+    """The rate of this kind of device in `PEAK`, or that of matrix products in `dtype` on it."""
     kind = jax.local_devices()[0].device_kind
     if kind in PEAK:
         return Rate(PEAK[kind] * 1e12, measured=False)
-    # Virtual devices share the cores, which one of them can use alone.
+    # Virtual devices share the cores; a single one can use all of them.
     share = jax.local_device_count() if jax.default_backend() == "cpu" else 1
     return Rate(matrix_rate(dtype) / share, measured=True)
 
@@ -72,9 +73,9 @@ def matrix_rate(dtype: str, size: int | None = None, count: int = 4, rounds: int
 
     Args:
       dtype: of the factors.
-      size: of the matrices; by default small on a CPU (a tenth of a second), 8192 elsewhere.
-      count: products in a row.
-      rounds: how often.
+      size: of the matrices; by default 1024 on a CPU (a tenth of a second), 8192 elsewhere.
+      count: products per measurement.
+      rounds: number of measurements.
     """
     size = size or (1024 if jax.default_backend() == "cpu" else 8192)
     device = jax.local_devices()[0]
@@ -97,12 +98,12 @@ def matrix_rate(dtype: str, size: int | None = None, count: int = 4, rounds: int
 
 
 class Cost(NamedTuple):
-    """What a compiled step takes on each device.
+    """The cost of a compiled step on each device.
 
     Attributes:
-      flops: floating-point operations; 0 where the backend does not tell.
-      state_bytes: of the arguments and results, which share their memory.
-      temporary_bytes: of what lives only within the step, activations above all.
+      flops: floating-point operations; 0 if the backend does not report them.
+      state_bytes: memory of the arguments and results (donated arguments count once).
+      temporary_bytes: memory used only within the step, mostly activations.
     """
 
     flops: float
@@ -113,24 +114,24 @@ class Cost(NamedTuple):
 def compile_step(
     step: Any, state: Any, batch: Any, devices: int, accumulate: int = 1
 ) -> tuple[Step, Cost]:
-    """Compiles a `jax.jit`-ted step for these arguments (or shapes), and says what it costs.
+    """Compiles a `jax.jit`-ted step for these arguments (or shapes); also returns its cost.
 
     Args:
-      step: `train_state.Setup.step`.
-      state, batch: as it is called with.
-      devices: of the mesh.
-      accumulate: micro-batches. XLA counts the body of a loop once; all of the step is taken that
-        many times, which counts the optimizer, a few operations per parameter, too often.
+      step: `training.step.Setup.step`.
+      state, batch: its arguments.
+      devices: number of devices in the mesh.
+      accumulate: number of micro-batches. XLA counts the body of a loop once, so the FLOP of the
+        step are multiplied by it. This overcounts the optimizer, a few operations per parameter.
     """
     lowered = step.lower(state, batch)
     compiled = lowered.compile()
-    # The compiled program is the truth, but calls of vendors' libraries count as nothing in it.
+    # The compiled program is more accurate, but counts calls of vendor libraries as 0.
     flops = max(_flops(compiled.cost_analysis()), _flops(lowered.cost_analysis()) / devices)
     memory = compiled.memory_analysis()
-    if memory is None:  # some backends do not tell
+    if memory is None:  # not reported by some backends
         return compiled, Cost(flops * accumulate, sharding.bytes_per_device(state), 0)
-    held = memory.argument_size_in_bytes + memory.output_size_in_bytes - memory.alias_size_in_bytes
-    return compiled, Cost(flops * accumulate, held, memory.temp_size_in_bytes)
+    size = memory.argument_size_in_bytes + memory.output_size_in_bytes - memory.alias_size_in_bytes
+    return compiled, Cost(flops * accumulate, size, memory.temp_size_in_bytes)
 
 
 def _flops(analysis: Any) -> float:
@@ -140,9 +141,7 @@ def _flops(analysis: Any) -> float:
 
 
 def describe(cost: Cost, rate: Rate, steps: int) -> str:
-    """A line: what a step takes on each device, and how long `steps` of them last at the least."""
-    from zse_jax.runtime.console import duration
-
+    """One line: the cost of a step on each device, and the minimum time of `steps` steps."""
     kind = jax.local_devices()[0].device_kind
     gigabytes = (cost.state_bytes + cost.temporary_bytes) / 1e9
     text = (
@@ -153,13 +152,14 @@ def describe(cost: Cost, rate: Rate, steps: int) -> str:
         return text
     least = duration(steps * cost.flops / rate.flops)
     source = "measured" if rate.measured else "published"
-    return f"{text}; at {rate.flops / 1e9:,.0f} GFLOP/s ({kind}, {source}), {steps} take {least}"
+    return (
+        f"{text}; at {rate.flops / 1e9:,.0f} GFLOP/s ({kind}, {source}), {steps} steps take at "
+        f"least {least}"
+    )
 
 
 def parameter_groups(model: Any) -> dict[str, int]:
-    """Number of parameters in each optimizer group of a `Retriever`, and "frozen" ones."""
-    from flax import nnx
-
+    """Number of parameters in each optimizer group of a `Retriever`, and of "frozen" ones."""
     counts: dict[str, int] = {}
     for path, leaf in nnx.to_flat_state(nnx.state(model, nnx.Param)):
         group = model.parameter_group(path) or "frozen"
@@ -168,13 +168,13 @@ def parameter_groups(model: Any) -> dict[str, int]:
 
 
 class Health:
-    """Watches the loop: how long the device waits for data, its MFU, its memory.
+    """Measures how long the device waits for data, its MFU, and memory; a context manager.
 
-    A thread of its own notes when each step is done, so that the loop need not wait for it.
+    A separate thread records when each step is done, so that the loop does not wait for it.
     """
 
     def __init__(self) -> None:
-        """Nothing is known of the step yet; `cost` and `rate` are set when it is compiled."""
+        """Starts the thread. Set `cost` and `rate` when the step is compiled."""
         self.cost: Cost | None = None
         self.rate: Rate | None = None
         self._starved = 0.0
@@ -194,12 +194,12 @@ class Health:
             outputs, done = step
             try:
                 jax.block_until_ready(outputs)
-            except Exception:  # the loop meets the same error when it reads them
+            except Exception:  # the loop gets the same error when it reads the outputs
                 continue
             done.append(time.monotonic())
 
     def fetch(self, batches: Iterator[Any]) -> Any:
-        """The next batch; the time counts as waiting from when the device had run out of work."""
+        """The next batch; counts the time after the device has become idle as waiting."""
         began = time.monotonic()
         batch = next(batches)
         if self._done:
@@ -207,16 +207,16 @@ class Health:
         return batch
 
     def started(self, outputs: Any) -> None:
-        """A step was handed to the device; `outputs` are there when it is done."""
+        """Call after a step was dispatched; `outputs` are ready when it is done."""
         self._done = []
         self._steps.put((outputs, self._done))
 
     def timing(self, steps_per_second: float, seconds: float) -> dict[str, float]:
         """Values for the log since the last call, `seconds` ago.
 
-        `input_wait` is the share of the time in which the device waited for data; `mfu` a share
-        too, `device_memory_gb` the most that the first device of this process has held,
-        `host_memory_gb` the most of this process. What is not known is left out.
+        `input_wait` is the fraction of the time in which the device waited for data, `mfu` is a
+        fraction too, `device_memory_gb` is the peak memory of the first device of this process,
+        `host_memory_gb` that of this process. Unknown values are left out.
         """
         found = {"input_wait": min(1.0, self._starved / seconds) if seconds > 0 else 0.0}
         self._starved = 0.0
@@ -234,10 +234,10 @@ class Trace:
     """Writes a profile of some steps, for TensorBoard's profile page or ui.perfetto.dev."""
 
     def __init__(self, window: Sequence[int], steps: int, workdir: str | os.PathLike):
-        """`window` is (start, stop), counted as steps done, or () for none.
+        """`window`: (start, stop) in steps done, or () for no profile.
 
         Raises:
-          ValueError: no such window in a run of `steps`, or `workdir` is not a local folder.
+          ValueError: `window` does not fit a run of `steps`, or `workdir` is not a local folder.
         """
         self._window, self._folder, self._running = tuple(window), os.fspath(workdir), False
         if not self._window:
@@ -255,10 +255,10 @@ class Trace:
             )
 
     def at(self, step: int, outputs: Any) -> str | None:
-        """To be called when `step` steps were handed out; `outputs` are those of the last ones.
+        """Call when `step` steps were dispatched, with the outputs of the last ones.
 
         Returns:
-          Where the trace lies, once it is written. Only process 0 writes one.
+          The folder of the trace when it has been written, else None. Only process 0 writes one.
         """
         if not self._window or jax.process_index() != 0:
             return None
@@ -273,7 +273,7 @@ class Trace:
         return None
 
     def close(self) -> None:
-        """Writes what there is of a trace that is still running."""
+        """Stops a running trace and writes it."""
         if self._running:
             self._running = False
             jax.profiler.stop_trace()

@@ -1,11 +1,10 @@
-"""The train state, and one step of training as a pure function of (state, batch).
+"""The train state, and one training step as a pure function of (state, batch).
 
-What changes is a dict of three parts, each saved on its own; what does not is a hashable
-`Definition`. `set_up` compiles the step for a mesh, with the state donated and every array where
-`zse_jax.runtime.sharding` puts it.
+The state is a dict of three parts, which are saved separately; everything else is a hashable
+`Definition`. `set_up` compiles the step for a mesh, with the state donated and sharded according to
+`zse_jax.runtime.sharding`.
 """
 
-import dataclasses
 import functools
 from collections.abc import Callable, Mapping
 from typing import Any, NamedTuple
@@ -15,59 +14,56 @@ import jax.numpy as jnp
 import numpy as np
 import optax
 from flax import nnx
+from flax.nnx import filterlib
 from jax.sharding import Mesh
 from jaxtyping import Array, Float
 from ml_collections import ConfigDict
 
 from zse_jax import retrievers
-from zse_jax.checkpoints import arrays
-from zse_jax.models.rematerialisation import rematerialise
+from zse_jax.checkpoints.arrays import abstract_state, split_model
+from zse_jax.evaluation import data_selection
 from zse_jax.retrievers.base import Retriever
 from zse_jax.runtime import sharding
 from zse_jax.training import optimizers
 
-REMAT = ("none", "blocks")
-"""What the backward pass computes again instead of keeping it: nothing, or each block's inside."""
-
 State = dict[str, nnx.State]
-"""What a step changes: "model" (parameters), "random" (dropout keys), "optimizer"."""
+"""The train state: "model" (parameters), "random" (dropout keys), "optimizer"."""
 
 Batch = Mapping[str, Array]
 
 
 class Definition(NamedTuple):
-    """What a step does not change: the structure of model and optimizer."""
+    """The structure of the model and the optimizer, which a step does not change."""
 
     model: nnx.GraphDef[Retriever]
     optimizer: nnx.GraphDef[nnx.Optimizer]
 
 
 def split(model: Retriever, optimizer: nnx.Optimizer) -> tuple[Definition, State]:
-    """A model and its optimizer as what stays and what changes."""
-    model_definition, *parts = nnx.split(model, nnx.RngState, ...)
+    """Splits a model and its optimizer into their structure and the train state."""
+    model_definition, state = split_model(model)
     optimizer_definition, moments = nnx.split(optimizer)
-    state = {"random": parts[0], "model": parts[1], "optimizer": moments}
-    return Definition(model_definition, optimizer_definition), state
+    return Definition(model_definition, optimizer_definition), state | {"optimizer": moments}
 
 
 def merge_model(definition: Definition, state: State) -> Retriever:
-    """The model in a train state; shares its arrays."""
+    """The model of a train state; shares its arrays."""
     return nnx.merge(definition.model, state["random"], state["model"])
 
 
 def train_step(
     definition: Definition, state: State, batch: Batch, accumulate: int = 1
 ) -> tuple[State, dict[str, Float[Array, ""]]]:
-    """One update: the next state, and the loss, its terms and the gradient's norm before it.
+    """One update: the next state, and the loss, its terms and the gradient norm before the update.
 
     Args:
       definition, state: of model and optimizer.
       batch: arrays with the sample as leading axis.
-      accumulate: micro-batches into which the batch is cut, which go through the network one after
-        the other. The gradient, the loss and its terms are the means over them: what the whole
-        batch gives where a loss is a mean over samples (ZSE; CLIP-AT by categories), dropout's
-        draws aside. Where samples of a batch meet (EfficientCNN's mining and batch statistics,
-        CLIP-AT's L_delta), they meet within their micro-batch only, as in a smaller batch.
+      accumulate: number of micro-batches, which are processed one after the other. The gradient,
+        the loss and its terms are means over them. They equal those of the whole batch if the loss
+        is a mean over samples (ZSE; CLIP-AT by categories), except for dropout. Losses that compare
+        samples (EfficientCNN's mining and batch statistics, CLIP-AT's L_delta) compare those of a
+        micro-batch only, as with a smaller batch.
     """
     model = merge_model(definition, state)
     optimizer = nnx.merge(definition.optimizer, state["optimizer"])
@@ -81,7 +77,7 @@ def train_step(
 
 
 def _gradient(model: Retriever, wrt: Any, batch: Batch) -> tuple[dict[str, Array], nnx.State]:
-    """The loss and its terms, and the gradient by the parameters that `wrt` selects."""
+    """The loss and its terms, and the gradient with respect to the parameters of filter `wrt`."""
     gradient = nnx.value_and_grad(
         lambda model: model.loss(batch), argnums=nnx.DiffState(0, wrt), has_aux=True
     )
@@ -92,25 +88,26 @@ def _gradient(model: Retriever, wrt: Any, batch: Batch) -> tuple[dict[str, Array
 def _accumulated(
     model: Retriever, wrt: Any, batch: Batch, count: int
 ) -> tuple[dict[str, Array], nnx.State]:
-    """As `_gradient`, the means over `count` micro-batches; what else moves, moves in their order.
+    """As `_gradient`, but means over `count` micro-batches; updates other variables sequentially.
 
-    Every `count`-th sample belongs to one: so each stays on the device on which it is.
+    A micro-batch takes every `count`-th sample, so that each sample stays on its device.
     """
     structure, parameters, *others = nnx.split(model, nnx.Param, ...)
 
     def step(carry: tuple[nnx.State, nnx.State], micro_batch: Batch) -> Any:
-        total, moving = carry
-        model = nnx.merge(structure, parameters, moving, copy=True)  # variables of this trace
+        total, changing = carry
+        model = nnx.merge(structure, parameters, changing, copy=True)  # variables of this trace
         metrics, grads = _gradient(model, wrt, micro_batch)
         total = jax.tree.map(jnp.add, total, grads)
         _, _, *others = nnx.split(model, nnx.Param, ...)
         return (total, others[0]), metrics
 
-    def cut(array: Array) -> Array:
+    def micro_batches(array: Array) -> Array:
         return array.reshape(-1, count, *array.shape[1:]).swapaxes(0, 1)
 
     zeros = jax.tree.map(jnp.zeros_like, nnx.state(model, wrt))
-    carry, metrics = jax.lax.scan(step, (zeros, others[0]), jax.tree.map(cut, dict(batch)))
+    inputs = jax.tree.map(micro_batches, dict(batch))
+    carry, metrics = jax.lax.scan(step, (zeros, others[0]), inputs)
     nnx.update(model, carry[1])
     return (
         {name: values.mean(axis=0) for name, values in metrics.items()},
@@ -118,57 +115,41 @@ def _accumulated(
     )
 
 
-@dataclasses.dataclass(frozen=True)
-class Only:
-    """A filter of `flax.nnx`: the variables at these paths."""
-
-    paths: frozenset[tuple[Any, ...]]
-
-    def __call__(self, path: tuple[Any, ...], value: Any) -> bool:
-        """Whether the variable at `path` is one of them."""
-        del value
-        return path in self.paths
-
-
 def trainable(model: Retriever) -> tuple[Any, optimizers.Groups]:
-    """Which parameters of `model` train, as a filter, and the optimizer's group of each.
+    """A filter for the parameters of `model` that train, and the optimizer group of each.
 
-    The others get no gradients and no optimizer state; see `Retriever.parameter_group`.
+    The others have no gradients and no optimizer state; see `Retriever.parameter_group`.
     """
     paths = [path for path, _ in nnx.to_flat_state(nnx.state(model, nnx.Param))]
     groups = {path: group for path in paths if (group := model.parameter_group(path)) is not None}
     named = {"/".join(map(str, path)): group for path, group in groups.items()}
-    return nnx.Param if len(groups) == len(paths) else Only(frozenset(groups)), named
+    return nnx.Param if len(groups) == len(paths) else filterlib.PathIn(*groups), named
 
 
 def complete(config: ConfigDict) -> ConfigDict:
-    """The config with what its data says: the seen classes, where the system wants their names.
+    """The config with `model.class_names` filled in, for systems that have this key.
 
-    They then travel with the checkpoint, in the order of the training labels.
+    They are the seen classes in the order of the training labels, and are saved with checkpoints.
 
     Raises:
-      ValueError, FileNotFoundError: as `settings.split_of`.
+      ValueError, FileNotFoundError: as `data_selection.split_of`.
     """
     if "class_names" not in config.model or config.model.class_names is not None:
         return config
-    from zse_jax.evaluation import (
-        data_selection,  # which needs the data pipelines, as nothing else here does
-    )
-
     config = config.copy_and_resolve_references()
     config.model.class_names = tuple(data_selection.split_of(config, config.data).seen)
     return config
 
 
 class Setup(NamedTuple):
-    """A train state before it exists.
+    """The compiled functions of a config on a mesh, before any array exists.
 
     Attributes:
       model: the retriever with shapes in place of arrays.
-      definition: its structure and the optimizer's.
+      definition: the structure of the retriever and the optimizer.
       abstract: the train state with shapes, types and shardings in place of arrays.
-      init: makes the state, each array where it belongs.
-      step: compiled `train_step`; takes (state, batch), and uses up the state.
+      init: creates the initial train state on the mesh.
+      step: compiled `train_step`; takes (state, batch) and donates the state.
     """
 
     model: Retriever
@@ -179,25 +160,22 @@ class Setup(NamedTuple):
 
 
 def set_up(config: ConfigDict, mesh: Mesh) -> Setup:
-    """Everything about the train state that `config` decides, placed on `mesh`.
+    """Prepares the initialisation and the step of `config` on `mesh`.
 
     Raises:
       ValueError: values that do not fit each other, the network, or the mesh.
     """
     accumulate = config.train.get("accumulate", 1)
     remat = config.train.get("remat", "none")
-    if remat not in REMAT:
-        raise ValueError(f"config.train.remat={remat!r}: choose one of {', '.join(REMAT)}.")
 
     def create() -> tuple[Retriever, nnx.Optimizer]:
         parameters, dropout = jax.random.split(jax.random.key(config.seed))
-        rngs = nnx.Rngs(params=parameters, dropout=dropout)
-        model = retrievers.create(config.model.to_dict(), dtype=config.compute_dtype, rngs=rngs)
-        if remat == "blocks" and not rematerialise(model):
-            raise ValueError(
-                f"config.train.remat='blocks': the system {config.model.system!r} is not made of "
-                "blocks that could be computed again; set it to 'none'."
-            )
+        model = retrievers.create(
+            config.model.to_dict(),
+            dtype=config.compute_dtype,
+            remat=remat,
+            rngs=nnx.Rngs(params=parameters, dropout=dropout),
+        )
         wrt, groups = trainable(model)
         transformation = optimizers.create(
             config.optimizer, config.train.steps, groups, model.parameter_groups
@@ -215,11 +193,11 @@ def set_up(config: ConfigDict, mesh: Mesh) -> Setup:
         out_shardings=(shardings, sharding.replicated(mesh)),
     )
     init = jax.jit(lambda: split(*create())[1], out_shardings=shardings)
-    return Setup(model, definition, arrays.abstract_state(shapes, shardings), init, step)
+    return Setup(model, definition, abstract_state(shapes, shardings), init, step)
 
 
 def placed(state: State, model: Retriever, setup: Setup) -> State:
-    """`state` with the variables of `model`, each where it belongs on the mesh."""
+    """`state` with the variables of `model`, placed on the mesh."""
 
     def place(leaf: jax.Array, like: jax.ShapeDtypeStruct) -> jax.Array:
         if leaf.sharding == like.sharding:
@@ -227,5 +205,5 @@ def placed(state: State, model: Retriever, setup: Setup) -> State:
         whole = np.asarray(leaf)
         return jax.make_array_from_callback(leaf.shape, like.sharding, whole.__getitem__)
 
-    _, *parts = nnx.split(model, nnx.RngState, ...)
-    return state | {"model": jax.tree.map(place, parts[1], setup.abstract["model"])}
+    variables = split_model(model)[1]["model"]
+    return state | {"model": jax.tree.map(place, variables, setup.abstract["model"])}

@@ -115,7 +115,7 @@ def test_load_reads_only_the_model(saved, tmp_path):
 
 
 def test_what_is_no_checkpoint_says_what_is_there(tmp_path):
-    with pytest.raises(FileNotFoundError, match="nowhere holds no checkpoint: there is no such"):
+    with pytest.raises(FileNotFoundError, match="nowhere contains no checkpoint: there is no such"):
         zse_jax.load(tmp_path / "nowhere")
     (tmp_path / "pictures").mkdir()
     with pytest.raises(FileNotFoundError, match="expected checkpoints/<step>/, found pictures"):

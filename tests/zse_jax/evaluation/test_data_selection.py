@@ -128,8 +128,8 @@ def test_a_fine_grained_stride_thins_the_photos_first():
         ({"evaluation.protocol": "fine"}, "protocol='fine': choose one of category, fine_grained"),
         ({"evaluation.seen_gallery": "some"}, "seen_gallery='some': choose one of none, held_out"),
         ({"evaluation.seen_gallery": "held_out"}, "set config.data.held_out to their share"),
-        ({"data.split": "tuberlin"}, "'tuberlin' divides the classes of 'tuberlin', not of 'ske"),
-        ({"data.split": None}, "Say which classes of 'sketchy' are unseen"),
+        ({"data.split": "tuberlin"}, "'tuberlin' is for the data set 'tuberlin', not for 'ske"),
+        ({"data.split": None}, "List the unseen classes of 'sketchy'"),
         (
             {"evaluation.seen_gallery": "all", "target.name": "tuberlin"},
             "target.name and config.evaluation.seen_gallery exclude each other",

@@ -62,7 +62,7 @@ def test_a_wrong_override_names_the_nearest_key(workdir):
 def test_without_a_checkpoint_it_says_so(tmp_path):
     with pytest.raises(ValueError, match="--checkpoint=runs/sketchy"):
         run()
-    with pytest.raises(FileNotFoundError, match="holds no checkpoint"):
+    with pytest.raises(FileNotFoundError, match="contains no checkpoint"):
         run(f"--checkpoint={tmp_path}")
 
 
@@ -166,7 +166,7 @@ def test_classes_that_were_trained_on_are_named_when_another_setting_ranks_them(
         str(workdir), tiny.config(**{"data.split": "sketchy_split1"}), ("cup", "fish", "hot-dog")
     )
     assert notes == {"trained_on": "doodles", "seen_but_ranked": {"fish": "fish"}}
-    assert "fish (as fish). This is no zero-shot result" in caplog.text
+    assert "fish (as fish). The result is not zero-shot" in caplog.text
     assert evaluator_.trained_on(str(workdir), tiny.config(), ("airplane",)) == {}
 
 

@@ -49,10 +49,22 @@ def test_the_length_may_not_change_under_a_schedule_that_hangs_on_it():
     ],
 )
 def test_a_wrong_key_names_the_nearest_right_one(key, right):
-    with pytest.raises(ValueError, match=f"--config.{key}: .*Did you mean --config.{right}?"):
+    with pytest.raises(
+        ValueError, match=f"--config.{key} does not.*Did you mean --config.{right}?"
+    ):
         config_io.check_keys(tiny.config(), [key])
 
 
 def test_a_group_is_no_value():
     with pytest.raises(ValueError, match=r"--config.train is a group.*--config.train.steps"):
         config_io.check_keys(tiny.config(), ["train"])
+
+
+def test_a_renamed_key_is_read_from_old_checkpoints_only():
+    plain = config_io.to_plain(tiny.config())
+    plain["train"]["vary"] = plain["train"].pop("augment", 0.0)
+    old = config_io.from_plain(plain)
+    assert old.train.augment == 0.0
+    config_io.check_resumable(old, tiny.config(), "runs/a")
+    with pytest.raises(ValueError, match=r"train.vary was renamed: write config.train.augment"):
+        config_io.check_keys(tiny.config(), ["train.vary"])

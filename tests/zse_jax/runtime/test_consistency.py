@@ -56,7 +56,7 @@ def test_clocks_that_differ_are_told(three_hosts, caplog):
     assert not caplog.text
     three_hosts[0].update(host="late", time=time.time() - 90)
     consistency.agree({"config.seed": 0})
-    assert "differ by 90 s (that of process 1 on late is the last)" in caplog.text
+    assert "differ by 90 s (process 1 on late is last)" in caplog.text
 
 
 def test_a_folder_that_others_do_not_see_is_an_error(tmp_path, monkeypatch):

@@ -71,11 +71,11 @@ def test_flags_or_the_environment_say_which_process_this_is(monkeypatch):
         (["--process_id=1"], "needs --coordinator_address and --num_processes as well"),
         (
             ["--coordinator_address=a:1", "--process_id=2", "--num_processes=2"],
-            "--process_id=2 does not fit --num_processes=2: it counts from 0 to 1",
+            "--process_id=2 does not fit --num_processes=2: choose 0 to 1",
         ),
         (
             ["--coordinator_address=a", "--process_id=0", "--num_processes=2"],
-            "lacks a port: HOST:PORT",
+            "lacks a port: write HOST:PORT",
         ),
     ],
 )
@@ -110,10 +110,10 @@ def test_a_checkpoint_of_which_one_part_is_damaged_falls_back(tmp_path):
     large.write_bytes(large.read_bytes()[:2000])
     damaged = launched(tmp_path, *options, devices=1)
     assert damaged.returncode == distributed.AGAIN
-    assert "start the same command again, going on from step 6" in damaged.stderr
+    assert "Run the same command again: it resumes from step 6" in damaged.stderr
     again = launched(tmp_path, *options, devices=1)
     assert again.returncode == 0, again.stderr
-    assert "going on from step 6" in again.stdout
+    assert "resuming from step 6" in again.stdout
 
 
 @pytest.mark.slow
@@ -151,9 +151,9 @@ def test_two_processes_train_what_one_does(tmp_path, tiny_system):
     ("options", "returncode", "message"),
     [
         (["--only=1", "seed=1"], 1, "config.seed is 1 there and 0 elsewhere"),
-        (["--only=1", "--die-at=4"], 75, "goes on from the last checkpoint"),
-        (["--only=1", "--stop-at=4"], 75, "process 1 on .* gave no sign of life for 5 s"),
-        (["train.stall_seconds=3", "--hang-at=4"], 75, "no step has been finished for 3 s"),
+        (["--only=1", "--die-at=4"], 75, "to resume from the last checkpoint"),
+        (["--only=1", "--stop-at=4"], 75, "process 1 on .* sent no heartbeat for 5 s"),
+        (["train.stall_seconds=3", "--hang-at=4"], 75, "no step finished for 3 s"),
     ],
 )
 def test_processes_that_differ_die_or_hang_end_the_others(tmp_path, options, returncode, message):
@@ -176,7 +176,7 @@ def test_a_process_that_stays_alone_says_for_whom_it_waited(tmp_path, process):
         cwd=ROOT, env=os.environ | environment, capture_output=True, text=True, check=False,
     )  # fmt: skip
     assert run.returncode == distributed.AGAIN
-    expected = ["the others, and its coordinator answers", "nobody answers there"][process]
+    expected = ["the others; the coordinator responds", "which does not respond"][process]
     assert f"process {process} of 2" in run.stderr
     assert expected in run.stderr
 
@@ -187,10 +187,10 @@ def test_a_notice_to_one_process_saves_all_and_goes_on_to_the_bit(tmp_path):
     assert launched(tmp_path / "whole", *steps, devices=1).returncode == 0
     told = launched(tmp_path / "told", *steps, "--term-at=4", "--slow=0.3", devices=1)
     assert told.returncode == distributed.AGAIN, told.stderr
-    assert "is saved, and goes on from there" in told.stdout
+    assert "Run the same command to resume." in told.stdout
     again = launched(tmp_path / "told", *steps, devices=1)
     assert again.returncode == 0, again.stderr
-    assert "going on from step" in again.stdout
+    assert "resuming from step" in again.stdout
     one, other = (
         json.loads((tmp_path / x / "metrics.json").read_text()) for x in ("whole", "told")
     )

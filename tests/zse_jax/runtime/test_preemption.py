@@ -59,7 +59,7 @@ def truncate(folder):
 def test_a_notice_saves_at_the_next_step_and_leaves_with_its_code(tmp_path, trained, notice):
     told = run(tmp_path, f"--{notice}-at=4")
     assert told.returncode == distributed.AGAIN == 75, told.stderr
-    assert "Told to leave: step 5 is saved" in told.stdout
+    assert "Preempted: saved step 5." in told.stdout
     assert killing.last_saved(tmp_path) == 5
     loop.train(tiny.config(), tmp_path)
     different = killing.different(tmp_path, trained)
@@ -101,7 +101,7 @@ def test_a_damaged_newest_checkpoint_falls_back_to_the_one_before(tmp_path, trai
     results = loop.train(tiny.config(), workdir)
     assert results == json.loads((trained / "metrics.json").read_text())
     assert f"{workdir}/checkpoints/12 cannot be read" in caplog.text
-    assert "going on from step 9" in caplog.text
+    assert "resuming from step 9" in caplog.text
     assert (workdir / "damaged-checkpoints" / "12" / "model").is_dir()
     assert killing.different(workdir, trained) == []
 

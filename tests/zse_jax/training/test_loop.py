@@ -114,7 +114,7 @@ def test_the_test_set_is_evaluated_apart_where_it_is_larger(tmp_path, capsys):
     written = file.stat().st_mtime_ns
     assert loop.train(tiny.config(**changes), tmp_path) == results
     assert file.stat().st_mtime_ns == written
-    assert "This run is finished" in capsys.readouterr().out
+    assert "This run is already complete" in capsys.readouterr().out
 
 
 def test_a_loss_that_is_not_finite_stops_the_run(tmp_path, monkeypatch):

@@ -21,7 +21,7 @@ def test_resuming_removes_later_lines_and_a_broken_last_one(tmp_path):
 def test_a_broken_line_in_the_middle_is_an_error(tmp_path):
     file = tmp_path / "metrics.jsonl"
     file.write_text('{"step": 1}\nnonsense\n{"step": 2}\n')
-    with pytest.raises(ValueError, match=r"metrics.jsonl: line 2 is no JSON \('nonsense'\)"):
+    with pytest.raises(ValueError, match=r"metrics.jsonl: line 2 is not JSON \('nonsense'\)"):
         metrics_file.read_metrics(file)
 
 

@@ -121,7 +121,7 @@ def test_the_cost_is_told_with_the_time_it_takes_at_least():
         profiling.Cost(5e9, 10**9, 2 * 10**9), profiling.Rate(1e11, True), 800
     )
     assert text.startswith("a step: 5.0 GFLOP and 3.00 GB on each device (1.00 GB state and batch)")
-    assert "at 100 GFLOP/s (cpu, measured), 800 take 40s" in text
+    assert "at 100 GFLOP/s (cpu, measured), 800 steps take at least 40s" in text
 
 
 @pytest.mark.parametrize("window", [(3,), (5, 3), (-1, 2), (0, 13)])
@@ -143,7 +143,7 @@ def test_a_run_says_what_it_costs_and_traces_the_steps_asked_for(tmp_path, monke
     assert list(tmp_path.glob("plugins/profile/*/*.xplane.pb"))
     output = capsys.readouterr().out
     assert "GFLOP and" in output
-    assert f"A profile of steps (2, 3) is in {tmp_path}/plugins/profile" in output
+    assert f"Wrote a profile of steps (2, 3) to {tmp_path}/plugins/profile" in output
     last = read_metrics(tmp_path / "metrics.jsonl")[-1]
     times = {name for name in last if name.startswith("time/")}
     assert {"time/mfu", "time/input_wait", "time/host_memory_gb"} <= times

@@ -152,7 +152,7 @@ def test_a_step_happens_in_the_memory_of_its_state():
     ("flat", "message"),
     [
         ({"train.remat": "all"}, "config.train.remat='all': choose one of none, blocks"),
-        ({"train.remat": "blocks"}, "'tiny' is not made of blocks"),
+        ({"train.remat": "blocks"}, "'tiny' has no blocks"),
     ],
 )
 def test_wrong_values_name_their_key(monkeypatch, flat, message):
