@@ -12,6 +12,7 @@ from safetensors.numpy import save_file
 
 import zse_jax
 from tests.zse_jax import tiny
+from zse_jax.evaluation import data_selection
 from zse_jax.models.resnet import ResNet50
 from zse_jax.pretrained import torchvision_resnet
 from zse_jax.retrievers import create
@@ -75,7 +76,7 @@ def test_knowledge_is_the_mean_prediction_of_the_untouched_network_for_each_seen
     network = torchvision_file(tmp_path / "w.safetensors")
     settings = config(**{"teacher.weights": str(tmp_path / "w.safetensors")})
     model, _, _ = begin(settings, tmp_path)
-    photos = distillation.settings.training_items(settings)[1]
+    photos = data_selection.training_items(settings)[1]
     images = np.stack([photos.image(i, tiny.SIZE) for i in range(len(photos))])
     teacher = distillation.Teacher(nnx.view(network, use_running_average=True), tiny.SIZE)
     predictions = np.asarray(
