@@ -5,13 +5,12 @@ Recognition 126, 2022, arXiv 2102.04016. The abstract states the parts; their fo
 reading, and stand in `zse_jax.losses`. What the untouched ImageNet network knows of each seen class
 is computed once, before training:
 
-    python -m zse_jax.retrievers.efficient_cnn --prepare \
+    python -m zse_jax.training.distillation --prepare \
         --config=configs/efficient_sketchy.py --config.teacher.weights=resnet50.safetensors \
         --config.teacher.knowledge=sketchy.npz
 """
 
 from collections.abc import Mapping, Sequence
-from importlib import import_module
 from typing import Any, ClassVar
 
 import jax
@@ -29,7 +28,7 @@ from zse_jax.losses import (
 )
 from zse_jax.models.layers import linear
 from zse_jax.models.resnet import ResNet50
-from zse_jax.retrievers.base import Correspondence, Modality, Retriever
+from zse_jax.retrievers.base import Correspondence, Encoder, Explainable, Modality, Retriever
 
 MEAN, STD = (0.485, 0.456, 0.406), (0.229, 0.224, 0.225)
 """Of ImageNet's pixels by channel, as torchvision's weights expect them."""
@@ -39,7 +38,7 @@ class Knowledge(nnx.Variable):
     """The teacher's distribution over ImageNet's classes for each seen class; it never trains."""
 
 
-class EfficientCNN(Retriever):
+class EfficientCNN(Retriever, Explainable):
     """A ResNet-50 with an embedding, a seen-class head and its ImageNet head.
 
     The seen-class head reads the embedding before it is normalised.
@@ -51,7 +50,6 @@ class EfficientCNN(Retriever):
     """
 
     batch_kind: ClassVar[str] = "class_group"
-    starter: ClassVar[str] = "zse_jax.training.distillation:start"
 
     def __init__(
         self,
@@ -200,7 +198,7 @@ class EfficientCNN(Retriever):
         return Correspondence(match.mean(axis=(1, 2)), match)
 
 
-class Teacher(Retriever):
+class Teacher(Encoder):
     """The untouched network; its features are its softmax over ImageNet's classes."""
 
     def __init__(self, backbone: ResNet50, image_size: int):
@@ -211,6 +209,10 @@ class Teacher(Retriever):
         """What the network takes each image for."""
         del modality
         return jax.nn.softmax(self.backbone(normalise(images))[1])
+
+    def embedding(self, features: Float[Array, "b n"]) -> Float[Array, "b n"]:
+        """The features, L2-normalised."""
+        return unit(features)
 
 
 def class_knowledge(
@@ -286,7 +288,3 @@ def check_groups(batch: Mapping[str, Any], seen_classes: int) -> None:
             f"A label of this batch is {max(of_sketches)}, but the network has seen_classes="
             f"{seen_classes}: set config.model.seen_classes to the number of classes of the split."
         )
-
-
-if __name__ == "__main__":
-    import_module("zse_jax.training.distillation").run()
