@@ -95,7 +95,7 @@ def read(file: epath.Path, marks: Mapping[str, str]) -> Float[np.ndarray, "c k"]
     Raises:
       ValueError: it is stale, saying what differs, or damaged.
     """
-    again = "delete it, or make it anew with --prepare (see zse_jax.retrievers.efficient_cnn)"
+    again = "delete it, or make it anew with --prepare (see configs/efficient_sketchy.py)"
     try:
         with file.open("rb") as stream, np.load(stream) as saved:
             found = {name: str(saved[name]) for name in marks}
@@ -207,5 +207,9 @@ def main(options: flags.FlagValues) -> None:
 
 
 def run() -> None:
-    """The program `python -m zse_jax.retrievers.efficient_cnn`."""
+    """The program `python -m zse_jax.training.distillation`."""
     cli.run(main, define_flags)
+
+
+if __name__ == "__main__":
+    run()
