@@ -35,6 +35,7 @@ def get_config() -> ConfigDict:
 
     config.model = model = ConfigDict()
     model.system = "efficient_cnn"
+    model.backbone = "resnet50"  # see zse_jax/models/backbone.py
     model.image_size = 224  # pixels, square
     model.depths = (3, 4, 6, 3)  # blocks of the four stages: ResNet-50
     model.width = 64  # channels after the stem

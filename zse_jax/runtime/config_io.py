@@ -31,6 +31,9 @@ MAY_CHANGE = (
 """What may differ when a run is resumed: how long, how it is watched, on which machine. The rest
 decides which numbers come out."""
 
+ADDED = {"model.backbone": "resnet50"}
+"""Keys that configs of earlier versions do not have, and the value that they stand for."""
+
 
 def flat(config: ConfigDict | Mapping[str, Any], prefix: str = "") -> dict[str, Any]:
     """Leaf values by their dotted keys: {"train.steps": 20000, ...}."""
@@ -70,7 +73,7 @@ def differences(old: ConfigDict, new: ConfigDict) -> dict[str, tuple[Any, Any]]:
     return {
         key: (before.get(key, "-"), after.get(key, "-"))
         for key in sorted(before.keys() | after.keys())
-        if before.get(key) != after.get(key)  # a key that an earlier version did not have: None
+        if before.get(key, ADDED.get(key)) != after.get(key, ADDED.get(key))
     }
 
 

@@ -205,3 +205,7 @@ def main(options: flags.FlagValues) -> None:
 
 if __name__ == "__main__":
     cli.run(main, define_flags)
+
+
+if __name__ == "__main__":
+    run()
