@@ -49,7 +49,7 @@ def training_batches(config: ConfigDict, model: Retriever, mesh: Mesh) -> Any:
         batch_size=config.train.batch_size // jax.process_count(),
         seed=config.seed,
         workers=config.data.workers,
-        vary=config.train.vary,
+        augment=config.train.augment,
         shard_index=jax.process_index(),
         shard_count=jax.process_count(),
     )
