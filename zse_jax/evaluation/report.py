@@ -16,7 +16,7 @@ from zse_jax.checkpoints import reading
 from zse_jax.retrieval import encoding
 from zse_jax.retrieval.results import Evaluation
 from zse_jax.retrieval.storage import Storage
-from zse_jax.retrievers.base import Modality, Retriever
+from zse_jax.retrievers.base import Encoder, Explainable, Modality
 from zse_jax.runtime import config_io
 from zse_jax.runtime.console import duration
 from zse_jax.runtime.metrics_file import METRICS_FILE, read_metrics
@@ -86,7 +86,7 @@ def training_records(path: str | os.PathLike) -> list[dict[str, Any]]:
 def write_report(
     evaluator: "Evaluator",
     results: Evaluation,
-    retriever: Retriever,
+    retriever: Encoder,
     path: str | os.PathLike,
     file: str | os.PathLike,
 ) -> None:
@@ -116,7 +116,7 @@ def write_report(
     why_not = ""
     if text:
         why_not = "the queries are class names; the sketches stand for their classes."
-    elif not retriever.local_evidence:
+    elif not isinstance(retriever, Explainable):
         why_not = f"{type(retriever).__name__} compares images as wholes and has no local evidence."
     instances = evaluator.instances if evaluator.fine_grained else (None, None)
     seen = results.notes.get("seen_but_ranked")
@@ -153,7 +153,7 @@ def write_report(
     print(f"wrote {file} ({len(page.encode()) / 1e6:.1f} MB, {took})")
 
 
-def embedded(evaluator: "Evaluator", retriever: Retriever) -> "Embedded | None":
+def embedded(evaluator: "Evaluator", retriever: Encoder) -> "Embedded | None":
     """Embeddings of up to `MAPPED` sketches and photos of the evaluated classes, evenly chosen.
 
     Of a gallery with other classes beside, only the sketches' classes are on the map. None for

@@ -28,7 +28,7 @@ from zse_jax.explain.pair_figures import LINE_STYLES
 from zse_jax.explain.synthesis import synthesise, synthesise_from_gallery
 from zse_jax.gallery import sketch_input
 from zse_jax.retrieval import encoding, scoring
-from zse_jax.retrievers.base import Retriever
+from zse_jax.retrievers.base import Encoder, Explainable
 from zse_jax.runtime import cli, config_io
 
 SMALLEST = 32
@@ -186,7 +186,7 @@ def check_output(folder: Path) -> None:
 
 
 def rank(
-    retriever: Retriever, sketch: UInt8[np.ndarray, "h w 3"], photos: PhotoFiles, ranking: str
+    retriever: Encoder, sketch: UInt8[np.ndarray, "h w 3"], photos: PhotoFiles, ranking: str
 ) -> Ranked:
     """The photos that are nearest to a sketch, by one of the system's rankings."""
     query = [{"image": sketch[None], "label": np.zeros(1, np.int32), "mask": np.ones(1, bool)}]
@@ -238,14 +238,14 @@ def main(options: flags.FlagValues) -> None:
     about = {"sketch": str(sketch_file), "checkpoint": f"{path}, step {reading.step_of(path)}"}
     about["system"] = f"{config.model.system}, ranking by {chosen}"
     folder.mkdir(parents=True, exist_ok=True)
-    count = min(options.top, len(files)) if retriever.local_evidence else 0
+    count = min(options.top, len(files)) if isinstance(retriever, Explainable) else 0
     write(folder, retriever, sketch, photos, ranked, count, about)
     print(f"wrote {folder / 'index.html'} and {count + 1} pictures beside it")
 
 
 def write(
     folder: Path,
-    retriever: Retriever,
+    retriever: Encoder,
     sketch: UInt8[np.ndarray, "h w 3"],
     photos: PhotoFiles,
     ranked: Ranked,
@@ -266,7 +266,7 @@ def write(
     found = {int(photo): photos[int(photo)] for photo in ranked.top}
     names = [file.stem for file in photos.files]
     explained, warnings = [], []
-    if retriever.local_evidence:
+    if isinstance(retriever, Explainable):
         explained = _explain(folder, retriever, sketch, found, [*found][:count], names)
     else:
         warnings.append(
@@ -312,7 +312,7 @@ def write(
 
 def _explain(
     folder: Path,
-    retriever: Retriever,
+    retriever: Explainable,
     sketch: UInt8[np.ndarray, "h w 3"],
     found: dict[int, UInt8[np.ndarray, "h w 3"]],
     wanted: Sequence[int],

@@ -1,7 +1,7 @@
 """Why a photo was found: which places of a sketch met which places of the photo (ZSE, section 3.4).
 
 Pure functions of a retriever and pairs of prepared images; what the places and their matches are is
-the system's own (`Retriever.correspond`). The similarity is attributed to matches by gradient x
+the system's own (`Explainable.correspond`). The similarity is attributed to matches by gradient x
 input, and `deletion_curve` shows whether that is faithful: the similarity must fall faster when
 the matches of largest attribution are removed than when any are (as in RISE, BMVC 2018).
 """
@@ -16,7 +16,7 @@ import numpy as np
 from flax import nnx
 from jaxtyping import Array, Bool, Float, Int, Num, UInt8
 
-from zse_jax.retrievers.base import Retriever
+from zse_jax.retrievers.base import Encoder, Explainable
 
 INK_CONTRAST = 64
 """A pixel of a sketch is ink if its grey value, 0 to 255, is this far from that of the paper."""
@@ -41,7 +41,7 @@ class Explanation(NamedTuple):
       similarity: [b], what the system ranks by, before any squashing.
       match: [b, s, p], similarity of each sketch place with each photo place.
       attribution: [b, s, p], what each match contributes to the similarity that the matches make
-        (gradient x input of `Retriever.similarity_of`).
+        (gradient x input of `Explainable.similarity_of`).
       sketch_relevance: [b, s], the attribution summed over the photo.
       photo_relevance: [b, p], the attribution summed over the sketch.
       best: [b, s], the photo place that each sketch place matches best.
@@ -82,8 +82,17 @@ class Explainer:
     for a small network on a CPU it takes longer than an explanation.
     """
 
-    def __init__(self, retriever: Retriever):
-        """The retriever's present parameters count; it is not copied."""
+    def __init__(self, retriever: Encoder):
+        """The retriever's present parameters count; it is not copied.
+
+        Raises:
+          ValueError: the system is not `Explainable`.
+        """
+        if not isinstance(retriever, Explainable):
+            raise ValueError(
+                f"{type(retriever).__name__} has no local evidence to explain a result with: it "
+                "compares whole images."
+            )
         self._retriever, self._evaluated = retriever, _evaluated(retriever)
 
     def __call__(
@@ -124,7 +133,7 @@ class Explainer:
 
 
 def explain(
-    retriever: Retriever,
+    retriever: Encoder,
     sketches: Num[np.ndarray | Array, "..."],
     photos: Num[np.ndarray | Array, "..."],
 ) -> Explanation:
@@ -178,7 +187,7 @@ def ink_share(
 
 
 def deletion_curve(
-    retriever: Retriever,
+    retriever: Explainable,
     explanation: Explanation,
     order: Int[np.ndarray, "b n"],
     steps: int = 32,
@@ -241,7 +250,7 @@ def grid_side(places: int) -> int:
 
 
 def check_images(
-    retriever: Retriever,
+    retriever: Encoder,
     sketches: Num[np.ndarray | Array, "..."],
     photos: Num[np.ndarray | Array, "..."],
 ) -> None:
@@ -266,7 +275,7 @@ def check_images(
         )
 
 
-def _evaluated(retriever: Retriever) -> tuple[Any, nnx.State]:
+def _evaluated(retriever: Explainable) -> tuple[Any, nnx.State]:
     """The retriever in evaluation mode, split for `jax.jit`."""
     return nnx.split(
         nnx.view(retriever, deterministic=True, use_running_average=True, raise_if_not_found=False)

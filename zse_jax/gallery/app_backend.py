@@ -23,6 +23,7 @@ from zse_jax.explain.correspondence import ink_share
 from zse_jax.explain.pair_figures import LINE_STYLES
 from zse_jax.gallery.results import Results
 from zse_jax.gallery.search import RERANK, Searcher
+from zse_jax.retrievers.base import Explainable
 
 LARGEST_DRAWING, LARGEST_SIDE = 4 * 2**20, 2048
 """Characters of a drawing that is looked at, and pixels of its sides."""
@@ -124,7 +125,7 @@ class Answers:
             text = "This index holds no photo yet: add some with zse_jax.gallery.index add."
             return Answer(_message(title="No photos", text=text))
         text = f"Draw an object, and the most similar of {photos:,} photos appear here."
-        if self.searcher.retriever.local_evidence:
+        if isinstance(self.searcher.retriever, Explainable):
             text += " Click one to see why it was found."
         return Answer(_message(title="Nothing drawn yet", text=text))
 
@@ -157,7 +158,7 @@ class Answers:
             scored=scored,
             unfinished=unfinished,
             names=[PurePath(hit.path).stem for hit in results.hits],
-            explains=self.searcher.retriever.local_evidence,
+            explains=isinstance(self.searcher.retriever, Explainable),
         )
         return Answer(html, results)
 

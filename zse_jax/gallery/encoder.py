@@ -14,7 +14,8 @@ from flax import nnx
 from jaxtyping import Array, Bool, Float, UInt8
 
 from zse_jax.retrieval.encoding import evaluation_state
-from zse_jax.retrievers.base import Features, Modality, Retriever
+from zse_jax.retrievers import base
+from zse_jax.retrievers.base import Features, Modality
 
 BATCH = 32
 """Images that are encoded at once."""
@@ -41,7 +42,7 @@ class Encoder:
       item_bytes: what the features of an image take.
     """
 
-    def __init__(self, retriever: Retriever):
+    def __init__(self, retriever: base.Encoder):
         """Compiles nothing yet."""
         self.retriever = retriever
         self._graphdef, self._state = evaluation_state(retriever, None)
@@ -117,7 +118,7 @@ class Encoder:
 
 @functools.partial(jax.jit, static_argnames=("graphdef", "modality"))
 def _encode(
-    graphdef: nnx.GraphDef[Retriever],
+    graphdef: nnx.GraphDef[base.Encoder],
     state: nnx.State,
     images: UInt8[Array, "b h w 3"],
     *,
@@ -131,6 +132,6 @@ def _encode(
 
 @functools.partial(jax.jit, static_argnames=("graphdef",))
 def _score(
-    graphdef: nnx.GraphDef[Retriever], state: nnx.State, sketch: Features, photos: Features
+    graphdef: nnx.GraphDef[base.Encoder], state: nnx.State, sketch: Features, photos: Features
 ) -> Float[Array, " n"]:
     return nnx.merge(graphdef, state).score(sketch, photos)[0].astype(jnp.float32)

@@ -35,7 +35,7 @@ from zse_jax.gallery.index import Index
 from zse_jax.gallery.results import Hit, Results
 from zse_jax.gallery.shortlist import Shortlister
 from zse_jax.retrieval.storage import item_bytes
-from zse_jax.retrievers.base import Features
+from zse_jax.retrievers.base import Explainable, Features
 from zse_jax.runtime import cli
 
 RERANK = 200
@@ -195,7 +195,7 @@ class Searcher:
           ValueError: the system has no local evidence, or the photo cannot be read.
           FileNotFoundError: the photo is gone.
         """
-        if not self.retriever.local_evidence:
+        if not isinstance(self.retriever, Explainable):
             raise ValueError(
                 f"{type(self.retriever).__name__} compares images as wholes: there is no local "
                 "evidence that would say why a photo was found."
@@ -349,7 +349,7 @@ def main(options: flags.FlagValues) -> None:
     if options.explain and (output is None or output.suffix != ".html"):
         raise ValueError("--explain shows pictures, so it needs a page: --output=found.html.")
     searcher = Searcher(Index(options.index), options.checkpoint)
-    if options.explain and not searcher.retriever.local_evidence:
+    if options.explain and not isinstance(searcher.retriever, Explainable):
         raise ValueError(
             f"{type(searcher.retriever).__name__} compares images as wholes and has no local "
             "evidence: leave --explain out."

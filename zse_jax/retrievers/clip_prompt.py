@@ -26,7 +26,7 @@ from zse_jax.losses import (
     unit,
 )
 from zse_jax.models.clip import CLIP, LocalImage, VisionTower, tokenize
-from zse_jax.retrievers.base import Correspondence, Modality, Retriever
+from zse_jax.retrievers.base import Correspondence, Explainable, Modality, Retriever
 
 PIXELS = {
     "imagenet": ((0.485, 0.456, 0.406), (0.229, 0.224, 0.225)),  # CLIP-AT's published code
@@ -55,7 +55,7 @@ class ClassText(nnx.Variable):
     """Text features of the seen classes, L2-normalised: no parameter, but saved with them."""
 
 
-class ClipPrompt(Retriever):
+class ClipPrompt(Retriever, Explainable):
     """CLIP with visual prompts; its features are the projected class tokens.
 
     Args:

@@ -29,7 +29,7 @@ from zse_jax.losses import (
 )
 from zse_jax.models.layers import linear
 from zse_jax.models.resnet import ResNet50
-from zse_jax.retrievers.base import Correspondence, Modality, Retriever
+from zse_jax.retrievers.base import Correspondence, Encoder, Explainable, Modality, Retriever
 
 MEAN, STD = (0.485, 0.456, 0.406), (0.229, 0.224, 0.225)
 """Of ImageNet's pixels by channel, as torchvision's weights expect them."""
@@ -39,7 +39,7 @@ class Knowledge(nnx.Variable):
     """The teacher's distribution over ImageNet's classes for each seen class; it never trains."""
 
 
-class EfficientCNN(Retriever):
+class EfficientCNN(Retriever, Explainable):
     """A ResNet-50 with an embedding, a seen-class head and its ImageNet head.
 
     The seen-class head reads the embedding before it is normalised.
@@ -200,7 +200,7 @@ class EfficientCNN(Retriever):
         return Correspondence(match.mean(axis=(1, 2)), match)
 
 
-class Teacher(Retriever):
+class Teacher(Encoder):
     """The untouched network; its features are its softmax over ImageNet's classes."""
 
     def __init__(self, backbone: ResNet50, image_size: int):
@@ -211,6 +211,10 @@ class Teacher(Retriever):
         """What the network takes each image for."""
         del modality
         return jax.nn.softmax(self.backbone(normalise(images))[1])
+
+    def embedding(self, features: Float[Array, "b n"]) -> Float[Array, "b n"]:
+        """The features, L2-normalised."""
+        return unit(features)
 
 
 def class_knowledge(

@@ -7,12 +7,12 @@ import numpy as np
 
 from tests.zse_jax import tiny
 from zse_jax import retrievers
-from zse_jax.retrievers.base import Correspondence
+from zse_jax.retrievers.base import Correspondence, Explainable
 
 GRID = 2
 
 
-class Patches(tiny.Tiny):
+class Patches(tiny.Tiny, Explainable):
     """`Tiny`, with patches as places: they match as their mean greys are alike."""
 
     @property

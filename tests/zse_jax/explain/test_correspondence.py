@@ -8,13 +8,13 @@ from flax import nnx
 from tests.zse_jax.retrieval.fakes import fake
 from tests.zse_jax.retrievers import test_zse as zse
 from zse_jax.explain import correspondence as explain
-from zse_jax.retrievers.base import Correspondence, Retriever
+from zse_jax.retrievers.base import Correspondence, Explainable
 
 SIZE, SIDE = 16, 4
 PLACES = SIDE * SIDE
 
 
-class Blocks(Retriever):
+class Blocks(Explainable):
     """Places match as the products of their grey values; the first ones count most."""
 
     local_evidence = "grey blocks"
@@ -23,6 +23,12 @@ class Blocks(Retriever):
         self.image_size = image_size
         self.weights = nnx.Param(jnp.linspace(2, -1, PLACES * PLACES).reshape(PLACES, PLACES))
         self.dropout = nnx.Dropout(0.5, rngs=nnx.Rngs(0))
+
+    def encode(self, images, modality):
+        return images.reshape(len(images), -1) / 255
+
+    def embedding(self, features):
+        return features / jnp.linalg.norm(features, axis=1, keepdims=True)
 
     def correspond(self, sketches, photos):
         def places(images):

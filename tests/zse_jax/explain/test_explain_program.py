@@ -101,11 +101,11 @@ def test_photos_are_folders_patterns_or_files(album):
 def test_without_local_evidence_the_photos_are_ranked_and_the_page_says_so(
     workdir, album, monkeypatch
 ):
-    monkeypatch.setattr(patches.Patches, "local_evidence", "")
+    tiny.install(monkeypatch.setattr)
     folder = run(workdir, album)
     assert sorted(path.name for path in folder.iterdir()) == ["index.html", "retrieved.png"]
     text = Page((folder / "index.html").read_text()).text
-    assert "Patches compares images as wholes and has no local evidence" in text
+    assert "Tiny compares images as wholes and has no local evidence" in text
 
 
 def test_a_sketch_without_strokes_is_an_error_that_leaves_no_folder(workdir, album):

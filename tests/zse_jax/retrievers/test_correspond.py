@@ -11,7 +11,7 @@ from tests.zse_jax.retrievers import test_clip_prompt as clip
 from tests.zse_jax.retrievers import test_efficient_cnn as cnn
 from tests.zse_jax.retrievers import test_zse as zse
 from zse_jax.models.relation_network import cosine_matrix
-from zse_jax.retrievers.base import Retriever
+from zse_jax.retrievers.base import Explainable
 
 SPATIAL = {"anchor_map": "spatial"}
 EVERY_TOKEN = {"anchors": 16}
@@ -143,14 +143,10 @@ def test_clips_rollout_of_one_block_is_half_that_blocks_attention():
     np.testing.assert_allclose(tower.local(images).rollout, expected, rtol=1e-5)
 
 
-def test_a_system_without_local_evidence_says_so():
-    model = fake()
-    assert model.local_evidence == ""
-    images = jnp.zeros((1, model.image_size, model.image_size, 3), jnp.uint8)
-    with pytest.raises(ValueError, match="Fake has no local evidence"):
-        model.correspond(images, images)
+def test_a_system_without_local_evidence_is_not_explainable():
+    assert not isinstance(fake(), Explainable)
 
 
-def test_the_similarity_of_places_is_their_mean_unless_a_system_knows_better():
+def test_by_default_the_similarity_of_places_is_their_mean():
     match = jnp.arange(8.0).reshape(2, 2, 2)
-    np.testing.assert_allclose(Retriever.similarity_of(fake(), match), [1.5, 5.5])
+    np.testing.assert_allclose(Explainable.similarity_of(zse.build(), match), [1.5, 5.5])
