@@ -7,6 +7,7 @@ import time
 from typing import TYPE_CHECKING, Any
 
 import jax
+import jax.numpy as jnp
 import numpy as np
 from etils import epath
 from jaxtyping import UInt8
@@ -174,6 +175,7 @@ def embedded(evaluator: "Evaluator", retriever: Encoder) -> "Embedded | None":
         features, found = encoding.encode(
             retriever, batches, modality, sharding=evaluator.sharding, storage=Storage("host")
         )
+        features = jax.tree.map(jnp.asarray, features)
         vectors.append(np.asarray(retriever.embedding(features), np.float32))
         labels.append(found)
         sides.append(np.full(len(found), modality == "sketch"))
