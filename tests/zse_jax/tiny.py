@@ -137,7 +137,7 @@ def main() -> None:
         note(run, step, *args, **kwargs)
 
     loop.Run.note = deadly
-    full_at, save = int(options.pop("full-at", -1)), loop.checkpoint.Checkpoints.save
+    full_at, save = int(options.pop("full-at", -1)), loop.writing.Checkpoints.save
 
     def limited(checkpoints: Any, step: int, *args: Any) -> None:
         if step == full_at:
@@ -145,7 +145,7 @@ def main() -> None:
             resource.setrlimit(resource.RLIMIT_FSIZE, (20_000, 20_000))
         save(checkpoints, step, *args)
 
-    loop.checkpoint.Checkpoints.save = limited
+    loop.writing.Checkpoints.save = limited
     values = {key: ast.literal_eval(value) for key, value in options.items()}
     cli.with_message(lambda: loop.train(config(**values), sys.argv[1]))
     cli.with_message(distributed.finish)
