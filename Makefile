@@ -6,8 +6,8 @@ PYTEST_ARGS ?=
 TEST_WORKERS ?= 2
 APP_ARGS ?=
 BIN := $(VENV)/bin
-# Distributes files, not single tests, because the tests of a file share compiled functions.
-PYTEST = $(BIN)/python -m pytest -n $(TEST_WORKERS) --dist loadfile
+# Each worker gets consecutive tests, and takes over some of another's when it has none left.
+PYTEST = $(BIN)/python -m pytest -n $(TEST_WORKERS) --dist worksteal
 RUNTIME := $(VENV)/.runtime-installed
 DEV := $(VENV)/.dev-installed
 CHECKED := configs data_pipelines launch zse_jax tests
