@@ -205,7 +205,3 @@ def main(options: flags.FlagValues) -> None:
 
 if __name__ == "__main__":
     cli.run(main, define_flags)
-
-
-if __name__ == "__main__":
-    run()
