@@ -1,4 +1,4 @@
-# Everything a newcomer needs: `make demo`, then `make test`. Each sets up what it needs.
+# Start with `make demo`, then `make test`. Each target installs its requirements.
 
 PYTHON ?= python3
 VENV ?= .venv
@@ -6,13 +6,13 @@ PYTEST_ARGS ?=
 TEST_WORKERS ?= 2
 APP_ARGS ?=
 BIN := $(VENV)/bin
-# Files to workers, not single tests: what a file compiles serves all of its tests.
-PYTEST = $(BIN)/python -m pytest -n $(TEST_WORKERS) --dist loadfile
+# Each worker gets consecutive tests, and takes over some of another's when it has none left.
+PYTEST = $(BIN)/python -m pytest -n $(TEST_WORKERS) --dist worksteal
 RUNTIME := $(VENV)/.runtime-installed
 DEV := $(VENV)/.dev-installed
 CHECKED := configs data_pipelines launch zse_jax tests
 
-# XLA's large buffers in huge pages: small networks train faster on a CPU (glibc only).
+# Huge pages for large buffers: small networks train faster on a CPU (glibc only).
 export GLIBC_TUNABLES ?= glibc.malloc.hugetlb=1
 
 .DEFAULT_GOAL := help
@@ -22,20 +22,20 @@ export GLIBC_TUNABLES ?= glibc.malloc.hugetlb=1
 help:  ## Show the commands
 	@awk -F ':.*## ' '/^[a-z-]+:.*## / {printf "  make %-10s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
 
-install: $(DEV)  ## Create .venv with everything that runs and tests the project
+install: $(DEV)  ## Create .venv with all requirements to run and test the project
 
-demo: $(RUNTIME)  ## Train on the embedded doodles, evaluate, report (demo/report.html)
+demo: $(RUNTIME)  ## Train on doodles, evaluate, write demo/report.html
 	$(BIN)/python -m zse_jax.main --config=configs/demo.py --workdir=demo
 	$(BIN)/python -m zse_jax.evaluate --checkpoint=demo --pictures=demo/pictures --report=demo/report.html
 
-app: $(RUNTIME)  ## A page to draw on, over the doodles (trains the demo first, if it is not there)
+app: $(RUNTIME)  ## Open the drawing app on doodles (trains the demo first if needed)
 	@test -d demo/checkpoints || $(MAKE) demo
 	$(BIN)/python -m zse_jax.gallery.demo --checkpoint=demo $(APP_ARGS)
 
-test: $(DEV)  ## Run every test
+test: $(DEV)  ## Run all tests
 	$(PYTEST) $(PYTEST_ARGS)
 
-test-fast: $(DEV)  ## Run the tests that take seconds
+test-fast: $(DEV)  ## Run the fast tests
 	$(PYTEST) -m "not slow" $(PYTEST_ARGS)
 
 lint: $(DEV)  ## Check style, format and types
@@ -43,11 +43,11 @@ lint: $(DEV)  ## Check style, format and types
 	$(BIN)/ruff format --check $(CHECKED)
 	$(BIN)/mypy
 
-format: $(DEV)  ## Put the code into the house's format
+format: $(DEV)  ## Format the code
 	$(BIN)/ruff check --fix $(CHECKED)
 	$(BIN)/ruff format $(CHECKED)
 
-lock: $(DEV)  ## Pin anew what pyproject.toml asks for (LOCK_ARGS=--upgrade: the newest)
+lock: $(DEV)  ## Update the pinned requirements (LOCK_ARGS=--upgrade: newest versions)
 	$(BIN)/uv pip compile --quiet --universal --no-annotate --custom-compile-command "make lock" \
 	    $(LOCK_ARGS) pyproject.toml --output-file requirements.txt
 	$(BIN)/uv pip compile --quiet --universal --no-annotate --custom-compile-command "make lock" \
@@ -55,7 +55,7 @@ lock: $(DEV)  ## Pin anew what pyproject.toml asks for (LOCK_ARGS=--upgrade: the
 	{ echo "-r requirements.txt"; cat requirements-dev.txt; } > requirements-dev.tmp
 	mv requirements-dev.tmp requirements-dev.txt
 
-clean:  ## Remove caches; keeps .venv, demo/ and every workdir
+clean:  ## Remove caches; keep .venv, demo/ and all workdirs
 	rm -rf .cache .hypothesis build *.egg-info
 	find $(CHECKED) -name __pycache__ -type d -prune -exec rm -rf {} +
 

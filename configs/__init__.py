@@ -1,1 +1,1 @@
-"""What to run: one file per zero-shot setting, each with a `get_config(arg)` of plain values."""
+"""Configs: one file per zero-shot setting, with a `get_config(arg)` that returns plain values."""

@@ -1,7 +1,7 @@
-"""The values every CLIP-AT setting starts from (Sain et al., CVPR 2023, arXiv 2303.13440).
+"""The default values of all CLIP-AT settings (Sain et al., CVPR 2023, arXiv 2303.13440).
 
-Not run by itself: `configs/clip_sketchy_split2.py` and its like call `get_config` and change what
-differs. What the paper leaves open, or its code lacks, is marked "ours" or by its source.
+Not a setting: configs such as `configs/clip_sketchy_split2.py` call `get_config` and change values.
+Values that neither the paper nor its code specifies are marked "ours" or with their source.
 """
 
 from typing import Any
@@ -22,12 +22,12 @@ VARIANTS: dict[str, dict[str, Any]] = {
         "image_size": 336, "patch_size": 14, "width": 1024, "depth": 24, "heads": 16,
         "embed_dim": 768, "text_width": 768, "text_heads": 12,
     },
-    # What the published code does where it differs from the paper.
+    # The published code, where it differs from the paper.
     "published": {
         "trainable": "published", "triplet_margin": 0.2, "classification_weight": 0.0,
         "optimizer.learning_rate": 1e-6, "train.batch_size": 192,
     },
-    # Baselines without training: CLIP as it is; and the name of the class in place of a sketch.
+    # Baselines without training: unchanged CLIP; class names instead of sketches as queries.
     "raw": {"prompt_length": 0, "train.steps": 0, "optimizer.warmup_steps": 0},
     "text": {
         "prompt_length": 0, "train.steps": 0, "optimizer.warmup_steps": 0, "text_tower": True,
@@ -38,7 +38,7 @@ VARIANTS: dict[str, dict[str, Any]] = {
         "image_size": 64, "patch_size": 8, "width": 64, "depth": 4, "heads": 4, "embed_dim": 64,
         "text_width": 32, "text_depth": 2, "text_heads": 2, "prompt_std": 0.02,
         "position_std": 1.0, "trainable": "all",
-        "template": "{}",  # a random text tower tells bare names apart best
+        "template": "{}",  # a random text tower separates bare names best
         "data.name": "doodles", "data.split": "doodles", "data.workers": 0,
         "train.steps": 800, "train.batch_size": 16,
         "optimizer.learning_rate": 1e-3, "optimizer.learning_rates.prompt": 1e-3,
@@ -48,7 +48,7 @@ VARIANTS: dict[str, dict[str, Any]] = {
         "evaluation.photo_stride": 2, "checkpoint.every": 200,
     },
 }  # fmt: skip
-"""Sizes of CLIP as OpenAI released them, and ways to run. Keys without a dot are the model's."""
+"""Sizes of OpenAI's CLIP models, and recipes. Keys without a dot are keys of `model`."""
 
 
 def get_config() -> ConfigDict:
@@ -62,34 +62,34 @@ def get_config() -> ConfigDict:
     model.width = 768
     model.depth = 12
     model.heads = 12
-    model.embed_dim = 512  # of the space that images and texts share
-    model.context_length = 77  # token ids of a text
+    model.embed_dim = 512  # of the shared space of images and texts
+    model.context_length = 77  # token ids per text
     model.text_width = 512
     model.text_depth = 12
     model.text_heads = 8
-    model.position_std = placeholder(float)  # of the initial positions; None: width**-0.5, CLIP's
-    model.text_tower = False  # True: keep it in checkpoints, to rank by words too
+    model.position_std = placeholder(float)  # of initial positions; None: width**-0.5, as CLIP
+    model.text_tower = False  # True: keep it in checkpoints, for text queries
     model.recipe = "category"  # or "fine_grained"
     model.prompts = "separate"  # one for each modality, or "shared"
-    model.prompt_length = 3  # tokens; 0: CLIP as it is
+    model.prompt_length = 3  # tokens; 0: unchanged CLIP
     model.prompt_std = 1.0  # of the initial values
     model.encoders = "shared"  # as in the published code, or "separate": a copy for each modality
-    model.trainable = "layer_norm"  # beside prompts; or "published", or "all" of the image towers
-    model.pixels = "imagenet"  # statistics that normalise them, as published; or "clip": its own
-    model.class_names = placeholder(tuple)  # None: the seen classes, filled in when training starts
+    model.trainable = "layer_norm"  # besides prompts; or "published", or "all" image weights
+    model.pixels = "imagenet"  # normalisation statistics, as published; or "clip"
+    model.class_names = placeholder(tuple)  # None: the seen classes, set when training starts
     model.template = "a photo of a {}"  # of the class texts
     model.triplet_margin = 0.3  # in cosine distance
     model.classification_weight = 0.5
-    model.delta_weight = 0.1  # the last three: of the fine-grained recipe; 0 leaves a term out
+    model.delta_weight = 0.1  # this and the next two: fine-grained recipe; 0 disables a term
     model.shuffle_weight = 1.0
-    model.hardest_negative = True  # the nearest other photo of the group (ours), or any
+    model.hardest_negative = True  # True: the nearest other photo of the group (ours); False: any
 
     config.data.split = "sketchy_split2"
-    config.train.steps = 60_000  # about 60 epochs of Sketchy's sketches
+    config.train.steps = 60_000  # about 60 epochs of the sketches of Sketchy
     config.train.batch_size = 64
 
     optimizer = config.optimizer
-    optimizer.learning_rate = 1e-5  # of what trains of CLIP; re-implementations: 1e-5 to 1e-4
+    optimizer.learning_rate = 1e-5  # of the trained CLIP weights; re-implementations: 1e-5 to 1e-4
     optimizer.learning_rates = ConfigDict({"prompt": 1e-4})  # as published; others: up to 1e-3
     optimizer.weight_decay = 0.0  # Adam
 
@@ -100,5 +100,5 @@ def get_config() -> ConfigDict:
 
 
 def with_arg(config: ConfigDict, arg: str) -> ConfigDict:
-    """`config` changed by variants and shorthands; see `configs.default.with_arg`."""
+    """Applies variants and `key=value` overrides; see `configs.default.with_arg`."""
     return default.with_arg(config, arg, VARIANTS)

@@ -3,8 +3,8 @@ r"""CLIP-AT on QuickDraw Extended (80 seen, 30 unseen classes).
     python -m zse_jax.main --config=configs/clip_quickdraw.py --workdir=runs/clip_quickdraw \
         --config.data.manual_dir=DIR
 
-DIR holds the unpacked benchmark (sketches/, images/), or Google's own drawings as .ndjson in place
-of the sketches. Variants and shorthands are those of configs/clip_sketchy_split2.py.
+DIR contains the unpacked benchmark (sketches/, images/), or Google's .ndjson drawings instead of
+the sketches. Variants and overrides are as in configs/clip_sketchy_split2.py.
 
 Published (CLIP-AT, CVPR 2023): mAP@all 20.2, P@200 38.8.
 Measured here: not measured yet.
@@ -16,7 +16,7 @@ from configs import clip_default
 
 
 def get_config(arg: str = "") -> ConfigDict:
-    """The setting, changed by `arg`: variants and comma-separated key=value shorthands."""
+    """The setting, modified by `arg`: comma-separated variants and key=value overrides."""
     config = clip_default.get_config()
     config.data.name = config.data.split = "quickdraw"
     config.evaluation.sketch_stride = 120

@@ -3,7 +3,7 @@ r"""CLIP-AT on TU-Berlin Extended (220 seen, 30 unseen classes).
     python -m zse_jax.main --config=configs/clip_tuberlin.py --workdir=runs/clip_tuberlin \
         --config.data.manual_dir=DIR
 
-DIR holds the unpacked benchmark (png*/, ImageResized*/). Variants and shorthands are those of
+DIR contains the unpacked benchmark (png*/, ImageResized*/). Variants and overrides are as in
 configs/clip_sketchy_split2.py.
 
 Published (CLIP-AT, CVPR 2023): mAP@all 65.1, P@100 73.2.
@@ -16,7 +16,7 @@ from configs import clip_default
 
 
 def get_config(arg: str = "") -> ConfigDict:
-    """The setting, changed by `arg`: variants and comma-separated key=value shorthands."""
+    """The setting, modified by `arg`: comma-separated variants and key=value overrides."""
     config = clip_default.get_config()
     config.data.name = config.data.split = "tuberlin"
     config.train.steps = 16_500  # about 60 epochs of its sketches

@@ -3,11 +3,12 @@ r"""ZSE across data sets: trained on Sketchy Extended, split 1, tested on TU-Ber
     python -m zse_jax.main --config=configs/cross_sketchy_tuberlin.py --workdir=runs/cross \
         --config.data.manual_dir=DIR --config.target.manual_dir=TARGET_DIR
 
-DIR and TARGET_DIR hold the unpacked benchmarks; see configs/sketchy.py and configs/tuberlin.py.
-Of the target's 30 unseen classes, those are left out that training saw, whatever they are called
-there; the run prints them. Variants and shorthands are those of configs/sketchy.py.
+DIR and TARGET_DIR contain the unpacked benchmarks; see configs/sketchy.py and configs/tuberlin.py.
+Unseen classes of the target that are seen in training, even under another name, are excluded and
+printed. Variants and overrides are as in configs/sketchy.py.
 
-Published: ZSE (CVPR 2023) reports this kind of setting; no figure that we could check is at hand.
+Published: ZSE (CVPR 2023) reports cross-data-set results, but we have no verified number for this
+one.
 Measured here: not measured yet.
 """
 
@@ -17,7 +18,7 @@ from configs import default
 
 
 def get_config(arg: str = "") -> ConfigDict:
-    """The setting, changed by `arg`: a variant and comma-separated key=value shorthands."""
+    """The setting, modified by `arg`: comma-separated variants and key=value overrides."""
     config = default.get_config()
     config.target.name = config.target.split = "tuberlin"
     config.evaluation.sketch_stride = 3

@@ -1,12 +1,12 @@
-"""The demo: a small ZSE on the embedded data set of drawn things (24 seen, 8 unseen classes).
+"""The demo: a small ZSE on the built-in data set `doodles` (24 seen, 8 unseen classes).
 
     python -m zse_jax.main --config=configs/demo.py --workdir=runs/demo
 
-Needs no download; takes minutes on two cores. Chance is mAP@all 0.13. Shorthands follow a colon:
+Needs no download and takes minutes on two cores. Chance is mAP@all 0.13. Overrides follow a colon:
 `--config=configs/demo.py:steps=200,seed=1`.
 
-Published: nothing, the data set is made here. Measured here (exact mAP@all, 384 x 384, seeds 0, 1,
-2): relation 0.614, 0.659, 0.640; token 0.219, 0.186, 0.155; untrained 0.14 to 0.16.
+Published: none, the data set is part of this project. Measured here (exact mAP@all, 384 x 384,
+seeds 0, 1, 2): relation 0.614, 0.659, 0.640; token 0.219, 0.186, 0.155; untrained 0.14 to 0.16.
 """
 
 from ml_collections import ConfigDict
@@ -15,17 +15,17 @@ from configs import default
 
 
 def get_config(arg: str = "") -> ConfigDict:
-    """The demo, changed by `arg`: comma-separated key=value shorthands."""
+    """The demo, modified by `arg`: comma-separated key=value overrides."""
     config = default.get_config()
     config.data.name = config.data.split = "doodles"
-    config.data.workers = 0  # images of 64 x 64 decode in no time
+    config.data.workers = 0  # 64 x 64 images decode quickly
 
     model = config.model  # 8 x 8 tokens, each an anchor
     model.image_size, model.patch_size, model.scale_channels = 64, 8, 16
     model.width, model.depth, model.heads, model.mlp_width = 96, 4, 4, 192
     model.cross_heads, model.cross_mlp_width = 4, 128
     model.anchors = 64
-    # From scratch, on little data. The published value serves fine-tuning of ImageNet weights.
+    # Training from scratch; the published value is for fine-tuning of ImageNet weights.
     model.dropout = 0.0
 
     config.train.steps = 800

@@ -1,10 +1,10 @@
-r"""ZSE on DomainNet, sketch -> real (300 seen, 45 unseen classes), which downloads itself.
+r"""ZSE on DomainNet, sketch -> real (300 seen, 45 unseen classes), downloaded by TFDS.
 
     python -m zse_jax.main --config=configs/domainnet.py --workdir=runs/domainnet
 
-TFDS fetches the two domains (about 10 GB) into ~/tensorflow_datasets, or --config.data.data_dir.
-Which classes are unseen, and where that comes from: data_pipelines/splits.py. Variants and
-shorthands are those of configs/sketchy.py.
+TFDS downloads the two domains (about 10 GB) into ~/tensorflow_datasets or --config.data.data_dir.
+The unseen classes and their source are in data_pipelines/splits.py. Variants and overrides are as
+in configs/sketchy.py.
 
 Published: no result of ZSE in this setting.
 Measured here: not measured yet.
@@ -16,7 +16,7 @@ from configs import default
 
 
 def get_config(arg: str = "") -> ConfigDict:
-    """The setting, changed by `arg`: a variant and comma-separated key=value shorthands."""
+    """The setting, modified by `arg`: comma-separated variants and key=value overrides."""
     config = default.get_config()
     config.data.name = config.data.split = "domainnet"
     return default.with_arg(config, arg)

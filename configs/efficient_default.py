@@ -1,8 +1,8 @@
-"""The values every EfficientCNN setting starts from (Tursun et al., arXiv 2102.04016).
+"""The default values of all EfficientCNN settings (Tursun et al., arXiv 2102.04016).
 
-Not run by itself: `configs/efficient_sketchy.py` and its like call `get_config` and change what
-differs. The paper's abstract gives the network, the width of the embedding and the three losses;
-weights, margins and the way of training are our choices.
+Not a setting: configs such as `configs/efficient_sketchy.py` call `get_config` and change values.
+The paper's abstract specifies the network, the embedding width and the three losses; loss weights,
+margins and the training schedule are our choices.
 """
 
 from typing import Any
@@ -14,8 +14,8 @@ from configs import default
 
 VARIANTS: dict[str, dict[str, Any]] = {
     "ResNet-50": {},
-    # From scratch on the embedded data set, in minutes on two cores. The teacher is the network as
-    # it is drawn.
+    # From scratch on the built-in data set, in minutes on two cores. The teacher is the randomly
+    # initialized network.
     "tiny": {
         "image_size": 64, "depths": (1, 1, 1, 1), "width": 16, "seen_classes": 24,
         "data.name": "doodles", "data.split": "doodles", "data.workers": 0,
@@ -26,7 +26,7 @@ VARIANTS: dict[str, dict[str, Any]] = {
         "evaluation.photo_stride": 2, "checkpoint.every": 100,
     },
 }  # fmt: skip
-"""Sizes, and what is trained at them. Keys without a dot are the model's."""
+"""Network sizes with their training settings. Keys without a dot are keys of `model`."""
 
 
 def get_config() -> ConfigDict:
@@ -35,25 +35,25 @@ def get_config() -> ConfigDict:
 
     config.model = model = ConfigDict()
     model.system = "efficient_cnn"
+    model.backbone = "resnet50"  # see zse_jax/models/backbone.py
     model.image_size = 224  # pixels, square
     model.depths = (3, 4, 6, 3)  # blocks of the four stages: ResNet-50
     model.width = 64  # channels after the stem
-    model.imagenet_classes = 1000  # of the head that the weights bring along
+    model.imagenet_classes = 1000  # of the classification head in the weights
     model.embedding_width = 512
-    model.seen_classes = 100  # of the split
-    model.frozen_statistics = False  # True: batch statistics stay those of the weights
+    model.seen_classes = 100  # number of seen classes of the split
+    model.frozen_statistics = False  # True: keep the batch statistics of the weights
     model.margin = 0.3  # of the quadruplet loss, in Euclidean distance of unit vectors
-    model.cross_margin = 0.15  # of its term without the anchor
+    model.cross_margin = 0.15  # of the quadruplet term without the anchor
     model.label_smoothing = 0.0
-    model.quadruplet_weight = 1.0  # the three losses; weight 0 leaves one out
+    model.quadruplet_weight = 1.0  # loss weights; 0 disables a loss
     model.classification_weight = 1.0
     model.knowledge_weight = 1.0
 
-    config.teacher = teacher = ConfigDict()  # the untouched network, with which training starts
+    config.teacher = teacher = ConfigDict()  # the initial network, kept unchanged
     teacher.weights = placeholder(str)  # torchvision's resnet50, .safetensors or .pth; None: random
-    teacher.knowledge = placeholder(
-        str
-    )  # file of what it knows of each class; None: in the workdir
+    # File of its mean prediction for each class; None: in the workdir.
+    teacher.knowledge = placeholder(str)
 
     config.train.steps = 10_000
     config.train.batch_size = 16  # P classes
@@ -71,5 +71,5 @@ def get_config() -> ConfigDict:
 
 
 def with_arg(config: ConfigDict, arg: str) -> ConfigDict:
-    """`config` changed by variants and shorthands; see `configs.default.with_arg`."""
+    """Applies variants and `key=value` overrides; see `configs.default.with_arg`."""
     return default.with_arg(config, arg, VARIANTS)

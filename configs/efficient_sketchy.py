@@ -3,17 +3,18 @@ r"""EfficientCNN on Sketchy Extended, split 1 (100 seen, 25 unseen classes).
     python -m zse_jax.main --config=configs/efficient_sketchy.py --workdir=runs/efficient_sketchy \
         --config.data.manual_dir=DIR --config.teacher.weights=resnet50.safetensors
 
-DIR holds the unpacked benchmark (256x256/, EXTEND_image_sketchy*/); the weights are torchvision's.
-What they know of each seen class is computed on first use (a pass over the seen photos), or before:
+DIR contains the unpacked benchmark (256x256/, EXTEND_image_sketchy*/); the weights are
+torchvision's. The teacher's knowledge of each seen class is computed on first use (one pass over
+the seen photos), or in advance:
 
-    python -m zse_jax.retrievers.efficient_cnn --prepare --config=configs/efficient_sketchy.py \
+    python -m zse_jax.training.distillation --prepare --config=configs/efficient_sketchy.py \
         --config.teacher.weights=resnet50.safetensors --config.teacher.knowledge=sketchy.npz
 
-Variants: ResNet-50 (default), and tiny, which trains from scratch on the embedded data set without
-any download: `--config=configs/efficient_sketchy.py:tiny`. Shorthands follow after commas.
+Variants: ResNet-50 (default), and tiny, which trains from scratch on the built-in data set without
+a download: `--config=configs/efficient_sketchy.py:tiny`. Overrides follow after commas.
 
-Published: no figures at hand. Measured here: Sketchy not yet; tiny (exact mAP@all, 384 x 384, seed
-0): 0.735, with 64-bit codes (python -m zse_jax.hashing) 0.701; untrained 0.185.
+Published: no verified result. Measured here: Sketchy not measured yet; tiny (exact mAP@all, 384 x
+384, seed 0): 0.735, with 64-bit codes (python -m zse_jax.hashing) 0.701; untrained 0.185.
 """
 
 from ml_collections import ConfigDict
@@ -22,5 +23,5 @@ from configs import efficient_default
 
 
 def get_config(arg: str = "") -> ConfigDict:
-    """The setting, changed by `arg`: a variant and comma-separated key=value shorthands."""
+    """The setting, modified by `arg`: comma-separated variants and key=value overrides."""
     return efficient_default.with_arg(efficient_default.get_config(), arg)

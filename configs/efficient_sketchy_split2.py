@@ -4,10 +4,10 @@ r"""EfficientCNN on Sketchy Extended, split 2 (104 seen, 21 unseen classes).
         --workdir=runs/efficient_sketchy_split2 --config.data.manual_dir=DIR \
         --config.teacher.weights=resnet50.safetensors
 
-DIR is that of configs/sketchy_split2.py; weights, variants and shorthands are those of
+DIR is as in configs/sketchy_split2.py; weights, variants and overrides are as in
 configs/efficient_sketchy.py.
 
-Published: no figures at hand. Measured here: not measured yet.
+Published: no verified result. Measured here: not measured yet.
 """
 
 from ml_collections import ConfigDict
@@ -16,7 +16,7 @@ from configs import efficient_default
 
 
 def get_config(arg: str = "") -> ConfigDict:
-    """The setting, changed by `arg`: a variant and comma-separated key=value shorthands."""
+    """The setting, modified by `arg`: comma-separated variants and key=value overrides."""
     config = efficient_default.get_config()
     config.data.split = "sketchy_split2"
     config.model.seen_classes = 104

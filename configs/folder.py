@@ -3,12 +3,12 @@ r"""ZSE on your own images: DIR/sketch/<class>/... and DIR/photo/<class>/...
     python -m zse_jax.main --config=configs/folder.py --workdir=runs/mine \
         --config.data.manual_dir=DIR --config.data.unseen=cat,dog
 
-The classes named as unseen are kept from training and ranked in evaluation; all others train. Any
-depth below a class and any common image type will do; how sketches find their own photos is told
-in data_pipelines/builders/folder/layout.py. Variants and shorthands are those of
-configs/sketchy.py. Look at the data first: `python -m data_pipelines.check --help`.
+The unseen classes are for evaluation; all others are for training. Images may be at any depth below
+a class and of any common type. data_pipelines/builders/folder/layout.py describes how sketches are
+paired with photos. Variants and overrides are as in configs/sketchy.py. Check the data first:
+`python -m data_pipelines.check --help`.
 
-Published and measured: nothing, the data is yours.
+Published, measured here: none.
 """
 
 from ml_collections import ConfigDict
@@ -17,7 +17,7 @@ from configs import default
 
 
 def get_config(arg: str = "") -> ConfigDict:
-    """The setting, changed by `arg`: a variant and comma-separated key=value shorthands."""
+    """The setting, modified by `arg`: comma-separated variants and key=value overrides."""
     config = default.get_config()
     config.data.name, config.data.split = "folder", None
     config.evaluation.sketch_stride = 1

@@ -3,8 +3,8 @@ r"""ZSE on QuickDraw Extended (80 seen, 30 unseen classes).
     python -m zse_jax.main --config=configs/quickdraw.py --workdir=runs/quickdraw \
         --config.data.manual_dir=DIR
 
-DIR holds the unpacked benchmark (sketches/, images/), or Google's own drawings as .ndjson in place
-of the sketches. Variants and shorthands are those of configs/sketchy.py.
+DIR contains the unpacked benchmark (sketches/, images/), or Google's .ndjson drawings instead of
+the sketches. Variants and overrides are as in configs/sketchy.py.
 
 Published (ZSE, CVPR 2023): retrieval token mAP@all 14.2; relation mAP@all 14.5, P@200 21.6. The
 full test set is 92,291 sketches x 54,151 photos.
@@ -17,7 +17,7 @@ from configs import default
 
 
 def get_config(arg: str = "") -> ConfigDict:
-    """The setting, changed by `arg`: a variant and comma-separated key=value shorthands."""
+    """The setting, modified by `arg`: comma-separated variants and key=value overrides."""
     config = default.get_config()
     config.data.name = config.data.split = "quickdraw"
     config.evaluation.sketch_stride = 120  # the published validation subset

@@ -3,7 +3,7 @@ r"""ZSE on Sketchy Extended, split 2 (104 seen, 21 unseen classes, none of them 
     python -m zse_jax.main --config=configs/sketchy_split2.py --workdir=runs/sketchy_split2 \
         --config.data.manual_dir=DIR
 
-DIR, variants and shorthands are those of configs/sketchy.py.
+DIR, variants and overrides are as in configs/sketchy.py.
 
 Published (ZSE): retrieval token mAP@200 50.4; relation mAP@200 52.5, P@200 62.4.
 Measured here: not measured yet.
@@ -15,7 +15,7 @@ from configs import default
 
 
 def get_config(arg: str = "") -> ConfigDict:
-    """The setting, changed by `arg`: a variant and comma-separated key=value shorthands."""
+    """The setting, modified by `arg`: comma-separated variants and key=value overrides."""
     config = default.get_config()
     config.data.split = "sketchy_split2"
     return default.with_arg(config, arg)

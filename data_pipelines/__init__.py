@@ -1,1 +1,1 @@
-"""Files on disk -> device-ready batches. Knows nothing of the networks that they train."""
+"""Input pipelines: files on disk -> device-ready batches. Independent of `zse_jax`."""

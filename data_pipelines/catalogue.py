@@ -1,7 +1,7 @@
-"""Data sets of TFDS's own catalogue: downloaded by TFDS, opened where TFDS puts them, not copied.
+"""Data sets in the TFDS catalogue: TFDS downloads and prepares them; they are read in place.
 
-They need a feature "image", encoded, and a feature "label", a class label. Their train and test
-splits are for another task (domain adaptation, say) and are taken together.
+They must have an encoded feature "image" and a class label "label". Their train and test splits
+were made for other tasks, such as domain adaptation, and are read together.
 """
 
 import contextlib
@@ -14,31 +14,31 @@ from typing import Any, NamedTuple
 
 
 def is_prepared(names: Iterable[str], root: Path) -> bool:
-    """Whether all these data sets of TFDS's catalogue are in `root`, TFDS's data_dir."""
+    """Whether all these data sets are prepared in `root`, the data_dir of TFDS."""
     return not _missing(names, root)
 
 
 def prepare(names: Iterable[str], homepage: str, root: Path, config: Any) -> None:
-    """Downloads and prepares those data sets that are not in `root`.
+    """Downloads and prepares the data sets that are not in `root`.
 
     Args:
-      names: in TFDS's catalogue, such as "domainnet/sketch".
-      homepage: an address of the server that holds the archives.
-      root: TFDS's data_dir.
+      names: names in the TFDS catalogue, such as "domainnet/sketch".
+      homepage: a URL on the server of the archives.
+      root: the data_dir of TFDS.
       config: a `tfds.download.DownloadConfig`.
 
     Raises:
-      ConnectionError: when the server cannot be reached.
+      ConnectionError: if the server cannot be reached.
     """
     missing = _missing(names, root)
     if not missing:
         return
     _check_network(homepage, list(missing), root)
     for name, builder in missing.items():
-        print(f"Preparing TFDS's {name}, this once, in {builder.data_dir}", flush=True)
-        with contextlib.redirect_stdout(io.StringIO()):  # Progress goes to the other stream.
+        print(f"Preparing the TFDS data set {name} in {builder.data_dir}", flush=True)
+        with contextlib.redirect_stdout(io.StringIO()):  # Progress bars go to stderr.
             builder.download_and_prepare(download_config=config)
-    print(f"The archives in {root / 'downloads'} are not needed any more.", flush=True)
+    print(f"You can now delete the archives in {root / 'downloads'}.", flush=True)
 
 
 def _missing(names: Iterable[str], root: Path) -> dict[str, Any]:
@@ -50,10 +50,10 @@ class Opened(NamedTuple):
     """A prepared data set of the catalogue.
 
     Attributes:
-      source: serialized examples, by row.
-      class_names: by label.
-      folder: where it lies.
-      files: the record files that it needs.
+      source: random access to serialized examples.
+      class_names: class name of each label.
+      folder: folder of the data set.
+      files: paths of its record files.
     """
 
     source: Any
@@ -63,10 +63,10 @@ class Opened(NamedTuple):
 
 
 def open_dataset(name: str, root: Path) -> Opened:
-    """Every record of the data set `name`, which lies in `root`, TFDS's data_dir.
+    """Opens all records of the data set `name` in `root`, the data_dir of TFDS.
 
     Raises:
-      ValueError: when it is prepared in a format that cannot be read at random.
+      ValueError: if its file format does not support random access.
     """
     import tensorflow_datasets as tfds
 
@@ -88,25 +88,25 @@ def _builder(name: str, root: Path) -> Any:
         stored = builder.info.file_format.value
         if stored != "array_record":
             raise ValueError(
-                f"{name} is prepared as {stored} in {builder.data_dir}, which cannot be read at "
-                "random. Give another folder, in which it is prepared as array_record: "
-                "--config.data.data_dir=DIR."
+                f"{name} is prepared as {stored} in {builder.data_dir}, a format without random "
+                "access. Set --config.data.data_dir to another folder to prepare it as "
+                "array_record."
             )
         return builder
     return tfds.builder(name, data_dir=root, file_format="array_record")
 
 
 def _check_network(homepage: str, names: Sequence[str], root: Path) -> None:
-    """TFDS would try for minutes, and then speak of urllib3."""
+    """Fails early with a clear message; TFDS would retry for minutes."""
     try:
         request = urllib.request.Request(homepage, method="HEAD")
         urllib.request.urlopen(request, timeout=30).close()
     except urllib.error.HTTPError:
-        pass  # A server that answers is there.
+        pass  # The server answers.
     except OSError as error:
         raise ConnectionError(
-            f"{' and '.join(names)} are not prepared in {root} and download themselves, but "
-            f"{homepage} cannot be reached ({error}). Start again with a network; or prepare them "
-            "on a machine that has one, copy the folder of the data set from its data_dir into "
-            f"{root}, and give that: --config.data.data_dir=DIR."
+            f"{' and '.join(names)} must be downloaded into {root}, but {homepage} cannot be "
+            f"reached ({error}). Connect to the network and retry. Or prepare the data set on a "
+            "machine with a network, copy its folder from the data_dir there into a folder here, "
+            "and set --config.data.data_dir to this folder."
         ) from error

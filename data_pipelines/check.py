@@ -1,12 +1,13 @@
-"""Is a data set that somebody unpacked fit to train on? Looks at every file and says.
+"""Checks every file of an unpacked data set, and reports whether it is fit to train on.
 
     python -m data_pipelines.check --dataset=sketchy --manual_dir=DIR --contact_sheet=sheet.png
 
-Needs no prepared data set: it reads the folder that is later given as config.data.manual_dir.
+Reads the folder that you set as config.data.manual_dir; the data set need not be prepared yet.
 """
 
 import argparse
 import collections
+import dataclasses
 import importlib
 import json
 import logging
@@ -23,6 +24,7 @@ from rich.text import Text
 from data_pipelines import builders, splits
 from data_pipelines.builders import folders
 from data_pipelines.checking import contact_sheet, findings, inspection
+from data_pipelines.suggestions import suggest
 
 Scan = Callable[[Path], folders.Source]
 
@@ -30,26 +32,26 @@ FIT, UNFIT, NOT_CHECKED, INTERRUPTED = 0, 1, 2, 130
 """Exit codes."""
 
 _EXAMPLES = 5
-"""Items of each finding shown to people; --json lists all."""
+"""Number of items printed for each finding; --json lists all."""
 
 _STYLES = {"error": "bold red", "warning": "yellow", "note": "dim"}
 
 
 class Report(NamedTuple):
-    """What was found, and whether the data set is fit to train on."""
+    """The findings, and whether the data set is fit to train on."""
 
     data: findings.DataSet
     findings: Sequence[findings.Finding]
 
     @property
     def fit(self) -> bool:
-        """Whether there are images, and no error."""
+        """Whether there are images and no errors."""
         return bool(self.data.inspected) and not any(
             finding.severity == "error" for finding in self.findings
         )
 
     def as_json(self) -> dict[str, Any]:
-        """Everything, as plain values."""
+        """The report as plain values."""
         data, split = self.data, self.data.split
         sides: Mapping[str, tuple[str, ...]] = {"seen": split.seen, "unseen": split.unseen}
         counts = {}
@@ -66,15 +68,7 @@ class Report(NamedTuple):
             "errors": severities["error"],
             "warnings": severities["warning"],
             "counts": counts,
-            "findings": [
-                {
-                    "check": finding.check,
-                    "severity": finding.severity,
-                    "message": finding.message,
-                    "items": finding.items,
-                }
-                for finding in self.findings
-            ],
+            "findings": [dataclasses.asdict(finding) for finding in self.findings],
         }
 
 
@@ -86,18 +80,18 @@ def check(
     unseen: Sequence[str] = (),
     accept: Sequence[str] = (),
 ) -> Report:
-    """Checks the data set in `manual_dir`, as the program does.
+    """Checks the data set in `manual_dir`, like the program.
 
     Args:
-      dataset: a package of `data_pipelines.builders` that reads what a user unpacked.
-      manual_dir: where it is unpacked.
-      split: one of `splits.SPLITS`; the data set's first if None.
+      dataset: a package of `data_pipelines.builders` for unpacked data.
+      manual_dir: folder of the unpacked data set.
+      split: one of `splits.SPLITS`; the data set's first split if None.
       unseen: the unseen classes of a data set without a published split.
       accept: checks of `findings.CHECKS` whose findings count as notes.
 
     Raises:
-      ValueError: naming the nearest valid name of what is unknown.
-      FileNotFoundError: when there is nothing in `manual_dir`.
+      ValueError: for an unknown name; suggests the nearest valid one.
+      FileNotFoundError: if `manual_dir` is empty or missing.
     """
     scan = _scan_of(dataset)
     split_name = _split_name(dataset, split, unseen)
@@ -106,8 +100,8 @@ def check(
             raise _unknown("check", name, findings.CHECKS, "--accept")
     if not manual_dir.is_dir() or not any(manual_dir.iterdir()):
         raise FileNotFoundError(
-            f"There is nothing in {manual_dir}. Set --manual_dir to the folder in which "
-            f"{dataset!r} is unpacked."
+            f"{manual_dir} is empty or missing. Set --manual_dir to the folder of the unpacked "
+            f"data set {dataset!r}."
         )
     source = folders.Source(manual_dir, {"sketch": [], "photo": []})
     broken: list[Exception] = []
@@ -119,7 +113,7 @@ def check(
     setting = splits.SPLITS[split_name] if split_name else _own_split(dataset, source, unseen)
     files = [file for files in source.images.values() for file in files]
     data = findings.DataSet(source, inspection.inspect_all(files), setting, split_name)
-    if broken:  # Nothing was listed, which does not mean that nothing is there.
+    if broken:  # The files could not be listed, so other checks do not apply.
         return Report(data, findings.graded(findings.from_errors([*collected, *broken]), accept))
     return Report(data, findings.find_all(data, collected, accept))
 
@@ -130,8 +124,8 @@ def _scan_of(dataset: str) -> Scan:
     scans = {name: module.scan for name, module in modules.items() if hasattr(module, "scan")}
     if dataset in modules and dataset not in scans:
         raise ValueError(
-            f"The data set {dataset!r} is made or downloaded by a program, which checks it: there "
-            "is no folder to look at."
+            f"The data set {dataset!r} is generated or downloaded automatically; there is no "
+            "folder to check."
         )
     if dataset not in scans:
         raise _unknown("data set", dataset, scans, "--dataset")
@@ -151,9 +145,9 @@ def _split_name(dataset: str, split: str | None, unseen: Sequence[str]) -> str:
         raise _unknown("split", split, own or splits.SPLITS, "--split")
     if split not in own:
         raise ValueError(
-            f"The split {split!r} is one of the data set {splits.SPLITS[split].dataset!r}, not of "
+            f"The split {split!r} belongs to the data set {splits.SPLITS[split].dataset!r}, not to "
             f"{dataset!r}. "
-            + (f"Set --split to one of {', '.join(own)}." if own else "Name classes by --unseen.")
+            + (f"Set --split to one of {', '.join(own)}." if own else "Use --unseen instead.")
         )
     return split
 
@@ -167,28 +161,27 @@ def _own_split(dataset: str, source: folders.Source, unseen: Sequence[str]) -> s
 
 
 def _unknown(what: str, name: str, valid: Any, flag: str) -> ValueError:
-    near = splits.nearest(name, valid)
-    hint = f" (did you mean {near}?)" if near else ""
     return ValueError(
-        f"There is no {what} {name!r}{hint}. Set {flag} to one of {', '.join(valid)}."
+        f"There is no {what} {name!r}{suggest(name, valid)}. Set {flag} to one of "
+        f"{', '.join(valid)}."
     )
 
 
 def show(report: Report, console: Console) -> None:
-    """Prints the counts of each class, the findings and the verdict."""
+    """Prints the counts of each class, the findings and the result."""
     if report.data.inspected:
         console.print(_counts_table(report.data))
     for finding in report.findings:
         line = Text(f"{finding.severity} ", style=_STYLES[finding.severity])
         console.print(line.append(f"{finding.check}: {finding.message}", style="default"))
         for item in finding.items[:_EXAMPLES]:
-            joint = " = " if finding.check in ("leakage", "labels", "duplicates") else ": "
-            console.print(Text(f"    {joint.join(item)}"), soft_wrap=True)
+            separator = " = " if finding.check in ("leakage", "labels", "duplicates") else ": "
+            console.print(Text(f"    {separator.join(item)}"), soft_wrap=True)
         if len(finding.items) > _EXAMPLES:
             console.print(f"    and {len(finding.items) - _EXAMPLES:,} more; --json lists all")
-    unfit = "NOT fit to train on: see the errors; --accept=CHECK makes one a note"
-    verdict = "fit to train on" if report.fit else unfit
-    console.print(Text(verdict, style="bold green" if report.fit else "bold red"))
+    unfit = "NOT fit to train on: see the errors above; --accept=CHECK turns one into a note"
+    result = "fit to train on" if report.fit else unfit
+    console.print(Text(result, style="bold green" if report.fit else "bold red"))
 
 
 def _counts_table(data: findings.DataSet) -> Table:
@@ -212,7 +205,7 @@ def _counts_table(data: findings.DataSet) -> Table:
 
 
 class _Parser(argparse.ArgumentParser):
-    """Says in one line what is wrong with the command line, instead of ending the process."""
+    """Raises errors as exceptions instead of exiting."""
 
     def error(self, message: str) -> Any:
         raise ValueError(f"{message}. --help lists the flags.")
@@ -224,21 +217,24 @@ def _parser() -> argparse.ArgumentParser:
         "python -m data_pipelines.check",
         description=__doc__,
         epilog=f"Checks, in order:\n{kinds}\n\n"
-        "Exit code: 0 when there is no error (fit to train on), 1 when there is one, 2 when "
-        "nothing\ncould be checked (a wrong flag, an empty folder).\n"
-        "Pixels are compared exactly, after decoding: copies that were scaled or compressed again "
-        "are\nnot found.",
+        "Exit code: 0 without errors (fit to train on), 1 with errors, 2 if nothing was checked "
+        "(wrong\nflag, empty folder).\n"
+        "Decoded pixels are compared exactly: resized or recompressed copies are not found.",
         formatter_class=argparse.RawDescriptionHelpFormatter,
         allow_abbrev=False,
     )
     add = parser.add_argument
-    add("--dataset", required=True, help="a data set that a user unpacks, such as sketchy")
-    add("--manual_dir", required=True, type=Path, help="the folder in which it is unpacked")
-    add("--split", help="a published split of the data set; its first by default")
+    add("--dataset", required=True, help="name of an unpacked data set, such as sketchy")
+    add("--manual_dir", required=True, type=Path, help="folder of the data set")
+    add("--split", help="published split of the data set; default: its first one")
     add("--unseen", type=_list, default=(), help="unseen classes of your own data: A,B,...")
-    add("--accept", type=_list, default=(), help="checks whose findings you accept: A,B,...")
-    add("--contact_sheet", type=Path, help="write a picture of some images of each class: FILE.png")
-    add("--json", action="store_true", help="print one JSON object on stdout, and nothing else")
+    add("--accept", type=_list, default=(), help="checks whose findings count as notes: A,B,...")
+    add(
+        "--contact_sheet",
+        type=Path,
+        help="write an overview of some images of each class: FILE.png",
+    )
+    add("--json", action="store_true", help="print only one JSON object on stdout")
     return parser
 
 
@@ -247,16 +243,16 @@ def _list(text: str) -> tuple[str, ...]:
 
 
 def main(argv: Sequence[str]) -> int:
-    """The program: `argv` without its name; returns the exit code."""
+    """Runs the program with the arguments `argv`; returns the exit code."""
     try:
         options, unknown = _parser().parse_known_args(argv)
         if unknown:
             flag = unknown[0].split("=")[0]
-            near = splits.nearest(flag, [f"--{name}" for name in vars(options)])
-            raise ValueError(f"There is no flag {flag} (did you mean {near or '--help'}?).")
+            known = [f"--{name}" for name in vars(options)]
+            raise ValueError(f"There is no flag {flag}{suggest(flag, known)}. See --help.")
         sheet = options.contact_sheet
         if sheet and (sheet.suffix.lower() != ".png" or not sheet.absolute().parent.is_dir()):
-            raise ValueError(f"--contact_sheet={sheet} must be FILE.png in a folder that exists.")
+            raise ValueError(f"--contact_sheet={sheet} must be FILE.png in an existing folder.")
         report = check(
             options.dataset,
             options.manual_dir.expanduser(),
@@ -282,5 +278,5 @@ def main(argv: Sequence[str]) -> int:
 
 
 if __name__ == "__main__":
-    logging.getLogger("data_pipelines").setLevel(logging.ERROR)  # The report says it all.
+    logging.getLogger("data_pipelines").setLevel(logging.ERROR)  # The report includes the warnings.
     sys.exit(main(sys.argv[1:]))

@@ -1,13 +1,13 @@
-"""The class names of every benchmark, spelled as its folders or its catalogue spell them.
+"""The class names of every benchmark, with the spelling of its folders or its catalogue.
 
-Sketchy Extended (125), TU-Berlin Extended (250), QuickDraw Extended (110): the folder names of the
-archives in circulation, which mix `_`, `-` and spaces. DomainNet (345): TFDS's catalogue, version
-1.0.0. Alphabetical, as the order means nothing.
+Sketchy Extended (125), TU-Berlin Extended (250), QuickDraw Extended (110): folder names of the
+published archives, which mix `_`, `-` and spaces. DomainNet (345): the TFDS catalogue, version
+1.0.0. The order is alphabetical and has no meaning.
 """
 
 
 def names(text: str) -> tuple[str, ...]:
-    """The names of a list separated by commas, without the space around them."""
+    """Splits a comma-separated list and strips whitespace."""
     return tuple(name.strip() for name in text.split(","))
 
 

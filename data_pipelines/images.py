@@ -1,8 +1,8 @@
 """Decode, crop and resize: encoded bytes -> uint8 RGB -> the square images a network takes.
 
-`prepare_sketch` and `prepare_photo` repeat the published preprocessing of ZSE (Lin et al., CVPR
-2023, section 4 and released code) to the byte; normalisation happens later, on the device. Nothing
-here is random, and nothing depends on more than one image.
+`prepare_sketch` and `prepare_photo` reproduce the published preprocessing of ZSE (Lin et al., CVPR
+2023, section 4 and released code) byte for byte. Normalisation happens later, on the device. Every
+function here is deterministic and processes one image.
 """
 
 import io
@@ -11,7 +11,7 @@ from typing import Literal
 
 import cv2
 import numpy as np
-from jaxtyping import UInt8
+from jaxtyping import Bool, UInt8
 from PIL import Image, ImageOps, UnidentifiedImageError
 
 Modality = Literal["sketch", "photo"]
@@ -24,18 +24,18 @@ CROP_MARGIN = 10
 
 
 class UnreadableImageError(ValueError):
-    """Bytes that do not decode, completely, to an image."""
+    """Encoded bytes that cannot be decoded completely."""
 
 
 def decode(encoded: bytes) -> UInt8[np.ndarray, "h w 3"]:
-    """Decodes any format that Pillow reads, completely, to RGB as a viewer would show it.
+    """Decodes any format that Pillow reads to RGB, as an image viewer would show it.
 
-    EXIF orientation is applied, transparent pixels are laid on white, palette, grey, CMYK, 16-bit
-    and float images become 8-bit RGB; of several frames, the first counts. The result may be
-    read-only.
+    Applies the EXIF orientation, puts transparent pixels on white, and converts palette, grey,
+    CMYK, 16-bit and float images to 8-bit RGB. Of several frames, decodes the first. The result may
+    be read-only.
 
     Raises:
-      UnreadableImageError: when the bytes are empty, truncated or not an image.
+      UnreadableImageError: if the bytes are empty, truncated or not an image.
     """
     try:
         with Image.open(io.BytesIO(encoded)) as image:
@@ -43,10 +43,12 @@ def decode(encoded: bytes) -> UInt8[np.ndarray, "h w 3"]:
             ImageOps.exif_transpose(image, in_place=True)
             return np.asarray(_on_white(image))
     except UnidentifiedImageError as error:
-        raise UnreadableImageError(f"its {len(encoded)} bytes are no known image format") from error
+        raise UnreadableImageError(
+            f"the {len(encoded)} bytes are not a known image format"
+        ) from error
     except Exception as error:  # Pillow's codecs raise OSError, SyntaxError, struct.error, ...
         raise UnreadableImageError(
-            f"its {len(encoded)} bytes do not decode ({type(error).__name__}: {error})"
+            f"the {len(encoded)} bytes do not decode ({type(error).__name__}: {error})"
         ) from error
 
 
@@ -62,11 +64,11 @@ def _on_white(image: Image.Image) -> Image.Image:
 
 
 def _eight_bits(image: Image.Image) -> UInt8[np.ndarray, "h w"]:
-    """Scales 16-bit integers and floats from 0 to 1; Pillow would clip them to 255."""
+    """Scales 16-bit integers and floats in [0, 1] to 8 bits; Pillow would clip them to 255."""
     values, white = np.asarray(image, np.float32), 1 if image.mode == "F" else 65535
-    if not (values.min() >= 0 and values.max() <= white):  # Also when one is not a number.
+    if not (values.min() >= 0 and values.max() <= white):  # Also false for NaN.
         raise ValueError(
-            f"its pixels go from {values.min():g} to {values.max():g}, and not from 0 (black) to "
+            f"pixel values are in [{values.min():g}, {values.max():g}], expected 0 (black) to "
             f"{white} (white)"
         )
     grey = (values / (white / 255)).round().astype(np.uint8)
@@ -77,17 +79,16 @@ def _eight_bits(image: Image.Image) -> UInt8[np.ndarray, "h w"]:
 def prepare_sketch(
     rgb: UInt8[np.ndarray, "h w 3"], size: int = 224
 ) -> UInt8[np.ndarray, "{size} {size} 3"]:
-    """Crops to the drawing, scales the longer side to `size`, pads the other to a square.
+    """Crops to the drawing, scales the longer side to `size` and pads the other one to a square.
 
-    The crop is the bounding box of the ink (R + G + B <= 300), grown by 10 pixels and clipped to
-    the canvas; its far edges are exclusive, as published. Scaling is OpenCV's bilinear, padding the
-    largest value in the scaled image, the smaller half first. A canvas without ink, on which the
-    published code fails, is kept whole.
+    Crops to `ink_box`, scales with OpenCV's bilinear filter, and pads with the largest value in the
+    scaled image, the smaller half first.
     """
-    cropped = _crop_to_ink(rgb)
+    (top, bottom), (left, right) = ink_box(rgb)
+    cropped = rgb[top:bottom, left:right]
     height, width = cropped.shape[:2]
     ratio = height / width
-    # A line of one pixel would scale to no pixel at all, hence the max.
+    # max: a line one pixel wide would scale to zero pixels.
     if height > width:
         scaled_size = (max(1, int(size / ratio)), size)
     else:
@@ -100,22 +101,33 @@ def prepare_sketch(
     return square
 
 
-def _crop_to_ink(rgb: UInt8[np.ndarray, "h w 3"]) -> UInt8[np.ndarray, "h2 w2 3"]:
+def ink(rgb: UInt8[np.ndarray, "h w 3"]) -> Bool[np.ndarray, "h w"]:
+    """Which pixels are ink: R + G + B <= 300, as published."""
     red, green, blue = cv2.split(rgb)
-    ink = red.astype(np.uint16) + green + blue <= INK_MAX_SUM
-    rows, columns = np.flatnonzero(ink.any(axis=1)), np.flatnonzero(ink.any(axis=0))
-    if not rows.size:
-        return rgb
-    return rgb[
-        max(0, rows[0] - CROP_MARGIN) : rows[-1] + CROP_MARGIN,
-        max(0, columns[0] - CROP_MARGIN) : columns[-1] + CROP_MARGIN,
-    ]
+    return red.astype(np.uint16) + green + blue <= INK_MAX_SUM
+
+
+def ink_box(rgb: UInt8[np.ndarray, "h w 3"]) -> tuple[tuple[int, int], tuple[int, int]]:
+    """The rows and the columns, each (start, stop), that `prepare_sketch` crops to.
+
+    The bounding box of the ink, grown by 10 pixels and clipped to the canvas. The growth at the far
+    edges counts from the last ink pixel, as published. An image without ink, on which the published
+    code fails, is not cropped.
+    """
+    inked = ink(rgb)
+    if not inked.any():
+        return (0, rgb.shape[0]), (0, rgb.shape[1])
+    bounds = []
+    for line in (inked.any(axis=1), inked.any(axis=0)):
+        first, last = np.flatnonzero(line)[[0, -1]].tolist()
+        bounds.append((max(0, first - CROP_MARGIN), min(last + CROP_MARGIN, len(line))))
+    return bounds[0], bounds[1]
 
 
 def prepare_photo(
     rgb: UInt8[np.ndarray, "h w 3"], size: int = 224
 ) -> UInt8[np.ndarray, "{size} {size} 3"]:
-    """Resizes to `size` x `size` without keeping the aspect ratio, by Pillow's bicubic filter."""
+    """Resizes to `size` x `size` with Pillow's bicubic filter; the aspect ratio is not kept."""
     return np.array(Image.fromarray(rgb).resize((size, size), Image.Resampling.BICUBIC))
 
 
@@ -126,10 +138,10 @@ PREPARE: dict[Modality, Callable[..., UInt8[np.ndarray, "size size 3"]]] = {
 """The preprocessing of each modality."""
 
 
-def vary(
+def augment(
     image: UInt8[np.ndarray, "h w 3"], mirrored: bool, right: int, down: int
 ) -> UInt8[np.ndarray, "h w 3"]:
-    """The image, mirrored or not, then moved by pixels; its border fills what comes in."""
+    """The image, mirrored if asked, then shifted by pixels; border pixels are repeated."""
     height, width = image.shape[:2]
     rows = np.clip(np.arange(height) - down, 0, height - 1)
     columns = np.clip(np.arange(width) - right, 0, width - 1)

@@ -1,8 +1,8 @@
 """Device-ready batches: endless and shuffled for training, finite and padded for evaluation.
 
-grain reads positions, draws samples, decodes and preprocesses in worker processes and stacks uint8
-batches. Every batch is a function of the seed and its number alone: the same for any number of
-workers, and, put together, for any number of hosts.
+grain draws samples, decodes and preprocesses images in worker processes and stacks uint8 batches.
+Every batch is a function of the seed and its index: it is the same for any number of workers and,
+concatenated, for any number of hosts.
 """
 
 import dataclasses
@@ -24,7 +24,7 @@ from data_pipelines.streaming import to_device as to_device
 logger = logging.getLogger(__name__)
 
 _ENDLESS = 2**40
-"""Samples before training data ends: a million per second for twelve days."""
+"""Samples before training data ends: 12 days at a million samples per second."""
 
 
 @runtime_checkable
@@ -36,15 +36,15 @@ class EncodedImages(Protocol):
 
 @dataclasses.dataclass(frozen=True, eq=False)
 class Items:
-    """Images of one modality that are not read yet, with what is known of them.
+    """Images of one modality, not read yet, and their metadata.
 
     Attributes:
       modality: "sketch" or "photo".
       source: random access to the encoded images.
-      rows: where in `source` each item lies.
+      rows: index of each item in `source`.
       labels: class of each item, an index into `class_names`.
-      class_names: the classes, in the order that was asked for.
-      instances: id of the photo that each item is, or was drawn from; "" where unknown.
+      class_names: the classes, in the requested order.
+      instances: id of the photo that the item is or was drawn from; "" if unknown.
       names: relative path of each item.
     """
 
@@ -71,7 +71,7 @@ class Items:
         )
 
     def every(self, n: int) -> "Items":
-        """Items 0, n, 2n, ...: the subset on which the literature validates while training."""
+        """Items 0, n, 2n, ...: the subset that the literature validates on during training."""
         return self.select(np.arange(0, len(self), n))
 
     def by_class(self) -> list[Int[np.ndarray, "_"]]:
@@ -79,7 +79,7 @@ class Items:
         return [np.flatnonzero(self.labels == label) for label in range(len(self.class_names))]
 
     def by_instance(self) -> dict[tuple[int, str], Int[np.ndarray, "_"]]:
-        """Positions of the items of each (class, instance); items of no known instance are none."""
+        """Positions of the items of each (class, instance); skips items of unknown instance."""
         positions: dict[tuple[int, str], list[int]] = {}
         for position, key in enumerate(zip(self.labels.tolist(), self.instances, strict=True)):
             if key[1]:
@@ -87,7 +87,7 @@ class Items:
         return {key: np.array(found) for key, found in positions.items()}
 
     def image(self, i: SupportsIndex, size: int) -> UInt8[np.ndarray, "{size} {size} 3"]:
-        """Item `i`, decoded and preprocessed as its modality asks, `size` pixels wide.
+        """Item `i`, decoded and preprocessed for its modality, `size` x `size` pixels.
 
         Raises:
           images.UnreadableImageError: naming the item.
@@ -97,7 +97,7 @@ class Items:
         except images.UnreadableImageError as error:
             raise images.UnreadableImageError(
                 f"The {self.modality} {self.names[i]} cannot be read: {error}. If the prepared "
-                "data set is damaged, delete its folder and prepare it again."
+                "data set is damaged, delete its folder to prepare it again."
             ) from error
         return images.PREPARE[self.modality](rgb, size)
 
@@ -111,20 +111,20 @@ def load_items(
     manual_dir: str | Path | None = None,
     skip_unreadable: bool = False,
 ) -> Items:
-    """The images of some classes of a data set, which is prepared first when it is not there.
+    """The images of some classes of a data set. Prepares the data set on first use.
 
     Items are ordered by class, as in `classes`, then by name.
 
     Args:
       name: "sketchy", "doodles", ...: a package in `data_pipelines.builders`.
       modality: "sketch" or "photo".
-      classes: their names; labels count in this order.
-      data_dir: where prepared data sets lie; ~/tensorflow_datasets if None.
-      manual_dir: where the unpacked archives lie, for data sets that no program can download.
-      skip_unreadable: while preparing, leave unreadable images out instead of stopping.
+      classes: class names; label i is `classes[i]`.
+      data_dir: folder of prepared data sets; ~/tensorflow_datasets if None.
+      manual_dir: folder of the unpacked archives, for data sets that must be downloaded by hand.
+      skip_unreadable: during preparation, skip unreadable images instead of raising an error.
 
     Raises:
-      ValueError: when the data set lacks some of `classes`, and as `prepared.prepare`.
+      ValueError: if the data set lacks some of `classes`, and as `prepared.prepare`.
       FileNotFoundError: as `prepared.prepare`.
     """
     folder = prepared.prepare(
@@ -163,21 +163,22 @@ def train_batches(
 ) -> Batches:
     """Endless training batches.
 
-    Batch t of one process with batch size b * n is batch t of n processes with b each, put
-    together in the order of their shards.
+    Batch t of one process with batch size b * n equals batch t of n processes with batch size b,
+    concatenated in shard order.
 
     Args:
       sketches: of the seen classes.
       photos: of the same classes, in the same order.
-      kind: of sampler: as `sampling.sampler` takes it, such as the retriever's `batch_kind`.
+      kind: name of a sampler (see `sampling.sampler`), such as the retriever's `batch_kind`.
       image_size: side of the square images, in pixels.
       batch_size: samples per batch of this process.
-      seed: of everything random.
-      workers: processes that decode; 0 decodes in threads of this process.
-      augment: above 0, half of the pairs (sketch i and photo i of a sample) are mirrored, and every
-        pair moves at random by up to this share of its side; both images alike.
-      shard_index: this process among those that train together.
-      shard_count: how many processes train together.
+      seed: random seed.
+      workers: number of decoding processes; 0 decodes in threads of this process.
+      augment: above 0, mirrors half of the pairs (sketch i and photo i of a sample) and shifts
+        every pair at random by up to this fraction of its side. Both images of a pair get the same
+        change.
+      shard_index: index of this process.
+      shard_count: number of processes that train together.
 
     Returns:
       Batches of sketches uint8 [B, s, H, W, 3], photos uint8 [B, p, H, W, 3], sketch_labels int32
@@ -185,23 +186,24 @@ def train_batches(
       triplets, s = p = K for groups of K.
 
     Raises:
-      ValueError: for an unknown kind, fewer than two classes, classes that differ between
-        sketches and photos or have no sketch or no photo, or, if instances are sampled, no class
-        with two instance pairs, or one with fewer than a group needs; or more samples per batch
-        than classes, where these must differ; or `augment` outside [0, 0.5].
+      ValueError: for an unknown kind; fewer than two classes; classes that differ between
+        sketches and photos, or lack sketches or photos; too few instance pairs, if instances are
+        sampled; more samples per batch than classes, if these must differ; or `augment` outside
+        [0, 0.5].
     """
     if not 0 <= augment <= 0.5:
-        raise ValueError(f"augment={augment} is no share of an image's side from 0 to 0.5.")
+        raise ValueError(
+            f"augment={augment} must be a fraction of the image's side from 0 to 0.5 "
+            "(--config.train.augment)."
+        )
     sampler = sampling.sampler(kind)
     _check_training_classes(sketches, photos)
-    draw = _draw(sampler, sketches, photos)
-    if sampler.distinct:
-        draw = _distinct(draw, batch_size * shard_count, seed)
+    draw = _draw(sampler, sketches, photos, batch_size * shard_count, seed)
     samples = grain.MapDataset.range(_ENDLESS).random_map(draw, seed=seed)
     samples = samples.map(_LoadSample(sketches, photos, image_size))
-    if augment:  # by random numbers of its own: the same samples are drawn with and without it
-        of_vary = int(np.random.SeedSequence([seed, 1]).generate_state(1)[0])
-        samples = samples.random_map(_Vary(round(augment * image_size)), seed=of_vary)
+    if augment:  # A separate seed: the same samples are drawn with and without augmentation.
+        augment_seed = int(np.random.SeedSequence([seed, 1]).generate_state(1)[0])
+        samples = samples.random_map(_Augment(round(augment * image_size)), seed=augment_seed)
     return Batches(samples.batch(batch_size)[shard_index::shard_count], workers)
 
 
@@ -214,102 +216,105 @@ def evaluation_batches(
     shard_index: int = 0,
     shard_count: int = 1,
 ) -> Batches:
-    """Every item once, in order, in batches of equal size; `len()` is their number.
+    """Every item once, in order, in batches of equal size; `len()` is the number of batches.
 
-    The last batches are padded with zeros, so that all processes see the same number of batches
-    and nothing is dropped. With n processes, batch t of all of them, put together in the order of
-    their shards, holds the items from t * n * batch_size on.
+    The last batches are padded with zeros, so that all processes get the same number of batches
+    and no item is dropped. With n processes, the batches t of all processes, concatenated in shard
+    order, start at item t * n * batch_size.
 
     Args:
-      items: what to read.
+      items: images to read.
       image_size: side of the square images, in pixels.
       batch_size: items per batch of this process.
-      workers: processes that decode; 0 decodes in threads of this process.
-      shard_index: this process among those that evaluate together.
-      shard_count: how many processes evaluate together.
+      workers: number of decoding processes; 0 decodes in threads of this process.
+      shard_index: index of this process.
+      shard_count: number of processes that evaluate together.
 
     Returns:
       Batches of image uint8 [B, H, W, 3], label int32 [B] and mask bool [B], False for padding.
 
     Raises:
-      ValueError: when there is no item.
+      ValueError: if `items` is empty.
     """
     if not len(items):
         raise ValueError(
-            f"There is no {items.modality} to evaluate on, of {len(items.class_names)} classes. "
-            "Check the split and the strides of config.evaluation."
+            f"There is no {items.modality} to evaluate on in {len(items.class_names)} classes. "
+            "Check the split and the strides in config.evaluation."
         )
     batches = math.ceil(len(items) / (batch_size * shard_count)) * shard_count
     padded = grain.MapDataset.range(batches * batch_size).map(_LoadItem(items, image_size))
     return Batches(padded.batch(batch_size)[shard_index::shard_count], workers)
 
 
-# Classes and not closures, so that worker processes can unpickle them by name.
+# Classes instead of closures, so that worker processes can unpickle them by name.
 
 
 @dataclasses.dataclass(frozen=True)
 class _Draw:
+    """Draws a sample; with `sampler.distinct`, the samples of a global batch differ in class."""
+
     sampler: sampling.Sampler
     sketches: sampling.ByClass | sampling.ByInstance
     photos: sampling.ByClass | sampling.ByInstance
-
-    def __call__(self, index: int, rng: np.random.Generator) -> sampling.Sample:
-        return self.sampler.draw(rng, self.sketches, self.photos)
-
-
-@dataclasses.dataclass(frozen=True)
-class _DrawDistinct(_Draw):
-    """The samples of a batch (of all processes together) are of different classes."""
-
-    batch_size: int
+    global_batch_size: int
     seed: int
 
     def __call__(self, index: int, rng: np.random.Generator) -> sampling.Sample:
-        c = sampling.distinct_class(self.seed, index, self.batch_size, len(self.sketches))
-        return self.sampler.draw(rng, self.sketches[c : c + 1], self.photos[c : c + 1])
+        sketches, photos = self.sketches, self.photos
+        if self.sampler.distinct:
+            c = sampling.distinct_class(self.seed, index, self.global_batch_size, len(sketches))
+            sketches, photos = sketches[c : c + 1], photos[c : c + 1]
+        return self.sampler.draw(rng, sketches, photos)
 
 
-def _distinct(draw: _Draw, batch_size: int, seed: int) -> _DrawDistinct:
+def _draw(
+    sampler: sampling.Sampler, sketches: Items, photos: Items, global_batch_size: int, seed: int
+) -> _Draw:
+    if sampler.level == "class":
+        draw = _Draw(sampler, sketches.by_class(), photos.by_class(), global_batch_size, seed)
+    else:
+        draw = _Draw(sampler, *_instances(sampler, sketches, photos), global_batch_size, seed)
     classes = len(draw.sketches)
-    if not 2 <= batch_size <= classes:
+    if sampler.distinct and not 2 <= global_batch_size <= classes:
         raise ValueError(
-            f"A batch of {batch_size} groups, each of another class, cannot be drawn from "
-            f"{classes} seen classes: choose a batch size from 2 to {classes} "
+            f"A batch of {global_batch_size} groups of different classes cannot be drawn from "
+            f"{classes} seen classes. Choose a batch size from 2 to {classes} "
             "(--config.train.batch_size)."
         )
-    return _DrawDistinct(draw.sampler, draw.sketches, draw.photos, batch_size, seed)
+    return draw
 
 
-def _draw(sampler: sampling.Sampler, sketches: Items, photos: Items) -> _Draw:
-    if sampler.level == "class":
-        return _Draw(sampler, sketches.by_class(), photos.by_class())
-    *groups, left_out = sampling.group_by_instance(
+def _instances(
+    sampler: sampling.Sampler, sketches: Items, photos: Items
+) -> tuple[sampling.ByInstance, sampling.ByInstance]:
+    *groups, too_few = sampling.group_by_instance(
         sketches.by_instance(), photos.by_instance(), sampler.pairs or 2
     )
     if not groups[0]:
         raise ValueError(
-            f"Training by instances needs sketches with their own photos, but none of the "
-            f"{len(sketches.class_names)} seen classes has {sampler.pairs or 'two'} such pairs: of "
-            f"{len(sketches)} sketches {sum(map(bool, sketches.instances))} name a photo, "
-            f"of {len(photos)} photos {sum(map(bool, photos.instances))} are named. Use a data set "
-            "with instance pairs (sketchy, doodles, folder), or train by classes: "
+            f"Training by instances needs sketches paired with photos, but none of the "
+            f"{len(sketches.class_names)} seen classes has {sampler.pairs or 2} pairs: "
+            f"{sum(map(bool, sketches.instances))} of {len(sketches)} sketches and "
+            f"{sum(map(bool, photos.instances))} of {len(photos)} photos have an instance id. Use "
+            "a data set with instance pairs (sketchy, doodles, folder), or train by class: "
             "--config.train.sampler=quadruplet."
         )
-    if left_out and sampler.pairs:
-        counts = ", ".join(f"{sketches.class_names[c]} ({n})" for c, n in left_out.items())
+    counts = ", ".join(f"{sketches.class_names[c]} ({n})" for c, n in too_few.items())
+    if too_few and sampler.pairs:
         raise ValueError(
-            f"Groups of {sampler.pairs} instances need as many pairs of sketch and photo in every "
-            f"seen class, but {len(left_out)} classes have fewer: {counts}. Choose smaller groups "
-            "(--config.train.sampler=instance_group:2), or leave these classes out of the split."
+            f"Groups of {sampler.pairs} instances need {sampler.pairs} pairs of sketch and photo "
+            f"in every seen class, but {len(too_few)} classes have fewer: {counts}. Choose smaller "
+            "groups (--config.train.sampler=instance_group:2), or remove these classes from the "
+            "split."
         )
-    if left_out:
-        names = ", ".join(sketches.class_names[c] for c in left_out)
+    if too_few:
         logger.warning(
-            "%d classes with fewer than two pairs of sketch and photo do not train: %s.",
-            len(left_out),
-            names,
+            "%d classes are not trained on: they have fewer than two pairs of sketch and photo: "
+            "%s.",
+            len(too_few),
+            counts,
         )
-    return _Draw(sampler, *groups)
+    return groups[0], groups[1]
 
 
 @dataclasses.dataclass(frozen=True)
@@ -330,19 +335,23 @@ class _LoadSample:
 
 
 @dataclasses.dataclass(frozen=True)
-class _Vary:
-    most: int  # pixels
+class _Augment:
+    max_shift: int  # pixels
 
     def __call__(self, sample: Batch, rng: np.random.Generator) -> Batch:
         count = max(len(sample["sketches"]), len(sample["photos"]))
         mirrored = (rng.random(count) < 0.5).tolist()
-        moves = rng.integers(-self.most, self.most, (count, 2), endpoint=True).tolist()
-
-        def vary(side: str) -> UInt8[np.ndarray, "n h w 3"]:
-            varied = zip(sample[side], mirrored, moves, strict=False)
-            return np.stack([images.vary(x, m, right, down) for x, m, (right, down) in varied])
-
-        return sample | {side: vary(side) for side in ("sketches", "photos")}
+        shifts = rng.integers(-self.max_shift, self.max_shift, (count, 2), endpoint=True).tolist()
+        augmented = {
+            side: [
+                images.augment(image, mirror, right, down)
+                for image, mirror, (right, down) in zip(
+                    sample[side], mirrored, shifts, strict=False
+                )
+            ]
+            for side in ("sketches", "photos")
+        }
+        return sample | {side: np.stack(found) for side, found in augmented.items()}
 
 
 @dataclasses.dataclass(frozen=True)
@@ -368,8 +377,8 @@ def _check_training_classes(sketches: Items, photos: Items) -> None:
         )
     if len(classes) < 2:
         raise ValueError(
-            f"Training needs at least two classes, but there is only {list(classes)}: a sample's "
-            "wrong photo comes from another class."
+            f"Training needs at least two classes, because negative photos come from another "
+            f"class. Found only {list(classes)}."
         )
     for items in (sketches, photos):
         counts = np.bincount(items.labels, minlength=len(classes))
@@ -377,6 +386,6 @@ def _check_training_classes(sketches: Items, photos: Items) -> None:
         if empty:
             raise ValueError(
                 f"{len(empty)} of {len(classes)} seen classes have no {items.modality}: "
-                f"{', '.join(empty)}. Every class that trains needs at least one sketch and one "
-                "photo; add images or leave the class out of the split."
+                f"{', '.join(empty)}. Every seen class needs at least one sketch and one photo. "
+                "Add images, or remove the class from the split."
             )

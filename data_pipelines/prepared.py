@@ -1,14 +1,13 @@
-"""Prepared data sets on disk: prepare once, then open and read at random, without TensorFlow.
+"""Prepared data sets on disk: prepare once, then open for random access, without TensorFlow.
 
 A prepared data set is a TFDS folder of ArrayRecord files with the schema of
-`builders.features.record_features`, one TFDS split per modality; or, where a package of
-`data_pipelines.builders` names them in `CATALOGUE`, the folders of two data sets of TFDS's own
-catalogue (`data_pipelines.catalogue`). Beside the records lies an index of names, classes and
-instances, so that choosing items never reads an image.
+`builders.features.record_features`, one TFDS split per modality. If a package of
+`data_pipelines.builders` defines `CATALOGUE`, it is instead the folders of two data sets of the
+TFDS catalogue (`data_pipelines.catalogue`). An index file of names, classes and instances lies next
+to the records, so that items are selected without reading images.
 """
 
 import contextlib
-import difflib
 import fcntl
 import functools
 import importlib
@@ -27,15 +26,16 @@ import tqdm
 
 from data_pipelines import builders, catalogue
 from data_pipelines.images import Modality
+from data_pipelines.suggestions import suggest
 
 logger = logging.getLogger(__name__)
 
 _INDEX_FORMAT = 1
-"""Raised when the index's content changes, so that older files are written anew."""
+"""Increase it when the content of the index changes, so that old files are rewritten."""
 
 
 class Records:
-    """Encoded images of one TFDS split, by row; safe to share with threads and to pickle."""
+    """Encoded images of one TFDS split, by row; thread-safe and picklable."""
 
     def __init__(self, source: Any):
         """`source`: random access to serialized examples with a feature "image"."""
@@ -58,7 +58,7 @@ class Records:
         return self._features(row)["label"].int64_list.value[0]
 
     def _features(self, row: int) -> Any:
-        # A tf.train.Example, parsed by protobuf alone, which spares TFDS's work per feature.
+        # Parsing the tf.train.Example with protobuf alone is faster than TFDS's decoders.
         return _example_class().FromString(self._source[row]).features.feature
 
 
@@ -70,7 +70,7 @@ def _example_class() -> Any:
 
 
 class Index(NamedTuple):
-    """What is known of each record without reading it again; sorted by name."""
+    """Metadata of all records, sorted by name."""
 
     rows: Sequence[int]
     names: Sequence[str]
@@ -79,14 +79,14 @@ class Index(NamedTuple):
 
 
 def open_split(folder: Path, modality: Modality) -> tuple[Records, Index]:
-    """Opens one modality of the prepared data set in `folder`, which `prepare` returned.
+    """Opens one modality of the prepared data set in `folder`, the result of `prepare`.
 
     Raises:
-      FileNotFoundError: when the data set's files are not all there.
+      FileNotFoundError: if files of the data set are missing.
     """
     import tensorflow_datasets as tfds
 
-    if (package := _catalogued(folder.name)) is not None:
+    if (package := _catalogue_package(folder.name)) is not None:
         dataset = package.CATALOGUE[modality]
         opened = catalogue.open_dataset(dataset, folder.parent)
         _check_files(opened.folder, opened.files)
@@ -113,13 +113,13 @@ def _check_files(folder: Path, names: Sequence[str]) -> None:
     missing = [name for name in names if not Path(name).exists()]
     if missing:
         raise FileNotFoundError(
-            f"The prepared data set in {folder} lacks {len(missing)} of {len(names)} files, "
-            f"the first {missing[0]}. Delete the folder, so that it is prepared again."
+            f"{len(missing)} of {len(names)} files of the prepared data set in {folder} are "
+            f"missing, the first is {missing[0]}. Delete the folder to prepare it again."
         )
 
 
 def _index(path: Path, count: int, texts: Callable[[int], tuple[str, ...]]) -> Index:
-    """The index at `path`; made from the name, class and instance of each record if need be."""
+    """Reads the index at `path`; builds it from the records if it is missing or outdated."""
     if path.exists():
         stored = json.loads(path.read_text())
         if stored.pop("format") == _INDEX_FORMAT and len(stored["rows"]) == count:
@@ -128,24 +128,26 @@ def _index(path: Path, count: int, texts: Callable[[int], tuple[str, ...]]) -> I
     index = sorted_index([texts(row) for row in rows])
     try:
         write_index(path, index)
-    except OSError as error:  # A data set on a read-only disk: works, but scans each time.
-        logger.warning("Cannot keep the index %s (%s); the next start scans again.", path, error)
+    except OSError as error:  # The data set is on a read-only disk.
+        logger.warning(
+            "Cannot write the index %s (%s). The next start builds it again.", path, error
+        )
     return index
 
 
 def sorted_index(texts: Sequence[tuple[str, ...]]) -> Index:
-    """The index of records whose (name, class name, instance) are given by row."""
+    """The index of records; `texts` is the (name, class name, instance) of each row."""
     rows = sorted(range(len(texts)), key=texts.__getitem__)
     return Index(rows, *map(list, zip(*(texts[row] for row in rows), strict=True)))
 
 
 def write_index(path: Path, index: Index) -> None:
-    """Keeps the index where `open_split` looks for it: `index_<modality>.json`."""
-    _write_atomically(path, json.dumps({"format": _INDEX_FORMAT, **index._asdict()}))
+    """Writes the index to `path`; `open_split` reads it from `index_<modality>.json`."""
+    write_atomically(path, json.dumps({"format": _INDEX_FORMAT, **index._asdict()}))
 
 
-def _write_atomically(path: Path, text: str) -> None:
-    """Several processes may write the same file: the last one wins, none sees half of it."""
+def write_atomically(path: Path, text: str) -> None:
+    """Writes a file in one step, so that other processes never read an incomplete file."""
     part = path.with_name(f"{path.name}.{os.getpid()}.part")
     try:
         part.write_text(text)
@@ -163,47 +165,46 @@ def prepare(
     beam_runner: str | None = None,
     beam_options: Sequence[str] = (),
 ) -> Path:
-    """The folder of the prepared data set `name`; prepares it first when it is not there.
+    """The folder of the prepared data set `name`. Prepares the data set if it does not exist.
 
-    Preparing uses all cores of this machine, or the runner of Apache Beam that is asked for. When
-    it is stopped, the next start goes on from there.
+    Preparation uses all cores of this machine, or Apache Beam. If it is interrupted, the next call
+    resumes it.
 
     Args:
-      name: of a package in `data_pipelines.builders`.
-      data_dir: where prepared data sets lie; TFDS's default (~/tensorflow_datasets) if None.
-      manual_dir: where the user unpacked the data set. Needed to prepare one that cannot be
-        downloaded; afterwards optional, and then checked against what was prepared.
-      skip_unreadable: leave unreadable images out (counted and named) instead of stopping.
-      beam_runner: "DirectRunner", "FlinkRunner", ...: whose workers prepare a data set that the
-        user unpacked. They must see `data_dir` and `manual_dir` at the same paths as this machine.
-      beam_options: Beam's own, as on a command line: "--direct_num_workers=4".
+      name: name of a package in `data_pipelines.builders`.
+      data_dir: folder of prepared data sets; TFDS's default (~/tensorflow_datasets) if None.
+      manual_dir: folder of the unpacked data set. Required to prepare a data set that must be
+        downloaded by hand. Later it is optional, and is compared with the prepared data set.
+      skip_unreadable: skip and report unreadable images instead of raising an error.
+      beam_runner: "DirectRunner", "FlinkRunner", ...: prepares an unpacked data set with Apache
+        Beam. Its workers need `data_dir` and `manual_dir` at the same paths as this machine.
+      beam_options: Beam options as on a command line: "--direct_num_workers=4".
 
     Raises:
-      ValueError: for an unknown name, unreadable images, or a manual_dir whose files are not those
-        that were prepared.
-      FileNotFoundError: when the data set is neither prepared nor found in manual_dir.
-      ConnectionError: when it downloads itself and its server cannot be reached.
-      ModuleNotFoundError: when Beam is asked for and not installed.
+      ValueError: for an unknown name, unreadable images, or a manual_dir that does not match the
+        prepared data set.
+      FileNotFoundError: if the data set is not prepared and not found in manual_dir.
+      ConnectionError: if the data set must be downloaded and its server cannot be reached.
+      ModuleNotFoundError: if Beam is requested but not installed.
     """
     import tensorflow_datasets as tfds
 
     package = _builder_package(name)
-    # TFDS would warn that the folder is not there yet; it is made where it can be.
     root = Path(data_dir or tfds.core.constants.DATA_DIR).expanduser().absolute()
     if not hasattr(package, "scan"):
         for option, given in (("manual_dir", manual_dir), ("beam_runner", beam_runner)):
             if given is not None:
                 raise ValueError(
-                    f"The data set {name!r} is made by a program and reads no {option}, but is "
-                    f"given {given}. Leave it out: config.data.{option}=None."
+                    f"The data set {name!r} is generated or downloaded and does not use {option}, "
+                    f"but got {given}. Set config.data.{option}=None."
                 )
-        return _prepare_by_program(package, name, root)
+        return _prepare_automatic(package, name, root)
     if manual_dir is not None:
         manual_dir = Path(manual_dir).expanduser().absolute()
         if not manual_dir.is_dir() or not any(manual_dir.iterdir()):
             raise FileNotFoundError(
-                f"There is nothing in manual_dir {manual_dir}. Set config.data.manual_dir to the "
-                f"folder in which {name!r} is unpacked."
+                f"manual_dir {manual_dir} is empty or missing. Set config.data.manual_dir to "
+                f"the folder of the unpacked data set {name!r}."
             )
     beam = _beam(beam_runner, beam_options)
     builder = _builder(package, name, root, skip_unreadable=skip_unreadable)
@@ -211,8 +212,8 @@ def prepare(
     if not folder.exists():
         if manual_dir is None:
             raise FileNotFoundError(
-                f"The data set {name!r} is not prepared in {root}, and cannot be downloaded by a "
-                "program. Unpack it and give its folder: "
+                f"The data set {name!r} is not prepared in {root} and must be downloaded by hand. "
+                "Unpack it and set its folder: "
                 f"--config.data.manual_dir=DIR.\n{builder.MANUAL_DOWNLOAD_INSTRUCTIONS}"
             )
         _build(builder, name, root, tfds.download.DownloadConfig(manual_dir=manual_dir, **beam))
@@ -221,7 +222,7 @@ def prepare(
     return folder
 
 
-def _prepare_by_program(package: ModuleType, name: str, root: Path) -> Path:
+def _prepare_automatic(package: ModuleType, name: str, root: Path) -> Path:
     import tensorflow_datasets as tfds
 
     config = tfds.download.DownloadConfig()
@@ -232,7 +233,7 @@ def _prepare_by_program(package: ModuleType, name: str, root: Path) -> Path:
         return Path(builder.data_dir)
     datasets = package.CATALOGUE.values()
     if not catalogue.is_prepared(datasets, root):
-        with _only_process(root, name):
+        with _lock(root, name):
             catalogue.prepare(datasets, package.HOMEPAGE, root, config)
     return root / name
 
@@ -246,54 +247,49 @@ def _builder(package: ModuleType, name: str, root: Path, **options: Any) -> Any:
 
 def _build(builder: Any, name: str, root: Path, config: Any) -> None:
     folder = Path(builder.data_dir)
-    with _only_process(root, name):
+    with _lock(root, name):
         if folder.exists():  # Another process prepared it while this one waited.
             return
-        for left in folder.parent.glob(f"incomplete.*_{folder.name}"):  # Of one that was killed.
+        for left in folder.parent.glob(f"incomplete.*_{folder.name}"):  # Left by a killed process.
             shutil.rmtree(left)
-        print(f"Preparing the data set {name!r}, this once, in {folder}", flush=True)
-        with contextlib.redirect_stdout(io.StringIO()):  # TFDS speaks of a download.
+        print(f"Preparing the data set {name!r} in {folder}", flush=True)
+        with contextlib.redirect_stdout(io.StringIO()):  # Hides TFDS's messages about a download.
             builder.download_and_prepare(download_config=config)
 
 
 def _beam(runner: str | None, options: Sequence[str]) -> dict[str, Any]:
-    """What switches TFDS to Beam: the fields of its `DownloadConfig`."""
+    """The fields of TFDS's `DownloadConfig` that select Beam."""
     if runner is None:
         if options:
-            raise ValueError(f"There is no beam_runner for beam_options {list(options)}.")
+            raise ValueError(f"beam_options {list(options)} need a beam_runner.")
         return {}
     try:
         from apache_beam.options import pipeline_options  # type: ignore[import-not-found,unused-ignore]
     except ModuleNotFoundError as error:
         raise ModuleNotFoundError(
             f"beam_runner {runner!r} needs Apache Beam, which is not installed. Install it (pip "
-            "install apache-beam), or leave beam_runner out: all cores of this machine do the work."
+            "install apache-beam), or omit beam_runner to use all cores of this machine."
         ) from error
-    return {
-        "beam_runner": runner,
-        "beam_options": pipeline_options.PipelineOptions(list(options)),
-    }
+    return {"beam_runner": runner, "beam_options": pipeline_options.PipelineOptions(list(options))}
 
 
-def _catalogued(name: str) -> ModuleType | None:
-    """The package of a data set of TFDS's catalogue, whose folder has the same name."""
-    if name not in _known():
+def _catalogue_package(name: str) -> ModuleType | None:
+    """The builder package `name`, if its data set is in the TFDS catalogue."""
+    if name not in _dataset_names():
         return None
     package = _builder_package(name)
     return package if hasattr(package, "CATALOGUE") else None
 
 
-def _known() -> list[str]:
+def _dataset_names() -> list[str]:
     return [module.name for module in pkgutil.iter_modules(builders.__path__) if module.ispkg]
 
 
 def _builder_package(name: str) -> ModuleType:
-    known = _known()
+    known = _dataset_names()
     if name not in known:
-        near = difflib.get_close_matches(name, known, n=1)
-        hint = f" (did you mean {near[0]}?)" if near else ""
         raise ValueError(
-            f"There is no data set {name!r}{hint}. Set config.data.name to one of "
+            f"There is no data set {name!r}{suggest(name, known)}. Set config.data.name to one of "
             f"{', '.join(known)}."
         )
     return importlib.import_module(f"{builders.__name__}.{name}")
@@ -301,7 +297,7 @@ def _builder_package(name: str) -> ModuleType:
 
 @functools.cache  # Once per process and folder: listing 100,000 files takes seconds.
 def _check_source(folder: Path, scan: Callable[[Path], Any], manual_dir: Path) -> None:
-    """Training on data that differs from the manual_dir given would go unnoticed."""
+    """Checks that the data set was prepared from the files in `manual_dir`."""
     source = scan(manual_dir)
     prepared = json.loads((folder / "metadata.json").read_text())
     if prepared["fingerprint"] != source.fingerprint:
@@ -309,22 +305,22 @@ def _check_source(folder: Path, scan: Callable[[Path], Any], manual_dir: Path) -
             f"The prepared data set in {folder} was made from {prepared['source']} "
             f"({prepared['file_count']} images) and does not match {source.root} "
             f"({source.file_count} images; their names, sizes or pairs differ). Delete {folder} to "
-            "prepare it again, give another config.data.data_dir, or leave config.data.manual_dir "
-            "out to use what was prepared."
+            "prepare it again, set another config.data.data_dir, or omit config.data.manual_dir to "
+            "use the prepared data set."
         )
 
 
 @contextlib.contextmanager
-def _only_process(root: Path, name: str) -> Iterator[None]:
-    """Lets one process of this machine prepare a data set, while the others wait."""
+def _lock(root: Path, name: str) -> Iterator[None]:
+    """Lets one process of this machine prepare a data set while the others wait."""
     try:
         root.mkdir(parents=True, exist_ok=True)
         lock = (root / f".{name}.lock").open("w")
     except OSError as error:
         raise PermissionError(
-            f"Cannot prepare data set {name!r} in {root} ({error}). Give a folder that can be "
-            "written: --config.data.data_dir=DIR."
+            f"Cannot prepare data set {name!r} in {root} ({error}). Set a writable folder: "
+            "--config.data.data_dir=DIR."
         ) from error
     with lock:
-        fcntl.flock(lock, fcntl.LOCK_EX)  # Released by the system when the process ends.
+        fcntl.flock(lock, fcntl.LOCK_EX)  # The system releases it when the process ends.
         yield

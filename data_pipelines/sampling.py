@@ -1,8 +1,8 @@
-"""Which sketch meets which photos: one training sample, drawn at random from the seen classes.
+"""Samplers: draw the sketches and photos of one training sample from the seen classes.
 
-A sampler is a pure function of a generator and of the items, grouped by class or by instance. It
-returns positions of items, not images, so that drawing is cheap and testable and the loader reads
-only what was drawn. A new sampler is one function and one line in `SAMPLERS`.
+A sampler is a pure function of a random generator and of the items, grouped by class or instance.
+It returns positions of items, not images, so that drawing is cheap and the loader reads only the
+drawn images. To add a sampler, write one function and add one line to `SAMPLERS`.
 """
 
 import functools
@@ -12,26 +12,32 @@ from typing import Literal, NamedTuple
 import numpy as np
 from jaxtyping import Int
 
+from data_pipelines.suggestions import suggest
+
 ByClass = Sequence[Int[np.ndarray, "_"]]
 """For each class, the positions of its items."""
 
 ByInstance = Sequence[ByClass]
-"""For each class, and for each of its instances, the positions of the instance's items."""
+"""For each class and each of its instances, the positions of the instance's items."""
 
 
 class Sample(NamedTuple):
-    """One sample: positions among the sketches and among the photos."""
+    """One sample: positions of sketches and positions of photos."""
 
     sketches: Int[np.ndarray, "s"]
     photos: Int[np.ndarray, "p"]
 
 
 class Sampler(NamedTuple):
-    """How a sample is drawn: `draw(rng, sketches, photos)`, both grouped by `level`.
+    """How a sample is drawn.
 
-    `pairs`: how many instance pairs every class must have; 0: those with fewer than two are left
-    out. `distinct`: the samples of a batch are of classes that all differ, which the loader sees
-    to: `draw` gets one class at a time.
+    Attributes:
+      draw: `draw(rng, sketches, photos) -> Sample`, with items grouped by `level`.
+      level: "class" or "instance".
+      pairs: number of instance pairs that every class must have; 0: classes with fewer than two
+        are skipped.
+      distinct: whether the samples of a batch must all differ in class. The loader ensures this by
+        passing one class at a time to `draw`.
     """
 
     draw: Callable[..., Sample]
@@ -43,33 +49,30 @@ class Sampler(NamedTuple):
 def quadruplet(
     rng: np.random.Generator, sketches_by_class: ByClass, photos_by_class: ByClass
 ) -> Sample:
-    """Two pairs, as ZSE trains (Lin et al., CVPR 2023, section 4): one matches, one does not.
+    """A matching and a non-matching pair, as in ZSE (Lin et al., CVPR 2023, section 4).
 
-    Classes c != c' are uniform over the seen classes. Index 0 is a sketch and a photo of c; index
-    1 another sketch of c (the same one if c has no other) and a photo of c'.
+    Classes c != c' are uniform over the seen classes. Index 0 is a sketch and a photo of c. Index 1
+    is another sketch of c (the same one if c has only one) and a photo of c'.
 
     Args:
       rng: the only source of randomness.
-      sketches_by_class: at least two classes, none of them empty.
+      sketches_by_class: at least two classes, all non-empty.
       photos_by_class: the same classes in the same order.
 
     Returns:
       Two sketches and two photos.
     """
-    count = len(sketches_by_class)
-    c = int(rng.integers(count))
-    other_c = (c + int(rng.integers(1, count))) % count
-    sketches, photos, other_photos = (
-        sketches_by_class[c],
-        photos_by_class[c],
-        photos_by_class[other_c],
-    )
+    c, other = _two_classes(rng, len(sketches_by_class))
+    sketches = sketches_by_class[c]
     first = rng.integers(len(sketches))
     second = (first + rng.integers(1, max(2, len(sketches)))) % len(sketches)
-    return Sample(
-        sketches=sketches[[first, second]],
-        photos=np.array([rng.choice(photos), rng.choice(other_photos)]),
-    )
+    photos = [rng.choice(photos_by_class[c]), rng.choice(photos_by_class[other])]
+    return Sample(sketches[[first, second]], np.array(photos))
+
+
+def _two_classes(rng: np.random.Generator, count: int) -> tuple[int, int]:
+    c = int(rng.integers(count))
+    return c, (c + int(rng.integers(1, count))) % count
 
 
 def instance_quadruplet(
@@ -77,13 +80,13 @@ def instance_quadruplet(
 ) -> Sample:
     """A `quadruplet` of instances of one class, for fine-grained retrieval; our reading.
 
-    The class is uniform. Index 0 is a sketch and the photo it was drawn from; index 1 another
-    sketch of that photo (the same one if there is no other) and another photo of the class, so
-    that only the instance tells the two photos apart.
+    The class is uniform. Index 0 is a sketch and the photo it was drawn from. Index 1 is another
+    sketch of that photo (the same one if there is only one) and another photo of the class, so that
+    the two photos differ in instance but not in class.
 
     Args:
       rng: the only source of randomness.
-      sketches_by_instance: at least one class; each of at least two instances, none of them empty.
+      sketches_by_instance: at least one class, each with at least two non-empty instances.
       photos_by_instance: the same instances in the same order.
 
     Returns:
@@ -96,23 +99,21 @@ def instance_quadruplet(
 def triplet(
     rng: np.random.Generator, sketches_by_class: ByClass, photos_by_class: ByClass
 ) -> Sample:
-    """A sketch, a photo of its class and a photo of another, as CLIP-AT trains (CVPR 2023).
+    """A sketch, a photo of its class and a photo of another class, as in CLIP-AT (CVPR 2023).
 
     Classes c != c' are uniform over the seen classes.
 
     Args:
       rng: the only source of randomness.
-      sketches_by_class: at least two classes, none of them empty.
+      sketches_by_class: at least two classes, all non-empty.
       photos_by_class: the same classes in the same order.
 
     Returns:
       One sketch and two photos.
     """
-    count = len(sketches_by_class)
-    c = int(rng.integers(count))
-    other_c = (c + int(rng.integers(1, count))) % count
-    photos = [rng.choice(photos_by_class[c]), rng.choice(photos_by_class[other_c])]
-    return Sample(sketches=rng.choice(sketches_by_class[c], 1), photos=np.array(photos))
+    c, other = _two_classes(rng, len(sketches_by_class))
+    photos = [rng.choice(photos_by_class[c]), rng.choice(photos_by_class[other])]
+    return Sample(rng.choice(sketches_by_class[c], 1), np.array(photos))
 
 
 def instance_group(
@@ -123,17 +124,17 @@ def instance_group(
 ) -> Sample:
     """`size` instances of one class, a sketch and a photo of each, for CLIP-AT's fine-grained loss.
 
-    The class is uniform over those given, and so are its instances, in random order; sketch i was
-    drawn from photo i. The other photos of the group are the hard negatives: of the same class.
+    The class is uniform; its instances are uniform and in random order. Sketch i was drawn from
+    photo i. The other photos of the group, which have the same class, are hard negatives.
 
     Args:
       rng: the only source of randomness.
-      sketches_by_instance: at least one class; each of at least `size` instances, none empty.
+      sketches_by_instance: at least one class, each with at least `size` non-empty instances.
       photos_by_instance: the same instances in the same order.
       size: K of the loss.
 
     Returns:
-      As many sketches and photos.
+      `size` sketches and `size` photos.
     """
     c = int(rng.integers(len(sketches_by_instance)))
     chosen = rng.choice(len(sketches_by_instance[c]), size, replace=False)
@@ -146,19 +147,19 @@ def instance_group(
 def class_group(
     rng: np.random.Generator, sketches_by_class: ByClass, photos_by_class: ByClass, size: int = 4
 ) -> Sample:
-    """`size` sketches and as many photos of one class: a P x K batch is P of these.
+    """`size` sketches and `size` photos of one class; a P x K batch contains P such groups.
 
-    The class is uniform over those given. Nothing comes twice in a group, unless the class has
-    fewer than `size` of its kind. As EfficientCNN trains (Tursun et al., 2022); our reading.
+    The class is uniform. Items are drawn without replacement, unless the class has fewer than
+    `size`. As in EfficientCNN (Tursun et al., 2022); our reading.
 
     Args:
       rng: the only source of randomness.
-      sketches_by_class: at least one class, none of them empty.
+      sketches_by_class: at least one class, all non-empty.
       photos_by_class: the same classes in the same order.
       size: K.
 
     Returns:
-      As many sketches and photos.
+      `size` sketches and `size` photos.
     """
     c = int(rng.integers(len(sketches_by_class)))
     sketches, photos = (
@@ -169,9 +170,9 @@ def class_group(
 
 
 def distinct_class(seed: int, index: int, group: int, classes: int) -> int:
-    """The class of sample `index`, where every `group` samples in a row are of different classes.
+    """The class of sample `index`, if each `group` consecutive samples differ in class.
 
-    Each group is a new draw from the classes, without replacement.
+    Each group is drawn from the classes without replacement.
     """
     draw, position = divmod(index, group)
     order = np.random.default_rng([seed, draw]).permutation(classes)
@@ -183,16 +184,16 @@ def group_by_instance(
     photos: Mapping[tuple[int, str], Int[np.ndarray, "_"]],
     pairs: int = 2,
 ) -> tuple[ByInstance, ByInstance, dict[int, int]]:
-    """The instances that have both a sketch and a photo, for each class that has enough of them.
+    """The instances with both a sketch and a photo, for each class with at least `pairs` of them.
 
     Args:
       sketches: (class, instance) -> positions of its sketches.
       photos: (class, instance) -> positions of its photos.
-      pairs: how many are enough.
+      pairs: smallest number of instances.
 
     Returns:
-      Sketches and photos by class and instance, and the classes, counted from 0, left out because
-      they have fewer than `pairs`, with how many they have.
+      Sketches by class and instance; photos by class and instance; and, for each skipped class
+      (counted from 0), its number of instances.
     """
     paired = sorted(sketches.keys() & photos.keys())
     classes = sorted({c for c, _ in sketches.keys() | photos.keys()})
@@ -212,28 +213,28 @@ SAMPLERS: Mapping[str, Sampler] = {
     "instance_group": Sampler(instance_group, "instance", pairs=4, distinct=True),
     "class_group": Sampler(class_group, "class", distinct=True),
 }
-"""By name: a `Retriever.batch_kind`, or what config.train.sampler puts in its place."""
+"""Name -> sampler. The default is `Retriever.batch_kind`; config.train.sampler overrides it."""
 
 
 def sampler(kind: str) -> Sampler:
-    """The sampler of a name; "instance_group:8", "class_group:8": groups of 8 instead of 4.
+    """The sampler called `kind`. "instance_group:8" and "class_group:8" draw groups of 8, not 4.
 
     Raises:
-      ValueError: there is no such sampler, or no such size of it.
+      ValueError: if the sampler or its size is unknown.
     """
     name, colon, size = kind.partition(":")
     if name not in SAMPLERS:
         raise ValueError(
-            f"There is no sampler {kind!r}; data_pipelines.sampling.SAMPLERS has "
-            f"{', '.join(SAMPLERS)}."
+            f"There is no sampler {kind!r}{suggest(name, SAMPLERS)}. Set config.train.sampler to "
+            f"one of {', '.join(SAMPLERS)}."
         )
     if not colon:
         return SAMPLERS[name]
     least = {"instance_group": 2, "class_group": 1}.get(name)
     if not least or not size.isdigit() or int(size) < least:
         raise ValueError(
-            f"The sampler {kind!r} has no such size: instance_group takes one of at least 2, "
-            "class_group of at least 1, such as instance_group:8; the others take none."
+            f"The sampler {kind!r} does not support this size. instance_group takes a size of at "
+            "least 2, class_group of at least 1 (instance_group:8); the others take no size."
         )
     found = SAMPLERS[name]
     draw = functools.partial(found.draw, size=int(size))

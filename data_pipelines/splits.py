@@ -1,18 +1,17 @@
-"""The seen and unseen classes of every zero-shot setting, as facts.
+"""The seen and unseen classes of every zero-shot setting.
 
-Seen classes train, unseen classes test. Sketchy has two divisions in the literature: split 1 (100 /
-25) and split 2 (104 / 21, whose unseen classes are not in ImageNet); TU-Berlin Extended (220 / 30);
-QuickDraw Extended (80 / 30); DomainNet, sketch to real (300 / 45). Class names are those of
-`class_names`. Unseen classes stand in the published order, because validation takes every n-th
-image in that order; the order of seen classes means nothing and is alphabetical.
+Seen classes are for training, unseen classes for testing. Seen / unseen classes: Sketchy split 1
+(100 / 25) and split 2 (104 / 21; its unseen classes are not in ImageNet), TU-Berlin Extended (220 /
+30), QuickDraw Extended (80 / 30), DomainNet, sketch to real (300 / 45). Class names are those of
+`class_names`. Unseen classes are in the published order, because validation takes every n-th image
+in this order. Seen classes are in alphabetical order.
 
-Across data sets the same class goes by several names; `cross_dataset` finds those that training
-would give away.
+Data sets may have different names for the same class; `cross_dataset` excludes the unseen classes
+that are seen under another name.
 """
 
 import contextlib
 import dataclasses
-import difflib
 import re
 from collections.abc import Collection, Iterable, Iterator, Mapping
 from contextvars import ContextVar
@@ -20,11 +19,12 @@ from typing import NamedTuple
 
 from data_pipelines import class_names
 from data_pipelines.builders.doodles import classes as doodles
+from data_pipelines.suggestions import nearest, suggest
 
 
 @dataclasses.dataclass(frozen=True)
 class Split:
-    """One zero-shot setting: which classes of a data set train, and which test."""
+    """One zero-shot setting: the seen (training) and unseen (test) classes of a data set."""
 
     dataset: str
     seen: tuple[str, ...]
@@ -32,7 +32,7 @@ class Split:
 
     @property
     def classes(self) -> tuple[str, ...]:
-        """Every class of the setting, alphabetically."""
+        """All classes of the setting, in alphabetical order."""
         return tuple(sorted(self.seen + self.unseen))
 
 
@@ -81,7 +81,7 @@ SPLITS: Mapping[str, Split] = {
     # Mancini et al., "Towards Recognizing Unseen Categories in Unseen Domains" (CuMix, ECCV 2020),
     # data/DomainNet/*_classes.npy of their code, and the same lists in that of Paul et al.,
     # "Universal Cross-Domain Retrieval" (ICCV 2021): 245 classes for training, 55 for validation,
-    # 45 for testing. Seen are the first two, which train for CuMix's final results.
+    # 45 for testing. The first two are seen: CuMix trains on both for its final results.
     "domainnet": _split(
         "domainnet",
         class_names.DOMAINNET,
@@ -98,20 +98,20 @@ SPLITS: Mapping[str, Split] = {
 
 
 def get(name: str) -> Split:
-    """The split of that name.
+    """The split called `name`.
 
     Raises:
-      ValueError: naming the nearest valid name.
+      ValueError: if there is no such split; suggests the nearest name.
     """
     if name not in SPLITS:
         raise ValueError(
-            f"There is no split {name!r}{_did_you_mean(name, SPLITS)}. Set config.data.split to "
+            f"There is no split {name!r}{suggest(name, SPLITS)}. Set config.data.split to "
             f"one of {', '.join(SPLITS)}."
         )
     return SPLITS[name]
 
 
-_SAME = (
+_SYNONYMS = (
     ("motorcycle", "motorbike"),
     ("crocodilian", "crocodile"),
     ("racket", "tennis-racket", "tennis_racquet"),
@@ -120,18 +120,18 @@ _SAME = (
     ("socks", "sock"),
     ("eiffel tower", "The_Eiffel_Tower"),
 )
-"""Classes of Sketchy, TU-Berlin, QuickDraw and DomainNet that are the same under other names.
+"""Different names of the same class in Sketchy, TU-Berlin, QuickDraw and DomainNet.
 
-Only what is certain: a class that is part of another (armchair and chair, race car and car, mug and
-cup) or merely near it (rollerblades and rollerskates, pistol and revolver) is another class.
+Only exact synonyms: subclasses (armchair and chair, race car and car, mug and cup) and similar
+classes (rollerblades and rollerskates, pistol and revolver) are different classes.
 """
 
 
 def normalised(name: str) -> str:
-    """The name without what spelling adds: case, spaces, `_`, `-` and qualifiers in parentheses.
+    """The name in lower case, without spaces, `_`, `-` and qualifiers in parentheses.
 
-    `hot-air_balloon` and `hot air balloon` are both `hotairballoon`, `bear (animal)` is `bear`.
-    Normalising twice changes nothing.
+    `hot-air_balloon` and `hot air balloon` become `hotairballoon`, `bear (animal)` becomes `bear`.
+    Idempotent.
     """
     without_qualifier = re.sub(r"\([^()]*\)", "", name)
     return _without_separators(without_qualifier) or _without_separators(name)
@@ -141,20 +141,20 @@ def _without_separators(name: str) -> str:
     return re.sub(r"[\s_()-]", "", name).casefold()
 
 
-_CANONICAL = {normalised(name): normalised(group[0]) for group in _SAME for name in group}
+_CANONICAL = {normalised(name): normalised(group[0]) for group in _SYNONYMS for name in group}
 
 
 def canonical(name: str) -> str:
-    """One name for everything that is the same class: normalised, and of synonyms always one."""
+    """The normalised name; the same one for all synonyms of a class."""
     return _CANONICAL.get(normalised(name), normalised(name))
 
 
 class CrossDataset(NamedTuple):
-    """What is left of a data set's unseen classes after training on another data set.
+    """The unseen classes of a target data set, after training on a source data set.
 
     Attributes:
-      kept: unseen classes of the target, in its order.
-      excluded: unseen class of the target -> the seen class of the source that it is.
+      kept: unseen classes of the target that the source does not contain, in the target's order.
+      excluded: unseen class of the target -> the same class among the source's seen classes.
     """
 
     kept: tuple[str, ...]
@@ -162,36 +162,36 @@ class CrossDataset(NamedTuple):
 
 
 def same_classes(names: Iterable[str], others: Iterable[str]) -> dict[str, str]:
-    """Each of `names` that is one of `others` under whatever name -> what it is called there."""
+    """Each of `names` that is the same class as one of `others` -> its name in `others`."""
     known = {canonical(other): other for other in others}
     return {name: known[canonical(name)] for name in names if canonical(name) in known}
 
 
 def cross_dataset(source: Split, target: Split) -> CrossDataset:
-    """The unseen classes of `target` that training on the seen classes of `source` leaves unseen.
+    """The unseen classes of `target` that are not seen when training on `source`.
 
     Raises:
-      ValueError: when none is left, listing what each of them is in the source.
+      ValueError: if none remains; lists the name of each class in the source.
     """
     excluded = same_classes(target.unseen, source.seen)
     kept = tuple(c for c in target.unseen if c not in excluded)
     if not kept:
         names = ", ".join(f"{ours} (as {theirs})" for ours, theirs in excluded.items())
         raise ValueError(
-            f"Nothing of {target.dataset} is unseen after training on {source.dataset}: training "
-            f"sees all of its {len(target.unseen)} unseen classes: {names}. Choose another pair of "
-            "data sets or splits."
+            f"No class of {target.dataset} is unseen after training on {source.dataset}, which "
+            f"contains all of its {len(target.unseen)} unseen classes: {names}. Choose another "
+            "pair of data sets or splits."
         )
     return CrossDataset(kept, excluded)
 
 
 class ClassNamesError(ValueError):
-    """The classes on disk are not those that are asked for.
+    """The classes on disk are not the expected ones.
 
     Attributes:
-      where: what was looked at.
-      missing: names that are asked for and not found.
-      unknown: name found, if it is not allowed -> the nearest name asked for, "" if none is near.
+      where: the folder or data set.
+      missing: expected names that were not found.
+      unknown: unexpected name -> the most similar expected name, or "".
     """
 
     def __init__(self, message: str, where: str, missing: list[str], unknown: dict[str, str]):
@@ -204,7 +204,7 @@ _collected: ContextVar[list[ValueError] | None] = ContextVar("_collected", defau
 
 @contextlib.contextmanager
 def collecting_errors() -> Iterator[list[ValueError]]:
-    """Within it, `raise_or_collect` lists errors instead of raising them: to report them all."""
+    """Within this context, `raise_or_collect` appends errors to a list instead of raising them."""
     errors: list[ValueError] = []
     token = _collected.set(errors)
     try:
@@ -214,7 +214,7 @@ def collecting_errors() -> Iterator[list[ValueError]]:
 
 
 def raise_or_collect(error: ValueError) -> None:
-    """Raises `error`; within `collecting_errors` lists it, and the caller goes on as it can."""
+    """Raises `error`, or appends it to the list of `collecting_errors`."""
     if (errors := _collected.get()) is None:
         raise error
     errors.append(error)
@@ -223,17 +223,16 @@ def raise_or_collect(error: ValueError) -> None:
 def check_classes(
     found: Collection[str], expected: Collection[str], where: str, *, allow_more: bool = False
 ) -> None:
-    """Checks that the classes on disk are those that are asked for.
+    """Checks that the classes on disk are the expected ones.
 
     Args:
-      found: class names as on disk.
-      expected: class names asked for.
-      where: what was looked at, for the message: a folder, a prepared data set.
-      allow_more: whether `found` may hold classes that nobody asked for.
+      found: class names on disk.
+      expected: expected class names.
+      where: the folder or data set, for the message.
+      allow_more: whether `found` may contain further classes.
 
     Raises:
-      ClassNamesError: listing every missing and every unknown name, each unknown with the nearest
-        name that is missing.
+      ClassNamesError: lists all missing and unknown names, with the most similar valid names.
     """
     missing = sorted(set(expected) - set(found))
     unknown = sorted(set(found) - set(expected))
@@ -241,11 +240,10 @@ def check_classes(
         return
     parts = []
     if missing:
-        hint = (lambda name: _did_you_mean(name, unknown)) if allow_more else (lambda name: "")
-        names = ", ".join(name + hint(name) for name in missing)
+        names = ", ".join(name + suggest(name, unknown if allow_more else ()) for name in missing)
         parts.append(f"{len(missing)} of {len(expected)} are missing: {names}")
     if unknown and not allow_more:
-        names = ", ".join(name + _did_you_mean(name, missing or expected) for name in unknown)
+        names = ", ".join(name + suggest(name, missing or expected) for name in unknown)
         parts.append(f"{len(unknown)} are unknown: {names}")
     raise_or_collect(
         ClassNamesError(
@@ -256,14 +254,3 @@ def check_classes(
             {} if allow_more else {name: nearest(name, missing or expected) for name in unknown},
         )
     )
-
-
-def nearest(name: str, valid: Iterable[str]) -> str:
-    """The valid name that `name` was probably meant to be, or "" when none is near."""
-    return next(iter(difflib.get_close_matches(name, list(valid), n=1)), "")
-
-
-def _did_you_mean(name: str, valid: Iterable[str]) -> str:
-    """' (did you mean X?)', or nothing when no valid name is near."""
-    near = nearest(name, valid)
-    return f" (did you mean {near}?)" if near else ""

@@ -1,7 +1,7 @@
-"""Streams of batches that can be resumed anywhere, and their transfer to the devices.
+"""Resumable streams of batches, and their transfer to the devices.
 
-What grain leaves open: a position that does not depend on the number of workers, a length for
-finite streams, and global arrays on a mesh of several hosts.
+Adds to grain: a checkpoint that does not depend on the number of workers, the length of finite
+streams, and global arrays on a mesh of several hosts.
 """
 
 import os
@@ -14,14 +14,14 @@ import numpy as np
 from absl import flags
 
 Batch = dict[str, Any]
-"""Name -> array with the item or sample as leading axis."""
+"""Name -> array; the leading axis is the item or sample."""
 
 
 class Batches(grain.IterDataset):
-    """Batches, read ahead by processes or threads, whose iterators can be resumed anywhere.
+    """Batches, prefetched by processes or threads, with resumable iterators.
 
-    grain's own iterator state depends on the number of workers; here it is the number of batches
-    handed out, so that training continues with other workers than it began with.
+    The state of grain's own iterators depends on the number of workers. Here it is the number of
+    batches returned so far, so that training can resume with another number of workers.
     """
 
     def __init__(self, batches: grain.MapDataset, workers: int):
@@ -36,13 +36,13 @@ class Batches(grain.IterDataset):
         return _BatchIterator(self)
 
     def read_from(self, start: int) -> Iterator[Batch]:
-        """Grain's iterator over the batches from number `start` on."""
-        # An element is a whole batch: few, but enough to keep every core busy.
+        """Grain's iterator over the batches, starting at batch `start`."""
+        # Each element is a whole batch, so a few threads keep every core busy.
         threads = 1 if self._workers else min(4, os.cpu_count() or 1)
         options = grain.ReadOptions(num_threads=threads, prefetch_buffer_size=threads)
         remaining = self._batches[start:].to_iter_dataset(options)
         if self._workers:
-            if not flags.FLAGS.is_parsed():  # grain reads its flags; notebooks parse none.
+            if not flags.FLAGS.is_parsed():  # grain reads absl flags; notebooks do not parse any.
                 flags.FLAGS.mark_as_parsed()
             remaining = remaining.mp_prefetch(
                 grain.MultiprocessingOptions(num_workers=self._workers)
@@ -77,7 +77,7 @@ class _BatchIterator(grain.DatasetIterator):
     def __next__(self) -> Batch:
         self._assert_not_closed()
         if self._next_index >= len(self._batches):
-            self._close_reader()  # Worker processes would wait for the garbage collector.
+            self._close_reader()  # Ends worker processes without waiting for the garbage collector.
             raise StopIteration
         self.start_prefetch()
         batch = next(self._reader)
@@ -85,7 +85,7 @@ class _BatchIterator(grain.DatasetIterator):
         return batch
 
     def start_prefetch(self) -> None:
-        if self._reader is None:  # Late, so that a restored state starts no worker in vain.
+        if self._reader is None:  # Lazily, so that workers start after the state is restored.
             self._reader = self._batches.read_from(self._next_index)
             self._reader.start_prefetch()
 
@@ -129,18 +129,18 @@ def to_device(
     sharding: jax.sharding.Sharding,
     buffer_size: int = 2,
 ) -> OnDevice | grain.DatasetIterator:
-    """Copies the next `buffer_size` batches to the device while the current one is computed.
+    """Copies the next `buffer_size` batches to the devices while the current one is processed.
 
-    Each process gives its share of the global batch. The state of the iterators counts batches
-    that were handed out, not those waiting.
+    Each process provides its shard of the global batch. The state of the iterators counts the
+    batches returned, not the prefetched ones.
 
     Args:
-      batches: of this process; a data set, or an iterator of one.
-      sharding: of the arrays, over their leading axis.
-      buffer_size: batches held on the device, waiting.
+      batches: data set or iterator with the batches of this process.
+      sharding: sharding of the arrays along their leading axis.
+      buffer_size: number of prefetched batches on the devices.
 
     Returns:
-      The same kind of thing, of `jax.Array`s with the global shape.
+      A data set or iterator, as given, of `jax.Array`s with the global shape.
     """
     if isinstance(batches, grain.IterDataset):
         return OnDevice(batches, sharding, buffer_size)

@@ -1,6 +1,6 @@
 #!/usr/bin/env bash
-# One machine: whatever devices it has. Starts the run again when it asks for it (exit code 75),
-# and goes on from the last checkpoint when this script itself is started again.
+# One machine, with all its devices. Restarts the run after exit code 75. Run the script again to
+# resume from the last checkpoint.
 #
 #   launch/local.sh --config=configs/demo.py
 #   PROCESSES=2 RESTARTS=5 launch/local.sh --config=configs/sketchy.py --workdir=runs/sketchy
@@ -14,7 +14,7 @@ cd "$(dirname "${BASH_SOURCE[0]}")/.."
 PYTHON=${PYTHON:-.venv/bin/python}
 [[ -x $PYTHON ]] || PYTHON=$(command -v python3)
 
-# Large buffers in huge pages: small networks train faster on a CPU (glibc only).
+# Huge pages for large buffers: small networks train faster on a CPU (glibc only).
 export GLIBC_TUNABLES=${GLIBC_TUNABLES:-glibc.malloc.hugetlb=1}
 
 exec "$PYTHON" launch/processes.py -n "${PROCESSES:-1}" --restarts="${RESTARTS:-3}" -- "$@"

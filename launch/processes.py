@@ -1,15 +1,15 @@
-r"""Several processes on one machine, as one run: for tests, and for a machine with many GPUs.
+r"""Runs several processes on one machine, for tests or for a machine with several GPUs.
 
     python launch/processes.py -n 2 -- --config=configs/demo.py
-    python launch/processes.py -n 2 --devices=4 -- --config=configs/demo.py  # virtual ones
-    python launch/processes.py -n 8 --gpus -- --config=configs/sketchy.py    # one GPU each
+    python launch/processes.py -n 2 --devices=4 -- --config=configs/demo.py  # virtual devices
+    python launch/processes.py -n 8 --gpus -- --config=configs/sketchy.py    # one GPU per process
     python launch/processes.py -n 2 --program=zse_jax.evaluate -- --checkpoint=runs/sketchy
 
-What stands behind `--` goes to the program. Process 0 prints; of the others only errors are shown,
-with their number in front. When one process ends with an error, the rest is ended. The exit code is
-that of the process that failed first; 75, also for processes that were killed, means: the same
-command goes on from the last checkpoint. `--restarts=N` does that by itself, N times at most.
-SIGTERM, SIGINT and SIGUSR1 are handed on to every process, and end the restarts.
+Arguments after `--` are passed to the program. The output of process 0 is shown; for the others,
+only stderr, prefixed with their number. If one process fails, the others are killed. The exit code
+is that of the first failed process; 75, also used for killed processes, means that the same command
+resumes from the last checkpoint. `--restarts=N` restarts automatically, at most N times. SIGTERM,
+SIGINT and SIGUSR1 are forwarded to all processes and disable restarts.
 """
 
 import argparse
@@ -24,28 +24,30 @@ import time
 from collections.abc import Sequence
 from typing import IO
 
-AGAIN = 75  # zse_jax.runtime.distributed.AGAIN; not imported, which would take seconds
+AGAIN = 75  # zse_jax.runtime.distributed.AGAIN; not imported, because that takes seconds
 
 
 def parse(arguments: Sequence[str]) -> tuple[argparse.Namespace, list[str]]:
-    """The launcher's own options, and the program's."""
+    """The options of the launcher, and the arguments of the program."""
     own, rest = list(arguments), []
     if "--" in own:
         cut = own.index("--")
         own, rest = own[:cut], own[cut + 1 :]
     summary, _, _ = (__doc__ or "").partition("\n\n")
     parser = argparse.ArgumentParser(description=summary)
-    parser.add_argument("-n", type=int, required=True, help="how many processes")
+    parser.add_argument("-n", type=int, required=True, help="number of processes")
     parser.add_argument("--program", default="zse_jax.main", help="the module to run")
-    parser.add_argument("--devices", type=int, help="virtual devices of each process, on a CPU")
-    parser.add_argument("--gpus", action="store_true", help="give process i GPU i alone")
-    parser.add_argument("--port", type=int, help="of process 0 (a free one)")
-    help_ = "seconds in which, after an error, the others may say what they know (10)"
+    parser.add_argument("--devices", type=int, help="virtual CPU devices per process")
+    parser.add_argument("--gpus", action="store_true", help="process i uses only GPU i")
+    parser.add_argument("--port", type=int, help="port of process 0 (default: a free port)")
+    help_ = "seconds after an error until the other processes are killed (10)"
     parser.add_argument("--grace", type=float, default=10, help=help_)
-    parser.add_argument("--restarts", type=int, default=0, help="at most, after exit code 75")
+    parser.add_argument(
+        "--restarts", type=int, default=0, help="maximum number of restarts after exit code 75"
+    )
     options = parser.parse_args(own)
     if options.n < 1:
-        parser.error(f"-n {options.n}: at least one process")
+        parser.error(f"-n {options.n}: must be at least 1")
     return options, rest
 
 
@@ -76,8 +78,8 @@ def start(options: argparse.Namespace, rest: Sequence[str]) -> list[subprocess.P
                 stdin=subprocess.DEVNULL,
                 stdout=piped and subprocess.DEVNULL,
                 stderr=piped,
-                start_new_session=True,  # Ctrl-C reaches us alone, and we hand it on
-                preexec_fn=end_with_us if sys.platform == "linux" else None,
+                start_new_session=True,  # Ctrl-C reaches only the launcher, which forwards it
+                preexec_fn=end_with_parent if sys.platform == "linux" else None,
             )
         )
         if processes[-1].stderr is not None:
@@ -86,31 +88,31 @@ def start(options: argparse.Namespace, rest: Sequence[str]) -> list[subprocess.P
     return processes
 
 
-def end_with_us() -> None:
-    """Lets this process get SIGTERM when its parent is gone, even by `kill -9` (Linux only)."""
+def end_with_parent() -> None:
+    """Makes this process receive SIGTERM when its parent ends, even by `kill -9` (Linux only)."""
     ctypes.CDLL(None).prctl(1, signal.SIGTERM)  # PR_SET_PDEATHSIG
 
 
 def free_port() -> int:
-    """A port that nobody listens on now."""
+    """An unused port."""
     with socket.socket() as server:
         server.bind(("127.0.0.1", 0))
         return server.getsockname()[1]
 
 
 def show(number: int, stream: IO[bytes]) -> None:
-    """Copies what a process says, with its number in front."""
+    """Copies the output of a process to stderr, prefixed with its number."""
     for line in stream:
         sys.stderr.write(f"[{number}] {line.decode(errors='replace')}")
         sys.stderr.flush()
 
 
 def wait(processes: Sequence[subprocess.Popen], grace: float) -> int:
-    """The exit code of all: 0, or that of the process that failed first; ends the rest.
+    """Waits for all processes; returns 0 or the exit code of the first failed process.
 
     Args:
-      processes: running.
-      grace: seconds after which those are killed that have not ended by themselves.
+      processes: the running processes.
+      grace: seconds after the first failure until the remaining processes are killed.
     """
     first: tuple[int, int] | None = None
     deadline = 0.0
@@ -119,9 +121,9 @@ def wait(processes: Sequence[subprocess.Popen], grace: float) -> int:
         if failed and first is None:
             first, deadline = failed[0], time.monotonic() + grace
             number, code = first
-            why = f"was ended by {signal.Signals(-code).name}" if code < 0 else f"failed ({code})"
+            why = f"was killed by {signal.Signals(-code).name}" if code < 0 else f"failed ({code})"
             if code != AGAIN:
-                print(f"launch: process {number} {why}; ending the rest.", file=sys.stderr)
+                print(f"launch: process {number} {why}; ending the others.", file=sys.stderr)
         if first is not None and time.monotonic() > deadline:
             for process in processes:
                 if process.poll() is None:
@@ -134,26 +136,26 @@ def wait(processes: Sequence[subprocess.Popen], grace: float) -> int:
 
 
 def main() -> int:
-    """Runs what the command line says; returns the exit code."""
+    """Runs the command line; returns the exit code."""
     options, rest = parse(sys.argv[1:])
-    told: list[int] = []
+    received: list[int] = []
     for attempt in range(options.restarts + 1):
         processes = start(options, rest)
         for number in (signal.SIGTERM, signal.SIGINT, signal.SIGUSR1):
 
-            def hand_on(number: int, frame: object, to: Sequence[subprocess.Popen] = processes):
-                told.append(number)  # the machine goes away: no restart here
+            def forward(number: int, frame: object, to: Sequence[subprocess.Popen] = processes):
+                received.append(number)  # The machine may shut down: no restart.
                 for process in to:
                     if process.poll() is None:
                         process.send_signal(number)
 
-            signal.signal(number, hand_on)
+            signal.signal(number, forward)
         code = wait(processes, options.grace)
-        if code != AGAIN or attempt == options.restarts or told:
+        if code != AGAIN or attempt == options.restarts or received:
             break
-        print("launch: the same command again, from the last checkpoint.", file=sys.stderr)
+        print("launch: restarting from the last checkpoint.", file=sys.stderr)
     if code == AGAIN:
-        print("launch: start the same command again to go on.", file=sys.stderr)
+        print("launch: run the same command again to resume.", file=sys.stderr)
     return code
 
 

@@ -1,17 +1,17 @@
 #!/usr/bin/env bash
-# A Cloud TPU slice of any size, from nothing to nothing. Needs gcloud, logged in.
+# Creates, uses and deletes a Cloud TPU slice of any size. Requires gcloud with a login.
 #
-#   launch/tpu_vm.sh create                      # the machines
-#   launch/tpu_vm.sh install                     # this checkout and its requirements, on all workers
+#   launch/tpu_vm.sh create                      # create the machines
+#   launch/tpu_vm.sh install                     # copy this checkout and install it on all workers
 #   launch/tpu_vm.sh run --config=configs/sketchy.py --workdir=gs://BUCKET/sketchy
-#   launch/tpu_vm.sh log                         # what worker 0 says; Ctrl-C leaves the run alone
-#   launch/tpu_vm.sh stop                        # tells the run to save and leave
+#   launch/tpu_vm.sh log                         # output of worker 0; Ctrl-C does not stop the run
+#   launch/tpu_vm.sh stop                        # make the run save and exit
 #   launch/tpu_vm.sh resume --config=... --workdir=...   # after a preemption: create, install, run
 #   launch/tpu_vm.sh delete
 #
-# Set NAME, ZONE, TYPE, VERSION and PROJECT in the environment; SPOT=1 asks for a spot slice.
-# --dry-run as first argument prints the commands and runs nothing. The workdir must be a bucket:
-# all workers write to it. A run that is told to leave saves first, and is started again there.
+# Set NAME, ZONE, TYPE, VERSION and PROJECT in the environment; SPOT=1 requests a spot slice.
+# --dry-run as first argument only prints the commands. The workdir must be a bucket, because all
+# workers write to it. A preempted run saves first and is then restarted.
 set -euo pipefail
 
 DRY_RUN=0
@@ -25,7 +25,7 @@ TYPE=${TYPE:-v4-8}
 VERSION=${VERSION:-tpu-ubuntu2204-base}
 HERE=$(cd "$(dirname "${BASH_SOURCE[0]}")/.." && pwd)
 
-say_or_do() {
+run_or_print() {
     if [[ $DRY_RUN == 1 ]]; then
         printf '%q ' "$@"
         echo
@@ -39,7 +39,7 @@ tpu() {
     shift
     local flags=(--zone="$ZONE")
     [[ -z ${PROJECT:-} ]] || flags+=(--project="$PROJECT")
-    say_or_do gcloud compute tpus tpu-vm "$verb" "$@" "${flags[@]}"
+    run_or_print gcloud compute tpus tpu-vm "$verb" "$@" "${flags[@]}"
 }
 
 on_all_workers() { tpu ssh "$NAME" --worker=all --command="$1"; }
@@ -53,7 +53,7 @@ create() {
 install() {
     local archive
     archive=$(mktemp -d)/zse_jax.tar.gz
-    say_or_do tar -C "$HERE" --exclude=.venv --exclude=.git --exclude=.cache --exclude=runs \
+    run_or_print tar -C "$HERE" --exclude=.venv --exclude=.git --exclude=.cache --exclude=runs \
         -czf "$archive" .
     tpu scp "$archive" "$NAME:zse_jax.tar.gz" --worker=all
     on_all_workers "mkdir -p zse_jax && tar -C zse_jax -xzf zse_jax.tar.gz && cd zse_jax && \
@@ -64,8 +64,8 @@ python3 -m venv .venv && .venv/bin/pip install -q -r requirements.txt && \
 run() {
     local arguments
     printf -v arguments '%q ' "$@"
-    # jax finds the other workers by itself. Detached: the run outlives this connection, and
-    # local.sh starts it again after exit code 75.
+    # jax finds the other workers automatically. The run is detached and survives this connection;
+    # local.sh restarts it after exit code 75.
     on_all_workers "cd zse_jax && { RESTARTS=${RESTARTS:-50} nohup launch/local.sh $arguments \
 > run.log 2>&1 < /dev/null & echo \$! > run.pid; }"
 }
@@ -74,7 +74,7 @@ case ${1:-} in
     create | install | run)
         "$@"
         ;;
-    resume) # a preempted slice is gone, and has to be deleted before a new one gets its name
+    resume) # a preempted slice must be deleted before a new one can use its name
         shift
         tpu delete "$NAME" --quiet || true
         create

@@ -1,4 +1,4 @@
-"""What every test stands on: eight virtual devices, checked shapes, golden outputs, real images."""
+"""Setup of all tests: eight virtual devices, runtime type checks, golden outputs, real images."""
 
 import gc
 import os
@@ -8,14 +8,15 @@ from pathlib import Path
 
 ROOT = Path(__file__).resolve().parents[1]
 
-# Before jax is imported. Programs that tests start inherit all of it; flags of the caller stay.
-os.environ["XLA_FLAGS"] = " ".join(
-    ["--xla_force_host_platform_device_count=8", os.environ.get("XLA_FLAGS", "")]
-).strip()
+# Set before jax is imported, and inherited by the programs that tests start. The networks are
+# small, so XLA's compilation takes more time than what it compiles: at optimization level 0 it
+# takes less than half. The caller's XLA_FLAGS come last and override these.
+FLAGS = ["--xla_force_host_platform_device_count=8", "--xla_backend_optimization_level=0"]
+os.environ["XLA_FLAGS"] = " ".join([*FLAGS, os.environ.get("XLA_FLAGS", "")]).strip()
 os.environ.setdefault("JAX_PLATFORMS", "cpu")
 os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "2")
 
-# Compilation is most of the tests' time, in many small programs: the second run finds them here.
+# Compiled programs are shared by the workers, by the programs that tests start, and by later runs.
 os.environ.setdefault("JAX_COMPILATION_CACHE_DIR", str(ROOT / ".cache" / "jax"))
 os.environ.setdefault("JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS", "0")
 
@@ -33,15 +34,15 @@ from tests.checking import checked
 if signal.getsignal(signal.SIGINT) is signal.SIG_IGN:
     signal.signal(signal.SIGINT, signal.default_int_handler)
 
-# From here on, every annotated shape and type of the packages is checked at each call.
+# Annotated shapes and types of the packages are checked at each call.
 install_import_hook(["data_pipelines", "zse_jax"], f"{checked.__module__}.{checked.__name__}")
 
 # grain's worker processes read absl flags, which `app.run` parses in a program.
 flags.FLAGS.mark_as_parsed()
 
 # The same examples in every run, and no deadline: the first one includes compilation.
-hypothesis.settings.register_profile("house", deadline=None, derandomize=True)
-hypothesis.settings.load_profile("house")
+hypothesis.settings.register_profile("tests", deadline=None, derandomize=True)
+hypothesis.settings.load_profile("tests")
 
 
 _MEMORY = 3 * 2**30
@@ -49,7 +50,7 @@ _MEMORY = 3 * 2**30
 
 @pytest.fixture(scope="module", autouse=True)
 def compiled_programs_that_fit() -> Iterator[None]:
-    """Compiled programs are dropped after a module once they fill the memory of a small machine."""
+    """Drops compiled programs after a module if the process uses more than `_MEMORY` bytes."""
     yield
     if psutil.Process().memory_info().rss > _MEMORY:
         jax.clear_caches()
@@ -58,7 +59,7 @@ def compiled_programs_that_fit() -> Iterator[None]:
 
 @pytest.fixture(scope="session")
 def golden() -> Callable[[str], dict[str, np.ndarray]]:
-    """`golden("zse")`: the arrays of tests/golden/zse.npz, which golden/README.md describes."""
+    """`golden("zse")` reads the arrays of tests/golden/zse.npz; see tests/golden/README.md."""
 
     def load(name: str) -> dict[str, np.ndarray]:
         with np.load(ROOT / "tests" / "golden" / f"{name}.npz") as arrays:
@@ -72,5 +73,5 @@ def sketchy_folder() -> Path:
     """The Sketchy images: $SKETCHY_DIR, or `../shared/data/Sketchy` beside the checkout."""
     folder = Path(os.environ.get("SKETCHY_DIR", ROOT.parent / "shared" / "data" / "Sketchy"))
     if not folder.is_dir():
-        pytest.skip(f"needs the Sketchy images, and {folder} is not there; name them: SKETCHY_DIR")
+        pytest.skip(f"needs the Sketchy images; {folder} does not exist; set SKETCHY_DIR")
     return folder

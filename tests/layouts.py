@@ -1,4 +1,4 @@
-"""The folders that users unpack, in each publisher's layout, small: every class, few images."""
+"""Small data sets in the layout of each benchmark: all classes, few images."""
 
 import io
 from collections.abc import Callable, Sequence
@@ -14,7 +14,7 @@ SIDE = 16
 
 
 def image(seed: int, image_format: str) -> bytes:
-    """A black line on white, somewhere."""
+    """A black line on white; `seed` sets its position."""
     rgb = np.full((SIDE, SIDE, 3), 255, np.uint8)
     rgb[2 + seed % (SIDE - 4), 2:-2] = 0
     with io.BytesIO() as file:
@@ -30,7 +30,7 @@ def _write(folder: Path, names: list[str], seed: int) -> None:
 
 
 def write_sketchy(root: Path) -> None:
-    """Two photos a class, each drawn twice."""
+    """Two photos per class, each drawn twice."""
     for c, name in enumerate(splits.get("sketchy_split1").classes):
         for modality, names in (
             ("photo", [f"n{c}_{i}.jpg" for i in range(2)]),
@@ -40,43 +40,43 @@ def write_sketchy(root: Path) -> None:
 
 
 def write_tuberlin(root: Path) -> None:
-    """Two sketches and two photos a class, the endings mixed."""
+    """Two sketches and two photos per class, with mixed suffixes."""
     for c, name in enumerate(splits.get("tuberlin").classes):
         _write(root / "png_ready" / name, [f"{2 * c + i}.png" for i in (1, 2)], c)
         _write(root / "ImageResized_ready" / name, [f"{c}_1.JPEG", f"{c}_2.jpg"], c)
 
 
 def write_quickdraw(root: Path) -> None:
-    """Two sketches and two photos a class."""
+    """Two sketches and two photos per class."""
     for c, name in enumerate(splits.get("quickdraw").classes):
         _write(root / "sketches" / name, [f"{c}{i}.png" for i in (1, 2)], c)
         _write(root / "images" / name, [f"{c}{i}.jpg" for i in (1, 2)], c)
 
 
 def write_folder(root: Path) -> None:
-    """Five classes of a user's own, in folders within folders."""
+    """Five classes of a user's own images, in nested folders."""
     for c, name in enumerate(("ant", "bee", "cat", "dog", "elk")):
         _write(root / "sketch" / name / "mine", [f"{name}{i}-1.png" for i in range(2)], c)
         _write(root / "photo" / name, [f"{name}{i}.JPG" for i in range(2)], c)
 
 
 DOMAINS = {"sketch": "sketch", "photo": "real"}
-"""DomainNet's name of each modality."""
+"""Modality -> DomainNet's name of it."""
 
 
 def serve_domainnet(
     root: Path, patch: Callable[..., None], classes: Sequence[str], picture: Callable[..., bytes]
 ) -> list[str]:
-    """Makes TFDS download DomainNet from `root`, which gets two images of each class and domain.
+    """Makes TFDS download DomainNet from `root`, with two images of each class and domain.
 
     Args:
       root: an empty folder.
       patch: `monkeypatch.setattr`.
-      classes: names as in TFDS's catalogue.
-      picture: makes the JPEG or PNG of (class number, image number).
+      classes: names in the TFDS catalogue.
+      picture: (class number, image number) -> JPEG or PNG bytes.
 
     Returns:
-      The addresses that TFDS asks for, as it asks for them.
+      The URLs that TFDS requests, in order.
     """
     import tensorflow_datasets as tfds
 
@@ -102,7 +102,7 @@ def serve_domainnet(
 
     patch(tfds.download.DownloadManager, "download_and_extract", unpack)
     patch(tfds.download.DownloadManager, "download", download)
-    patch("urllib.request.urlopen", lambda *_, **__: io.BytesIO())  # The server is there.
+    patch("urllib.request.urlopen", lambda *_, **__: io.BytesIO())  # The server answers.
     return asked
 
 

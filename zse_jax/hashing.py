@@ -26,7 +26,7 @@ from zse_jax.evaluation import data_selection
 from zse_jax.evaluation.evaluator import Evaluator
 from zse_jax.retrieval import codes
 from zse_jax.retrieval.encoding import encode
-from zse_jax.retrievers.base import Modality, Retriever
+from zse_jax.retrievers.base import Encoder, Modality
 from zse_jax.runtime import cli, config_io, sharding
 from zse_jax.runtime.console import show
 from zse_jax.runtime.metrics_file import write_json
@@ -35,7 +35,7 @@ FILE = "codes.npz"
 
 
 def seen_embeddings(
-    retriever: Retriever, config: ConfigDict, mesh: Mesh, most: int
+    retriever: Encoder, config: ConfigDict, mesh: Mesh, most: int
 ) -> Float[np.ndarray, "n d"]:
     """Embeddings of sketches and photos that trained: at most `most` of each, spread evenly."""
     found = []
@@ -62,7 +62,7 @@ def seen_embeddings(
 
 
 def measure(
-    retriever: Retriever, projection: codes.Projection, evaluator: Evaluator
+    retriever: Encoder, projection: codes.Projection, evaluator: Evaluator
 ) -> tuple[dict[str, float], dict[str, float]]:
     """Metrics by the embedding, and by the codes, under the same names."""
     real = evaluator(retriever, rankings=[_embedding_ranking(retriever)], progress=True)
@@ -88,7 +88,7 @@ def _unnamed(flat: Mapping[str, float]) -> dict[str, float]:
     return {key.partition("/")[2]: value for key, value in flat.items()}
 
 
-def _embedding_ranking(retriever: Retriever) -> str:
+def _embedding_ranking(retriever: Encoder) -> str:
     names = [name for name, kind in retriever.rankings.items() if kind == "embedding"]
     if not names:
         raise ValueError(f"{type(retriever).__name__} ranks by no embedding, so it has no codes.")

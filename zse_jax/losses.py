@@ -4,6 +4,7 @@ import math
 
 import jax
 import jax.numpy as jnp
+import optax
 from jaxtyping import Array, Float, Int, Num
 
 
@@ -17,9 +18,9 @@ def euclidean_triplet(
 ) -> Float[Array, ""]:
     """mean(max(0, |a - p| - |a - n| + margin)) with Euclidean distances, in float32.
 
-    As `torch.nn.TripletMarginLoss`, which adds `eps` to each difference before the norm; that also
-    keeps the gradient finite where two vectors are equal. Source: ZSE, CVPR 2023, equation of the
-    triplet term.
+    Like `torch.nn.TripletMarginLoss`, it adds `eps` to each difference before the norm, which also
+    keeps the gradient finite where two vectors are equal. (optax adds it to the squared distance.)
+    Source: ZSE, CVPR 2023, equation of the triplet term.
     """
     anchor, positive, negative = (x.astype(jnp.float32) for x in (anchor, positive, negative))
 
@@ -34,19 +35,19 @@ def relation_mse(
 ) -> Float[Array, ""]:
     """Mean squared error of relation scores against targets clamped to [clamp, 1 - clamp].
 
-    `target` is 1 where sketch and photo are of one class, else 0. Source: ZSE, CVPR 2023, relation
-    loss; the clamp to 0.01 and 0.99 is the published code's.
+    `target` is 1 where sketch and photo belong to the same class, else 0. Source: ZSE, CVPR 2023,
+    relation loss; the clamp to 0.01 and 0.99 is from the published code.
     """
     return jnp.square(score - jnp.clip(target, clamp, 1 - clamp)).mean()
 
 
 def cosine_distance(a: Float[Array, "*b d"], b: Float[Array, "*b d"]) -> Float[Array, "*b"]:
-    """1 - cos(a, b) in float32, in [0, 2]; 1 where a vector is zero."""
+    """1 - cos(a, b) in float32, in [0, 2]; 1 if either vector is zero."""
     return 1 - (unit(a) * unit(b)).sum(axis=-1)
 
 
 def unit(x: Float[Array, "*b d"], eps: float = 1e-8) -> Float[Array, "*b d"]:
-    """The vectors at length 1, in float32; those shorter than `eps` are divided by `eps`."""
+    """L2-normalised vectors in float32; vectors shorter than `eps` are divided by `eps`."""
     x = x.astype(jnp.float32)
     return x * jax.lax.rsqrt(jnp.maximum(jnp.square(x).sum(axis=-1, keepdims=True), eps**2))
 
@@ -60,7 +61,8 @@ def cosine_triplet(
 ) -> Float[Array, ""]:
     """mean(max(0, d(a, p) - d(a, n) + margin)) with d = 1 - cosine.
 
-    Source: CLIP-AT, CVPR 2023, triplet term; margin 0.3 as re-implemented, 0.2 in its code.
+    Source: CLIP-AT, CVPR 2023, triplet term. The margin is 0.3 in re-implementations and 0.2 in the
+    published code.
     """
     difference = cosine_distance(anchor, positive) - cosine_distance(anchor, negative)
     return jnp.maximum(difference + margin, 0).mean()
@@ -73,33 +75,31 @@ def text_classification(
     *,
     scale: Float[Array, ""] | float,
 ) -> Float[Array, ""]:
-    """mean(-log softmax(scale · cos(embedding, texts))[label]): is each image nearest its class?
+    """mean(-log softmax(scale · cos(embedding, texts))[label]).
 
-    `texts` are the text features of the C classes, `scale` CLIP's exp(logit_scale). Source:
-    CLIP-AT, CVPR 2023, classification term, which its published code lacks.
+    `texts` are the text features of the C classes, `scale` is CLIP's exp(logit_scale). Source:
+    CLIP-AT, CVPR 2023, classification term, which is missing from the published code.
     """
     logits = scale * jnp.matmul(unit(embeddings), unit(texts).T, precision="float32")
-    chosen = jnp.take_along_axis(jax.nn.log_softmax(logits), labels[:, None], axis=1)
-    return -chosen.mean()
+    return optax.losses.softmax_cross_entropy_with_integer_labels(logits, labels).mean()
 
 
 def relative_distance_divergence(
     delta: Float[Array, "c k"], labels: Int[Array, "c"]
 ) -> Float[Array, ""]:
-    """L_delta: do all classes tell their photos apart by the same distances?
+    """L_delta: makes the relative distances of all classes follow the same distribution.
 
-    With P_i = softmax(delta_i): mean of KL(P_i || P_j) over ordered pairs of rows (i, j) of two
-    classes; 0 where there is only one class. Source: CLIP-AT, CVPR 2023, the regulariser of its
-    fine-grained model; as the k-th triplet of one class is compared with the k-th of another, each
-    class needs K of them.
+    With P_i = softmax(delta_i): the mean of KL(P_i || P_j) over ordered pairs of rows (i, j) of
+    different classes; 0 if there is only one class. Source: CLIP-AT, CVPR 2023, the regulariser of
+    its fine-grained model. The k-th triplet of one class is compared with the k-th of another, so
+    every class has the same number K of triplets.
 
     Args:
       delta: d(sketch, its photo) - d(sketch, another photo) of K triplets of each row's class.
       labels: class of each row; a class drawn twice is not compared with itself.
     """
     log_p = jax.nn.log_softmax(delta.astype(jnp.float32), axis=1)
-    p = jnp.exp(log_p)
-    divergence = (p * log_p).sum(axis=1)[:, None] - jnp.matmul(p, log_p.T, precision="float32")
+    divergence = optax.losses.kl_divergence_with_log_targets(log_p[None], log_p[:, None])
     differ = labels[:, None] != labels[None]
     return jnp.where(differ, divergence, 0).sum() / jnp.maximum(differ.sum(), 1)
 
@@ -107,13 +107,13 @@ def relative_distance_divergence(
 def shuffle_patches(
     images: Num[Array, "b h w c"], order: Int[Array, "b n"]
 ) -> Num[Array, "b h w c"]:
-    """Each image cut into a square of n patches and put together in another order.
+    """Cuts each image into a square grid of n patches and rearranges them.
 
-    At position i (row by row) stands the patch `order[:, i]`. Source: CLIP-AT, CVPR 2023, patch
-    shuffling (n = 4).
+    Position i (row by row) of the result contains patch `order[:, i]`. Source: CLIP-AT, CVPR 2023,
+    patch shuffling (n = 4).
 
     Raises:
-      ValueError: n is no square, or the image does not divide into its patches.
+      ValueError: n is not a square number, or the image does not divide into n patches.
     """
     b, height, width, channels = images.shape
     grid = math.isqrt(order.shape[1])
@@ -129,7 +129,7 @@ def shuffle_patches(
 
 
 def euclidean_distances(a: Float[Array, "n d"], b: Float[Array, "m d"]) -> Float[Array, "n m"]:
-    """|a_i - b_j| of unit vectors, from their cosine, in [0.001, 2]; the floor keeps gradients."""
+    """|a_i - b_j| of unit vectors, in [0.001, 2]; the lower bound keeps gradients finite."""
     squared = 2 - 2 * jnp.matmul(a, b.T, precision="float32")
     return jnp.sqrt(jnp.maximum(squared, 1e-6))
 
@@ -143,54 +143,46 @@ def domain_balanced_quadruplet(
     margin: float = 0.3,
     cross_margin: float = 0.15,
 ) -> Float[Array, ""]:
-    """Hardest positives and negatives from both domains, all four relations weighing the same.
+    """Hardest positives and negatives from both domains, with equal weight for all four relations.
 
-    With d the Euclidean distance of the L2-normalised embeddings and, for an anchor a, p_Y the
-    farthest member of its class in domain Y and n_Y the nearest of the other classes in Y:
+    d is the Euclidean distance of the L2-normalised embeddings. For an anchor a, p_Y is the
+    farthest member of its class in domain Y, and n_Y the nearest member of another class in Y:
 
         [margin + d(a, p_S) - d(a, n_S)]+ + [margin + d(a, p_P) - d(a, n_P)]+
         + [cross_margin + d(a, p_O) - d(p_O, n_O)]+
 
-    S and P are sketches and photos, O is the domain that a is not of: the last is the quadruplet's
-    term (Chen et al., CVPR 2017), whose negative pair p_O, n_O does not hold the anchor. The mean
-    over sketch anchors and the mean over photo anchors count half each. Source: EfficientCNN
-    (Tursun et al., Pattern Recognition 126, 2022), which states the four relations and their
-    balance; mining, distance and the last term are our reading.
+    S and P are sketches and photos, O is the domain that does not contain a. The last term is that
+    of the quadruplet loss (Chen et al., CVPR 2017), whose negative pair p_O, n_O excludes the
+    anchor. The mean over sketch anchors and the mean over photo anchors have equal weight. Source:
+    EfficientCNN (Tursun et al., Pattern Recognition 126, 2022), which states the four relations and
+    their balance; mining, distance and the last term are our reading.
 
     Args:
-      sketches, photos: embeddings, normalised here; each class has members in both domains.
+      sketches, photos: embeddings, normalised here; every class has members in both domains.
       sketch_labels, photo_labels: classes; at least two different ones.
     """
-    sketches, photos = unit(sketches), unit(photos)
-    sketch_to_photo = euclidean_distances(sketches, photos)
-    same = sketch_labels[:, None] == photo_labels[None]
-    within = {
-        "sketch": (
-            euclidean_distances(sketches, sketches),
-            sketch_labels[:, None] == sketch_labels[None],
-        ),
-        "photo": (euclidean_distances(photos, photos), photo_labels[:, None] == photo_labels[None]),
-    }
+    domains = (unit(sketches), sketch_labels), (unit(photos), photo_labels)
 
-    def hardest(distance, same):
+    def hardest(anchors, others):
+        """Indices of, and distances to, each anchor's farthest positive and nearest negative."""
+        distance = euclidean_distances(anchors[0], others[0])
+        same = anchors[1][:, None] == others[1][None]
         positive = jnp.where(same, distance, -jnp.inf).argmax(axis=1)
         negative = jnp.where(same, jnp.inf, distance).argmin(axis=1)
-        anchor = jnp.arange(len(distance))
-        return positive, negative, distance[anchor, positive], distance[anchor, negative]
+        row = jnp.arange(len(distance))
+        return positive, negative, distance[row, positive], distance[row, negative]
 
-    def of_anchors(own, across, same_across, other):
-        _, _, far, near = hardest(*own)
-        positive, negative, far_across, near_across = hardest(across, same_across)
+    def anchor_mean(own, other):
+        _, _, far, near = hardest(own, own)
+        positive, negative, far_across, near_across = hardest(own, other)
+        apart = euclidean_distances(other[0], other[0])[positive, negative]
         return (
             jax.nn.relu(margin + far - near)
             + jax.nn.relu(margin + far_across - near_across)
-            + jax.nn.relu(cross_margin + far_across - other[0][positive, negative])
+            + jax.nn.relu(cross_margin + far_across - apart)
         ).mean()
 
-    return 0.5 * (
-        of_anchors(within["sketch"], sketch_to_photo, same, within["photo"])
-        + of_anchors(within["photo"], sketch_to_photo.T, same.T, within["sketch"])
-    )
+    return 0.5 * (anchor_mean(*domains) + anchor_mean(*domains[::-1]))
 
 
 def semantic_classification(
@@ -198,12 +190,11 @@ def semantic_classification(
 ) -> Float[Array, ""]:
     """mean(-Σ_k q_k log softmax(logits)_k), q = (1 - smoothing) onehot(label) + smoothing / C.
 
-    Source: EfficientCNN (2022), semantic classification loss; the head is shared by sketches and
-    photos. Label smoothing is our option (Szegedy et al., CVPR 2016).
+    Source: EfficientCNN (2022), semantic classification loss; sketches and photos share the head.
+    Label smoothing is our option (Szegedy et al., CVPR 2016).
     """
-    log_p = jax.nn.log_softmax(logits.astype(jnp.float32))
-    chosen = jnp.take_along_axis(log_p, labels[:, None], axis=1)[:, 0]
-    return -((1 - smoothing) * chosen + smoothing * log_p.mean(axis=1)).mean()
+    targets = optax.losses.smooth_labels(jax.nn.one_hot(labels, logits.shape[1]), smoothing)
+    return optax.losses.softmax_cross_entropy(logits.astype(jnp.float32), targets).mean()
 
 
 def knowledge_preservation(
@@ -211,10 +202,9 @@ def knowledge_preservation(
 ) -> Float[Array, ""]:
     """mean(KL(t || softmax(logits))), t the teacher's distribution for each image's class.
 
-    0 where the student's ImageNet head still says what the untouched network said, on average, of
-    the class's photos. Its gradient is that of the cross-entropy. Source: EfficientCNN (2022),
-    semantic knowledge preservation loss; our reading.
+    0 if the student's ImageNet head predicts for every image what the teacher predicts on average
+    for the photos of its class. The gradient is that of the cross-entropy. Source: EfficientCNN
+    (2022), semantic knowledge preservation loss; our reading.
     """
-    t = knowledge.astype(jnp.float32)
-    log_t = jnp.log(jnp.where(t > 0, t, 1.0))
-    return (t * (log_t - jax.nn.log_softmax(logits.astype(jnp.float32)))).sum(axis=1).mean()
+    log_p = jax.nn.log_softmax(logits.astype(jnp.float32))
+    return optax.losses.kl_divergence(log_p, knowledge.astype(jnp.float32)).mean()

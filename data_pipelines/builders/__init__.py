@@ -1,4 +1,4 @@
 """One TFDS builder per data set, each in its own folder.
 
-Importing this package, or the class names a builder exports, imports neither TFDS nor TensorFlow.
+Importing this package or a builder's class names does not import TFDS or TensorFlow.
 """

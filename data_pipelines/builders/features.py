@@ -1,4 +1,4 @@
-"""What every prepared data set stores of an image: one schema, so one loader reads them all."""
+"""The record schema that all prepared data sets share, so that one loader reads them all."""
 
 from typing import Any
 
@@ -6,14 +6,14 @@ from typing import Any
 def record_features() -> Any:
     """The TFDS features shared by all builders, as a `tfds.features.FeaturesDict`.
 
-    - image: the encoded bytes (PNG, JPEG), exactly as given to the builder. Read them with
+    - image: the encoded bytes (PNG, JPEG), unchanged. Read them with
       `builder.as_data_source(split, decoders={"image": tfds.decode.SkipDecoding()})`; without
       the decoder TFDS decodes to uint8 [height, width, 3].
-    - class_name: the name, not a number, because a split may choose and order classes freely.
-    - instance: the photo id that ties a sketch to the photo it was drawn from, "" where unknown.
+    - class_name: the name instead of a label, because each split orders classes differently.
+    - instance: id of the photo that the image is or was drawn from, "" if unknown.
     - name: relative path, unique in its TFDS split, e.g. "photo/house/house_0012.png".
     """
-    import tensorflow_datasets as tfds  # Slow: only programs that prepare or open a data set pay.
+    import tensorflow_datasets as tfds  # Slow: import it only when it is needed.
 
     return tfds.features.FeaturesDict(
         {

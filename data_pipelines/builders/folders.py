@@ -1,8 +1,8 @@
-"""Image files of a data set that somebody unpacked on a disk: list, check and fingerprint them.
+"""Lists, checks and fingerprints the image files of an unpacked data set.
 
-What the builders of the manual data sets (Sketchy, TU-Berlin, QuickDraw, a user's own) have in
-common. Nothing is dropped silently: a class without images is an error, every unreadable file is
-reported, files that are no images are named.
+Shared by the builders of manually downloaded data sets (Sketchy, TU-Berlin, QuickDraw, a user's own
+images). No file is dropped silently: a class without images is an error, and unreadable files and
+files that are not images are reported.
 """
 
 import dataclasses
@@ -20,19 +20,19 @@ IMAGE_SUFFIXES = (
     *(".png", ".apng", ".jpg", ".jpeg", ".jpe", ".jfif", ".jp2", ".j2k", ".webp", ".avif", ".gif"),
     *(".bmp", ".dib", ".tif", ".tiff", ".tga", ".ppm", ".pgm", ".pbm", ".pnm"),
 )
-"""Compared in lower case: TU-Berlin Extended mixes .jpg and .JPEG."""
+"""In lower case; comparisons ignore case, because TU-Berlin Extended mixes .jpg and .JPEG."""
 
 
 @dataclasses.dataclass(frozen=True, slots=True)
 class ImageFile:
-    """One image on disk; small, because a data set has hundreds of thousands.
+    """One image on disk.
 
     Attributes:
-      root: the data set's root.
-      name: its path relative to the root, with forward slashes.
-      class_name: the class folder it lies in.
+      root: root folder of the data set.
+      name: path relative to the root, with forward slashes.
+      class_name: name of its class folder.
       size: bytes.
-      instance: id of the photo that it is, or was drawn from; "" where unknown.
+      instance: id of the photo that it is or was drawn from; "" if unknown.
     """
 
     root: Path
@@ -43,26 +43,26 @@ class ImageFile:
 
     @property
     def path(self) -> Path:
-        """The file."""
+        """Path of the file."""
         return self.root / self.name
 
     def read(self) -> bytes:
         """The encoded image.
 
         Raises:
-          OSError: when the file cannot be read.
+          OSError: if the file cannot be read.
         """
         return self.path.read_bytes()
 
 
 @dataclasses.dataclass(frozen=True)
 class Source:
-    """Everything that a builder found below a data set's root.
+    """The files of a data set.
 
     Attributes:
       root: the folder that names are relative to.
-      images: the images of each modality, in the order of their names.
-      ignored: names of files that are no images, or lie outside of every class.
+      images: the images of each modality, sorted by name.
+      ignored: names of files that are not images or not in a class folder.
     """
 
     root: Path
@@ -71,12 +71,12 @@ class Source:
 
     @property
     def file_count(self) -> int:
-        """Images of all modalities."""
+        """Number of images of all modalities."""
         return sum(len(files) for files in self.images.values())
 
     @property
     def fingerprint(self) -> str:
-        """Changes when an image is added, removed, renamed, or changes its size or its pair."""
+        """Digest of the name, size and instance of every image."""
         digest = hashlib.sha256()
         for modality, files in sorted(self.images.items()):
             for file in files:
@@ -86,10 +86,10 @@ class Source:
 
 
 def find_root(manual_dir: Path, *parts: str) -> Path:
-    """The folder that holds one of the folders `parts`: `manual_dir`, or the one folder in it.
+    """The folder that contains one of `parts`: `manual_dir` or one of its subfolders.
 
     Raises:
-      FileNotFoundError: when there is no such folder, or several below `manual_dir`.
+      FileNotFoundError: if there is no such folder, or more than one.
     """
 
     def fits(folder: Path) -> bool:
@@ -103,8 +103,8 @@ def find_root(manual_dir: Path, *parts: str) -> Path:
         wanted = " or ".join(f"{part}/" for part in parts)
         found = f"several: {', '.join(map(str, roots))}" if roots else "none"
         raise FileNotFoundError(
-            f"Looked for a folder that holds {wanted}, in {manual_dir} and one below it, and found "
-            f"{found}. Give the one folder that holds {wanted} as manual_dir."
+            f"Expected one folder that contains {wanted}, in {manual_dir} or its subfolders, but "
+            f"found {found}. Set manual_dir to the folder that contains {wanted}."
         )
     return roots[0]
 
@@ -113,24 +113,24 @@ def find_folder(*candidates: Path) -> Path:
     """The first of `candidates` that is a folder.
 
     Raises:
-      FileNotFoundError: when none is.
+      FileNotFoundError: if none is.
     """
     for folder in candidates:
         if folder.is_dir():
             return folder
     raise FileNotFoundError(
-        f"The data set is not complete: there is no folder {' nor '.join(map(str, candidates))}. "
-        "Sketches and photos both are needed; unpack what is missing."
+        f"The data set is not complete: there is no folder {' or '.join(map(str, candidates))}. "
+        "Both sketches and photos are required. Unpack the missing archive."
     )
 
 
 def spellings(folder: Path) -> tuple[Path, Path]:
-    """`<folder>_ready`, which the published file lists name, then `<folder>`."""
+    """`<folder>_ready`, the name in the published file lists, and `<folder>`."""
     return folder.with_name(f"{folder.name}_ready"), folder
 
 
 def class_folders(folder: Path) -> list[str]:
-    """The names of the folders in `folder`, sorted, without hidden ones."""
+    """The sorted names of the folders in `folder`, without hidden ones."""
     with os.scandir(folder) as entries:
         return sorted(e.name for e in entries if e.is_dir() and not e.name.startswith("."))
 
@@ -138,19 +138,19 @@ def class_folders(folder: Path) -> list[str]:
 def list_images(
     folder: Path, root: Path, classes: Collection[str], *, nested: bool = False
 ) -> tuple[list[ImageFile], list[str]]:
-    """Lists `folder/<class>/<image>`, sorted, and the names of all files that are none of those.
+    """Lists the images `folder/<class>/<image>`, sorted, and the names of all other files.
 
-    Hidden files count as no images: on a Mac, every copied image has a hidden companion.
+    Hidden files are not images: macOS writes a hidden file for every copied image.
 
     Args:
-      folder: what to list.
+      folder: folder to list.
       root: the folder that names are relative to.
-      classes: what the class folders must be called.
-      nested: whether images may also lie deeper: `folder/<class>/**/<image>`.
+      classes: expected names of the class folders.
+      nested: whether to list subfolders too: `folder/<class>/**/<image>`.
 
     Raises:
-      ValueError: when the class folders are not exactly `classes`, some hold no image, or names
-        are no UTF-8 or go in circles.
+      ValueError: if the class folders are not exactly `classes`, if one contains no image, if a
+        name is not UTF-8, or if a link points to a parent folder.
     """
     found = class_folders(folder)
     splits.check_classes(found, classes, str(folder))
@@ -172,16 +172,16 @@ def list_images(
     if empty:
         splits.raise_or_collect(
             ValueError(
-                f"{len(empty)} of {len(found)} class folders in {folder} hold no image "
+                f"{len(empty)} of {len(found)} class folders in {folder} contain no image "
                 f"({', '.join(IMAGE_SUFFIXES)}): {', '.join(empty)}. The archive may be unpacked "
-                "only in part: unpack it again, or fill the folders."
+                "incompletely: unpack it again, or add images."
             )
         )
     return sorted(files, key=lambda file: file.name), ignored
 
 
 def _walk(folder: Path, name: str, nested: bool) -> Iterator[tuple[str, "os.DirEntry[str]"]]:
-    """Everything in `folder`, sorted, with its name relative to the root of the data set."""
+    """All entries in `folder`, sorted, with their names relative to the root of the data set."""
     with os.scandir(folder) as entries:
         ordered = sorted(entries, key=lambda entry: entry.name)
     for entry in ordered:
@@ -190,15 +190,14 @@ def _walk(folder: Path, name: str, nested: bool) -> Iterator[tuple[str, "os.DirE
             below.encode()
         except UnicodeEncodeError as error:
             raise ValueError(
-                f"The name {entry.name!r} in {folder} is not UTF-8, which the prepared data set "
-                "cannot store. Rename it."
+                f"The name {entry.name!r} in {folder} is not UTF-8 and cannot be stored in the "
+                "prepared data set. Rename the file."
             ) from error
         if not (nested and entry.is_dir()) or entry.name.startswith("."):
             yield below, entry
         elif entry.is_symlink() and folder.resolve().is_relative_to(Path(entry.path).resolve()):
             raise ValueError(
-                f"The link {entry.path} leads back to a folder above it, and so around forever. "
-                "Remove it."
+                f"The link {entry.path} points to one of its parent folders. Remove it."
             )
         else:
             yield from _walk(Path(entry.path), below, nested)
@@ -207,5 +206,5 @@ def _walk(folder: Path, name: str, nested: bool) -> Iterator[tuple[str, "os.DirE
 def _size(entry: "os.DirEntry[str]") -> int:
     try:
         return entry.stat().st_size
-    except OSError:  # A broken link: reading it fails by name, beside all other unreadable files.
+    except OSError:  # A broken link; it is reported later as unreadable.
         return 0

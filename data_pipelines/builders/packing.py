@@ -1,12 +1,11 @@
-"""Packs the files of an unpacked data set into ArrayRecord files: in parallel, and resumable.
+"""Packs the files of an unpacked data set into ArrayRecord files, in parallel and resumable.
 
-Every file is read once: its bytes are decoded, to know that they can be, and written as they are.
-The work is cut into parts of about a thousand images, each one ArrayRecord file with a receipt of
-what it was made of. Whoever does a part (this process, a pool of them, the workers of Apache Beam)
-leaves it in the same folder, so that a run that was killed goes on from the finished parts, and a
-part whose files changed since then is done again.
+Every file is read once: its bytes are decoded as a check and stored unchanged. The images are split
+into shards of about a thousand. Each shard is an ArrayRecord file with a manifest that records its
+source files. This process, a process pool or Apache Beam workers write the shards into one folder.
+An interrupted run resumes from the finished shards, and packs a shard again if its files changed.
 
-Workers import this module: it must not import TensorFlow.
+Workers import this module, so it must not import TensorFlow.
 """
 
 import concurrent.futures
@@ -25,25 +24,25 @@ from typing import Any
 
 import tqdm
 
-from data_pipelines import images
+from data_pipelines import images, prepared
 from data_pipelines.builders import folders
 from data_pipelines.images import Modality
 
 logger = logging.getLogger(__name__)
 
 _FORMAT = 1
-"""Raised when the content of parts changes, so that older ones are packed anew."""
+"""Increase it when the content of shards changes, so that old ones are packed again."""
 
-_IMAGES_PER_PART, _MOST_PARTS = 1000, 128
-"""A part is what a killed run may lose of each worker; parts stay open while they are read."""
+_IMAGES_PER_SHARD, _MAX_SHARDS = 1000, 128
+"""A killed run loses up to one shard per worker; readers keep all shards open."""
 
 _PARALLEL_FROM = 2000
-"""Below this many images, starting processes takes longer than packing."""
+"""With fewer images, starting processes takes longer than packing."""
 
 
 @dataclasses.dataclass(frozen=True)
-class Part:
-    """Consecutive images of one modality, and the ArrayRecord file that they become."""
+class Shard:
+    """Consecutive images of one modality, and the path of their ArrayRecord file."""
 
     modality: Modality
     files: Sequence[folders.ImageFile]
@@ -51,14 +50,14 @@ class Part:
 
 
 @dataclasses.dataclass(frozen=True)
-class Receipt:
-    """What a finished part holds.
+class Manifest:
+    """The content of a finished shard.
 
     Attributes:
-      source: digest of the part's files, as they were before they were read.
-      images: records written.
+      source: digest of the state of the source files before they were read.
+      images: number of records.
       size: bytes of all records.
-      unreadable: name -> reason of each image that does not decode and was left out.
+      unreadable: name -> reason of each skipped image that does not decode.
     """
 
     source: str
@@ -67,34 +66,34 @@ class Receipt:
     unreadable: Mapping[str, str]
 
 
-Runner = Callable[[Sequence[Part]], Iterable[int]]
-"""Packs parts with `pack_part`, in any order; gives the number of images of each one done."""
+Runner = Callable[[Sequence[Shard]], Iterable[int]]
+"""Packs shards with `pack_shard`, in any order; yields the number of images of each one."""
 
 
 def pack(
     source: folders.Source, folder: Path, run: Runner | None = None
-) -> list[tuple[Part, Receipt]]:
-    """Packs all images, behind a progress bar with the time left; goes on where `folder` ends.
+) -> list[tuple[Shard, Manifest]]:
+    """Packs all images with a progress bar; resumes from the finished shards in `folder`.
 
     Args:
-      source: what to pack.
-      folder: of the finished parts; kept when this fails or is killed, for the next try.
-      run: who does the work; all cores of this machine if None.
+      source: the images.
+      folder: folder of the finished shards; kept if packing fails, to resume later.
+      run: packs the shards; all cores of this machine if None.
 
     Returns:
-      All parts, in the order of `source`, with their receipts.
+      All shards with their manifests, in the order of `source`.
 
     Raises:
-      OSError: when a part cannot be written.
+      OSError: if a shard cannot be written, or source files changed during packing.
     """
     folder.mkdir(parents=True, exist_ok=True)
-    parts = list(_cut(source, folder))
-    todo = [part for part in parts if not _receipt(part)]
-    finished = source.file_count - sum(len(part.files) for part in todo)
+    shards = list(_shards(source, folder))
+    todo = [shard for shard in shards if not _manifest(shard)]
+    finished = source.file_count - sum(len(shard.files) for shard in todo)
     if finished:
         print(
-            f"Going on with the preparation that was begun in {folder}: {finished} of "
-            f"{source.file_count} images are packed.",
+            f"Resuming the preparation in {folder}: {finished} of {source.file_count} images are "
+            "packed.",
             file=sys.stderr,
             flush=True,
         )
@@ -103,45 +102,45 @@ def pack(
     ) as progress:
         for count in (run or _run_here)(todo):
             progress.update(count)
-    receipts = [_receipt(part) for part in parts]
-    changed = [
-        part.files[0].name for part, receipt in zip(parts, receipts, strict=True) if not receipt
-    ]
-    if changed:
-        raise OSError(
-            f"Images below {source.root} changed while they were packed, among them some from "
-            f"{changed[0]} on. Start again when nothing writes there; what is done is kept."
-        )
-    return [(part, receipt) for part, receipt in zip(parts, receipts, strict=True) if receipt]
+    packed = []
+    for shard in shards:
+        if not (manifest := _manifest(shard)):
+            raise OSError(
+                f"Images below {source.root} changed while they were packed, at or after "
+                f"{shard.files[0].name}. Retry when no program writes there; finished shards are "
+                "kept."
+            )
+        packed.append((shard, manifest))
+    return packed
 
 
-def _cut(source: folders.Source, folder: Path) -> Iterator[Part]:
+def _shards(source: folders.Source, folder: Path) -> Iterator[Shard]:
     for modality, files in source.images.items():
-        count = min(_MOST_PARTS, -(-len(files) // _IMAGES_PER_PART))
+        count = min(_MAX_SHARDS, -(-len(files) // _IMAGES_PER_SHARD))
         bounds = [len(files) * i // count for i in range(count + 1)] if count else []
         for number, (start, end) in enumerate(itertools.pairwise(bounds)):
             path = folder / f"{modality}-{number:03}-of-{count:03}.array_record"
-            yield Part(modality, files[start:end], path)
+            yield Shard(modality, files[start:end], path)
 
 
-def pack_part(part: Part) -> int:
-    """Reads, decodes and writes the images of one part; returns how many there were.
+def pack_shard(shard: Shard) -> int:
+    """Reads, decodes and writes the images of one shard; returns the number of images.
 
-    Images that do not decode are left out and named in the receipt. The receipt comes last, so
-    that a part without one is not finished.
+    Images that do not decode are skipped and listed in the manifest. The manifest is written last:
+    a shard without one is not finished.
 
     Raises:
-      OSError: when the part cannot be written.
+      OSError: if the shard cannot be written.
     """
     from array_record.python.array_record_module import ArrayRecordWriter
 
-    source, unreadable, count, size = _digest(part.files), {}, 0, 0
-    _receipt_path(part).unlink(missing_ok=True)
-    unfinished = part.path.with_name(f"{part.path.name}.{os.getpid()}.part")
+    source, unreadable, count, size = _digest(shard.files), {}, 0, 0
+    _manifest_path(shard).unlink(missing_ok=True)
+    unfinished = shard.path.with_name(f"{shard.path.name}.{os.getpid()}.part")
     try:
-        # One record a group is what random access needs; images are compressed already.
+        # One record per group for random access; images are already compressed.
         writer = ArrayRecordWriter(str(unfinished), "group_size:1,uncompressed")
-        for file in part.files:
+        for file in shard.files:
             try:
                 encoded = file.read()
                 images.decode(encoded)
@@ -152,20 +151,21 @@ def pack_part(part: Part) -> int:
             writer.write(record)
             count, size = count + 1, size + len(record)
         writer.close()
-        unfinished.replace(part.path)
-        _write_receipt(part, Receipt(source, count, size, unreadable))
-    except (OSError, RuntimeError) as error:  # The writer's own errors are RuntimeErrors.
+        unfinished.replace(shard.path)
+        manifest = Manifest(source, count, size, unreadable)
+        prepared.write_atomically(_manifest_path(shard), json.dumps(dataclasses.asdict(manifest)))
+    except (OSError, RuntimeError) as error:  # ArrayRecordWriter raises RuntimeError.
         raise OSError(
-            f"Cannot write the packed images {part.path}: {error}. Is the disk full? What is done "
-            "is kept for the next start."
+            f"Cannot write the packed images {shard.path}: {error}. Is the disk full? The next "
+            "start resumes from the finished shards."
         ) from error
     finally:
         unfinished.unlink(missing_ok=True)
-    return len(part.files)
+    return len(shard.files)
 
 
 def _record(file: folders.ImageFile, encoded: bytes) -> bytes:
-    """The record of `features.record_features`, as TFDS would serialize it."""
+    """A record with the schema `features.record_features`, serialized like TFDS."""
     from tensorflow_datasets.proto import tf_example_pb2
 
     example = tf_example_pb2.Example()
@@ -180,7 +180,7 @@ def _record(file: folders.ImageFile, encoded: bytes) -> bytes:
 
 
 def _digest(files: Sequence[folders.ImageFile]) -> str:
-    """Changes with anything about the files that a look into the folder shows."""
+    """Digest of the names, classes, instances, sizes and modification times of the files."""
     digest = hashlib.sha256(f"{_FORMAT}\n".encode())
     for file in files:
         try:
@@ -193,41 +193,34 @@ def _digest(files: Sequence[folders.ImageFile]) -> str:
     return digest.hexdigest()
 
 
-def _receipt_path(part: Part) -> Path:
-    return part.path.with_suffix(".json")
+def _manifest_path(shard: Shard) -> Path:
+    return shard.path.with_suffix(".json")
 
 
-def _receipt(part: Part) -> Receipt | None:
-    """The receipt of a part that is finished and whose files have not changed since."""
+def _manifest(shard: Shard) -> Manifest | None:
+    """The manifest, if the shard is finished and its source files have not changed."""
     try:
-        receipt = Receipt(**json.loads(_receipt_path(part).read_text()))
+        manifest = Manifest(**json.loads(_manifest_path(shard).read_text()))
     except (OSError, ValueError, TypeError):
         return None
-    whole = part.path.exists() and receipt.source == _digest(part.files)
-    return receipt if whole else None
+    valid = shard.path.exists() and manifest.source == _digest(shard.files)
+    return manifest if valid else None
 
 
-def _write_receipt(part: Part, receipt: Receipt) -> None:
-    path = _receipt_path(part)
-    unfinished = path.with_name(f"{path.name}.{os.getpid()}.part")
-    unfinished.write_text(json.dumps(dataclasses.asdict(receipt)))
-    unfinished.replace(path)
-
-
-def _run_here(parts: Sequence[Part]) -> Iterator[int]:
-    """One process a core; few images are packed by this process."""
-    workers = min(_cores(), len(parts))
-    if workers < 2 or sum(len(part.files) for part in parts) < _PARALLEL_FROM:
-        yield from map(pack_part, parts)
+def _run_here(shards: Sequence[Shard]) -> Iterator[int]:
+    """Packs in one process per core, or in this process if there are few images."""
+    workers = min(_cores(), len(shards))
+    if workers < 2 or sum(len(shard.files) for shard in shards) < _PARALLEL_FROM:
+        yield from map(pack_shard, shards)
         return
     pool = concurrent.futures.ProcessPoolExecutor(
         workers,
-        # Not forked: TensorFlow, which TFDS may have loaded by now, does not survive that.
+        # Not fork: TFDS may have loaded TensorFlow, which does not support forking.
         mp_context=multiprocessing.get_context("spawn"),
         initializer=_end_with_parent,
     )
     try:
-        started = [pool.submit(pack_part, part) for part in parts]
+        started = [pool.submit(pack_shard, shard) for shard in shards]
         for future in concurrent.futures.as_completed(started):
             yield future.result()
     finally:
@@ -235,14 +228,14 @@ def _run_here(parts: Sequence[Part]) -> Iterator[int]:
 
 
 def _cores() -> int:
-    """Those that this process may use."""
+    """Number of cores that this process may use."""
     if hasattr(os, "sched_getaffinity"):
         return len(os.sched_getaffinity(0))
     return os.cpu_count() or 1
 
 
 def _end_with_parent() -> None:
-    """Ends this worker when its parent is killed, which would leave it waiting for work forever."""
+    """Ends this worker if its parent is killed; otherwise it would wait forever."""
     parent = multiprocessing.parent_process()
     if parent is None:
         return
@@ -255,21 +248,21 @@ def _end_with_parent() -> None:
 
 
 def beam_runner(runner: Any, options: Any = None) -> Runner:
-    """Packs parts by Apache Beam, on workers that see the same folders as this process.
+    """Packs shards with Apache Beam, on workers that see the same folders as this process.
 
     Args:
-      runner: a Beam runner or its name; None for the one that `options` name.
+      runner: a Beam runner or its name; None for the runner in `options`.
       options: a Beam `PipelineOptions`.
     """
 
-    def run(parts: Sequence[Part]) -> list[int]:
+    def run(shards: Sequence[Shard]) -> list[int]:
         import apache_beam  # type: ignore[import-not-found,unused-ignore]
 
-        if parts:
+        if shards:
             with apache_beam.Pipeline(runner=runner, options=options) as pipeline:
-                spread = pipeline | apache_beam.Create(parts) | apache_beam.Reshuffle()
-                _ = spread | apache_beam.Map(pack_part)
-        return [len(part.files) for part in parts]
+                shuffled = pipeline | apache_beam.Create(shards) | apache_beam.Reshuffle()
+                _ = shuffled | apache_beam.Map(pack_shard)
+        return [len(shard.files) for shard in shards]
 
     return run
 
@@ -277,14 +270,14 @@ def beam_runner(runner: Any, options: Any = None) -> Runner:
 def report_unreadable(
     source: folders.Source, unreadable: Mapping[str, str], *, skip_unreadable: bool = False
 ) -> None:
-    """Names what is left out of a data set.
+    """Reports the files that are skipped.
 
     Raises:
-      ValueError: listing all images that do not decode, unless `skip_unreadable`.
+      ValueError: lists all images that do not decode, unless `skip_unreadable`.
     """
     if source.ignored:
         logger.warning(
-            "%d files below %s are no images (%s) and are left out: %s",
+            "%d files below %s are not images (%s) and are skipped: %s",
             len(source.ignored),
             source.root,
             ", ".join(folders.IMAGE_SUFFIXES),
@@ -296,17 +289,17 @@ def report_unreadable(
     count = f"{len(unreadable)} of {source.file_count} images below {source.root}"
     if not skip_unreadable:
         raise ValueError(
-            f"{count} cannot be read. Unpack them again, or leave them out with "
-            f"skip_unreadable=True (--config.data.skip_unreadable=True):{listing}"
+            f"{count} cannot be read. Unpack them again, or skip them with skip_unreadable=True "
+            f"(--config.data.skip_unreadable=True):{listing}"
         )
-    logger.warning("%s cannot be read and are left out:%s", count, listing)
+    logger.warning("%s cannot be read and are skipped:%s", count, listing)
     for modality, files in source.images.items():
         if all(file.name in unreadable for file in files):
-            raise ValueError(f"Not one {modality} below {source.root} can be read.")
+            raise ValueError(f"No {modality} below {source.root} can be read.")
 
 
 def describe(source: folders.Source, unreadable: Mapping[str, str]) -> dict[str, Any]:
-    """What the prepared data set remembers of its source, as plain values."""
+    """The metadata that the prepared data set stores about its source."""
     return {
         "source": str(source.root.resolve()),
         "file_count": source.file_count,

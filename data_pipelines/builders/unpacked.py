@@ -1,4 +1,4 @@
-"""The TFDS builder of every data set that a user unpacks by hand: checks its files, packs them."""
+"""The base TFDS builder of manually downloaded data sets: checks and packs their files."""
 
 import abc
 import inspect
@@ -15,10 +15,10 @@ from data_pipelines.builders import features, folders, packing
 
 
 class UnpackedImages(dataset_builder.FileReaderBuilder, abc.ABC):
-    """Original encoded bytes in two TFDS splits, `sketch` and `photo`.
+    """Stores the original encoded bytes in two TFDS splits, `sketch` and `photo`.
 
-    A data set says where its files lie, `scan`, and where a user gets them,
-    `MANUAL_DOWNLOAD_INSTRUCTIONS`. TFDS wants each such class in a package folder of its own.
+    A subclass defines `scan`, which finds the files, and `MANUAL_DOWNLOAD_INSTRUCTIONS` for users.
+    TFDS requires one package per builder.
     """
 
     HOMEPAGE: ClassVar[str | None] = None
@@ -27,11 +27,11 @@ class UnpackedImages(dataset_builder.FileReaderBuilder, abc.ABC):
     def __init__(
         self, *, skip_unreadable: bool = False, file_format: str = "array_record", **kwargs: Any
     ):
-        """`skip_unreadable`: leave unreadable images out, named in the metadata, and go on."""
+        """`skip_unreadable`: skip unreadable images and list them in the metadata."""
         if file_format != "array_record":
             raise ValueError(
-                f"{type(self).__name__} is packed as array_record, not as {file_format!r}: the "
-                "loader reads at random."
+                f"{type(self).__name__} is packed as array_record, not as {file_format!r}, because "
+                "the loader needs random access."
             )
         self._skip_unreadable = skip_unreadable
         super().__init__(file_format=file_format, **kwargs)
@@ -48,7 +48,7 @@ class UnpackedImages(dataset_builder.FileReaderBuilder, abc.ABC):
             homepage=self.HOMEPAGE,
             citation=self.CITATION,
             metadata=tfds.core.MetadataDict(),
-            disable_shuffling=True,  # Read at random anyway; files stay in the order of names.
+            disable_shuffling=True,  # The loader shuffles; records stay sorted by name.
         )
 
     def _download_and_prepare(
@@ -56,7 +56,7 @@ class UnpackedImages(dataset_builder.FileReaderBuilder, abc.ABC):
         dl_manager: tfds.download.DownloadManager,
         download_config: tfds.download.DownloadConfig | None = None,
     ) -> None:
-        """TFDS calls this with a `data_path` that it removes unless all goes well."""
+        """TFDS calls this with a `data_path` that it removes on failure."""
         config = download_config or tfds.download.DownloadConfig()
         by_beam = config.beam_runner or config.beam_options
         run = packing.beam_runner(config.beam_runner, config.beam_options) if by_beam else None
@@ -68,7 +68,9 @@ class UnpackedImages(dataset_builder.FileReaderBuilder, abc.ABC):
 
         self.info.metadata.update(packing.describe(source, unreadable))
         splits = [
-            self._take_over([(part, done) for part, done in packed if part.modality == modality])
+            self._move_shards(
+                [(shard, done) for shard, done in packed if shard.modality == modality]
+            )
             for modality in source.images
         ]
         self.info.set_splits(tfds.core.SplitDict(splits))
@@ -78,15 +80,15 @@ class UnpackedImages(dataset_builder.FileReaderBuilder, abc.ABC):
             prepared.write_index(Path(self.data_path) / f"index_{modality}.json", index)
         shutil.rmtree(folder)
 
-    def _take_over(
-        self, packed: Sequence[tuple[packing.Part, packing.Receipt]]
+    def _move_shards(
+        self, packed: Sequence[tuple[packing.Shard, packing.Manifest]]
     ) -> tfds.core.SplitInfo:
-        """Moves the parts of one modality to where TFDS looks for its shards."""
+        """Moves the shards of one modality to the paths that TFDS expects."""
         modality = packed[0][0].modality
         template = self._get_filename_template(modality)
-        packed = [(part, done) for part, done in packed if done.images]
-        for number, (part, _) in enumerate(packed):
-            part.path.rename(template.sharded_filepath(shard_index=number, num_shards=len(packed)))
+        packed = [(shard, done) for shard, done in packed if done.images]
+        for number, (shard, _) in enumerate(packed):
+            shard.path.rename(template.sharded_filepath(shard_index=number, num_shards=len(packed)))
         return tfds.core.SplitInfo(
             name=modality,
             shard_lengths=[done.images for _, done in packed],

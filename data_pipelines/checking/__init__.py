@@ -1,1 +1,1 @@
-"""What the data checker (`python -m data_pipelines.check`) looks at, and how it shows it."""
+"""The checks of `python -m data_pipelines.check`, and its contact sheet."""

@@ -1,9 +1,10 @@
-"""One picture of a whole data set: a few sketches and photos of each class, seen or unseen.
+"""An overview image of a data set: a few sketches and photos of each class.
 
-Sketches are drawn as the network gets them, cropped to their ink and padded, so that a crop that
-went wrong is seen; photos keep their proportions.
+Sketches are preprocessed as for the network (cropped to their ink and padded), so that wrong crops
+are visible. Photos keep their aspect ratio.
 """
 
+import functools
 import math
 from collections.abc import Mapping, Sequence
 from typing import NamedTuple
@@ -18,17 +19,17 @@ from data_pipelines.builders import folders
 from data_pipelines.checking.findings import DataSet
 
 PER_MODALITY = 3
-"""Sketches and photos shown of each class."""
+"""Number of sketches, and of photos, shown for each class."""
 
 MAX_CLASSES = 400
-"""Of more classes, the first are shown, unseen before seen; the title says so."""
+"""With more classes, only the first are shown, unseen before seen; the title says so."""
 
-_COLOURS = {"unseen": "#b3541e", "seen": "#2f5d8a", "no class of the split": "#8a1f3d"}
+_COLOURS = {"unseen": "#b3541e", "seen": "#2f5d8a", "not in the split": "#8a1f3d"}
 _MARGIN, _STRIP, _TITLE = 6, 17, 44
 
 
 class _Cell(NamedTuple):
-    """One class: its name, whether it is seen, how many files it has, and those shown."""
+    """One class: its name, side of the split, number of files, and the files shown."""
 
     name: str
     side: str
@@ -37,7 +38,7 @@ class _Cell(NamedTuple):
 
 
 def contact_sheet(data: DataSet) -> Image.Image:
-    """The picture, RGB, about as wide as high and at most about 4,000 pixels on either side."""
+    """The RGB image, about square, at most about 4,000 pixels on a side."""
     cells, total = _cells(data)
     thumb = 72 if len(cells) <= 150 else 56
     cell_width = 2 * PER_MODALITY * thumb + _MARGIN
@@ -55,12 +56,12 @@ def contact_sheet(data: DataSet) -> Image.Image:
 
 
 def _cells(data: DataSet) -> tuple[list[_Cell], int]:
-    """The classes shown, unseen before seen, and how many there are."""
+    """The classes shown, unseen before seen, and the number of all classes."""
     by_class: dict[str, dict[images.Modality, list[folders.ImageFile]]] = {}
     for modality, files in data.source.images.items():
         for file in files:
             by_class.setdefault(file.class_name, {}).setdefault(modality, []).append(file)
-    sides = dict.fromkeys(sorted(by_class), "no class of the split")
+    sides = dict.fromkeys(sorted(by_class), "not in the split")
     sides |= dict.fromkeys(data.split.unseen, "unseen") | dict.fromkeys(data.split.seen, "seen")
     order = sorted(sides, key=lambda name: (list(_COLOURS).index(sides[name]), name))
     cells = []
@@ -75,7 +76,7 @@ def _cells(data: DataSet) -> tuple[list[_Cell], int]:
 
 
 def _spread(files: Sequence[folders.ImageFile]) -> list[folders.ImageFile]:
-    """Some of the files, from the first to the last."""
+    """Evenly spaced files, including the first and the last."""
     chosen = np.linspace(0, len(files) - 1, min(PER_MODALITY, len(files)))
     return [files[round(position)] for position in chosen]
 
@@ -89,7 +90,7 @@ def _draw_title(sheet: Image.Image, data: DataSet, shown: int, total: int) -> No
     for side, colour in _COLOURS.items():
         canvas.text((x, 26), side, colour, _font(13))
         x += canvas.textlength(side, _font(13)) + 14
-    note = f"per class: {PER_MODALITY} sketches as the network gets them, {PER_MODALITY} photos"
+    note = f"per class: {PER_MODALITY} preprocessed sketches, {PER_MODALITY} photos"
     canvas.text((x, 26), note, "#555555", _font(13))
 
 
@@ -121,19 +122,18 @@ def _thumbnail(file: folders.ImageFile, modality: images.Modality, size: int) ->
         return broken
     if modality == "sketch":
         square = Image.fromarray(images.prepare_sketch(rgb))
-        return square.resize((size, size), Image.Resampling.BOX)  # Thin lines stay.
+        return square.resize((size, size), Image.Resampling.BOX)  # Keeps thin lines.
     return ImageOps.pad(Image.fromarray(rgb), (size, size), color="#eeeeee")
 
 
 def _shortened(text: str, width: float) -> str:
-    font = _font(12)
-    if font.getlength(text) <= width:
-        return text
-    while text and font.getlength(f"{text}…") > width:
-        text = text[:-1]
-    return f"{text}…"
+    short = text
+    while text and _font(12).getlength(short) > width:
+        text, short = text[:-1], f"{text[:-1]}…"
+    return short
 
 
+@functools.cache
 def _font(size: int) -> ImageFont.FreeTypeFont:
-    # Matplotlib brings it along: more alphabets than Pillow's own font.
+    # Part of matplotlib; covers more alphabets than Pillow's font.
     return ImageFont.truetype(font_manager.findfont("DejaVu Sans"), size)

@@ -1,6 +1,6 @@
-"""What is wrong with a data set on disk, from its files and from what `inspection` saw of them.
+"""Problems of a data set on disk, found from its files and the results of `inspection`.
 
-Each function here looks at one thing and yields findings; `CHECKS` says how bad each is.
+Each function checks one thing and yields findings. `CHECKS` lists all checks with their severity.
 """
 
 import collections
@@ -18,38 +18,40 @@ Severity = Literal["error", "warning", "note"]
 
 
 class Check(NamedTuple):
-    """One kind of finding: how bad it is, and why."""
+    """One kind of finding: its severity and meaning."""
 
     severity: Severity
     meaning: str
 
 
 CHECKS: Mapping[str, Check] = {
-    "layout": Check("error", "the folders are not those of the data set, or a class is empty"),
-    "classes": Check("error", "class folders that are missing, unknown or without a usable image"),
+    "layout": Check("error", "the folders do not match the layout, or a class is empty"),
+    "classes": Check(
+        "error", "class folders that are missing, unknown or without a readable image"
+    ),
     "unreadable": Check("error", "images that do not decode; skip_unreadable leaves them out"),
     "leakage": Check("error", "the same pixels in a seen and in an unseen class"),
-    "split": Check("warning", "no class is named as unseen, so leakage cannot be looked for"),
-    "counts": Check("warning", "other numbers of images than the published lists name"),
+    "split": Check("warning", "no unseen classes are given, so leakage cannot be checked"),
+    "counts": Check("warning", "numbers of images that differ from the published lists"),
     "labels": Check("warning", "the same pixels in several classes, all seen or all unseen"),
     "duplicates": Check("warning", "the same pixels more than once in a class"),
-    "blank": Check("warning", "sketches or photos of one colour, and sketches without ink"),
-    "pairs": Check("warning", "sketches whose photo is not there, and photos without sketches"),
-    "ignored": Check("warning", "files that are no images"),
-    "repeats": Check("note", "photos that the data set repeats on purpose"),
+    "blank": Check("warning", "images of one colour, and sketches without ink"),
+    "pairs": Check("warning", "sketches without their photo, and photos without sketches"),
+    "ignored": Check("warning", "files that are not images"),
+    "repeats": Check("note", "photos that the data set contains twice on purpose"),
 }
-"""Errors make a data set unfit to train on; warnings make it smaller or less comparable."""
+"""Errors make a data set unfit to train on. Warnings make it smaller or less comparable."""
 
 
 @dataclasses.dataclass(frozen=True)
 class Finding:
-    """Something that a user should know.
+    """One problem of a data set.
 
     Attributes:
       check: a key of `CHECKS`.
-      message: one sentence with the numbers.
-      items: what it is about, a row each: a file and the reason, or all files that are the same.
-      severity: that of the check, unless the user accepts such findings.
+      message: a sentence with the numbers.
+      items: rows of a file and the reason, or of equal files.
+      severity: severity of the check, or "note" if the user accepts it.
     """
 
     check: str
@@ -60,7 +62,7 @@ class Finding:
 
 @dataclasses.dataclass(frozen=True)
 class DataSet:
-    """What is checked: the files found, what was seen of each, and the classes of its setting.
+    """The checked data set: its files, their properties, and its seen and unseen classes.
 
     `split_name` is "" for a data set without a published split.
     """
@@ -76,7 +78,7 @@ class DataSet:
         return [file for files in self.source.images.values() for file in files]
 
     def counts(self, modality: images.Modality) -> dict[str, int]:
-        """Images of each class of the split, and of each other class of either modality."""
+        """Number of images of each class of the split, and of all other classes found."""
         found = collections.Counter(f.class_name for f in self.source.images[modality])
         names = {*self.split.classes, *(file.class_name for file in self.files)}
         return {c: found[c] for c in sorted(names)}
@@ -85,12 +87,12 @@ class DataSet:
 def find_all(
     data: DataSet, errors: Collection[Exception] = (), accept: Collection[str] = ()
 ) -> list[Finding]:
-    """Everything that is to be said of the data set, the worst first.
+    """All findings of the data set, the most severe first.
 
     Args:
-      data: what was found and seen.
-      errors: what was wrong when its files were listed.
-      accept: checks whose findings the user knows and takes as notes.
+      data: the data set.
+      errors: errors raised while listing its files.
+      accept: checks whose findings count as notes.
     """
     found = [
         *from_errors(errors),
@@ -107,7 +109,7 @@ def find_all(
 
 
 def graded(found: Iterable[Finding], accept: Collection[str] = ()) -> list[Finding]:
-    """The findings with their severity, in the order of `CHECKS`; what is accepted is a note."""
+    """The findings with their severity, in the order of `CHECKS`; accepted ones are notes."""
     known = [
         dataclasses.replace(f, severity="note" if f.check in accept else CHECKS[f.check].severity)
         for f in found
@@ -116,7 +118,7 @@ def graded(found: Iterable[Finding], accept: Collection[str] = ()) -> list[Findi
 
 
 def from_errors(errors: Collection[Exception]) -> Iterator[Finding]:
-    """Class names that do not match, with the nearest valid ones; whatever else went wrong."""
+    """Findings for mismatched class names, with suggestions, and for other errors."""
     for error in errors:
         if isinstance(error, splits.ClassNamesError):
             rows = [(name, "is missing") for name in error.missing]
@@ -133,7 +135,7 @@ def from_errors(errors: Collection[Exception]) -> Iterator[Finding]:
 
 
 def classes(data: DataSet, errors: Collection[Exception] = ()) -> Iterator[Finding]:
-    """Classes whose folder is there, but without an image that decodes."""
+    """Classes with a folder but without a readable image."""
     missing = {name for e in errors for name in getattr(e, "missing", ())}
     for modality in data.source.images:
         usable = {
@@ -145,19 +147,19 @@ def classes(data: DataSet, errors: Collection[Exception] = ()) -> Iterator[Findi
         if none:
             yield Finding(
                 "classes",
-                f"{len(none)} classes have no {modality} that can be used.",
+                f"{len(none)} classes have no readable {modality}.",
                 tuple((c, f"has no {modality}") for c in none),
             )
 
 
 def unreadable(data: DataSet) -> Iterator[Finding]:
-    """Images that do not decode, each with the reason."""
+    """Images that do not decode, with the reason."""
     rows = tuple((name, i.unreadable) for name, i in data.inspected.items() if i.unreadable)
     if rows:
         yield Finding(
             "unreadable",
             f"{len(rows):,} of {len(data.inspected):,} images cannot be read. Unpack them again, "
-            "or leave them out: --config.data.skip_unreadable=True.",
+            "or skip them: --config.data.skip_unreadable=True.",
             rows,
         )
 
@@ -167,7 +169,7 @@ def same_pixels(data: DataSet) -> Iterator[Finding]:
     groups: dict[bytes, list[folders.ImageFile]] = collections.defaultdict(list)
     for file in data.files:
         seen = data.inspected[file.name]
-        if not seen.unreadable and not seen.one_colour:  # Blank ones are reported as blank.
+        if not seen.unreadable and not seen.one_colour:  # Reported as blank instead.
             groups[seen.digest].append(file)
     repeats = _repeats(data, groups)
     seen_classes, unseen_classes = frozenset(data.split.seen), frozenset(data.split.unseen)
@@ -181,9 +183,9 @@ def same_pixels(data: DataSet) -> Iterator[Finding]:
         elif len(left := [file.name for file in group if file.name not in repeats]) > 1:
             rows["duplicates"].append(tuple(left))
     messages = {
-        "leakage": "images lie in a seen and in an unseen class: what is tested was trained on.",
-        "labels": "images lie in several classes, so that their label is uncertain.",
-        "duplicates": "images lie more than once in their class.",
+        "leakage": "images are in a seen and an unseen class: test images are trained on.",
+        "labels": "images are in several classes, so their label is ambiguous.",
+        "duplicates": "images are in their class more than once.",
     }
     for check, found in rows.items():
         if found:
@@ -191,13 +193,13 @@ def same_pixels(data: DataSet) -> Iterator[Finding]:
     if repeats:
         yield Finding(
             "repeats",
-            f"{len(repeats):,} photos repeat photos that were drawn, as published: the papers' "
-            "galleries hold both.",
+            f"{len(repeats):,} photos repeat drawn photos, as published: the galleries in the "
+            "papers contain both.",
         )
 
 
 def _repeats(data: DataSet, groups: Mapping[bytes, list[folders.ImageFile]]) -> set[str]:
-    """Names of further photos that are drawn photos of their class, by name or by pixels."""
+    """Names of extension photos that repeat a drawn photo of their class (same name or pixels)."""
     if data.split.dataset not in published.REPEATS_DRAWN_PHOTOS:
         return set()
     photos = data.source.images["photo"]
@@ -212,17 +214,17 @@ def _repeats(data: DataSet, groups: Mapping[bytes, list[folders.ImageFile]]) -> 
 
 
 def without_split(data: DataSet) -> Iterator[Finding]:
-    """Says that seen and unseen classes are not told apart."""
+    """A finding if no unseen classes are given."""
     if not data.split.unseen:
         yield Finding(
             "split",
-            "No class is named as unseen, so that leakage from seen to unseen classes cannot be "
-            "looked for. Name them: --unseen=A,B.",
+            "No unseen classes are given, so leakage from seen to unseen classes cannot be "
+            "checked. Set --unseen=A,B.",
         )
 
 
 def counts(data: DataSet) -> Iterator[Finding]:
-    """Numbers of images that differ from those of the published lists."""
+    """Numbers of images that differ from the published lists."""
     for modality, listed in published.LISTED.get(data.split_name, {}).items():
         found = data.counts(modality)
         unseen = sum(found.get(c, 0) for c in data.split.unseen)
@@ -230,13 +232,13 @@ def counts(data: DataSet) -> Iterator[Finding]:
         if unseen != listed.unseen:
             yield Finding(
                 "counts",
-                f"The unseen classes hold {unseen:,} {_plural(modality)}, the published test list "
-                f"{listed.unseen:,}: results do not compare with published ones.",
+                f"The unseen classes have {unseen:,} {_plural(modality)}, the published test list "
+                f"{listed.unseen:,}: results are not comparable with published ones.",
             )
         if listed.seen is not None and seen < listed.seen:
             yield Finding(
                 "counts",
-                f"The seen classes hold {seen:,} {_plural(modality)}, the published training list "
+                f"The seen classes have {seen:,} {_plural(modality)}, the published training list "
                 f"{listed.seen:,}.",
             )
     dataset = data.split.dataset
@@ -251,7 +253,7 @@ def counts(data: DataSet) -> Iterator[Finding]:
             if rows:
                 yield Finding(
                     "counts",
-                    f"{len(rows)} of {len(data.split.classes)} classes do not hold the "
+                    f"{len(rows)} of {len(data.split.classes)} classes do not have the "
                     f"published {expected} {what}.",
                     tuple(rows),
                 )
@@ -262,21 +264,21 @@ def _plural(modality: images.Modality) -> str:
 
 
 def blank(data: DataSet) -> Iterator[Finding]:
-    """Images of one colour, and sketches in which nothing is dark enough to crop to."""
+    """Images of one colour, and sketches without ink."""
     rows = []
     for modality, files in data.source.images.items():
         for file in files:
             seen = data.inspected[file.name]
             if seen.one_colour:
-                rows.append((file.name, "is of one colour"))
+                rows.append((file.name, "has only one colour"))
             elif modality == "sketch" and seen.inkless:
-                rows.append((file.name, "has no pixel with R + G + B <= 300, and is not cropped"))
+                rows.append((file.name, "has no pixel with R + G + B <= 300 and is not cropped"))
     if rows:
-        yield Finding("blank", f"{len(rows)} images show nothing, or no ink.", tuple(rows))
+        yield Finding("blank", f"{len(rows)} images are blank or have no ink.", tuple(rows))
 
 
 def pairs(data: DataSet) -> Iterator[Finding]:
-    """What makes no instance pair, in a data set that has such pairs, and what makes two."""
+    """Missing and ambiguous instance pairs, in data sets with such pairs."""
     sketches, photos = data.source.images["sketch"], data.source.images["photo"]
     if not any(file.instance for file in sketches):
         return
@@ -286,24 +288,24 @@ def pairs(data: DataSet) -> Iterator[Finding]:
     undrawn = [f for f in photos if f.instance and (f.class_name, f.instance) not in drawn]
     twice = [f for f in photos if shown[f.class_name, f.instance] > 1]
     for files, message, reason in (
-        (alone, f"of {len(sketches):,} sketches have no photo of their own", "its photo: {}"),
-        (undrawn, f"of {sum(shown.values()):,} photos were never drawn", "no sketch of {}"),
-        (twice, "photos share their instance with another, so that pairs are ambiguous", "{}"),
+        (alone, f"of {len(sketches):,} sketches have no paired photo", "its photo: {}"),
+        (undrawn, f"of {sum(shown.values()):,} photos have no paired sketch", "no sketch of {}"),
+        (twice, "photos share their instance with another photo: ambiguous pairs", "{}"),
     ):
         if files:
             yield Finding(
                 "pairs",
                 f"{len(files):,} {message} (matters for fine-grained retrieval).",
-                tuple((file.name, reason.format(file.instance or "none named")) for file in files),
+                tuple((file.name, reason.format(file.instance or "unknown")) for file in files),
             )
 
 
 def ignored(data: DataSet) -> Iterator[Finding]:
-    """Files that are no images, which preparing leaves out."""
+    """Files that are not images, which preparation skips."""
     if data.source.ignored:
         yield Finding(
             "ignored",
-            f"{len(data.source.ignored)} files are no images "
-            f"({', '.join(folders.IMAGE_SUFFIXES)}) and are left out.",
+            f"{len(data.source.ignored)} files are not images "
+            f"({', '.join(folders.IMAGE_SUFFIXES)}) and are skipped.",
             tuple((name,) for name in data.source.ignored),
         )

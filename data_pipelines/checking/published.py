@@ -1,8 +1,8 @@
-"""How many images the published file lists name: what a complete copy holds.
+"""Numbers of images in the published file lists, that is, in a complete copy.
 
-The lists are those that the ZSE, SAKE and Doodle-to-Search codes share. Their test lists name every
-image of the unseen classes. Their training lists leave some sketches out (TU-Berlin: 70 of each
-class's 80), so that a complete copy holds more.
+The lists are those that the code of ZSE, SAKE and Doodle-to-Search shares. Their test lists contain
+every image of the unseen classes. Their training lists omit some sketches (TU-Berlin: 10 of each
+class's 80), so that a complete copy has more.
 """
 
 from typing import NamedTuple
@@ -11,7 +11,7 @@ from data_pipelines.images import Modality
 
 
 class Listed(NamedTuple):
-    """Images that the published lists of one split name; None where no number is published."""
+    """Numbers of images in the published lists of one split; None if not published."""
 
     seen: int | None
     unseen: int
@@ -23,7 +23,7 @@ LISTED: dict[str, dict[Modality, Listed]] = {
     "tuberlin": {"sketch": Listed(15400, 2400), "photo": Listed(None, 27989)},
     "quickdraw": {"sketch": Listed(None, 92291), "photo": Listed(None, 54151)},
 }
-"""Of each split of `splits.SPLITS` whose images a user unpacks. Photos include extensions."""
+"""For each split of a manually downloaded data set. Photos include extensions."""
 
 SKETCHES_PER_CLASS = {"tuberlin": 80}
 """Eitz et al., How Do Humans Sketch Objects?, SIGGRAPH 2012: 250 classes of 80 sketches."""
@@ -33,4 +33,4 @@ DRAWN_PHOTOS_PER_CLASS = {"sketchy": 100}
 several times."""
 
 REPEATS_DRAWN_PHOTOS = {"sketchy"}
-"""Data sets whose further photos (without an instance) repeat the drawn ones, on purpose."""
+"""Data sets whose extension photos (without an instance) repeat drawn photos on purpose."""

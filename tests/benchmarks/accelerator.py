@@ -1,17 +1,17 @@
-"""Training, encoding and scoring on an accelerator, beside its own matrix products and PyTorch.
+"""Training, encoding and scoring on an accelerator, compared with matrix products and PyTorch.
 
     python -m tests.benchmarks.accelerator [--systems zse clip_prompt efficient_cnn]
         [--batches 16 32 64 ...] [--dtype bfloat16] [--remat none] [--rounds 5]
         [--no-torch] [--tiny]
 
-For each system: the training step of `zse_jax.training.loop` (the same compiled program, donated
-buffers and all) on noise that lies on the device, at growing batches until memory ends. The best is
-given in images per second and as the share of the device's measured rate of matrix products (and of
-its published one), by the step's own FLOP count. Where the `torch` package is installed, a compiled
-PyTorch network of equal arithmetic trains at the same batch, in turn with ours.
+For each system: runs the training step of `zse_jax.training.loop` (the same compiled program with
+donated buffers) on noise on the device, with growing batches until out of memory. Prints the best
+rate in images per second, and its FLOP/s as a fraction of the measured (and published) rate of
+matrix products. If `torch` is installed, a compiled PyTorch network with equal arithmetic trains
+with the same batch, in alternation.
 
 Needs jax, flax, optax, orbax-checkpoint, jaxtyping, ml_collections, etils and rich (for CLIP-AT
-also openai-clip); no TensorFlow, TFDS, clu or grain. `--tiny` tries it out on a CPU.
+also openai-clip); no TensorFlow, TFDS, clu or grain. `--tiny` is a quick test on a CPU.
 """
 
 import argparse
@@ -28,16 +28,17 @@ from flax import nnx
 
 from tests.benchmarks.machine import describe
 from tests.benchmarks.systems import IMAGES, TINY, config_of, noise
+from zse_jax.retrievers.registry import REMAT
 from zse_jax.runtime import sharding
 from zse_jax.training import profiling
 from zse_jax.training import step as training_step
 
 Run = Callable[[], None]
-"""Works and waits until it is done."""
+"""Runs and waits for the result."""
 
 
 class Trained(NamedTuple):
-    """A training step at one batch."""
+    """A training step with one batch size."""
 
     samples: int
     step: Run
@@ -45,10 +46,10 @@ class Trained(NamedTuple):
 
 
 def training(setup: training_step.Setup, config: Any, system: str, samples: int) -> Trained:
-    """The compiled step on a batch that lies on the devices; it goes on training from step to step.
+    """The compiled step on a batch on the devices; each call continues the training.
 
     Raises:
-      jax.errors.JaxRuntimeError: it does not fit in memory.
+      jax.errors.JaxRuntimeError: if it does not fit in memory.
     """
     mesh = jax.tree.leaves(setup.abstract)[0].sharding.mesh
     batch = jax.device_put(
@@ -67,7 +68,7 @@ def training(setup: training_step.Setup, config: Any, system: str, samples: int)
 
 
 def seconds(runs: dict[str, Run], rounds: int, least: float) -> dict[str, float]:
-    """Median seconds of each, in turn, each time over as many calls as `least` seconds hold."""
+    """Median seconds per call, in turn; each measurement lasts about `least` seconds."""
     calls = {}
     for name, run in runs.items():
         run()
@@ -85,12 +86,12 @@ def seconds(runs: dict[str, Run], rounds: int, least: float) -> dict[str, float]
 
 
 def out_of_memory(error: Exception) -> bool:
-    """Whether a batch was too large, and nothing else is wrong."""
+    """Whether the error means that the batch is too large."""
     return "RESOURCE_EXHAUSTED" in str(error) or "out of memory" in str(error).lower()
 
 
 def best_batch(system: str, options: argparse.Namespace) -> tuple[Trained, Any] | None:
-    """The batch with the most images per second, and the set-up; prints every one that fits."""
+    """The batch with the most images per second, and the setup; prints all that fit."""
     config = config_of(
         system, tiny=options.tiny, **{"compute_dtype": options.dtype, "train.remat": options.remat}
     )
@@ -116,7 +117,7 @@ def best_batch(system: str, options: argparse.Namespace) -> tuple[Trained, Any] 
 
 
 def torch_step(system: str, trained: Trained, options: argparse.Namespace) -> Run | None:
-    """PyTorch's step of equal arithmetic, compiled on a GPU; None where there is none."""
+    """The PyTorch step with equal arithmetic, compiled on a GPU; None if not available."""
     if not options.torch or importlib.util.find_spec("torch") is None:
         return None
     if system != "zse":
@@ -143,13 +144,13 @@ def torch_step(system: str, trained: Trained, options: argparse.Namespace) -> Ru
         if device == "cuda":
             torch.cuda.synchronize()
 
-    for _ in range(2):  # which compile it
+    for _ in range(2):  # compiles it
         run()
     return run
 
 
 def inference(system: str, setup: training_step.Setup, config: Any, images: int) -> dict[str, Run]:
-    """Encoding of some images; for ZSE also a tile of relation scores."""
+    """Encoding of images; for ZSE also a tile of relation scores."""
     model = training_step.merge_model(setup.definition, setup.init())
     still = nnx.view(model, deterministic=True, use_running_average=True, raise_if_not_found=False)
     graphdef, state = nnx.split(still)
@@ -181,14 +182,14 @@ def report(system: str, matrix_rate: float, options: argparse.Namespace) -> None
     times = seconds(runs, options.rounds, options.least)
     flops = trained.cost.flops / times["ours"]
     line = f"  best: {images} images, {images / times['ours']:.1f} /s, {flops / 1e12:.3g} TFLOP/s"
-    line += f", {flops / matrix_rate:.1%} of the measured rate (wanted of ZSE: 45 %)"
+    line += f", {flops / matrix_rate:.1%} of the measured rate (target for ZSE: 45 %)"
     published = profiling.device_rate(options.dtype)
     if not published.measured:
         line += f", {flops / published.flops:.1%} of the published one"
     print(line)
     if "torch" in times:
         ratio = times["torch"] / times["ours"]
-        print(f"  PyTorch: {images / times['torch']:.1f} /s, ratio {ratio:.2f} (wanted: 1.2)")
+        print(f"  PyTorch: {images / times['torch']:.1f} /s, ratio {ratio:.2f} (target: 1.2)")
     else:
         print("  PyTorch: not measured (no baseline for this system, or torch is not installed)")
     count = options.encode
@@ -204,13 +205,15 @@ def parsed(arguments: list[str] | None) -> argparse.Namespace:
         description=__doc__, formatter_class=argparse.RawTextHelpFormatter
     )
     parser.add_argument("--systems", nargs="+", choices=sorted(IMAGES), default=sorted(IMAGES))
-    parser.add_argument("--batches", nargs="+", type=int, help="samples a step; until memory ends")
+    parser.add_argument(
+        "--batches", nargs="+", type=int, help="samples per step; stops when out of memory"
+    )
     parser.add_argument("--dtype", default="bfloat16")
-    parser.add_argument("--remat", choices=("none", "blocks"), default="none")
-    parser.add_argument("--rounds", type=int, default=5, help="counted runs of each side")
-    parser.add_argument("--encode", type=int, help="images that are encoded at once")
-    parser.add_argument("--no-torch", dest="torch", action="store_false", help="ours only")
-    parser.add_argument("--tiny", action="store_true", help="a moment of everything, on a CPU")
+    parser.add_argument("--remat", choices=REMAT, default="none")
+    parser.add_argument("--rounds", type=int, default=5, help="measured runs of each side")
+    parser.add_argument("--encode", type=int, help="images per encoding call")
+    parser.add_argument("--no-torch", dest="torch", action="store_false", help="measure only JAX")
+    parser.add_argument("--tiny", action="store_true", help="a quick test on a CPU")
     options = parser.parse_args(arguments)
     options.batches = options.batches or ([2] if options.tiny else [16, 32, 64, 128, 256, 512])
     options.encode = options.encode or (4 if options.tiny else 256)
@@ -219,7 +222,7 @@ def parsed(arguments: list[str] | None) -> argparse.Namespace:
 
 
 def main(arguments: list[str] | None = None) -> None:
-    """Measures what the command line says."""
+    """Runs the command line."""
     options = parsed(arguments)
     print(describe("jax", "jaxlib", "flax"))
     print(f"{jax.device_count()} x {jax.devices()[0].device_kind} ({jax.default_backend()})")

@@ -1,10 +1,10 @@
-"""What freezing CLIP saves: time of a training step, and memory of gradients and moments.
+"""Savings from freezing CLIP: time of a training step, and memory of the optimizer state.
 
     python -m tests.benchmarks.clip_freezing [--batch=4] [--rounds=5] [--variant=B/32]
 
 Times the category-level step of `configs/clip_sketchy_split2.py` with trainable="layer_norm" and
-with trainable="all" (full fine-tuning of the same network), alternating, on random pixels. Prints
-the machine, the medians and their ratio, and the size of the optimizer's state.
+trainable="all" (full fine-tuning), in alternation, on random pixels. Prints the machine, the
+medians, their ratio, and the size of the optimizer state.
 """
 
 import argparse
@@ -42,7 +42,7 @@ def prepare(variant: str, trainable: str, batch: int):
 
 
 def main() -> None:
-    """Measures both and prints them."""
+    """Measures both and prints the results."""
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("--batch", type=int, default=4)
     parser.add_argument("--rounds", type=int, default=5)

@@ -1,10 +1,10 @@
-"""What makes EfficientCNN the cheap system: encoding beside ZSE B/16, and Hamming search.
+"""The speed of EfficientCNN: encoding compared with ZSE B/16, and Hamming search.
 
     python -m tests.benchmarks.efficient [--images 16] [--rounds 5] [--codes 1000000]
 
-Encoding: ResNet-50 and ZSE B/16 in one process in alternation, 224 x 224 pixels, medians of images
-per second and their ratio (wanted: 2 or more). Search: 100 queries of 64 bits among a million
-codes, the nearest 100 of each, exhaustive and exact (wanted: under 5 s on 2 cores).
+Encoding: ResNet-50 and ZSE B/16 in one process in alternation, 224 x 224 pixels; medians of images
+per second and their ratio (target: at least 2). Search: the exact 100 nearest of a million 64-bit
+codes for each of 100 queries (target: under 5 s on 2 cores).
 """
 
 import argparse
@@ -23,7 +23,7 @@ from zse_jax.retrievers import create
 
 
 def encoder(system: str, images: jax.Array):
-    """Encoding of `images` as a function without arguments, compiled."""
+    """A compiled function without arguments that encodes `images`."""
     model = nnx.jit(lambda: create({"system": system}, rngs=nnx.Rngs(params=0, dropout=1)))()
     still = nnx.view(model, deterministic=True, use_running_average=True, raise_if_not_found=False)
     graphdef, state = nnx.split(still)
@@ -33,7 +33,7 @@ def encoder(system: str, images: jax.Array):
 
 
 def seconds(function) -> float:
-    """Of one call, by the clock."""
+    """Wall time of one call."""
     began = time.perf_counter()
     function()
     return time.perf_counter() - began
@@ -42,8 +42,8 @@ def seconds(function) -> float:
 def main() -> None:
     """Measures both and prints a table."""
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
-    parser.add_argument("--images", type=int, default=16, help="of a batch")
-    parser.add_argument("--rounds", type=int, default=5, help="of which the median counts")
+    parser.add_argument("--images", type=int, default=16, help="images per batch")
+    parser.add_argument("--rounds", type=int, default=5, help="number of rounds; the median counts")
     parser.add_argument("--codes", type=int, default=1_000_000)
     options = parser.parse_args()
     print(describe("jax", "flax", "numpy"))
@@ -60,14 +60,14 @@ def main() -> None:
     print(
         f"images per second: EfficientCNN {rate['efficient_cnn']:.1f}, ZSE B/16 {rate['zse']:.1f}"
     )
-    print(f"ratio {rate['efficient_cnn'] / rate['zse']:.2f} (wanted: 2)")
+    print(f"ratio {rate['efficient_cnn'] / rate['zse']:.2f} (target: 2)")
 
     words = rng.integers(0, 2**32, (options.codes + 100, 2), dtype=np.uint32)
     gallery, queries = words[100:], words[:100]
     found = [seconds(lambda: codes.search(queries, gallery, 100)) for _ in range(options.rounds)]
     print(
         f"Hamming search, {len(gallery):,} codes x {len(queries)} queries: "
-        f"{statistics.median(found):.2f} s (wanted: 5)"
+        f"{statistics.median(found):.2f} s (target: 5)"
     )
 
 

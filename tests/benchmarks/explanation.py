@@ -1,19 +1,19 @@
-"""How true, how faithful and how dear the explanations of a checkpoint are.
+"""Measures accuracy, faithfulness and cost of the explanations of a checkpoint.
 
     python -m tests.benchmarks.explanation --checkpoint=demo
 
-Right places: of sketches of unseen classes of `doodles`, each with the photo of its own instance,
-the share of places with strokes whose best match lies within one cell of where those strokes are in
-the photo (which the generator knows). Chance is exact: the share of the photo's cells that would
-count, 9 within the grid and fewer at its border. `same cell` is what matching every place with
-itself would reach: both pictures are centred, so a network that knows nothing but positions does
-well. Therefore it is measured again with mirrored photos, of those places alone that moved by more
-than a cell: only what is drawn can lead there. Untrained is the network before its first step.
+Right places: for sketches of unseen classes of `doodles`, each paired with the photo of its own
+instance, the share of places with strokes whose best match is within one cell of the position of
+those strokes in the photo (which the generator knows). Chance is exact: the share of the photo's
+cells that count as right, 9 inside the grid and fewer at its border. `same cell` is the result of
+matching every place with itself: both images are centred, so a network that uses only positions
+does well. Therefore it is measured again with mirrored photos, only for places that moved by more
+than a cell, which can be found only by content. Untrained is the network before its first step.
 
-Faithfulness: the area under the score as matches are removed, most attributed first, beside that of
-random orders; and, the other way round, least attributed first.
+Faithfulness: the area under the score while matches are removed, largest attribution first,
+compared with random orders and with smallest attribution first.
 
-Cost: explaining one pair beside scoring it, from images, after compilation, in turns.
+Cost: the time to explain one pair and to score it, from images, after compilation, alternating.
 """
 
 import argparse
@@ -37,11 +37,11 @@ from zse_jax.explain import correspondence
 from zse_jax.retrieval import encoding
 
 RATIO, AREA, COST = 2.0, 0.8, 1.5
-"""What is asked for: at least, at most, at most."""
+"""Targets: at least, at most, at most."""
 
 
 def pairs(per_class: int, size: int) -> tuple[list[tuple[str, int]], np.ndarray, np.ndarray]:
-    """Instances of the unseen classes, their prepared sketches and photos."""
+    """Instances of the unseen classes, with their prepared sketches and photos."""
     instances = [(name, index) for name in UNSEEN for index in range(per_class)]
     sketches, photos = (
         np.stack([prepare(generation.render(*instance, modality), size) for instance in instances])
@@ -53,7 +53,7 @@ def pairs(per_class: int, size: int) -> tuple[list[tuple[str, int]], np.ndarray,
 def right_places(
     match: np.ndarray, true: np.ndarray, inked: np.ndarray
 ) -> tuple[float, float, float]:
-    """Shares of places with strokes: found within one cell, by chance, and matched with itself.
+    """Shares of places with strokes: matched within one cell, by chance, and `same cell`.
 
     Args:
       match: [b, s, p] on a square grid.
@@ -83,13 +83,13 @@ def _cells(true: np.ndarray, side: int) -> np.ndarray:
 def report_places(
     models: dict[str, retrievers.Retriever], instances: list, sketches: Any, photos: Any
 ) -> None:
-    """Prints how often each kind of evidence of each model names the right place."""
+    """Prints how often each kind of evidence of each model is at the right place."""
     print(f"\nright places, {len(instances)} pairs")
     head = f"{'evidence':18}{'grid':>5}{'found':>8}{'chance':>8}{'ratio':>7}{'same cell':>11}"
     print(f"{'':12}{'photos':12}{head}")
-    turned = {"as they are": photos, "mirrored": photos[:, :, ::-1]}
+    turned = {"unchanged": photos, "mirrored": photos[:, :, ::-1]}
     for (name, model), (way, given) in itertools.product(models.items(), turned.items()):
-        explained = correspondence.explain(model, sketches, given)
+        explained = correspondence.Explainer(model)(sketches, given)
         kinds = {"match": explained.match}
         if explained.sketch_attention is not None and explained.photo_attention is not None:
             kinds["sketch attention"] = explained.sketch_attention
@@ -111,12 +111,12 @@ def report_places(
                 f"{name:12}{way:12}{kind:18}{side:>2}x{side:<2}{found:8.3f}{chance:8.3f}"
                 f"{found / chance:7.2f}{same:11.3f}"
             )
-    print(f"(match, trained, photos as they are: at least {RATIO} times chance)")
+    print(f"(match, trained, unchanged photos: at least {RATIO} times chance)")
 
 
 def report_deletion(model: retrievers.Retriever, sketches: Any, photos: Any, seed: int) -> None:
-    """Prints the areas under the score as matches go."""
-    explained = correspondence.explain(model, sketches, photos)
+    """Prints the areas under the score while matches are removed."""
+    explained = correspondence.Explainer(model)(sketches, photos)
     attribution = explained.attribution.reshape(len(sketches), -1)
     rng = np.random.default_rng(seed)
     orders = {"most attributed": [(-attribution).argsort(axis=1)]}
@@ -129,14 +129,15 @@ def report_deletion(model: retrievers.Retriever, sketches: Any, photos: Any, see
         curve = np.mean(curves, axis=0)
         area[name] = np.trapezoid(curve, axis=1).mean() / (curve.shape[1] - 1)
         whole, nothing = curve[:, 0].mean(), curve[:, -1].mean()
-    print(f"\ndeletion, {len(sketches)} pairs: score {whole:.3f} whole, {nothing:.3f} of nothing")
+    ends = f"score {whole:.3f} with all matches, {nothing:.3f} with none"
+    print(f"\ndeletion, {len(sketches)} pairs: {ends}")
     for name, value in area.items():
         print(f"  {name:18}{value:.4f}   {value / area['random']:.2f} of random")
     print(f"(most attributed: at most {AREA} of random)")
 
 
 def report_cost(name: str, model: retrievers.Retriever, sketch: Any, photo: Any) -> None:
-    """Prints the seconds of explaining and of scoring one pair, measured in turns."""
+    """Prints the time to explain and to score one pair, measured alternately."""
     graphdef, state = encoding.evaluation_state(model, None)
 
     @jax.jit
@@ -174,10 +175,10 @@ def main() -> None:
     """Measures the checkpoint, and the cost of a full-size network."""
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("--checkpoint", required=True)
-    parser.add_argument("--per_class", type=int, default=48, help="instances of each class")
-    parser.add_argument("--pairs", type=int, default=100, help="of the deletion test")
+    parser.add_argument("--per_class", type=int, default=48, help="instances per class")
+    parser.add_argument("--pairs", type=int, default=100, help="pairs in the deletion test")
     parser.add_argument("--seed", type=int, default=0)
-    parser.add_argument("--full_size", action="store_true", help="measure the cost of B/16 too")
+    parser.add_argument("--full_size", action="store_true", help="also measure the cost of B/16")
     options = parser.parse_args()
     print(machine.describe("jax", "flax", "numpy"))
     model, config = zse_jax.load(options.checkpoint), reading.read_config(options.checkpoint)

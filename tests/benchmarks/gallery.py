@@ -1,18 +1,18 @@
-"""The gallery on this machine: shortlists beside faiss, building an index, searching end to end.
+"""Measures the gallery: shortlists compared with faiss, building an index, and searching.
 
     python -m tests.benchmarks.gallery shortlist [--photos=100000] [--width=512] [--sketches=20]
     python -m tests.benchmarks.gallery build --checkpoint=demo --photos-in=album [--count=3000]
     python -m tests.benchmarks.gallery build --untrained=Ti/16 --photos-in=album [--count=3000]
 
-`shortlist` writes synthetic embeddings (clusters of 200, as photos of a class are) into an index,
-and finds the 200 nearest of new ones from the same clusters: ours, faiss's flat index and its IVF
-index of as many partitions and probes, sketch by sketch in turn, so that a busy machine disturbs
-them alike. Recall is against exact products. Memory is that of a process of its own that opens the
-index and searches.
+`shortlist` writes synthetic embeddings (clusters of 200, like photos of one class) to an index and
+finds the 200 nearest to new embeddings from the same clusters, with our index, faiss's flat index
+and its IVF index with the same number of partitions and probes. They alternate sketch by sketch, so
+that other load on the machine affects them equally. Recall is relative to exact products. Memory is
+measured in a separate process that opens the index and searches.
 
-`build` indexes photos with a checkpoint, beside the time the encoder takes for the same photos,
-already decoded; adds 1 % more; and searches with drawn sketches, embedding and pair scores. The two
-sides of building alternate over --rounds.
+`build` indexes photos with a checkpoint, and compares the time with that of the encoder alone on
+decoded photos; adds 1 % more; and searches with drawn sketches, embeddings and pair scores.
+Encoding and building alternate over --rounds.
 """
 
 import argparse
@@ -39,7 +39,7 @@ def clusters(photos: int, width: int) -> np.ndarray:
 
 
 def drawn(centres: np.ndarray, count: int, seed: int) -> np.ndarray:
-    """Embeddings of length 1 around the centres."""
+    """L2-normalised embeddings around the centres."""
     rng = np.random.default_rng(seed)
     found = centres[rng.integers(0, len(centres), count)]
     found += rng.standard_normal(found.shape, dtype=np.float32)
@@ -47,7 +47,7 @@ def drawn(centres: np.ndarray, count: int, seed: int) -> np.ndarray:
 
 
 def write(place: Path, centres: np.ndarray, photos: int) -> np.ndarray:
-    """An index of synthetic embeddings; returns them."""
+    """Writes an index of synthetic embeddings; returns them."""
     import pyarrow as pa
 
     from zse_jax.gallery import index
@@ -69,7 +69,7 @@ def write(place: Path, centres: np.ndarray, photos: int) -> np.ndarray:
 
 
 def memory(place: Path, width: int) -> None:
-    """Opens the index, searches, and prints this process's peak memory and the median time."""
+    """Opens the index, searches, and prints the peak memory and the median time."""
     from zse_jax.gallery.shortlist import Shortlister
     from zse_jax.gallery.tables import Tables
 
@@ -81,19 +81,19 @@ def memory(place: Path, width: int) -> None:
         shortlister(one, K)
         times.append(time.perf_counter() - began)
     print(
-        f"a process that searches alone: peak memory {_peak():.2f} GB ({before:.2f} "
+        f"a process that only searches: peak memory {_peak():.2f} GB ({before:.2f} "
         f"before the first search), median {1e3 * statistics.median(times):.1f} ms"
     )
 
 
 def _peak() -> float:
-    """The most memory that this process ever had, in GB (Linux)."""
+    """Peak memory of this process in GB (Linux)."""
     status = Path("/proc/self/status").read_text()
     return int(status.split("VmHWM:")[1].split()[0]) / 2**20
 
 
 def shortlist(options: argparse.Namespace) -> None:
-    """Shortlists of ours and of faiss."""
+    """Compares our shortlists with faiss."""
     import faiss
 
     from zse_jax.gallery.shortlist import PROBES, Shortlister
@@ -120,7 +120,7 @@ def shortlist(options: argparse.Namespace) -> None:
         began = time.perf_counter()
         ivf.train(every[: 64 * partitions])
         ivf.add(every)
-        print(f"faiss IVF of {partitions} partitions: made in {time.perf_counter() - began:.1f} s")
+        print(f"faiss IVF of {partitions} partitions: built in {time.perf_counter() - began:.1f} s")
         ivf.nprobe = PROBES
         # Row numbers ascend in the order in which the photos were written.
         numbers = np.sort(table.columns("_rowid").column("_rowid").to_numpy().astype(np.int64))
@@ -153,7 +153,7 @@ def shortlist(options: argparse.Namespace) -> None:
 
 
 def written(variant: str, folder: Path) -> Path:
-    """A checkpoint of ZSE with random weights; where it is."""
+    """Writes a checkpoint of ZSE with random weights; returns its folder."""
     from flax import nnx
 
     from configs import sketchy
@@ -168,10 +168,10 @@ def written(variant: str, folder: Path) -> Path:
 
 
 def build(options: argparse.Namespace) -> None:
-    """Building, adding and searching with a checkpoint and photos."""
+    """Measures building, adding and searching."""
     from zse_jax.checkpoints import reading
     from zse_jax.gallery import index, photos, search
-    from zse_jax.gallery.encoder import BATCH, Encoder
+    from zse_jax.gallery.encoder import BATCH, CompiledEncoder
 
     print(describe("jax", "lancedb", "pillow"))
     folder = Path(tempfile.mkdtemp(dir=options.scratch))
@@ -179,7 +179,7 @@ def build(options: argparse.Namespace) -> None:
         options.checkpoint = written(options.untrained, folder / "run")
     found = photos.find([options.photos_in]).files[: options.count]
     count = len(found)
-    encoder = Encoder(reading.load(options.checkpoint))
+    encoder = CompiledEncoder(reading.load(options.checkpoint))
     size = encoder.retriever.image_size
     some = np.stack([photos.prepared(one.file, size) for one in found[:BATCH]])
     encoder(some, "photo")  # compiles
@@ -233,15 +233,15 @@ def main() -> None:
     parser.add_argument("--width", type=int, default=512)
     parser.add_argument("--sketches", type=int, default=20)
     parser.add_argument("--checkpoint", default="demo")
-    parser.add_argument("--untrained", help="a size of ZSE with random weights, such as Ti/16")
+    parser.add_argument(
+        "--untrained", help="use ZSE of this size with random weights, such as Ti/16"
+    )
     parser.add_argument("--photos-in", default="album")
     parser.add_argument("--count", type=int, default=3000)
     parser.add_argument("--rerank", type=int, default=200)
     parser.add_argument("--rounds", type=int, default=3)
-    parser.add_argument(
-        "--scratch", help="a folder for what is written; by default a temporary one"
-    )
-    parser.add_argument("--index", help="of `memory`")
+    parser.add_argument("--scratch", help="folder for temporary files")
+    parser.add_argument("--index", help="the index of `memory`")
     options = parser.parse_args()
     if options.what == "memory":
         memory(Path(options.index), options.width)

@@ -1,12 +1,12 @@
-"""How many images per second one worker process decodes and prepares, beside a plain loop.
+"""Images per second that one worker process decodes and prepares, compared with a plain loop.
 
     python -m tests.benchmarks.loader [--folder ../shared/data/Sketchy]
 
-Real images of Sketchy, brought to 256x256 files if they are not (PNG for sketches, JPEG of quality
-90 for photos), are packed as for training and read through the loader with one worker process:
-images at 224x224, in batches, in the process that would feed the device. The plain loop reads the
-same files one after the other, as the published recipe does, in this process. Rates are given by
-the clock and, for a machine that others use too, by CPU second; the ratio is of the latter.
+Real images of Sketchy, resized to 256x256 files if needed (PNG for sketches, JPEG of quality 90 for
+photos), are packed as for training and read through the loader with one worker process, in batches
+of 224x224 images. The plain loop reads the same files one by one in this process, like the
+published code. Prints rates per second of wall time and, for shared machines, of CPU time; the
+ratio is that of CPU time.
 """
 
 import argparse
@@ -28,20 +28,20 @@ from data_pipelines.builders import sketchy
 from tests.benchmarks import machine
 
 TARGETS = {"sketch": 350, "photo": 390}
-"""The published loader's images per second in one process."""
+"""Images per second of the published loader in one process."""
 
 SIDE, SIZE, BATCH = 256, 224, 50
 
 
 class Seconds(NamedTuple):
-    """What a run took, on the clock and of the CPU."""
+    """Wall time and CPU time of a run."""
 
     wall: float
     cpu: float
 
 
 def write_files(source: Path, target: Path, per_class: int) -> tuple[int, int]:
-    """Copies some images of each class as 256x256 files; returns the side they had, and a count."""
+    """Copies some images of each class as 256x256 files; returns their old side and number."""
     sides, count = set(), 0
     for files in sketchy.scan(source).images.values():
         taken: dict[str, int] = {}
@@ -59,7 +59,7 @@ def write_files(source: Path, target: Path, per_class: int) -> tuple[int, int]:
 
 
 def plain_sketch(path: Path) -> np.ndarray:
-    """The published steps with OpenCV and numpy, written plainly."""
+    """The published preprocessing with OpenCV and numpy."""
     rgb = cv2.cvtColor(cv2.imread(str(path)), cv2.COLOR_BGR2RGB)
     y, x = np.nonzero(np.sum(rgb, axis=2) <= 300)
     rgb = rgb[max(0, y.min() - 10) : y.max() + 10, max(0, x.min() - 10) : x.max() + 10]
@@ -72,7 +72,7 @@ def plain_sketch(path: Path) -> np.ndarray:
 
 
 def plain_photo(path: Path) -> np.ndarray:
-    """The published steps with Pillow."""
+    """The published preprocessing with Pillow."""
     return np.asarray(Image.open(path).resize((SIZE, SIZE)).convert("RGB"))
 
 
@@ -85,14 +85,14 @@ def plain_seconds(paths: list[Path], read: Callable[[Path], np.ndarray]) -> Seco
 
 
 def loader_seconds(items: loading.Items) -> Seconds:
-    """Reads all items but the first batch through one worker process; its start does not count."""
+    """Reads all items but the first batch with one worker process; excludes its start-up time."""
     _, start = run_worker(items.select(range(BATCH)))
     wall, cpu = run_worker(items)
     return Seconds(wall, cpu - start)
 
 
 def run_worker(items: loading.Items) -> tuple[float, float]:
-    """Seconds from the first batch to the last, and all CPU seconds of the worker process."""
+    """Wall seconds from the first batch to the last, and all CPU seconds of the worker process."""
     before = resource.getrusage(resource.RUSAGE_CHILDREN)
     batches = loading.evaluation_batches(items, image_size=SIZE, batch_size=BATCH, workers=1)
     stream = iter(batches)
@@ -101,17 +101,19 @@ def run_worker(items: loading.Items) -> tuple[float, float]:
     for _ in stream:
         pass
     wall = time.perf_counter() - start
-    stream.close()  # Waits for the process, whose time counts only then.
+    stream.close()  # Waits for the process; its CPU time is only counted then.
     after = resource.getrusage(resource.RUSAGE_CHILDREN)
     return wall, after.ru_utime + after.ru_stime - before.ru_utime - before.ru_stime
 
 
 def main() -> None:
-    """Writes the files, measures both, prints a table."""
+    """Writes the files, measures both loaders, prints a table."""
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("--folder", type=Path, default=Path("../shared/data/Sketchy"))
-    parser.add_argument("--per_class", type=int, default=8, help="images of each class and kind")
-    parser.add_argument("--rounds", type=int, default=3, help="of which the best counts")
+    parser.add_argument("--per_class", type=int, default=8, help="images per class and modality")
+    parser.add_argument(
+        "--rounds", type=int, default=3, help="number of rounds; the best one counts"
+    )
     options = parser.parse_args()
     flags.FLAGS.mark_as_parsed()
 
@@ -134,7 +136,7 @@ def main() -> None:
             rounds = [
                 (loader_seconds(items), plain_seconds(paths, plain)) for _ in range(options.rounds)
             ]
-            # The best round of each: whatever else the machine does only adds.
+            # The best round of each: other load on the machine only adds time.
             ours, theirs = (
                 Seconds(*map(min, zip(*sides, strict=True))) for sides in zip(*rounds, strict=True)
             )

@@ -1,13 +1,13 @@
-"""How fast a data set is prepared, its items are loaded, and the first batch reaches the device.
+"""Time to prepare a data set, to load its items, and until the first batch is on the device.
 
     python -m tests.benchmarks.preparation [--folder ../shared/data/Sketchy]
 
-Real images of Sketchy, brought to 256x256 files if they are not (PNG for sketches, JPEG of quality
-90 for photos), are prepared as for training, on all cores; then four times as many, which shows
-whether memory grows. The baseline does the same with TFDS's own writer: decode each file to check
-it, hand it to `tfds.dataset_builders.store_as_tfds_dataset`, in one process. Metadata are those of
-100,000 photos in 125 classes. Each figure comes from a process of its own that starts with nothing
-imported; "from nothing" counts the start of Python and every import.
+Real images of Sketchy, resized to 256x256 files if needed (PNG for sketches, JPEG of quality 90 for
+photos), are prepared as for training, on all cores; then four times as many, to show whether memory
+grows. The baseline uses the TFDS writer in one process: it decodes each file as a check and passes
+it to `tfds.dataset_builders.store_as_tfds_dataset`. Metadata are measured with 100,000 photos in
+125 classes. Each number comes from a separate, new process; "from nothing" includes the start of
+Python and all imports.
 """
 
 import argparse
@@ -32,7 +32,7 @@ PHOTOS_PER_CLASS = 800
 
 
 def in_new_process(function: Callable[..., Any], *arguments: Any) -> tuple[Any, float]:
-    """What the function returns, and the seconds since the process was asked for."""
+    """The result of the function, and the seconds including the start of the process."""
     start = time.perf_counter()
     context = multiprocessing.get_context("spawn")
     with concurrent.futures.ProcessPoolExecutor(1, mp_context=context) as pool:
@@ -41,18 +41,18 @@ def in_new_process(function: Callable[..., Any], *arguments: Any) -> tuple[Any, 
 
 
 def resident() -> float:
-    """Memory of this process now, MB."""
+    """Current memory of this process, MB."""
     pages = int(Path("/proc/self/statm").read_text().split()[1])
     return pages * resource.getpagesize() / 1e6
 
 
 def peak(who: int = resource.RUSAGE_SELF) -> float:
-    """The most memory that this process, or the largest of its children, ever had, MB."""
+    """Peak memory of this process, or of its largest child, MB."""
     return resource.getrusage(who).ru_maxrss * (1e-6 if sys.platform == "darwin" else 1e-3)
 
 
 def prepare(source: Path, data_dir: Path) -> tuple[float, float, float, float]:
-    """Seconds on the clock, CPU seconds of all processes, and peak MB of this and of a worker."""
+    """Wall seconds, CPU seconds of all processes, and peak MB of this process and of a worker."""
     from data_pipelines import prepared
 
     start, cpu = time.perf_counter(), cpu_seconds()
@@ -62,13 +62,13 @@ def prepare(source: Path, data_dir: Path) -> tuple[float, float, float, float]:
 
 
 def cpu_seconds() -> float:
-    """CPU time of this process and of its children that have ended."""
+    """CPU time of this process and its ended children."""
     times = os.times()
     return times.user + times.system + times.children_user + times.children_system
 
 
 def prepare_by_tfds(source: Path, data_dir: Path) -> tuple[float, float]:
-    """Seconds on the clock and of the CPU that TFDS's own writer takes, file after file."""
+    """Wall and CPU seconds of the TFDS writer, file by file."""
     import tensorflow_datasets as tfds
 
     from data_pipelines.builders import features, sketchy
@@ -94,7 +94,7 @@ def prepare_by_tfds(source: Path, data_dir: Path) -> tuple[float, float]:
 
 
 def load(data_dir: Path) -> tuple[float, float, int, float]:
-    """Seconds and MB that loading the unseen classes takes, their items, and seconds of imports."""
+    """Seconds and MB to load the unseen classes, their number of items, and seconds of imports."""
     start = time.perf_counter()
     import tensorflow_datasets  # noqa: F401
 
@@ -137,14 +137,14 @@ def first_batch(data_dir: Path, workers: int) -> float:
 
 
 def write_copies(source: Path, copies: int) -> None:
-    """Further names for every image, pairs kept: as many files to read, no more to store."""
+    """Adds hard links to every image, keeping pairs: more files, without more disk space."""
     for path in [path for path in source.rglob("*") if path.is_file()]:
         for copy in range(1, copies):
             path.with_name(f"copy{copy}_{path.name}").hardlink_to(path)
 
 
 def write_many(root: Path) -> int:
-    """Sketchy's layout with one small image under 100,000 names; returns how many photos."""
+    """The layout of Sketchy with 100,000 copies of a small image; returns the number of photos."""
     image = tiny_png()
     for c, class_name in enumerate(SPLIT.classes):
         for kind, count in (("sketch", 1), ("photo", PHOTOS_PER_CLASS)):
@@ -164,7 +164,7 @@ def tiny_png() -> bytes:
 
 
 def report_preparation(files: Path, scratch: Path, count: int) -> None:
-    """Prepares the files, then four times as many, then by TFDS alone; prints a table."""
+    """Prepares the files, four times as many, and the same with TFDS; prints a table."""
     print("preparation        files   seconds   files/s   files/CPU s   peak MB   of a worker")
     rows = {}
     for label, copies in (("this project", 1), ("this project, 4x", 4)):
@@ -177,21 +177,19 @@ def report_preparation(files: Path, scratch: Path, count: int) -> None:
         )
     n = count * 4
     (wall, cpu), _ = in_new_process(prepare_by_tfds, files, scratch / "tfds")
-    print(f"TFDS's own writer {n:6} {wall:9.1f} {n / wall:9.0f} {n / cpu:13.0f}")
+    print(f"TFDS writer       {n:6} {wall:9.1f} {n / wall:9.0f} {n / cpu:13.0f}")
     _, ours, ours_cpu = rows["this project, 4x"]
-    print(
-        f"ratio to TFDS's own writer: {wall / ours:.2f} by the clock, {cpu / ours_cpu:.2f} by CPU"
-    )
-    print("target: 1500 files/s on 2 cores; a peak that does not grow with the number of files")
+    print(f"ratio to the TFDS writer: wall time {wall / ours:.2f}, CPU time {cpu / ours_cpu:.2f}")
+    print("target: 1500 files/s on 2 cores; peak memory independent of the number of files")
 
 
 def main() -> None:
     """Writes the files, measures, prints."""
-    from tests.benchmarks import loader  # Not at the top: the processes measured start with that.
+    from tests.benchmarks import loader  # Not at the top: measured processes import this module.
 
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("--folder", type=Path, default=Path("../shared/data/Sketchy"))
-    parser.add_argument("--per_class", type=int, default=24, help="images of each class and kind")
+    parser.add_argument("--per_class", type=int, default=24, help="images per class and modality")
     options = parser.parse_args()
 
     print(machine.describe("numpy", "pillow", "array_record", "tensorflow-datasets", "jax"))

@@ -1,16 +1,16 @@
-"""Memory and work of a training step on 1, 2, 4 and 8 devices, and what the loop costs beside it.
+"""Memory and FLOPs of a training step on 1, 2, 4 and 8 devices, and the overhead of the loop.
 
     python -m tests.benchmarks.scaling [--system=zse|clip_prompt|efficient_cnn] [--arg=Ti/16]
         [--batch=16] [--loop] [--loop-batch=4] [--rounds=5]
 
-The table is of XLA's own analyses of the compiled step at a global batch of `--batch` samples:
-nothing is computed, so virtual devices on one CPU tell as much as real ones (temporary memory
-aside, which each backend arranges in its own way). `data` splits the batch, `fsdp` parameters and
-optimizer as well.
+The table shows XLA's analysis of the compiled step for a global batch of `--batch` samples. The
+step is not executed, so virtual devices on one CPU give the same numbers as real ones (except
+temporary memory, which depends on the backend). `data` splits the batch; `fsdp` also splits
+parameters and optimizer state.
 
-`--loop` trains with the loop of `zse_jax.training.loop`, on images of the size of real ones that
-another process decodes meanwhile, and times each step beside a bare call of the same compiled step,
-in turn. It waits for each step, so that no work of the loop hides behind the device's.
+`--loop` trains with `zse_jax.training.loop` on images of realistic size, which another process
+decodes, and times each step in alternation with a bare call of the same compiled step. It waits for
+each step, so that asynchronous execution does not hide the overhead of the loop.
 """
 
 import argparse
@@ -37,7 +37,7 @@ from zse_jax.training import step as training_step
 
 
 def table(system: str, arg: str, samples: int, **flat: Any) -> Iterator[str]:
-    """A line for each mesh: memory and FLOP of a step on one of its devices."""
+    """A line for each mesh: memory and FLOPs of a step per device."""
     yield (
         f"{'devices':>8}{'data x fsdp':>13}{'state GB':>10}{'temporary GB':>14}{'GFLOP':>10}"
         f"{'x devices':>11}"
@@ -64,7 +64,7 @@ def table(system: str, arg: str, samples: int, **flat: Any) -> Iterator[str]:
 
 
 def noise_items(name: str, modality: str, classes: Any, **_: Any) -> Any:
-    """Four JPEG images of noise of each class, 256 x 256, in place of a prepared data set."""
+    """Four 256 x 256 JPEG images of noise per class, instead of a prepared data set."""
     import io
 
     from PIL import Image
@@ -86,7 +86,7 @@ def noise_items(name: str, modality: str, classes: Any, **_: Any) -> Any:
 
 
 def loop_overhead(system: str, arg: str, samples: int, rounds: int) -> tuple[float, float]:
-    """Median seconds of a step in the loop, and of a bare one, measured in turn."""
+    """Median seconds of a step in the loop and of a bare step, measured in turn."""
     from absl import flags
 
     from data_pipelines import loading
@@ -112,7 +112,7 @@ def loop_overhead(system: str, arg: str, samples: int, rounds: int) -> tuple[flo
         last = [time.perf_counter()]
 
         def once(state: Any, batch: Any) -> Any:
-            """A step of the loop; before it, a bare one is timed, which the loop does not see."""
+            """Times a bare step on a copy of the state, then runs the step of the loop."""
             in_loop.append(time.perf_counter() - last[0])
             copy = jax.tree.map(jnp.copy, state)
             jax.block_until_ready(copy)
@@ -139,11 +139,11 @@ def main() -> None:
         description=__doc__, formatter_class=argparse.RawTextHelpFormatter
     )
     parser.add_argument("--system", choices=CONFIGS, default="zse")
-    parser.add_argument("--arg", default="", help="shorthands of the config, such as Ti/16")
+    parser.add_argument("--arg", default="", help="config variants and overrides, such as Ti/16")
     parser.add_argument("--batch", type=int, default=16, help="samples, over all devices")
-    parser.add_argument("--loop", action="store_true", help="the loop beside a bare step")
-    parser.add_argument("--loop-batch", type=int, default=4, help="samples of its step")
-    parser.add_argument("--rounds", type=int, default=5, help="counted steps of the loop")
+    parser.add_argument("--loop", action="store_true", help="compare the loop with a bare step")
+    parser.add_argument("--loop-batch", type=int, default=4, help="samples per step of the loop")
+    parser.add_argument("--rounds", type=int, default=5, help="measured steps of the loop")
     options = parser.parse_args()
     print(describe("jax", "flax"))
     name = f"{options.system} {options.arg}".strip()
@@ -151,7 +151,7 @@ def main() -> None:
         loop, bare = loop_overhead(options.system, options.arg, options.loop_batch, options.rounds)
         print(
             f"{name}, {options.loop_batch} samples: a step in the loop {loop:.3f} s, bare "
-            f"{bare:.3f} s, ratio {loop / bare:.3f} (wanted: 1.05)"
+            f"{bare:.3f} s, ratio {loop / bare:.3f} (target: 1.05)"
         )
         return
     print(f"{name}, a step of {options.batch} samples, per device:")

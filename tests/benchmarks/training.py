@@ -1,9 +1,9 @@
-"""Training step and encoding of B/16 on this machine's CPU, beside PyTorch: equal arithmetic.
+"""Training step and encoding of B/16 on the CPU, compared with equal arithmetic in PyTorch.
 
     python -m tests.benchmarks.training [--samples 2] [--encode 16] [--rounds 5] [--no-torch]
 
-Both sides run in one process in alternation, so that a noisy machine disturbs both alike; medians
-and the ratio are printed. PyTorch is optional: without it only our side is measured.
+Both run in one process in alternation, so that other load affects them equally. Prints medians and
+their ratio. PyTorch is optional; without it, only JAX is measured.
 """
 
 import argparse
@@ -22,7 +22,7 @@ from zse_jax.retrievers import create
 
 
 def jax_sides(samples: int, encode: int):
-    """(training step, encoding) as functions without arguments, and seconds to compile the step."""
+    """(training step, encoding) as functions without arguments, and the step's compile time."""
     model = create({"system": "zse"}, rngs=nnx.Rngs(params=0, dropout=1))
     optimizer = nnx.Optimizer(model, optax.adamw(1e-5, weight_decay=1e-2), wrt=nnx.Param)
     graphdef, state = nnx.split((model, optimizer))
@@ -57,7 +57,7 @@ def jax_sides(samples: int, encode: int):
 
 
 def torch_sides(samples: int, encode: int):
-    """The same two in PyTorch, with as many threads as there are cores."""
+    """The same in PyTorch, with one thread per core."""
     import torch
 
     from tests.benchmarks.torch_zse import TorchZSE
@@ -82,7 +82,7 @@ def torch_sides(samples: int, encode: int):
 
 
 def seconds_of(sides: dict, rounds: int) -> dict[str, float]:
-    """Median wall time of each side; one warm-up, then all sides in turn, `rounds` times."""
+    """Median wall time of each side after a warm-up, in turn, `rounds` times."""
     times: dict[str, list[float]] = {name: [] for name in sides}
     for i in range(rounds + 1):
         for name, run in sides.items():
@@ -100,8 +100,8 @@ def main() -> None:
     )
     parser.add_argument("--samples", type=int, default=2, help="per training step; 4 images each")
     parser.add_argument("--encode", type=int, default=16, help="images per encoding call")
-    parser.add_argument("--rounds", type=int, default=5, help="counted runs of each side")
-    parser.add_argument("--no-torch", action="store_true", help="measure our side only")
+    parser.add_argument("--rounds", type=int, default=5, help="measured runs of each side")
+    parser.add_argument("--no-torch", action="store_true", help="measure only JAX")
     options = parser.parse_args()
     print(describe("jax", "flax") if options.no_torch else describe("jax", "flax", "torch"))
     train, encode, compiling = jax_sides(options.samples, options.encode)

@@ -1,5 +1,6 @@
-"""Every config builds, holds what was published, and reads its argument."""
+"""Every config builds, has the published values, and reads its argument."""
 
+import contextlib
 import importlib
 import inspect
 import json
@@ -12,13 +13,14 @@ from flax import nnx
 
 import configs
 from configs import default, demo, sketchy
-from data_pipelines import sampling, splits
+from data_pipelines import loading, sampling, splits
 from tests import layouts
+from tests.zse_jax import tiny
 from zse_jax import retrievers
 from zse_jax.evaluation import data_selection, evaluator
 from zse_jax.retrievers import zse
-from zse_jax.runtime import config_io
-from zse_jax.training import loop, optimizers
+from zse_jax.runtime import config_io, sharding
+from zse_jax.training import loop, optimizers, step
 
 NOT_IN_CONFIG = ("self", "dtype", "rngs")
 
@@ -45,16 +47,80 @@ def test_every_config_describes_a_run(name):
 
 
 @pytest.mark.parametrize("name", NAMES)
-def test_every_config_says_how_to_run_it_and_what_comes_out(name):
+def test_every_config_gives_its_launch_command(name):
     text = importlib.import_module(f"configs.{name}").__doc__
     assert f"python -m zse_jax.main --config=configs/{name}.py" in text
-    assert "Published" in text
-    assert "measured" in text.lower()
+
+
+SMALL = {
+    "zse": {
+        "image_size": 16, "patch_size": 4, "scale_channels": 4, "width": 8, "depth": 1, "heads": 2,
+        "mlp_width": 8, "cross_heads": 2, "cross_mlp_width": 8, "anchors": 4, "anchor_width": 4,
+        "keep_blocks": (),
+    },
+    "clip_prompt": {
+        "image_size": 16, "patch_size": 8, "width": 8, "depth": 1, "heads": 2, "embed_dim": 8,
+        "text_width": 8, "text_depth": 1, "text_heads": 2,
+    },
+    "efficient_cnn": {"image_size": 16, "depths": (1,), "width": 4, "embedding_width": 8},
+}  # fmt: skip
+"""For each system, the settings of a small network."""
+
+
+def small(name):
+    """The config with a small network, one step, and all of a small data set."""
+    config = config_of(name)
+    config.model.update(SMALL[config.model.system])
+    config.data.workers = 0
+    if config.data.name == "folder":
+        config.data.unseen = "bee,dog"
+    config.train.update(steps=1, batch_size=8)
+    sampler, group, _ = (config.train.sampler or "").partition(":")
+    if group:
+        config.train.sampler = f"{sampler}:2"  # the data sets here have two images of a class
+    config.optimizer.warmup_steps = 0
+    config.evaluation.update(batch_size=8, every=1, sketch_stride=1, photo_stride=1)
+    config.log.tensorboard = False
+    return config
+
+
+@pytest.mark.parametrize("name", NAMES)
+def test_every_config_traces_a_step_and_selects_what_to_evaluate(name, monkeypatch):
+    monkeypatch.setattr(loading, "load_items", tiny.load_items)
+    config, mesh = small(name), sharding.make_mesh(devices=jax.devices()[:1])
+    if config.data.name == "folder":
+        config.data.split = "doodles"  # the classes of a user's folder are read from its files
+        config.data.name = "doodles"
+    setup = step.set_up(step.complete(config), mesh)
+    with contextlib.closing(loop.training_batches(config, setup.model, mesh)) as batches:
+        state, metrics = jax.eval_shape(setup.step, setup.abstract, next(batches))
+    assert metrics["loss"].shape == ()
+    assert jax.tree.structure(state) == jax.tree.structure(setup.abstract)
+    evaluated = data_selection.evaluated_items(config, 1, 1)
+    assert len(evaluated.sketches) > 0
+    assert len(evaluated.photos) > 0
+
+
+def trained_configs():
+    """Names of configs that together have every combination of system and protocol, every kind of
+    gallery and every data set.
+    """
+    covered, names = set(), []
+    for name in NAMES:
+        config = config_of(name)
+        parts = {
+            (config.model.system, config.evaluation.protocol), config.evaluation.seen_gallery,
+            config.data.name, config.target.name is not None,
+        }  # fmt: skip
+        if not parts <= covered:
+            covered |= parts
+            names.append(name)
+    return names
 
 
 @pytest.fixture(scope="module")
 def prepared_data(tmp_path_factory):
-    """A folder of prepared data sets, and the folders they are prepared from when first needed."""
+    """A folder for prepared data sets, and a function that writes what they are prepared from."""
     root = tmp_path_factory.mktemp("data")
     patch = pytest.MonkeyPatch()
 
@@ -75,42 +141,17 @@ def prepared_data(tmp_path_factory):
     patch.undo()
 
 
-SMALL = {
-    "zse": {
-        "image_size": 16, "patch_size": 4, "scale_channels": 4, "width": 8, "depth": 1, "heads": 2,
-        "mlp_width": 8, "cross_heads": 2, "cross_mlp_width": 8, "anchors": 4, "anchor_width": 4,
-        "keep_blocks": (),
-    },
-    "clip_prompt": {
-        "image_size": 16, "patch_size": 8, "width": 8, "depth": 1, "heads": 2, "embed_dim": 8,
-        "text_width": 8, "text_depth": 1, "text_heads": 2,
-    },
-    "efficient_cnn": {"image_size": 16, "depths": (1,), "width": 4, "embedding_width": 8},
-}  # fmt: skip
-"""Of each system, the settings that make a network which takes no time."""
-
-
 @pytest.mark.slow
-@pytest.mark.parametrize("name", NAMES)
-def test_every_config_trains_a_step_on_data_of_its_layout(name, prepared_data, tmp_path):
-    config = config_of(name)
+@pytest.mark.parametrize("name", trained_configs())
+def test_a_config_trains_a_step_on_data_of_its_layout(name, prepared_data, tmp_path):
+    config = small(name)
     data_dir, folder_of = prepared_data
-    config.model.update(SMALL[config.model.system])
-    config.data.update(data_dir=str(data_dir), manual_dir=folder_of(config.data.name), workers=0)
-    if config.data.name == "folder":
-        config.data.unseen = "bee,dog"
+    config.data.update(data_dir=str(data_dir), manual_dir=folder_of(config.data.name))
     if config.target.name is not None:
         config.target.manual_dir = folder_of(config.target.name)
-    config.train.update(steps=1, batch_size=8)
-    sampler, group, _ = (config.train.sampler or "").partition(":")
-    if group:
-        config.train.sampler = f"{sampler}:2"  # as many as there are
-    config.optimizer.warmup_steps = 0
-    config.evaluation.update(batch_size=8, every=1, sketch_stride=1, photo_stride=1)
-    if config.data.name == "doodles":  # all of it is there
+    if config.data.name == "doodles":  # prepared at its full size
         thin = ("sketch_stride", "photo_stride", "test_sketch_stride", "test_photo_stride")
         config.evaluation.update(dict.fromkeys(thin, 8))
-    config.log.tensorboard = False
     results = loop.train(config, tmp_path / "run")
     values = np.array(list(results["test"].values()))
     assert ((values >= 0) & (values <= 1)).all()
@@ -154,9 +195,9 @@ def test_shorthands_alone_keep_the_usual_variant():
 @pytest.mark.parametrize(
     ("arg", "message"),
     [
-        ("L/16", "no variant 'L/16'.*Known are B/16"),
+        ("L/16", "no variant 'L/16'.*B/16"),
         ("B/16,step=3", "no key 'step': did you mean 'train.steps'"),
-        ("every=3", "'every' could be .*every or .*every or .*every: write it in full"),
+        ("every=3", "'every' is ambiguous: write .*every or .*every or .*every"),
     ],
 )
 def test_a_wrong_argument_says_what_would_be_right(arg, message):

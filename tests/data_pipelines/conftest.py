@@ -1,4 +1,4 @@
-"""A folder in Sketchy's layout that takes a moment to write: tiny images that tell their class."""
+"""A small data set in the layout of Sketchy; tiny images whose colour encodes their class."""
 
 import io
 from collections.abc import Callable
@@ -21,7 +21,7 @@ def encode(rgb: np.ndarray, image_format: str = "PNG", **options: object) -> byt
 
 
 def flat_image(class_name: str, photo: int) -> bytes:
-    """An image of one colour: red is the class's position, green the photo's number."""
+    """A one-colour image: red is the index of the class, green the number of the photo."""
     colour = np.array([CLASSES.index(class_name), photo, 255], np.uint8)
     return encode(np.tile(colour, (8, 8, 1)))
 
@@ -49,13 +49,13 @@ def write_sketchy(
 
 @pytest.fixture
 def new_sketchy(tmp_path: Path) -> Callable[..., Path]:
-    """Writes a folder of its own, for tests that change it."""
+    """Writes a separate folder, for tests that change it."""
     return lambda **options: write_sketchy(tmp_path / "Sketchy", **options)
 
 
 @pytest.fixture(scope="session")
 def sketchy_source(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """The folder of `write_sketchy`, to be read only."""
+    """A read-only folder written by `write_sketchy`."""
     return write_sketchy(tmp_path_factory.mktemp("source") / "Sketchy", extension=True)
 
 

@@ -1,4 +1,4 @@
-"""The data checker: what it finds in a folder, how bad that is, and how it says so."""
+"""The data checker: its findings, their severity, and its output."""
 
 import json
 import shutil
@@ -26,7 +26,7 @@ EXTENSION = "EXTEND_image_sketchy_ready"
 
 
 def noise(*seed: int) -> np.ndarray:
-    """An image like no other, dark enough in places to count as ink."""
+    """A unique image with some ink."""
     return np.random.default_rng(seed).integers(0, 256, (12, 12, 3)).astype(np.uint8)
 
 
@@ -39,7 +39,7 @@ def path(root: Path, modality: str, class_name: str, n: int = 0) -> Path:
 
 @pytest.fixture(scope="session")
 def template(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """125 classes with one photo, drawn twice: all images differ, nothing is wrong."""
+    """125 classes with one photo, drawn twice: all images differ, without problems."""
     root = tmp_path_factory.mktemp("clean") / "Sketchy"
     for c, name in enumerate(CLASSES):
         for i, file in enumerate(
@@ -57,7 +57,7 @@ def clean(template: Path, tmp_path: Path) -> Path:
 
 
 def found(root: Path, **options) -> dict[str, findings.Finding]:
-    """The findings by check, without those of the counts: the folder is tiny."""
+    """The findings by check, except "counts", because the folder is tiny."""
     report = check.check("sketchy", root, **options)
     return {f.check: f for f in report.findings if f.check != "counts"}
 
@@ -66,7 +66,7 @@ def name(file: Path, root: Path) -> str:
     return file.relative_to(root).as_posix()
 
 
-def test_a_good_copy_is_fit_and_only_its_size_is_remarked(template):
+def test_a_good_copy_is_fit_with_only_warnings_about_counts(template):
     report = check.check("sketchy", template)
     assert report.fit
     assert {f.check for f in report.findings} == {"counts"}
@@ -75,14 +75,14 @@ def test_a_good_copy_is_fit_and_only_its_size_is_remarked(template):
 
 def test_counts_are_compared_with_the_published_lists(template):
     said = " ".join(f.message for f in check.check("sketchy", template).findings)
-    assert "unseen classes hold 50 sketches, the published test list 15,229" in said
-    assert "seen classes hold 100 photos, the published training list 68,401" in said
-    assert "125 of 125 classes do not hold the published 100 drawn photos" in said
+    assert "unseen classes have 50 sketches, the published test list 15,229" in said
+    assert "seen classes have 100 photos, the published training list 68,401" in said
+    assert "125 of 125 classes do not have the published 100 drawn photos" in said
 
 
 def test_the_published_lists_are_those_of_the_shared_file():
     if not PUBLISHED.exists():
-        pytest.skip(f"needs the published splits, and {PUBLISHED} is not there")
+        pytest.skip(f"needs the published splits in {PUBLISHED}")
     lists = json.loads(PUBLISHED.read_text())
     assert {
         split: {
@@ -104,7 +104,7 @@ def test_unreadable_files_are_named_with_the_reason(clean):
     assert not check.check("sketchy", clean).fit
 
 
-def test_what_is_accepted_is_a_note(clean):
+def test_an_accepted_finding_is_a_note(clean):
     path(clean, "sketch", "ant").write_bytes(b"")
     assert check.check("sketchy", clean, accept=["unreadable"]).fit
     assert found(clean, accept=["unreadable"])["unreadable"].severity == "note"
@@ -118,7 +118,7 @@ def test_the_same_pixels_in_a_seen_and_an_unseen_class_are_leakage(clean):
     assert [set(row) for row in finding.items] == [{name(f, clean) for f in (seen, unseen)}]
 
 
-def test_a_sketch_among_the_photos_of_the_other_side_is_leakage(clean):
+def test_a_seen_sketch_among_unseen_photos_is_leakage(clean):
     shutil.copy(path(clean, "sketch", "zebra"), path(clean, "photo", "cup"))
     assert len(found(clean)["leakage"].items) == 1
 
@@ -146,7 +146,7 @@ def test_the_extension_may_repeat_the_drawn_photos(clean):
     for c, class_name in enumerate(CLASSES):
         (clean / EXTENSION / class_name).mkdir(parents=True)
         same, other = (clean / EXTENSION / class_name / f"{stem}.jpg" for stem in (f"n{c}", "x"))
-        # Compressed anew, it is known by its name; under another name, by its pixels.
+        # A recompressed photo is found by its name, a renamed one by its pixels.
         same.write_bytes(encode(noise(c, 0), "JPEG"))
         other.write_bytes(encode(noise(c, 0)))
     assert found(clean).keys() == {"repeats"}
@@ -154,7 +154,7 @@ def test_the_extension_may_repeat_the_drawn_photos(clean):
     assert "250 photos repeat" in found(clean)["repeats"].message
 
 
-def test_what_the_extension_holds_twice_by_itself_is_a_duplicate_and_elsewhere_leakage(clean):
+def test_duplicates_and_leakage_in_the_extension_are_found(clean):
     for class_name in CLASSES:
         (clean / EXTENSION / class_name).mkdir(parents=True)
         (clean / EXTENSION / class_name / "x.png").write_bytes(
@@ -165,7 +165,7 @@ def test_what_the_extension_holds_twice_by_itself_is_a_duplicate_and_elsewhere_l
     assert found(clean).keys() == {"duplicates", "leakage"}
 
 
-def test_blank_images_are_named_and_are_no_duplicates(clean):
+def test_blank_images_are_listed_and_not_duplicates(clean):
     white, pale = path(clean, "sketch", "ant"), path(clean, "sketch", "cup")
     photo = path(clean, "photo", "cup")
     for file in (white, photo):
@@ -179,7 +179,7 @@ def test_blank_images_are_named_and_are_no_duplicates(clean):
     assert found(clean).keys() == {"blank"}
 
 
-def test_what_makes_no_pair_is_named(clean):
+def test_unpaired_images_are_listed(clean):
     path(clean, "photo", "ant").rename(clean / PHOTOS / "ant" / "n9999.jpg")
     found_pairs = [f for f in check.check("sketchy", clean).findings if f.check == "pairs"]
     assert [len(f.items) for f in found_pairs] == [2, 1]
@@ -193,7 +193,7 @@ def test_photos_of_one_instance_are_ambiguous(clean):
     assert len(found(clean)["pairs"].items) == 2
 
 
-def test_class_names_that_do_not_match_do_not_hide_the_rest(clean, capsys):
+def test_other_findings_are_reported_despite_mismatched_class_names(clean, capsys):
     (clean / PHOTOS / "wine_bottle").rename(clean / PHOTOS / "wine-bottle")
     path(clean, "sketch", "ant").write_bytes(b"")
     shutil.rmtree(clean / PHOTOS / "zebra")
@@ -208,14 +208,14 @@ def test_class_names_that_do_not_match_do_not_hide_the_rest(clean, capsys):
     assert "wine-bottle: is unknown: did you mean wine_bottle?" in capsys.readouterr().out
 
 
-def test_an_empty_class_does_not_hide_the_rest(clean):
+def test_other_findings_are_reported_despite_an_empty_class(clean):
     path(clean, "photo", "ant").unlink()
     path(clean, "sketch", "bee").write_bytes(b"")
     assert found(clean).keys() >= {"classes", "unreadable"}
     assert ("ant", "has no photo") in found(clean)["classes"].items
 
 
-def test_a_layout_that_is_not_there_is_a_finding(tmp_path):
+def test_a_missing_layout_is_a_finding(tmp_path):
     (tmp_path / "something").mkdir()
     report = check.check("sketchy", tmp_path)
     assert [f.check for f in report.findings] == ["layout"]
@@ -224,7 +224,7 @@ def test_a_layout_that_is_not_there_is_a_finding(tmp_path):
     assert not check.check("sketchy", tmp_path, accept=["layout"]).fit
 
 
-def test_files_that_are_no_images_are_named(clean):
+def test_files_that_are_not_images_are_listed(clean):
     (clean / SKETCHES / "bee" / "checked.txt").write_text("ok")
     assert found(clean)["ignored"].items == ((f"{SKETCHES}/bee/checked.txt",),)
 
@@ -240,7 +240,7 @@ def own(tmp_path: Path) -> Path:
     return tmp_path / "own"
 
 
-def test_of_own_data_the_unseen_classes_are_named(own):
+def test_unseen_classes_of_own_data_are_given(own):
     assert check.check("folder", own, unseen=["dog"]).findings == []
     without = check.check("folder", own)
     assert [(f.check, f.severity) for f in without.findings] == [("split", "warning")]
@@ -249,12 +249,12 @@ def test_of_own_data_the_unseen_classes_are_named(own):
     assert check.check("folder", own, unseen=["cat", "dog"]).fit
 
 
-def test_an_unseen_class_that_is_not_there_names_the_nearest(own):
+def test_an_unknown_unseen_class_suggests_the_nearest(own):
     with pytest.raises(ValueError, match=r"no class 'dogs' \(did you mean dog\?\).*--unseen"):
         check.check("folder", own, unseen=["dogs"])
 
 
-def test_own_classes_of_one_modality_only_do_not_hide_the_rest(own):
+def test_other_findings_are_reported_despite_a_class_of_one_modality(own):
     shutil.rmtree(own / "photo/cat")
     (own / "sketch/dog/a.png").write_bytes(b"")
     report = check.check("folder", own, unseen=["dog"])
@@ -265,10 +265,10 @@ def test_own_classes_of_one_modality_only_do_not_hide_the_rest(own):
     ("flags", "message"),
     [
         (["--dataset=sketchi", "--manual_dir=DIR"], "did you mean sketchy?"),
-        (["--dataset=doodles", "--manual_dir=DIR"], "no folder to look at"),
-        (["--dataset=sketchy", "--manual_dir=nowhere"], "nothing in nowhere"),
+        (["--dataset=doodles", "--manual_dir=DIR"], "no folder to check"),
+        (["--dataset=sketchy", "--manual_dir=nowhere"], "nowhere is empty or missing"),
         (["--dataset=sketchy", "--manual_dir=DIR", "--split=sketchy_split3"], "did you mean"),
-        (["--dataset=sketchy", "--manual_dir=DIR", "--split=quickdraw"], "not of 'sketchy'"),
+        (["--dataset=sketchy", "--manual_dir=DIR", "--split=quickdraw"], "not to 'sketchy'"),
         (["--dataset=sketchy", "--manual_dir=DIR", "--unseen=cat"], "--split="),
         (["--dataset=sketchy", "--manual_dir=DIR", "--accept=leak"], "did you mean leakage?"),
         (["--dataset=sketchy", "--manual_dir=DIR", "--contact_sheet=a.jpg"], "FILE.png"),
@@ -277,7 +277,7 @@ def test_own_classes_of_one_modality_only_do_not_hide_the_rest(own):
         (["--manual_dir=DIR"], "--dataset"),
     ],
 )
-def test_bad_input_is_said_in_a_line_and_nothing_is_checked(flags, message, template, capsys):
+def test_bad_input_is_an_error_in_one_line(flags, message, template, capsys):
     assert check.main([flag.replace("DIR", str(template)) for flag in flags]) == check.NOT_CHECKED
     printed = capsys.readouterr()
     assert printed.err.startswith("error: ")
@@ -286,16 +286,16 @@ def test_bad_input_is_said_in_a_line_and_nothing_is_checked(flags, message, temp
     assert not printed.out
 
 
-def test_people_get_a_table_the_findings_and_a_verdict(clean, capsys):
+def test_the_output_has_a_table_the_findings_and_the_result(clean, capsys):
     path(clean, "sketch", "ant").write_bytes(b"")
     assert check.main(["--dataset=sketchy", f"--manual_dir={clean}"]) == check.UNFIT
     printed = capsys.readouterr().out
     assert all(class_name in printed for class_name in CLASSES)
-    assert f"{SKETCHES}/ant/n2-1.png: its 0 bytes are no known image format" in printed
+    assert f"{SKETCHES}/ant/n2-1.png: the 0 bytes are not a known image format" in printed
     assert "NOT fit to train on" in printed
 
 
-def test_machines_get_one_json_object_and_the_exit_code(clean, tmp_path):
+def test_json_output_is_one_object(clean, tmp_path):
     shutil.copy(path(clean, "photo", "cup"), path(clean, "photo", "ant"))
     sheet = tmp_path / "sheet.png"
     arguments = ["--dataset=sketchy", f"--manual_dir={clean}", "--json", f"--contact_sheet={sheet}"]
@@ -312,7 +312,7 @@ def test_machines_get_one_json_object_and_the_exit_code(clean, tmp_path):
     assert sheet.read_bytes().startswith(b"\x89PNG")
 
 
-def test_all_cores_find_what_one_finds(template, monkeypatch):
+def test_several_processes_give_the_same_result(template, monkeypatch):
     files = folders.list_images(template / SKETCHES, template, CLASSES)[0][:8]
     alone = inspection.inspect_all(files)
     monkeypatch.setattr(inspection, "_PARALLEL_FROM", 1)
@@ -338,7 +338,7 @@ def test_digests_are_equal_if_and_only_if_the_pixels_are(tmp_path_factory, first
 
 
 def many_classes(root: Path, count: int, split: str = "") -> findings.DataSet:
-    """A data set of that many classes, all with the same image."""
+    """A data set of `count` classes, all with the same image."""
     (root / "x.png").write_bytes(encode(noise(1)))
     names = [f"class {i} of a rather long name, which is cut off" for i in range(count)]
     files = [folders.ImageFile(root, "x.png", class_name, 1) for class_name in names]
@@ -347,18 +347,17 @@ def many_classes(root: Path, count: int, split: str = "") -> findings.DataSet:
     return findings.DataSet(source, inspection.inspect_all(files[:1]), setting, split)
 
 
-@pytest.mark.parametrize("count", [1, 6, 250, 1000])
+@pytest.mark.parametrize("count", [1, 6, 450])
 def test_a_contact_sheet_is_bounded(tmp_path, count):
     sheet = contact_sheet.contact_sheet(many_classes(tmp_path, count))
     assert sheet.mode == "RGB"
     assert max(sheet.size) < 4000
 
 
-def test_a_contact_sheet_shows_what_is_broken(clean):
-    path(clean, "sketch", "ant").write_bytes(b"")
-    broken = contact_sheet.contact_sheet(check.check("sketchy", clean).data)
-    path(clean, "sketch", "ant").write_bytes(encode(noise(0)))
-    whole = contact_sheet.contact_sheet(check.check("sketchy", clean).data)
+def test_a_contact_sheet_shows_unreadable_images(own):
+    whole = contact_sheet.contact_sheet(check.check("folder", own).data)
+    (own / "sketch/cat/a.png").write_bytes(b"")
+    broken = contact_sheet.contact_sheet(check.check("folder", own).data)
     assert broken.size == whole.size
     assert broken != whole
 

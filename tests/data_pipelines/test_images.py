@@ -1,4 +1,4 @@
-"""Preprocessing to the byte, and decoding of whatever users have on their disks."""
+"""Byte-exact preprocessing, and decoding of all kinds of image files."""
 
 import io
 import struct
@@ -27,7 +27,7 @@ def test_photos_equal_the_published_preprocessing_to_the_byte(golden):
     np.testing.assert_array_equal(images.prepare_photo(arrays["photo_in"]), arrays["photo_out"])
 
 
-def test_a_blank_sketch_keeps_its_whole_canvas():
+def test_a_blank_sketch_is_not_cropped():
     grey = np.full((40, 80, 3), 200, np.uint8)
     grey[:, :40] = 255
     prepared = images.prepare_sketch(grey, size=80)
@@ -84,7 +84,7 @@ def chunk(kind: bytes, content: bytes) -> bytes:
 
 
 def grey_png(bits: int, row: bytes, width: int, transparent: int | None = None) -> bytes:
-    """A grey PNG of one row, in bit depths and with a transparent value as Pillow writes none."""
+    """A grey PNG of one row, in bit depths and with a transparency that Pillow cannot write."""
     header = struct.pack(">IIBBBBB", width, 1, bits, 0, 0, 0, 0)
     value = b"" if transparent is None else chunk(b"tRNS", struct.pack(">H", transparent))
     pixels = chunk(b"IDAT", zlib.compress(b"\0" + row))
@@ -140,7 +140,7 @@ def test_a_palette_becomes_its_colours(rgb, image_format):
 
 
 @given(hnp.arrays(np.uint8, (3, 4)))
-def test_black_ink_on_a_transparent_ground_is_ink_on_white(alpha):
+def test_black_ink_on_transparency_becomes_ink_on_white(alpha):
     for colour in (np.zeros_like(alpha)[..., None], np.zeros((3, 4, 3), np.uint8)):
         sketch = np.concatenate([colour, alpha[..., None]], axis=-1)  # grey + alpha, and RGBA
         np.testing.assert_array_equal(images.decode(encode(sketch))[..., 0], 255 - alpha)
@@ -174,13 +174,13 @@ def test_floats_go_from_black_to_white():
     "pixels", [np.float32([[0, 200]]), np.int32([[-5, 9]]), np.float32([[np.nan]])]
 )
 def test_pixels_of_unknown_scale_are_unreadable(pixels):
-    with pytest.raises(images.UnreadableImageError, match=r"its pixels go from .* and not from 0"):
+    with pytest.raises(images.UnreadableImageError, match=r"pixel values are in .*, expected 0"):
         images.decode(saved(Image.fromarray(pixels), "TIFF"))
 
 
 @pytest.mark.parametrize("adobe", [True, False])
 def test_cmyk_becomes_rgb(adobe):
-    """JPEGs hold it inverted, with Adobe's mark or without; every viewer takes that for granted."""
+    """CMYK JPEGs are inverted, with or without Adobe's marker, as image viewers assume."""
     encoded = saved(Image.new("CMYK", (8, 8), (0, 255, 255, 0)), "JPEG", quality=100)
     start = encoded.index(b"\xff\xee")
     assert encoded[start + 4 : start + 9] == b"Adobe"
@@ -194,7 +194,7 @@ def test_cmyk_tiff_becomes_rgb():
     assert images.decode(encoded)[0, 0].tolist() == [0, 204, 204]
 
 
-def test_of_several_frames_the_first_counts():
+def test_the_first_of_several_frames_is_decoded():
     first, second = (Image.new("RGB", (2, 2), colour) for colour in ("red", "blue"))
     for image_format in ("GIF", "PNG", "TIFF", "WEBP"):
         options = {"lossless": True} if image_format == "WEBP" else {}
@@ -210,17 +210,17 @@ def test_truncated_bytes_are_unreadable(image_format):
 
 
 @pytest.mark.parametrize("garbage", [b"", b"not an image", b"\x89PNG\r\n\x1a\n"])
-def test_bytes_of_no_image_are_unreadable(garbage):
+def test_bytes_that_are_not_an_image_are_unreadable(garbage):
     with pytest.raises(images.UnreadableImageError):
         images.decode(garbage)
 
 
-# Variation
+# Augmentation
 
 
 @given(hnp.arrays(np.uint8, (5, 7, 3)), st.integers(-7, 7), st.integers(-5, 5))
-def test_a_moved_image_keeps_what_stays_inside_and_repeats_its_border(image, right, down):
-    moved = images.vary(image, mirrored=False, right=right, down=down)
+def test_a_shifted_image_repeats_its_border(image, right, down):
+    moved = images.augment(image, mirrored=False, right=right, down=down)
     for y in range(5):
         for x in range(7):
             source = image[min(max(y - down, 0), 4), min(max(x - right, 0), 6)]
@@ -228,6 +228,6 @@ def test_a_moved_image_keeps_what_stays_inside_and_repeats_its_border(image, rig
 
 
 @given(hnp.arrays(np.uint8, (4, 6, 3)))
-def test_mirroring_exchanges_left_and_right(image):
-    mirrored = images.vary(image, mirrored=True, right=0, down=0)
+def test_mirroring_swaps_left_and_right(image):
+    mirrored = images.augment(image, mirrored=True, right=0, down=0)
     np.testing.assert_array_equal(mirrored, image[:, ::-1])

@@ -19,7 +19,7 @@ SIZE = 8
 
 
 def make_items(modality="photo", sizes=(3, 1, 2)):
-    """Items in memory whose colour tells their position and their class."""
+    """Items in memory whose colour encodes their position and class."""
     labels = np.repeat(np.arange(len(sizes)), sizes).astype(np.int32)
     source = [
         encode(np.full((SIZE, SIZE, 3), [150 + i, 150 + label, 255], np.uint8))
@@ -63,14 +63,14 @@ def assert_same(a, b):
 # Items
 
 
-def test_every_takes_the_items_the_literature_validates_on():
+def test_every_selects_each_nth_item():
     items = make_items(sizes=(5, 4)).every(4)
     assert items.names == ("0.png", "4.png", "8.png")
     np.testing.assert_array_equal(items.labels, [0, 0, 1])
     assert items.image(1, SIZE)[0, 0, 0] == 154
 
 
-def test_items_are_read_as_their_modality_asks():
+def test_items_are_preprocessed_for_their_modality():
     drawing = np.full((30, 60, 3), 255, np.uint8)
     drawing[12:18, 12:18] = 0
     for modality in ("sketch", "photo"):
@@ -97,7 +97,7 @@ def test_a_damaged_image_is_named():
 # Prepared data sets
 
 
-def test_items_come_by_class_as_asked_then_by_name(data_dir):
+def test_items_are_ordered_by_class_then_name(data_dir):
     items = loading.load_items("sketchy", "sketch", ["zebra", "ant"], data_dir=data_dir)
     np.testing.assert_array_equal(items.labels, [0] * 4 + [1] * 4)
     assert list(items.names[:4]) == sorted(items.names[:4])
@@ -113,30 +113,30 @@ def test_one_prepared_data_set_serves_every_split(data_dir):
         assert photos.class_names == unseen
 
 
-def test_a_class_that_is_not_there_names_the_nearest(data_dir):
+def test_a_missing_class_suggests_the_nearest(data_dir):
     with pytest.raises(ValueError, match=r"1 of 2 are missing: zebras \(did you mean zebra\?\)"):
         loading.load_items("sketchy", "sketch", ["zebras", "ant"], data_dir=data_dir)
 
 
-def test_an_unknown_data_set_names_the_nearest(tmp_path):
+def test_an_unknown_data_set_suggests_the_nearest(tmp_path):
     with pytest.raises(ValueError, match=r"no data set 'sketchi' \(did you mean sketchy\?\)"):
         loading.load_items("sketchi", "sketch", ["ant"], data_dir=tmp_path)
 
 
-def test_a_data_set_that_is_neither_prepared_nor_given_says_what_to_do(tmp_path):
+def test_a_missing_data_set_is_an_error_with_a_remedy(tmp_path):
     with pytest.raises(FileNotFoundError, match=r"--config.data.manual_dir=DIR"):
         loading.load_items("sketchy", "sketch", ["ant"], data_dir=tmp_path)
 
 
 def test_a_folder_that_cannot_be_written_is_named(sketchy_source, tmp_path):
     (tmp_path / "file").touch()
-    with pytest.raises(PermissionError, match=r"Cannot prepare .*--config.data.data_dir=DIR"):
+    with pytest.raises(PermissionError, match=r"Cannot prepare .*--config.data.data_dir"):
         loading.load_items(
             "sketchy", "sketch", ["ant"], data_dir=tmp_path / "file", manual_dir=sketchy_source
         )
 
 
-def test_a_damaged_index_of_another_length_is_made_anew(data_dir):
+def test_a_damaged_index_is_rewritten(data_dir):
     index = data_dir / "sketchy/1.0.0/index_sketch.json"
     loading.load_items("sketchy", "sketch", ["ant"], data_dir=data_dir)
     whole = index.read_text()
@@ -149,19 +149,19 @@ def test_a_data_set_on_a_read_only_disk_can_be_read(data_dir, monkeypatch):
     def refuse(path, text):
         raise PermissionError(path)
 
-    monkeypatch.setattr(prepared, "_write_atomically", refuse)
+    monkeypatch.setattr(prepared, "write_atomically", refuse)
     (data_dir / "sketchy/1.0.0/index_photo.json").unlink(missing_ok=True)
     assert len(loading.load_items("sketchy", "photo", ["ant"], data_dir=data_dir)) == 3
 
 
-def test_a_drawn_data_set_takes_no_manual_dir(sketchy_source, tmp_path):
-    with pytest.raises(ValueError, match="'doodles' is made by a program"):
+def test_manual_dir_of_a_generated_data_set_is_an_error(sketchy_source, tmp_path):
+    with pytest.raises(ValueError, match="'doodles' .*does not use manual_dir"):
         loading.load_items(
             "doodles", "sketch", ["fish"], data_dir=tmp_path, manual_dir=sketchy_source
         )
 
 
-def test_loading_imports_no_tensorflow(data_dir):
+def test_loading_does_not_import_tensorflow(data_dir):
     program = (
         "import sys; from data_pipelines import loading;"
         f"items = loading.load_items('sketchy', 'photo', ['ant'], data_dir={str(data_dir)!r});"
@@ -174,7 +174,7 @@ def test_loading_imports_no_tensorflow(data_dir):
 # Training
 
 
-def test_a_training_batch_holds_pairs_and_their_labels():
+def test_a_training_batch_contains_pairs_and_their_labels():
     batch = next(iter(train()))
     assert batch["sketches"].shape == batch["photos"].shape == (3, 2, SIZE, SIZE, 3)
     assert batch["sketches"].dtype == np.uint8
@@ -208,7 +208,7 @@ def test_a_restored_state_continues_with_the_same_batches():
 
 
 @pytest.mark.parametrize("workers", [1, pytest.param(2, marks=pytest.mark.slow)])
-def test_worker_processes_give_the_same_batches_and_resume_where_threads_stopped(workers):
+def test_worker_processes_give_the_same_batches_and_resume_the_state_of_threads(workers):
     expected = take(train(), 6)
     iterator = iter(train(workers=workers))
     iterator.set_state({"next_index": 2})
@@ -217,7 +217,7 @@ def test_worker_processes_give_the_same_batches_and_resume_where_threads_stopped
 
 
 @given(st.integers(1, 4), st.integers(1, 3))
-def test_shards_put_together_are_the_batch_of_one_process(shard_count, batch_size):
+def test_concatenated_shards_equal_the_batch_of_one_process(shard_count, batch_size):
     whole = take(train(batch_size=shard_count * batch_size), 2)
     shards = [
         take(train(batch_size=batch_size, shard_index=s, shard_count=shard_count), 2)
@@ -227,7 +227,7 @@ def test_shards_put_together_are_the_batch_of_one_process(shard_count, batch_siz
         assert_same(batch, jax.tree.map(lambda *a: np.concatenate(a), *parts))
 
 
-def test_a_damaged_image_stops_training_and_is_named_by_a_worker():
+def test_a_worker_process_names_a_damaged_image():
     sketches, photos = make_items("sketch"), make_items("photo")
     photos.source[:] = [encoded[:40] for encoded in photos.source]
     batches = loading.train_batches(
@@ -259,7 +259,7 @@ def test_classes_that_cannot_train_are_named(sketch_sizes, photo_sizes, message)
         )
 
 
-def test_an_unknown_sampler_lists_the_known():
+def test_an_unknown_sampler_lists_the_valid_ones():
     with pytest.raises(ValueError, match=r"no sampler 'pair'.*quadruplet"):
         loading.train_batches(
             make_items("sketch"),
@@ -273,12 +273,12 @@ def test_an_unknown_sampler_lists_the_known():
 
 
 def instance_items(modality, sizes):
-    """Items of which each is, or was drawn from, an instance of its own."""
+    """Items with one instance each."""
     items = make_items(modality, sizes)
     return dataclasses.replace(items, instances=tuple(f"i{n}" for n in range(len(items))))
 
 
-def test_groups_of_instances_are_of_different_classes_pair_by_pair():
+def test_instance_groups_of_a_batch_differ_in_class():
     batches = loading.train_batches(
         instance_items("sketch", (3, 4, 5)),
         instance_items("photo", (3, 4, 5)),
@@ -323,16 +323,12 @@ def test_evaluation_pads_the_last_batch_and_masks_it():
 
 
 @given(st.lists(st.integers(0, 9), min_size=1, max_size=4), st.integers(1, 5), st.integers(1, 4))
-def test_shards_put_together_hold_every_item_once_in_order(sizes, batch_size, shard_count):
+def test_concatenated_shards_contain_every_item_once_in_order(sizes, batch_size, shard_count):
     items = make_items(sizes=[*sizes, 1])
     shards = [
         list(
             loading.evaluation_batches(
-                items,
-                image_size=1,
-                batch_size=batch_size,
-                shard_index=s,
-                shard_count=shard_count,
+                items, image_size=1, batch_size=batch_size, shard_index=s, shard_count=shard_count
             )
         )
         for s in range(shard_count)
@@ -345,7 +341,7 @@ def test_shards_put_together_hold_every_item_once_in_order(sizes, batch_size, sh
     np.testing.assert_array_equal(labels, items.labels)
 
 
-def test_no_item_to_evaluate_on_is_an_error():
+def test_evaluating_on_no_items_is_an_error():
     with pytest.raises(ValueError, match="no photo to evaluate on"):
         loading.evaluation_batches(make_items().select([]), image_size=SIZE, batch_size=4)
 
@@ -372,7 +368,7 @@ def test_a_finite_stream_keeps_its_length_on_the_devices(sharding):
     assert len(moved) == len(list(moved)) == 2
 
 
-def test_batches_waiting_on_the_device_are_not_lost_by_a_restart(sharding, tmp_path):
+def test_prefetched_batches_are_not_lost_by_a_restart(sharding, tmp_path):
     iterator = loading.to_device(iter(train(batch_size=8)), sharding, buffer_size=2)
     next(iterator)
     assert iterator.get_state() == {"next_index": 1}

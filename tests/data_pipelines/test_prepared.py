@@ -1,4 +1,4 @@
-"""Preparing: in parallel, resumable after a kill, one at a time, readable by TFDS itself."""
+"""Preparation: parallel, resumable, exclusive, and readable by TFDS."""
 
 import json
 import os
@@ -22,7 +22,7 @@ from pathlib import Path
 from data_pipelines import prepared
 from data_pipelines.builders import packing
 
-packing._IMAGES_PER_PART = 50
+packing._IMAGES_PER_SHARD = 50
 """
 
 DIE_AT_RECORD_160 = """
@@ -52,20 +52,20 @@ if __name__ == "__main__":
 
 
 def program(folder: Path, data_dir: Path, source: Path, *changes: str) -> list:
-    """The command that prepares `source` in parts of 50 images, with something changed."""
+    """The command that prepares `source` in shards of 50 images, with some code changed."""
     path = folder / "program.py"
     path.write_text("".join((HEAD, *changes, TAIL)))
     return [sys.executable, path, data_dir, source]
 
 
 def start(command: list, **options) -> subprocess.Popen:
-    """Starts it where `data_pipelines` is found."""
+    """Starts the command with `data_pipelines` on the path."""
     environment = {**os.environ, "PYTHONPATH": str(Path(prepared.__file__).parents[1])}
     return subprocess.Popen(command, env=environment, stderr=subprocess.PIPE, text=True, **options)
 
 
 def run(command: list) -> tuple[int, str]:
-    """Its exit code, and what it wrote to stderr."""
+    """Exit code and stderr."""
     process = start(command)
     _, errors = process.communicate()
     return process.returncode, errors
@@ -81,14 +81,14 @@ def contents(folder: Path) -> dict:
 
 
 @pytest.fixture
-def small_parts(monkeypatch):
-    """Parts of 50 images."""
-    monkeypatch.setattr(packing, "_IMAGES_PER_PART", 50)
+def small_shards(monkeypatch):
+    """Shards of 50 images."""
+    monkeypatch.setattr(packing, "_IMAGES_PER_SHARD", 50)
 
 
 @pytest.fixture
 def killed(new_sketchy, tmp_path):
-    """Source and data_dir of a preparation that was killed in the middle of its fourth part."""
+    """Source and data_dir of a preparation that was killed within its fourth shard."""
     source, data_dir = new_sketchy(), tmp_path / "tfds"
     assert run(program(tmp_path, data_dir, source, DIE_AT_RECORD_160))[0] == -signal.SIGKILL
     return source, data_dir
@@ -96,26 +96,26 @@ def killed(new_sketchy, tmp_path):
 
 @pytest.fixture
 def packed(monkeypatch):
-    """Paths of the parts that are packed from here on."""
-    paths, pack_part = [], packing.pack_part
+    """Names of the shards that are packed from now on."""
+    paths, pack_shard = [], packing.pack_shard
 
-    def watched(part):
-        paths.append(part.path.name)
-        return pack_part(part)
+    def watched(shard):
+        paths.append(shard.path.name)
+        return pack_shard(shard)
 
-    monkeypatch.setattr(packing, "pack_part", watched)
+    monkeypatch.setattr(packing, "pack_shard", watched)
     return paths
 
 
-def test_a_killed_preparation_leaves_nothing_that_looks_complete(killed):
+def test_a_killed_preparation_is_not_complete(killed):
     _, data_dir = killed
     assert not (data_dir / "sketchy/1.0.0").exists()
     with pytest.raises(FileNotFoundError, match="not prepared"):
         prepared.prepare("sketchy", data_dir=data_dir)
 
 
-def test_the_next_start_goes_on_from_the_finished_parts_and_says_so(
-    killed, small_parts, packed, sketchy_source, capsys
+def test_the_next_start_resumes_from_the_finished_shards(
+    killed, small_shards, packed, sketchy_source, capsys
 ):
     source, data_dir = killed
     folder = prepared.prepare("sketchy", data_dir=data_dir, manual_dir=source)
@@ -128,27 +128,27 @@ def test_the_next_start_goes_on_from_the_finished_parts_and_says_so(
     assert {path.name for path in folder.parent.iterdir()} == {"1.0.0"}
 
 
-def test_files_that_changed_since_then_are_packed_again(killed, small_parts, packed):
+def test_changed_files_are_packed_again(killed, small_shards, packed):
     source, data_dir = killed
     name = f"{SKETCHES}/airplane/n0000_0-1.png"
-    (source / name).write_bytes(flat_image("zebra", 1))  # As many bytes.
+    (source / name).write_bytes(flat_image("zebra", 1))  # The same size.
     folder = prepared.prepare("sketchy", data_dir=data_dir, manual_dir=source)
     assert len(packed) == 15 - 2
     assert contents(folder)["sketch"][name] == (source / name).read_bytes()
 
 
-def test_files_that_change_while_they_are_packed_are_noticed(new_sketchy, tmp_path, small_parts):
+def test_files_that_change_during_packing_are_an_error(new_sketchy, tmp_path, small_shards):
     source = sketchy.scan(new_sketchy())
 
-    def run_then_touch(parts):
-        yield from map(packing.pack_part, parts)
+    def run_then_touch(shards):
+        yield from map(packing.pack_shard, shards)
         os.utime(source.images["photo"][7].path)
 
     with pytest.raises(OSError, match=r"changed while they were packed.*photo.*n0000_0\.jpg"):
-        packing.pack(source, tmp_path / "parts", run_then_touch)
+        packing.pack(source, tmp_path / "shards", run_then_touch)
 
 
-def test_unreadable_images_are_not_looked_for_twice(new_sketchy, tmp_path, packed):
+def test_packed_shards_are_reused_after_an_error(new_sketchy, tmp_path, packed):
     source = new_sketchy()
     names = damage(source)
     for _ in range(2):
@@ -159,7 +159,7 @@ def test_unreadable_images_are_not_looked_for_twice(new_sketchy, tmp_path, packe
     assert set(json.loads((folder / "metadata.json").read_text())["unreadable"]) == set(names)
 
 
-def test_a_part_of_which_nothing_can_be_read_is_no_file(new_sketchy, tmp_path, small_parts):
+def test_a_shard_without_readable_images_is_omitted(new_sketchy, tmp_path, small_shards):
     source = new_sketchy()
     for file in sketchy.scan(source).images["sketch"][50:100]:
         file.path.write_bytes(b"")
@@ -168,15 +168,15 @@ def test_a_part_of_which_nothing_can_be_read_is_no_file(new_sketchy, tmp_path, s
     assert len(list(folder.glob("*sketch.array_record*"))) == 9
 
 
-def test_a_modality_of_which_nothing_can_be_read_is_an_error(new_sketchy, tmp_path):
+def test_a_modality_without_readable_images_is_an_error(new_sketchy, tmp_path):
     source = new_sketchy()
     for file in sketchy.scan(source).images["photo"]:
         file.path.write_bytes(b"")
-    with pytest.raises(ValueError, match="Not one photo"):
+    with pytest.raises(ValueError, match="No photo below"):
         prepared.prepare("sketchy", data_dir=tmp_path, manual_dir=source, skip_unreadable=True)
 
 
-def test_a_full_disk_is_no_unreadable_image(sketchy_source, tmp_path, monkeypatch):
+def test_a_full_disk_is_not_reported_as_an_unreadable_image(sketchy_source, tmp_path, monkeypatch):
     class Full:
         def __init__(self, *_):
             raise RuntimeError("No space left on device")
@@ -186,20 +186,20 @@ def test_a_full_disk_is_no_unreadable_image(sketchy_source, tmp_path, monkeypatc
         prepared.prepare("sketchy", data_dir=tmp_path, manual_dir=sketchy_source)
 
 
-def test_preparing_makes_the_index_so_that_opening_reads_no_record(data_dir, monkeypatch):
+def test_opening_reads_the_index_and_no_record(data_dir, monkeypatch):
     monkeypatch.setattr(prepared.Records, "texts", None)
     _, index = prepared.open_split(data_dir / "sketchy/1.0.0", "photo")
     assert len(index.rows) == 375
     assert list(index.names) == sorted(index.names)
 
 
-def test_the_index_says_what_the_records_say(data_dir):
+def test_the_index_matches_the_records(data_dir):
     records, index = prepared.open_split(data_dir / "sketchy/1.0.0", "sketch")
     stored = [records.texts(row, "name", "class_name", "instance") for row in index.rows]
     assert stored == list(zip(index.names, index.class_names, index.instances, strict=True))
 
 
-def test_tfds_itself_reads_what_was_packed(data_dir):
+def test_tfds_reads_the_packed_data_set(data_dir):
     builder = tfds.builder_from_directory(data_dir / "sketchy/1.0.0")
     source = builder.as_data_source("photo")
     assert len(source) == builder.info.splits["photo"].num_examples == 375
@@ -228,20 +228,20 @@ def test_workers_end_with_a_killed_parent(sketchy_source, tmp_path):
     )
     deadline = time.monotonic() + 60
     while time.monotonic() < deadline:
-        if len(list((tmp_path / "tfds").rglob("*.part"))) == 2:  # Both are at work.
+        if len(list((tmp_path / "tfds").rglob("*.part"))) == 2:  # Both workers are writing.
             break
         time.sleep(0.1)
     assert process.poll() is None
     process.kill()
     process.communicate()
-    with pytest.raises(ProcessLookupError):  # Nobody of the process group is left.
+    with pytest.raises(ProcessLookupError):  # All processes of the group have ended.
         while time.monotonic() < deadline:
             os.killpg(process.pid, 0)
             time.sleep(0.1)
 
 
 @pytest.mark.slow
-def test_of_two_that_prepare_at_once_one_waits_for_the_other(sketchy_source, tmp_path):
+def test_concurrent_preparations_wait_for_each_other(sketchy_source, tmp_path):
     command = program(tmp_path, tmp_path / "tfds", sketchy_source)
     processes = [start(command, stdout=subprocess.PIPE) for _ in range(2)]
     said = [process.communicate()[0] for process in processes]
@@ -252,7 +252,7 @@ def test_of_two_that_prepare_at_once_one_waits_for_the_other(sketchy_source, tmp
 # Apache Beam
 
 
-def test_beam_that_is_not_installed_is_named(sketchy_source, tmp_path, monkeypatch):
+def test_missing_beam_is_an_error(sketchy_source, tmp_path, monkeypatch):
     monkeypatch.setitem(sys.modules, "apache_beam", None)
     with pytest.raises(ModuleNotFoundError, match=r"'DirectRunner'.*pip install apache-beam"):
         prepared.prepare(
@@ -261,14 +261,14 @@ def test_beam_that_is_not_installed_is_named(sketchy_source, tmp_path, monkeypat
 
 
 def test_options_of_beam_need_a_runner(sketchy_source, tmp_path):
-    with pytest.raises(ValueError, match="no beam_runner for beam_options"):
+    with pytest.raises(ValueError, match="need a beam_runner"):
         prepared.prepare(
             "sketchy", data_dir=tmp_path, manual_dir=sketchy_source, beam_options=["--x=1"]
         )
 
 
-def test_a_drawn_data_set_takes_no_beam(tmp_path):
-    with pytest.raises(ValueError, match="'doodles' is made by a program and reads no beam_runner"):
+def test_beam_for_a_generated_data_set_is_an_error(tmp_path):
+    with pytest.raises(ValueError, match="'doodles' .*does not use beam_runner"):
         prepared.prepare("doodles", data_dir=tmp_path, beam_runner="DirectRunner")
 
 

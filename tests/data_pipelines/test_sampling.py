@@ -1,4 +1,4 @@
-"""What one training sample consists of."""
+"""The samplers of training samples."""
 
 import numpy as np
 import pytest
@@ -9,7 +9,7 @@ from data_pipelines import sampling
 
 
 def classes(sizes):
-    """Positions of the items of as many classes as there are sizes."""
+    """Positions of the items of each class, given the class sizes."""
     return np.split(np.arange(sum(sizes)), np.cumsum(sizes)[:-1])
 
 
@@ -32,14 +32,14 @@ def test_the_first_pair_matches_and_the_second_does_not(sizes, seed):
 
 
 @given(sizes, seeds)
-def test_the_two_sketches_differ_where_the_class_has_two(sizes, seed):
+def test_the_two_sketches_differ_if_the_class_has_two(sizes, seed):
     sketches, photos = map(classes, zip(*sizes, strict=True))
     first, second = sampling.quadruplet(np.random.default_rng(seed), sketches, photos).sketches
     several = len(sketches[class_of(first, sketches)]) > 1
     assert (first != second) == several
 
 
-def test_every_combination_comes_up_equally_often():
+def test_all_combinations_are_equally_frequent():
     rng = np.random.default_rng(0)
     sketches = photos = np.split(np.arange(6), 3)
     counts = np.zeros((6, 6))
@@ -52,13 +52,13 @@ def test_every_combination_comes_up_equally_often():
     np.testing.assert_allclose(counts, expected, atol=6 * np.sqrt(250))
 
 
-def test_a_sample_is_a_function_of_the_generator_alone():
+def test_a_sample_is_a_function_of_the_generator():
     sketches = photos = np.split(np.arange(60), 3)
     a, b = (sampling.quadruplet(np.random.default_rng(5), sketches, photos) for _ in range(2))
     np.testing.assert_array_equal(a, b)
 
 
-def test_an_instance_quadruplet_stays_in_one_class_and_tells_instances_apart():
+def test_an_instance_quadruplet_has_two_instances_of_one_class():
     rng = np.random.default_rng(0)
     sketches = [[np.array([0, 1]), np.array([2])], [np.array([3]), np.array([4]), np.array([5])]]
     photos = [[np.array([0]), np.array([1])], [np.array([2]), np.array([3, 4]), np.array([5])]]
@@ -77,7 +77,7 @@ def test_an_instance_quadruplet_stays_in_one_class_and_tells_instances_apart():
     assert len(seen) == 2 + 6
 
 
-def test_instances_are_grouped_where_a_class_has_two_pairs():
+def test_instances_are_grouped_if_a_class_has_two_pairs():
     one = np.array([0])
     sketches = {(0, "a"): one, (0, "b"): one, (1, "a"): one, (2, "x"): one}
     photos = {(0, "b"): one, (0, "a"): one, (0, "c"): one, (1, "a"): one, (3, "y"): one}
@@ -88,7 +88,7 @@ def test_instances_are_grouped_where_a_class_has_two_pairs():
 
 
 @given(sizes, seeds, st.integers(1, 5))
-def test_a_class_group_is_of_one_class_and_repeats_only_where_it_must(sizes, seed, size):
+def test_a_class_group_has_one_class_and_repeats_only_if_needed(sizes, seed, size):
     sketches, photos = map(classes, zip(*sizes, strict=True))
     sample = sampling.class_group(np.random.default_rng(seed), sketches, photos, size)
     (c,) = {class_of(p, sketches) for p in sample.sketches}
@@ -107,7 +107,7 @@ def test_the_classes_of_a_group_of_samples_all_differ(group, more, seed, batch):
     assert max(drawn) < group + more
 
 
-def test_every_class_starts_a_group_equally_often():
+def test_all_classes_are_equally_frequent():
     drawn = [sampling.distinct_class(0, 3 * i, 3, 5) for i in range(2000)]
     np.testing.assert_allclose(np.bincount(drawn), 400, atol=6 * np.sqrt(400))
 
@@ -117,7 +117,7 @@ def test_the_size_of_a_group_follows_a_colon():
     drawn = sampling.sampler("class_group:7").draw(np.random.default_rng(0), sketches, photos)
     assert len(drawn.sketches) == len(drawn.photos) == 7
     for kind in ("class_group:0", "class_group:x", "quadruplet:3"):
-        with pytest.raises(ValueError, match="has no such size"):
+        with pytest.raises(ValueError, match="does not support this size"):
             sampling.sampler(kind)
 
 
@@ -153,10 +153,10 @@ def test_samplers_are_found_by_name_and_size():
 @pytest.mark.parametrize(
     ("kind", "message"),
     [
-        ("triple", "no sampler 'triple'.*quadruplet.*triplet"),
-        ("triplet:3", "'triplet:3' has no such size"),
-        ("instance_group:1", "'instance_group:1' has no such size.*at least 2"),
-        ("instance_group:many", "'instance_group:many' has no such size"),
+        ("triple", "no sampler 'triple' .did you mean triplet.*quadruplet"),
+        ("triplet:3", "'triplet:3' does not support this size"),
+        ("instance_group:1", "'instance_group:1' does not support this size.*at least 2"),
+        ("instance_group:many", "'instance_group:many' does not support this size"),
     ],
 )
 def test_a_wrong_name_or_size_of_a_sampler_is_an_error(kind, message):

@@ -1,4 +1,4 @@
-"""Seen and unseen classes against the published lists, their names, and errors about them."""
+"""Seen and unseen classes of every split, class names, and errors about them."""
 
 import importlib
 import json
@@ -24,7 +24,7 @@ PUBLISHED = Path(__file__).resolve().parents[3] / "shared" / "splits.json"
         ("doodles", 24, 8),
     ],
 )
-def test_every_split_has_the_published_size_and_no_class_on_both_sides(name, seen, unseen):
+def test_every_split_has_the_published_size_and_disjoint_classes(name, seen, unseen):
     split = splits.get(name)
     assert (len(split.seen), len(split.unseen)) == (seen, unseen)
     assert len(set(split.classes)) == seen + unseen
@@ -33,7 +33,7 @@ def test_every_split_has_the_published_size_and_no_class_on_both_sides(name, see
 @pytest.mark.parametrize("name", ["sketchy_split1", "sketchy_split2", "tuberlin", "quickdraw"])
 def test_every_split_is_the_published_one_with_unseen_classes_in_order(name):
     if not PUBLISHED.exists():
-        pytest.skip(f"needs the published splits, and {PUBLISHED} is not there")
+        pytest.skip(f"needs the published splits in {PUBLISHED}")
     published = json.loads(PUBLISHED.read_text())[name]
     assert splits.get(name).unseen == tuple(published["unseen"])
     assert set(splits.get(name).seen) == set(published["seen"])
@@ -68,21 +68,21 @@ def test_every_class_name_can_be_a_folder(name):
 
 
 @pytest.mark.parametrize("dataset", ["sketchy", "tuberlin", "quickdraw"])
-def test_every_layout_expects_the_folders_that_its_splits_name(dataset):
+def test_every_layout_expects_the_classes_of_its_splits(dataset):
     layout = importlib.import_module(f"data_pipelines.builders.{dataset}")
     for split in splits.SPLITS.values():
         if split.dataset == dataset:
             assert set(layout.CLASSES) == set(split.classes)
 
 
-def test_the_folders_of_the_real_images_are_spelled_as_the_splits(sketchy_folder):
+def test_the_folders_of_the_real_images_match_the_splits(sketchy_folder):
     for modality in ("sketch", "photo"):
         folder = sketchy_folder / "256x256" / modality / "tx_000000000000_ready"
         found = {entry.name for entry in folder.iterdir() if entry.is_dir()}
         assert found == set(splits.get("sketchy_split1").classes)
 
 
-def test_domainnet_is_spelled_as_in_the_catalogue(tmp_path):
+def test_domainnet_class_names_match_the_catalogue(tmp_path):
     import tensorflow_datasets as tfds
 
     for domain in ("sketch", "real"):
@@ -90,16 +90,16 @@ def test_domainnet_is_spelled_as_in_the_catalogue(tmp_path):
         assert tuple(builder.info.features["label"].names) == class_names.DOMAINNET
 
 
-def test_both_divisions_of_sketchy_cover_the_same_classes():
+def test_both_splits_of_sketchy_have_the_same_classes():
     assert splits.get("sketchy_split1").classes == splits.get("sketchy_split2").classes
 
 
-def test_an_unknown_split_names_the_nearest():
+def test_an_unknown_split_suggests_the_nearest():
     with pytest.raises(ValueError, match=r"did you mean sketchy_split1\?"):
         splits.get("sketchy_split_1")
 
 
-def test_classes_that_differ_are_all_listed_with_the_nearest_name():
+def test_all_mismatched_classes_are_listed_with_suggestions():
     with pytest.raises(ValueError, match="in /data") as error:
         splits.check_classes(
             ["cat", "wine-bottle", "yak"], ["cat", "wine_bottle", "zebra"], "/data"
@@ -109,7 +109,7 @@ def test_classes_that_differ_are_all_listed_with_the_nearest_name():
     assert "wine-bottle (did you mean wine_bottle?), yak" in message
 
 
-def test_classes_nobody_asked_for_can_be_allowed():
+def test_additional_classes_can_be_allowed():
     splits.check_classes(["cat", "dog"], ["cat"], "here", allow_more=True)
     with pytest.raises(ValueError, match=r"catt \(did you mean cat\?\)"):
         splits.check_classes(["cat", "dog"], ["catt"], "here", allow_more=True)
@@ -139,7 +139,7 @@ def test_errors_about_classes_can_be_collected():
         ("speed-boat", "speedboat"),
     ],
 )
-def test_one_class_has_one_normalised_name(spellings):
+def test_spellings_of_a_class_have_one_normalised_name(spellings):
     assert len({splits.normalised(name) for name in spellings}) == 1
 
 
@@ -167,12 +167,12 @@ def test_synonyms_are_the_same_class(names):
         ("tree", "palm tree"),
     ],
 )
-def test_classes_that_are_merely_near_stay_apart(one, other):
+def test_similar_classes_are_not_the_same_class(one, other):
     assert splits.canonical(one) != splits.canonical(other)
 
 
 @hypothesis.given(st.text() | st.text(alphabet="aB _-()"))
-def test_normalising_twice_changes_nothing(name):
+def test_normalisation_is_idempotent(name):
     once = splits.normalised(name)
     assert splits.normalised(once) == once
     assert splits.canonical(splits.canonical(name)) == splits.canonical(name)
@@ -182,7 +182,7 @@ CROSSINGS = [(a, b) for a in splits.SPLITS for b in splits.SPLITS]
 
 
 @pytest.mark.parametrize(("source", "target"), CROSSINGS)
-def test_across_data_sets_nothing_kept_was_trained_on(source, target):
+def test_no_kept_class_of_a_target_is_seen_in_the_source(source, target):
     seen = {splits.canonical(name) for name in splits.get(source).seen}
     kept, excluded = splits.cross_dataset(splits.get(source), splits.get(target))
     assert not {splits.canonical(name) for name in kept} & seen
@@ -200,7 +200,7 @@ def test_across_data_sets_nothing_kept_was_trained_on(source, target):
         ("tuberlin", "quickdraw", 10),
     ],
 )
-def test_so_many_unseen_classes_are_left_across_data_sets(source, target, kept):
+def test_number_of_kept_classes_across_data_sets(source, target, kept):
     assert len(splits.cross_dataset(splits.get(source), splits.get(target)).kept) == kept
 
 
@@ -208,13 +208,13 @@ names = st.lists(st.sampled_from(["cat", "Cat", "hot-dog", "hotdog", "cow", "tv"
 
 
 @hypothesis.given(names, names)
-def test_classes_are_kept_in_order_or_excluded_with_what_they_are(seen, unseen):
+def test_each_unseen_class_is_kept_in_order_or_excluded_with_its_synonym(seen, unseen):
     unseen = list(dict.fromkeys(unseen))
     source = splits.Split("a", tuple(seen), ())
     target = splits.Split("b", (), tuple(unseen))
     left = [c for c in unseen if splits.canonical(c) not in map(splits.canonical, seen)]
     if not left:
-        with pytest.raises(ValueError, match="Nothing of b is unseen") as error:
+        with pytest.raises(ValueError, match="No class of b is unseen") as error:
             splits.cross_dataset(source, target)
         assert all(f"{c} (as " in str(error.value) for c in unseen)
         return

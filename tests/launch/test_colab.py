@@ -1,4 +1,4 @@
-"""The notebook, executed from top to bottom with the local package and a few steps."""
+"""The notebook, executed with the local package and a few training steps."""
 
 import json
 import os
@@ -12,7 +12,7 @@ from tests.source import ROOT
 NOTEBOOK = ROOT / "launch" / "colab.ipynb"
 
 SMALL = """
-SOURCE = "there is no need to install"
+SOURCE = "not used"
 STEPS = 2
 PER_CLASS = 2
 """
@@ -22,13 +22,13 @@ def cells():
     return nbformat.read(NOTEBOOK, as_version=4).cells
 
 
-def test_it_is_committed_without_outputs():
+def test_the_notebook_has_no_outputs():
     code = [cell for cell in cells() if cell.cell_type == "code"]
     assert not any(cell.outputs or cell.execution_count for cell in code)
     assert json.loads(NOTEBOOK.read_text())["metadata"]["kernelspec"]["name"] == "python3"
 
 
-def test_every_cell_of_code_is_short_and_explained():
+def test_code_cells_are_short_and_explained():
     explained = False
     for cell in cells():
         if cell.cell_type == "markdown":
@@ -39,9 +39,9 @@ def test_every_cell_of_code_is_short_and_explained():
 
 
 @pytest.mark.slow
-def test_it_runs_from_top_to_bottom(tmp_path, monkeypatch):
+def test_the_notebook_runs(tmp_path, monkeypatch):
     monkeypatch.setenv("PYTHONPATH", os.pathsep.join([str(ROOT), os.environ.get("PYTHONPATH", "")]))
-    monkeypatch.setenv("XLA_FLAGS", "")  # one device, as there
+    monkeypatch.setenv("XLA_FLAGS", "")  # one device, as in Colab
     notebook = nbformat.read(NOTEBOOK, as_version=4)
     [place] = [
         i for i, c in enumerate(notebook.cells) if "parameters" in c.metadata.get("tags", [])

@@ -1,4 +1,4 @@
-"""The launchers: shells that parse, dry runs that say what would run, processes that end."""
+"""The launchers: valid shell syntax, dry runs, and local processes."""
 
 import os
 import shutil
@@ -24,7 +24,7 @@ def run(*command, **environment):
 
 
 def processes(*arguments, program):
-    """`launch/processes.py` with a module that is only some lines long."""
+    """The command of `launch/processes.py` with a small module, and its environment."""
     launcher = [sys.executable, "launch/processes.py", *arguments, f"--program={program.stem}"]
     return [*launcher, "--", "argument"], {"PYTHONPATH": str(program.parent)}
 
@@ -37,13 +37,13 @@ def test_shell_scripts_parse(file):
         assert run("shellcheck", "-s", "bash", file).stdout == ""
 
 
-def test_every_launcher_has_its_line_in_the_readme():
+def test_the_readme_lists_every_launcher():
     readme = (ROOT / "launch" / "README.md").read_text()
     names = {file.name for file in (ROOT / "launch").iterdir() if file.is_file()}
     assert {name for name in names if f"| `{name}` |" not in readme} == {"README.md"}
 
 
-def test_a_dry_run_on_cloud_tpu_says_every_command():
+def test_a_dry_run_on_cloud_tpu_prints_all_commands():
     shown = run("launch/tpu_vm.sh", "--dry-run", "resume", DEMO, NAME="mine", SPOT="1").stdout
     deleted, created, packed, copied, installed, started = shown.splitlines()
     assert "tpu-vm delete mine" in deleted
@@ -53,11 +53,11 @@ def test_a_dry_run_on_cloud_tpu_says_every_command():
     assert "scp" in copied
     assert "--worker=all" in installed
     assert DEMO in started
-    assert "launch/local.sh" in started  # which starts it again after 75
+    assert "launch/local.sh" in started  # restarts it after exit code 75
     assert run("launch/tpu_vm.sh").returncode == 2
 
 
-def test_dry_runs_of_clusters_hand_the_arguments_on():
+def test_dry_runs_of_clusters_pass_the_arguments_on():
     xpk = run("launch/xpk.sh", "--dry-run", DEMO, CLUSTER="c", IMAGE="i")
     assert "--cluster c" in xpk.stdout
     assert "--restart-on-exit-codes 75" in xpk.stdout
@@ -70,7 +70,7 @@ def test_dry_runs_of_clusters_hand_the_arguments_on():
     assert DEMO in slurm.stdout
 
 
-def test_the_cloud_job_starts_again_on_our_exit_code():
+def test_the_cloud_job_restarts_on_our_exit_code():
     from zse_jax.runtime.distributed import AGAIN
 
     job = yaml.safe_load((ROOT / "launch" / "skypilot.yaml").read_text())
@@ -80,8 +80,8 @@ def test_the_cloud_job_starts_again_on_our_exit_code():
         assert str(AGAIN) in (ROOT / "launch" / file).read_text()
 
 
-def test_processes_get_their_numbers_and_the_first_one_speaks(tmp_path):
-    program = tmp_path / "speaking.py"
+def test_processes_get_their_numbers_and_only_the_first_prints(tmp_path):
+    program = tmp_path / "printing.py"
     program.write_text(
         "import os, sys\n"
         "print(os.environ['JAX_PROCESS_ID'], os.environ['JAX_NUM_PROCESSES'], sys.argv[1],"
@@ -97,7 +97,7 @@ def test_processes_get_their_numbers_and_the_first_one_speaks(tmp_path):
 
 
 @pytest.mark.parametrize(("code", "expected"), [(3, 3), (75, 75), (-9, 75)])
-def test_one_that_fails_ends_the_others_and_gives_its_code(tmp_path, code, expected):
+def test_a_failing_process_ends_the_others_and_sets_the_exit_code(tmp_path, code, expected):
     program = tmp_path / "failing.py"
     program.write_text(
         "import os, sys, time\n"
@@ -109,7 +109,7 @@ def test_one_that_fails_ends_the_others_and_gives_its_code(tmp_path, code, expec
     assert run(*command, **environment).returncode == expected
 
 
-def test_a_run_that_asks_for_it_is_started_again(tmp_path):
+def test_a_run_is_restarted_after_exit_code_75(tmp_path):
     program = tmp_path / "again.py"
     program.write_text(
         "import pathlib, sys\n"
@@ -123,8 +123,8 @@ def test_a_run_that_asks_for_it_is_started_again(tmp_path):
     assert (tmp_path / "tries").read_text() == "3"
 
 
-def test_signals_are_handed_on_and_end_the_restarts(tmp_path):
-    program = tmp_path / "listening.py"
+def test_signals_are_forwarded_and_disable_restarts(tmp_path):
+    program = tmp_path / "handling.py"
     program.write_text(
         "import signal, sys, time\n"
         "signal.signal(signal.SIGUSR1, lambda *_: sys.exit(75))\n"

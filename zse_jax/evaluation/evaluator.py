@@ -19,7 +19,7 @@ from zse_jax.evaluation import data_selection, text_baseline
 from zse_jax.retrieval import metrics, protocols
 from zse_jax.retrieval.results import Evaluation
 from zse_jax.retrieval.storage import Storage
-from zse_jax.retrievers.base import Retriever
+from zse_jax.retrievers.base import Encoder
 from zse_jax.runtime import config_io, sharding
 
 logger = logging.getLogger(__name__)
@@ -69,7 +69,7 @@ class Evaluator:
         return data_selection.instance_numbers(self.sketches, self.photos)
 
     def __call__(
-        self, retriever: Retriever, *, folder: str | os.PathLike | None = None, **options: Any
+        self, retriever: Encoder, *, folder: str | os.PathLike | None = None, **options: Any
     ) -> Evaluation:
         """Measures `retriever`.
 

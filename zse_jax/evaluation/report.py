@@ -8,6 +8,7 @@ import time
 from typing import TYPE_CHECKING, Any
 
 import jax
+import jax.numpy as jnp
 import numpy as np
 from etils import epath
 from jaxtyping import UInt8
@@ -18,7 +19,7 @@ from zse_jax.evaluation.evaluator import Evaluator
 from zse_jax.retrieval import encoding
 from zse_jax.retrieval.results import Evaluation
 from zse_jax.retrieval.storage import Storage
-from zse_jax.retrievers.base import Modality, Retriever
+from zse_jax.retrievers.base import Encoder, Explainable, Modality
 from zse_jax.runtime import config_io
 from zse_jax.runtime.console import duration
 from zse_jax.runtime.metrics_file import METRICS_FILE, read_metrics, replace_file
@@ -87,7 +88,7 @@ def training_records(path: str | os.PathLike) -> list[dict[str, Any]]:
 def write_report(
     evaluator: Evaluator,
     results: Evaluation,
-    retriever: Retriever,
+    retriever: Encoder,
     path: str | os.PathLike,
     file: str | os.PathLike,
 ) -> None:
@@ -117,7 +118,7 @@ def write_report(
     why_not = ""
     if text:
         why_not = "the queries are class names; the sketches stand for their classes."
-    elif not retriever.local_evidence:
+    elif not isinstance(retriever, Explainable):
         why_not = f"{type(retriever).__name__} compares images as wholes and has no local evidence."
     instances = evaluator.instances if evaluator.fine_grained else (None, None)
     seen = results.notes.get("seen_but_ranked")
@@ -153,7 +154,7 @@ def write_report(
     print(f"wrote {file} ({len(content) / 1e6:.1f} MB, {took})")
 
 
-def embedded(evaluator: Evaluator, retriever: Retriever) -> "Embedded | None":
+def embedded(evaluator: Evaluator, retriever: Encoder) -> "Embedded | None":
     """Embeddings of up to `MAPPED` sketches and photos at even intervals; None for fewer than 4.
 
     Only classes with sketches are on the map, even if the gallery has more.
@@ -173,6 +174,7 @@ def embedded(evaluator: Evaluator, retriever: Retriever) -> "Embedded | None":
         features, found = encoding.encode(
             retriever, batches, modality, sharding=evaluator.sharding, storage=Storage("host")
         )
+        features = jax.tree.map(jnp.asarray, features)
         vectors.append(np.asarray(retriever.embedding(features), np.float32))
         labels.append(found)
         sides.append(np.full(len(found), modality == "sketch"))

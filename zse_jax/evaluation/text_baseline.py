@@ -15,18 +15,23 @@ from flax import nnx
 from jaxtyping import Array, Float, UInt8
 
 from data_pipelines.loading import Items
-from zse_jax.retrievers.base import Features, Modality, Retriever
+from zse_jax.retrievers.base import Encoder, Features, Modality, TextQueries
 
 
-class ByName(Retriever):
+class ByName(Encoder):
     """A retriever whose "sketches" are pixels that spell the number of a class; see `spelled`."""
 
-    def __init__(self, retriever: Retriever, class_names: Sequence[str]):
+    def __init__(self, retriever: Encoder, class_names: Sequence[str]):
         """Encodes the names once.
 
         Raises:
-          ValueError: the retriever understands no words.
+          ValueError: the retriever cannot encode text.
         """
+        if not isinstance(retriever, TextQueries):
+            raise ValueError(
+                f"{type(retriever).__name__} cannot encode text: it ranks by sketches "
+                "(--config.evaluation.queries=sketch)."
+            )
         self.image_size = retriever.image_size
         self.retriever = retriever
         self.names = nnx.data(retriever.encode_classes(class_names))

@@ -1,356 +1,202 @@
-"""Which of your photos a sketch finds, and why.
+"""Shows which of your photos a sketch finds, and why.
 
     python -m zse_jax.explain --checkpoint=runs/sketchy --sketch=cat.png --photos=album --output=why
 
-Ranks the photos (folders are searched for images, patterns such as "album/*.jpg" are understood,
---photos may be repeated) and explains the first few: lines between the places that match, heat
-maps, and the sketch rebuilt from photo patches. OUTPUT gets `index.html`, which opens offline,
-`retrieved.png`, and one picture for each photo that is explained. A system without local evidence
-ranks only, and the page says so.
+Ranks the photos (folders are searched recursively, patterns such as "album/*.jpg" are expanded,
+--photos can be repeated) and explains the first ones: lines between the places that match, heat
+maps, and the sketch rebuilt from photo patches. OUTPUT receives `index.html`, which opens offline,
+`retrieved.png`, and one picture for each photo that is explained. For a system without local
+evidence, the photos are only ranked, and the page says so.
 """
 
-import itertools
 import re
-from collections.abc import Iterator, Sequence
+import time
+from collections.abc import Sequence
 from pathlib import Path
-from typing import Any, NamedTuple
 
 import numpy as np
 from absl import flags
-from jaxtyping import Float, UInt8
-from PIL import Image
+from jaxtyping import UInt8
 
-from data_pipelines import images
 from zse_jax.checkpoints import reading
 from zse_jax.explain import figures, pages, pair_figures
 from zse_jax.explain.correspondence import Explainer
-from zse_jax.explain.pair_figures import LINE_STYLES
 from zse_jax.explain.synthesis import synthesise, synthesise_from_gallery
-from zse_jax.gallery import sketch_input
-from zse_jax.retrieval import encoding, scoring
-from zse_jax.retrievers.base import Retriever
+from zse_jax.gallery import photos, sketch_input
+from zse_jax.gallery.encoder import CompiledEncoder, batch_size
+from zse_jax.gallery.photos import Photo
+from zse_jax.gallery.results import Hit, Results
+from zse_jax.retrieval.encoding import progress_bar
+from zse_jax.retrievers.base import Encoder, Explainable
 from zse_jax.runtime import cli, config_io
 
-SMALLEST = 32
-"""Shortest side of a photo that there is something to see in, in pixels."""
-
 SHOWN = 10
-"""Photos in the row that is drawn."""
+"""Number of photos in the results."""
 
-BATCH = 32
-"""Photos that are encoded at once."""
-
-
-class Ranked(NamedTuple):
-    """What a sketch found.
-
-    Attributes:
-      ranking: the way it was ranked.
-      top: [k], the photos, nearest first.
-      similarity: [k], theirs.
-    """
-
-    ranking: str
-    top: np.ndarray
-    similarity: np.ndarray
-
-
-class PhotoFiles:
-    """The prepared images of photo files, read when asked for."""
-
-    def __init__(self, files: Sequence[Path], size: int):
-        """Files, and the side of the images in pixels."""
-        self.files, self._size = files, size
-
-    def __len__(self) -> int:
-        return len(self.files)
-
-    def __getitem__(self, index: int, /) -> UInt8[np.ndarray, "h w 3"]:
-        """The image of file `index`.
-
-        Raises:
-          ValueError: it cannot be read or is too small; names the file.
-        """
-        file = self.files[index]
-        image = read(file)
-        if min(image.shape[:2]) < SMALLEST:
-            raise ValueError(
-                f"The photo {file} is {image.shape[1]} x {image.shape[0]} pixels, too small to "
-                f"show anything. Give photos of {SMALLEST} pixels or more on each side, or leave "
-                "it out."
-            )
-        return images.prepare_photo(image, self._size)
-
-
-class Batches:
-    """The photos as the encoder wants them: padded to one shape, and masked."""
-
-    def __init__(self, photos: PhotoFiles):
-        """The photos."""
-        self._photos = photos
-        self._size = min(BATCH, len(photos))
-
-    def __len__(self) -> int:
-        return -(-len(self._photos) // self._size)
-
-    def __iter__(self) -> Iterator[encoding.Batch]:
-        for start in range(0, len(self._photos), self._size):
-            rows = np.arange(start, start + self._size)
-            mask = rows < len(self._photos)
-            read_ = [self._photos[int(row)] for row in rows[mask]]
-            empty = [np.zeros_like(read_[0])] * int((~mask).sum())
-            label = np.zeros(self._size, np.int32)
-            yield {"image": np.stack(read_ + empty), "label": label, "mask": mask}
-
-
-def read(file: Path) -> UInt8[np.ndarray, "h w 3"]:
-    """An image file as RGB.
-
-    Raises:
-      FileNotFoundError: there is none.
-      UnreadableImageError: it is no image; names it.
-    """
-    if not file.is_file():
-        raise FileNotFoundError(f"There is no image file {file}.")
-    try:
-        return images.decode(file.read_bytes())
-    except images.UnreadableImageError as error:
-        raise images.UnreadableImageError(
-            f"{file} cannot be read: {error}. Save it anew as PNG or JPEG, or leave it out."
-        ) from error
-
-
-def prepared_sketch(file: Path, size: int) -> UInt8[np.ndarray, "h w 3"]:
-    """The sketch in a file, prepared for a system that takes images of `size` pixels.
-
-    Raises:
-      ValueError: it holds no strokes, or is unreadable.
-    """
-    return sketch_input.prepared(read(file), size, str(file))
-
-
-def photo_files(places: Sequence[str]) -> list[Path]:
-    """The image files that folders (searched through), patterns and names stand for, in order.
-
-    Raises:
-      ValueError: none are given, or a folder holds none.
-      FileNotFoundError: a name or pattern stands for nothing.
-    """
-    if not places:
-        raise ValueError("Say which photos to rank, such as --photos=album. See --help.")
-    known = {suffix for suffix, kind in Image.registered_extensions().items() if kind in Image.OPEN}
-    found: dict[Path, None] = {}
-    for place in places:
-        path = Path(place).expanduser()
-        if path.is_dir():
-            files = sorted(p for p in path.rglob("*") if p.suffix.lower() in known and p.is_file())
-            if not files:
-                raise ValueError(f"The folder {path} holds no image: give a folder of photos.")
-        elif path.is_file():
-            files = [path]
-        else:
-            files = _matching(path)
-            if not files:
-                raise FileNotFoundError(
-                    f"--photos={place} is no file, no folder, and matches nothing."
-                )
-        found.update(dict.fromkeys(files))
-    return [*found]
-
-
-def _matching(pattern: Path) -> list[Path]:
-    """The files that a pattern such as album/**/*.jpg matches."""
-    plain = [*itertools.takewhile(lambda part: not set(part) & {*"*?["}, pattern.parts)]
-    if len(plain) == len(pattern.parts):
-        return []
-    rest = Path(*pattern.parts[len(plain) :])
-    return sorted(file for file in Path(*plain).glob(str(rest)) if file.is_file())
-
-
-def check_output(folder: Path) -> None:
-    """Checks that a folder is empty or not there yet.
-
-    Raises:
-      FileExistsError: it holds something; nothing is overwritten.
-      NotADirectoryError: it is a file.
-    """
-    if folder.exists() and not folder.is_dir():
-        raise NotADirectoryError(f"--output={folder} is a file: name a new or an empty folder.")
-    inside = sorted(path.name for path in folder.iterdir()) if folder.exists() else []
-    if inside:
-        raise FileExistsError(
-            f"--output={folder} holds other content ({', '.join(inside[:3])}"
-            f"{', ...' if len(inside) > 3 else ''}), which is not overwritten: name a new or an "
-            "empty folder."
-        )
+Image = UInt8[np.ndarray, "s s 3"]
 
 
 def rank(
-    retriever: Retriever, sketch: UInt8[np.ndarray, "h w 3"], photos: PhotoFiles, ranking: str
-) -> Ranked:
-    """The photos that are nearest to a sketch, by one of the system's rankings."""
-    query = [{"image": sketch[None], "label": np.zeros(1, np.int32), "mask": np.ones(1, bool)}]
-    sketches, _ = encoding.encode(retriever, query, "sketch")
-    gallery, _ = encoding.encode(retriever, Batches(photos), "photo", progress="photos")
-    similarity: Float[np.ndarray, "1 g"] = scoring.similarity(
-        retriever, sketches, gallery, ranking, progress=ranking
-    )
-    top = np.argsort(-similarity[0], kind="stable")[:SHOWN]
-    return Ranked(ranking, top.astype(np.int32), similarity[0, top])
+    retriever: Encoder, sketch: Image, files: Sequence[Path], ranking: str
+) -> tuple[list[tuple[Path, float]], list[tuple[Path, str]]]:
+    """Ranks photo files by one of the system's rankings.
+
+    Returns:
+      The photos with their similarities, nearest first, and the files that were skipped, each with
+      the reason.
+    """
+    encoder, batch = CompiledEncoder(retriever), batch_size(len(files))
+    query = encoder(sketch[None], "sketch", 1)
+    ranked: list[tuple[Path, float]] = []
+    skipped: list[tuple[Path, str]] = []
+    waiting: list[tuple[Path, Photo]] = []
+
+    def score() -> None:
+        encoded = encoder(np.stack([photo.image for _, photo in waiting]), "photo", batch)
+        if retriever.rankings[ranking] == "score":
+            similarity = encoder.score(query.features, encoded.features)
+        else:
+            similarity = encoded.embedding @ query.embedding[0]
+        ranked.extend(zip((file for file, _ in waiting), similarity.tolist(), strict=True))
+        waiting.clear()
+
+    with progress_bar("photos", len(files), unit="photo") as bar:
+        results = photos.read_all(files, retriever.image_size)
+        for file, result in zip(files, results, strict=True):
+            if isinstance(result, Photo):
+                waiting.append((file, result))
+            else:
+                skipped.append((file, photos.reason(result)))
+            if len(waiting) == batch:
+                score()
+            bar.update()
+        if waiting:
+            score()
+    return sorted(ranked, key=lambda pair: -pair[1]), skipped
 
 
-def define_flags(options: flags.FlagValues, argv: Sequence[str]) -> None:
-    """The command line."""
-    if any(cli.config_arguments(argv)):
-        raise ValueError(
-            "zse_jax.explain takes no --config: that of the checkpoint holds. See --help."
-        )
-    flags.DEFINE_string("checkpoint", None, "A workdir, or one step's folder.", options)
-    flags.DEFINE_string("sketch", None, "An image file: dark lines on white.", options)
-    help_ = "A folder of photos, a pattern, or a file; may be repeated."
-    flags.DEFINE_multi_string("photos", [], help_, options)
-    flags.DEFINE_string("output", None, "A folder for the results, new or empty.", options)
-    help_ = "How to rank; by default as the checkpoint was selected."
-    flags.DEFINE_string("ranking", None, help_, options)
-    help_ = "How many of the first photos to explain."
-    flags.DEFINE_integer("top", 3, help_, 1, SHOWN, options)
+def hit(rank: int, file: Path, similarity: float, photo: Photo) -> Hit:
+    """A ranked photo as a search result."""
+    id_, path, stage = photos.identity(file), photos.name_of(file), "rerank"
+    size = photo.width, photo.height
+    return Hit(rank, id_, path, file, similarity, stage, photo.thumbnail, *size)
 
 
-def main(options: flags.FlagValues) -> None:
-    """Ranks and explains what the flags say."""
-    for name, example in (("checkpoint", "runs/sketchy"), ("sketch", "cat.png"), ("output", "why")):
-        if not options[name].value:
-            raise ValueError(f"--{name} is missing: say, for example, --{name}={example}.")
-    files = photo_files(options.photos)
-    folder = Path(options.output).expanduser()
-    check_output(folder)
-    path, sketch_file = options.checkpoint, Path(options.sketch).expanduser()
-    config, retriever = reading.read_config(path), reading.load(path)
-    sketch = prepared_sketch(sketch_file, retriever.image_size)
-    photos = PhotoFiles(files, retriever.image_size)
-    chosen = options.ranking or config.evaluation.select.partition("/")[0]
-    if chosen not in retriever.rankings:
-        raise ValueError(
-            f"--ranking={chosen} is none of this system's: did you mean "
-            f"{config_io.nearest(chosen, retriever.rankings)}?"
-        )
-    ranked = rank(retriever, sketch, photos, chosen)
-    about = {"sketch": str(sketch_file), "checkpoint": f"{path}, step {reading.step_of(path)}"}
-    about["system"] = f"{config.model.system}, ranking by {chosen}"
-    folder.mkdir(parents=True, exist_ok=True)
-    count = min(options.top, len(files)) if retriever.local_evidence else 0
-    write(folder, retriever, sketch, photos, ranked, count, about)
-    print(f"wrote {folder / 'index.html'} and {count + 1} pictures beside it")
-
-
-def write(
-    folder: Path,
-    retriever: Retriever,
-    sketch: UInt8[np.ndarray, "h w 3"],
-    photos: PhotoFiles,
-    ranked: Ranked,
-    count: int,
-    about: dict[str, str],
-) -> None:
-    """Draws and writes everything.
+def explain(
+    folder: Path, retriever: Encoder, sketch: Image, hits: Sequence[Hit], found: Sequence[Image]
+) -> list[pages.Explained]:
+    """Explains photos, and draws one picture of each.
 
     Args:
-      folder: gets it.
-      retriever: the system.
+      folder: receives the pictures.
+      retriever: an `Explainable` system.
       sketch: prepared.
-      photos: the gallery.
-      ranked: its first photos.
-      count: how many of them to explain.
-      about: what the run was, by name.
+      hits: the photos to explain.
+      found: their prepared images.
     """
-    found = {int(photo): photos[int(photo)] for photo in ranked.top}
-    names = [file.stem for file in photos.files]
-    explained, warnings = [], []
-    if retriever.local_evidence:
-        explained = _explain(folder, retriever, sketch, found, [*found][:count], names)
-    else:
-        warnings.append(
-            f"{type(retriever).__name__} compares images as wholes and has no local evidence: the "
-            "photos are ranked, but nothing says why."
-        )
-    figure = figures.retrieval_grid(
-        [sketch],
-        found,
-        ranked.top[None],
-        sketch_labels=np.zeros(1, np.int32),
-        photo_labels=np.arange(len(names)),
-        class_names=names,
-        similarity=ranked.similarity[None],
-        judged=False,
-        title=f"The photos nearest to {Path(about['sketch']).name}, by {ranked.ranking}"
-        + ("" if explained else " (no local evidence to explain them)"),
-    )
-    _save(figure, folder / "retrieved.png")
-    row = [
-        pages.Photo(
-            pages.image_uri(image, pages.THUMBNAIL), names[photo], place, None, f"{value:#.3g}"
-        )
-        for place, ((photo, image), value) in enumerate(
-            zip(found.items(), ranked.similarity.tolist(), strict=True), start=1
-        )
-    ]
-    thumbnail = pages.image_uri(sketch, pages.THUMBNAIL)
-    query = pages.Query(
-        thumbnail, Path(about["sketch"]).stem, f"by {ranked.ranking}", row, explained
-    )
-    page = pages.render(
-        "pair.html",
-        title=f"What {Path(about['sketch']).name} finds, and why",
-        lead=f"The nearest of {len(photos):,} photos, with their rank and similarity.",
-        warnings=warnings,
-        found=query,
-        facts=about,
-        line_styles=LINE_STYLES,
-    )
-    (folder / "index.html").write_text(page)
-
-
-def _explain(
-    folder: Path,
-    retriever: Retriever,
-    sketch: UInt8[np.ndarray, "h w 3"],
-    found: dict[int, UInt8[np.ndarray, "h w 3"]],
-    wanted: Sequence[int],
-    names: Sequence[str],
-) -> list[pages.Explained]:
-    """Explains the photos `wanted`, and draws a picture of each."""
-    pairs = [(sketch, found[photo]) for photo in wanted]
+    pairs = [(sketch, photo) for photo in found]
     reasons = [*pages.explanations(Explainer(retriever), pairs, progress=True)]
-    gallery = [
-        (photo, explanation.match[pair])
-        for (_, photo), (explanation, pair) in zip(pairs, reasons, strict=True)
-    ]
-    explanation, pair = reasons[0]
-    every = synthesise_from_gallery(sketch, gallery, explanation.ink[pair], blend=True).image
+    matches = [explanation.match[pair] for explanation, pair in reasons]
+    ink = reasons[0][0].ink[reasons[0][1]]
+    gallery = zip(found, matches, strict=True)
+    combined = synthesise_from_gallery(sketch, gallery, ink, blend=True).image
     result = []
-    for place, (photo, images_, (explanation, pair)) in enumerate(
-        zip(wanted, pairs, reasons, strict=True), start=1
-    ):
-        match, ink = explanation.match[pair], explanation.ink[pair]
-        syntheses = {"synthesis": synthesise(*images_, match, ink, blend=True)}
-        if len(pairs) > 1:
-            syntheses[f"from the first {len(pairs)}"] = every
-        title = f"Why photo {place} ({names[photo]})?"
+    for hit, photo, match, reason in zip(hits, found, matches, reasons, strict=True):
+        syntheses = {"synthesis": synthesise(sketch, photo, match, ink, blend=True)}
+        if len(hits) > 1:
+            syntheses[f"from the first {len(hits)}"] = combined
+        title = hit.question
         figure = pair_figures.explanation_figure(
-            *images_, explanation, pair, syntheses=syntheses, title=title
+            sketch, photo, *reason, syntheses=syntheses, title=title
         )
-        name = re.sub(r"[^\w.-]+", "_", names[photo])[:60]
-        _save(figure, folder / f"{place:02}-{name}.png")
+        name = re.sub(r"[^\w.-]+", "_", hit.file.stem)[:60]
+        figure.savefig(folder / f"{hit.rank:02}-{name}.png", dpi=150)
+        shown = hit.rank == 1
         result.append(
-            pages.explained(
-                *images_, explanation, pair, title=title, syntheses=syntheses, shown=place == 1
-            )
+            pages.explained(sketch, photo, *reason, title=title, syntheses=syntheses, shown=shown)
         )
     return result
 
 
-def _save(figure: Any, file: Path) -> None:
-    figure.savefig(file, dpi=150)
+def define_flags(options: flags.FlagValues, argv: Sequence[str]) -> None:
+    """The command line."""
+    flags.DEFINE_string("checkpoint", None, "A workdir, or the folder of one step.", options)
+    flags.DEFINE_string("sketch", None, "An image file: dark lines on white.", options)
+    help_ = "A folder of photos, a glob pattern, or a file; can be repeated."
+    flags.DEFINE_multi_string("photos", [], help_, options)
+    flags.DEFINE_string("output", None, "A new or an empty folder for the results.", options)
+    help_ = "How to rank. Default: the ranking by which the checkpoint was selected."
+    flags.DEFINE_string("ranking", None, help_, options)
+    help_ = "Number of photos to explain."
+    flags.DEFINE_integer("top", 3, help_, 1, SHOWN, options)
+
+
+def main(options: flags.FlagValues) -> None:
+    """Ranks the photos, explains the first ones, and writes the page and the pictures."""
+    began = time.perf_counter()
+    cli.require(options, checkpoint="runs/sketchy", sketch="cat.png", output="why", photos="album")
+    found = photos.find(options.photos)
+    if not found.files:
+        raise ValueError(f"--photos={', '.join(options.photos)} contains no photos.")
+    folder = Path(reading.new_folder(options.output))
+    step, retriever = reading.load_step(options.checkpoint)
+    config = reading.read_config(options.checkpoint)
+    sketch = sketch_input.read(options.sketch, retriever.image_size)
+    ranking = options.ranking or config.evaluation.select.partition("/")[0]
+    if ranking not in retriever.rankings:
+        nearest = config_io.nearest(ranking, retriever.rankings)
+        raise ValueError(
+            f"--ranking={ranking} is not a ranking of this system: did you mean {nearest}?"
+        )
+    files = [candidate.file for candidate in found.files]
+    ranked, skipped = rank(retriever, sketch, files, ranking)
+    skipped = [*found.refused, *skipped]
+    report = "; ".join(f"{photos.name_of(file)}: {reason}" for file, reason in skipped[:20])
+    if not ranked:
+        raise ValueError(f"None of the {len(files):,} photos can be used ({report}).")
+    top = [photos.read(file, retriever.image_size) for file, _ in ranked[:SHOWN]]
+    images = [photo.image for photo in top if photo.image is not None]
+    hits = [hit(i, *ranked[i - 1], photo) for i, photo in enumerate(top, start=1)]
+    folder.mkdir(parents=True, exist_ok=True)
+    explained, warnings = [], []
+    if isinstance(retriever, Explainable):
+        explained = explain(folder, retriever, sketch, hits[: options.top], images[: options.top])
+    else:
+        warnings.append(
+            f"{type(retriever).__name__} compares whole images and has no local evidence, so the "
+            "photos are ranked but not explained."
+        )
+    if skipped:
+        warnings.append(f"{len(skipped):,} files were skipped ({report}).")
+    figures.retrieval_grid(
+        [sketch],
+        images,
+        np.arange(len(hits))[None],
+        sketch_labels=np.zeros(1, np.int32),
+        photo_labels=np.arange(len(hits)),
+        class_names=[hit.file.stem for hit in hits],
+        similarity=np.array([[hit.similarity for hit in hits]]),
+        judged=False,
+        title=f"The photos nearest to {Path(options.sketch).name}, by {ranking}",
+    ).savefig(folder / "retrieved.png", dpi=150)
+    results = Results(
+        hits=hits,
+        sketch=sketch,
+        seconds=time.perf_counter() - began,
+        timings={},
+        rankings={"rerank": ranking},
+        photos=len(ranked),
+        skipped=0,
+        about={
+            "sketch": options.sketch,
+            "checkpoint": f"{options.checkpoint}, step {step}",
+            "system": f"{config.model.system}, ranking by {ranking}",
+        },
+    )
+    (folder / "index.html").write_text(results.to_html(explained, warnings), encoding="utf-8")
+    for warning in warnings:
+        print(warning)
+    print(f"wrote {folder / 'index.html'} and {len(explained) + 1} pictures")
 
 
 if __name__ == "__main__":

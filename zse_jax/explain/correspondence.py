@@ -1,9 +1,9 @@
-"""Why a photo was found: which places of a sketch met which places of the photo (ZSE, section 3.4).
+"""Why a photo was found: which places of sketch and photo match (ZSE, CVPR 2023, section 3.4).
 
-Pure functions of a retriever and pairs of prepared images; what the places and their matches are is
-the system's own (`Retriever.correspond`). The similarity is attributed to matches by gradient x
-input, and `deletion_curve` shows whether that is faithful: the similarity must fall faster when
-the matches of largest attribution are removed than when any are (as in RISE, BMVC 2018).
+Pure functions of a retriever and pairs of prepared images. Each system defines its places and
+matches (`Explainable.correspond`). The similarity is attributed to matches by gradient x input.
+`deletion_curve` measures whether that is faithful: the similarity must fall faster when the matches
+with the largest attribution are removed than when random ones are (as in RISE, BMVC 2018).
 """
 
 import functools
@@ -16,46 +16,46 @@ import numpy as np
 from flax import nnx
 from jaxtyping import Array, Bool, Float, Int, Num, UInt8
 
-from zse_jax.retrievers.base import Retriever
+from zse_jax.retrievers.base import Encoder, Explainable
 
 INK_CONTRAST = 64
-"""A pixel of a sketch is ink if its grey value, 0 to 255, is this far from that of the paper."""
+"""A pixel is ink if its grey value, 0 to 255, differs from the paper's by at least this much."""
 
 BLANK = 0.02
-"""A place with a smaller share of ink counts as blank."""
+"""A place with a smaller share of ink is blank."""
 
 REMOVED = 0.0
-"""What `deletion_curve` puts in place of a match: the cosine of an anchor that is zero."""
+"""The value of a match that `deletion_curve` removed: the cosine with an anchor that is zero."""
 
 NO_EVIDENCE = -1.0
-"""The match of places that the system dropped on the way: the least that a cosine can be."""
+"""The match of places that the system dropped: the smallest possible cosine."""
 
 
 class Explanation(NamedTuple):
-    """What there is to show of B pairs (sketch i, photo i); numpy arrays.
+    """The explanation of B pairs (sketch i with photo i); numpy arrays.
 
     Places and tokens are the cells of square grids over the prepared images, row by row. Places
-    that the system dropped on the way (ZSE's token selection) match nothing: -1.
+    that the system dropped (ZSE's token selection) have a match of -1.
 
     Attributes:
-      similarity: [b], what the system ranks by, before any squashing.
+      similarity: [b], the value that the system ranks by, before any squashing.
       match: [b, s, p], similarity of each sketch place with each photo place.
-      attribution: [b, s, p], what each match contributes to the similarity that the matches make
-        (gradient x input of `Retriever.similarity_of`).
-      sketch_relevance: [b, s], the attribution summed over the photo.
-      photo_relevance: [b, p], the attribution summed over the sketch.
-      best: [b, s], the photo place that each sketch place matches best.
-      mutual: [b, s], whether that photo place also matches it best of all places with strokes;
-        False for blank places.
-      ink: [b, s], share of each sketch place's pixels that hold strokes, 0 to 1; 0 where the
-        system dropped the place. All 0 for a sketch without strokes, which has nothing to show.
-      sketch_attention: [b, t, u], what each sketch token looks at in the photo, or None.
-      photo_attention: [b, u, t], the other way, or None.
-      sketch_importance: [b, t], how much the image's summary looks at each token, or None.
-      photo_importance: [b, u], the same of the photo, or None.
-      evidence: what all this is, in words for figures.
-      sketch_places: [b, kept], the sketch places that the system did not drop; None: all.
-      photo_places: [b, kept], the same of the photo.
+      attribution: [b, s, p], contribution of each match to the similarity (gradient x input of
+        `Explainable.similarity_of`).
+      sketch_relevance: [b, s], attribution summed over the photo.
+      photo_relevance: [b, p], attribution summed over the sketch.
+      best: [b, s], the best-matching photo place of each sketch place.
+      mutual: [b, s], whether the sketch place is also the best match of that photo place among all
+        places with strokes; False for blank places.
+      ink: [b, s], share of pixels with strokes in each sketch place, 0 to 1; 0 for dropped places.
+        All 0 for a sketch without strokes, for which there is nothing to show.
+      sketch_attention: [b, t, u], attention of each sketch token to the photo's tokens, or None.
+      photo_attention: [b, u, t], the same from photo to sketch, or None.
+      sketch_importance: [b, t], weight of each token in the summary of the image, or None.
+      photo_importance: [b, u], the same for the photo, or None.
+      evidence: a phrase for figures that describes the matches.
+      sketch_places: [b, kept], the sketch places that were not dropped; None: all.
+      photo_places: [b, kept], the same for the photo.
     """
 
     similarity: Float[np.ndarray, "b"]
@@ -76,20 +76,37 @@ class Explanation(NamedTuple):
 
 
 class Explainer:
-    """Explains pairs of images by one retriever, in evaluation mode whatever the retriever's own.
+    """Explains pairs of images with one retriever, always in evaluation mode.
 
-    Compiles once for each number of pairs. What depends on the retriever alone is done here once:
-    for a small network on a CPU it takes longer than an explanation.
+    Compiles once for each number of pairs. The retriever is split only once, because for a small
+    network on a CPU that takes longer than an explanation.
     """
 
-    def __init__(self, retriever: Retriever):
-        """The retriever's present parameters count; it is not copied."""
+    def __init__(self, retriever: Encoder):
+        """Uses the current parameters of the retriever; does not copy them.
+
+        Raises:
+          ValueError: the system is not `Explainable`.
+        """
+        if not isinstance(retriever, Explainable):
+            raise ValueError(
+                f"{type(retriever).__name__} has no local evidence with which to explain a result: "
+                "it compares whole images."
+            )
         self._retriever, self._evaluated = retriever, _evaluated(retriever)
 
     def __call__(
         self, sketches: Num[np.ndarray | Array, "..."], photos: Num[np.ndarray | Array, "..."]
     ) -> Explanation:
-        """Explains the pairs (sketch i, photo i); arguments and errors as for `explain`."""
+        """Explains the pairs (sketch i, photo i).
+
+        Args:
+          sketches: uint8 [b, h, w, 3], prepared (`data_pipelines.images.prepare_sketch`).
+          photos: uint8 [b, h, w, 3], prepared (`prepare_photo`).
+
+        Raises:
+          ValueError: images of the wrong size, type or number.
+        """
         check_images(self._retriever, sketches, photos)
         found, attribution = jax.device_get(_run(*self._evaluated, sketches, photos))
         match = found.match
@@ -105,48 +122,23 @@ class Explainer:
             ink *= np.stack([np.isin(np.arange(ink.shape[1]), row) for row in sketch_places])
         best, mutual = best_matches(match, ink >= BLANK)
         return Explanation(
-            similarity=found.similarity,
-            match=match,
+            **found._asdict() | {"match": match},
             attribution=attribution,
             sketch_relevance=attribution.sum(axis=2),
             photo_relevance=attribution.sum(axis=1),
             best=best,
             mutual=mutual,
             ink=ink,
-            sketch_attention=found.sketch_attention,
-            photo_attention=found.photo_attention,
-            sketch_importance=found.sketch_importance,
-            photo_importance=found.photo_importance,
             evidence=self._retriever.local_evidence,
-            sketch_places=sketch_places,
-            photo_places=photo_places,
         )
-
-
-def explain(
-    retriever: Retriever,
-    sketches: Num[np.ndarray | Array, "..."],
-    photos: Num[np.ndarray | Array, "..."],
-) -> Explanation:
-    """Explains the pairs (sketch i, photo i), once; for many, `Explainer` is faster.
-
-    Args:
-      retriever: a system with local evidence.
-      sketches: uint8 [b, h, w, 3], prepared (`data_pipelines.images.prepare_sketch`).
-      photos: uint8 [b, h, w, 3], prepared (`prepare_photo`).
-
-    Raises:
-      ValueError: images of another size, type or number, or a system without local evidence.
-    """
-    return Explainer(retriever)(sketches, photos)
 
 
 def best_matches(
     match: Float[np.ndarray, "b s p"], inked: Bool[np.ndarray, "b s"]
 ) -> tuple[Int[np.ndarray, "b s"], Bool[np.ndarray, "b s"]]:
-    """Each sketch place's best photo place, and whether it is best the other way round too.
+    """The best photo place of each sketch place, and whether the match is mutual.
 
-    Of several that are equally good, the first counts.
+    Of several equal matches, the first is the best.
 
     Args:
       match: similarity of each sketch place with each photo place.
@@ -161,10 +153,10 @@ def best_matches(
 def ink_share(
     sketches: UInt8[np.ndarray, "b h w 3"], side: int
 ) -> Float[np.ndarray, "b {side*side}"]:
-    """The share of pixels that hold strokes in each cell of a `side` x `side` grid, row by row.
+    """The share of pixels with strokes in each cell of a `side` x `side` grid, row by row.
 
-    Ink is what differs by `INK_CONTRAST` from the paper, whose grey value is the median; so strokes
-    may be darker or lighter.
+    A pixel is ink if its grey value differs by `INK_CONTRAST` or more from that of the paper, which
+    is the median; so strokes can be darker or lighter than the paper.
     """
     grey = sketches.mean(axis=3, dtype=np.float32)
     paper = np.median(grey, axis=(1, 2), keepdims=True)
@@ -178,25 +170,25 @@ def ink_share(
 
 
 def deletion_curve(
-    retriever: Retriever,
+    retriever: Explainable,
     explanation: Explanation,
     order: Int[np.ndarray, "b n"],
     steps: int = 32,
 ) -> Float[np.ndarray, "b _"]:
-    """The similarity that the matches make as more and more of them are removed (set to 0).
+    """The similarity while more and more matches are removed (set to 0).
 
     Args:
       retriever: the system that was explained.
-      explanation: of its pairs.
-      order: the matches of each pair from the first that goes to the last: indices into
-        [s * p], each once, as `(-attribution.reshape(b, -1)).argsort(axis=1)`.
-      steps: how many removals; the number of matches removed at once is as equal as can be.
+      explanation: its explanation.
+      order: the order in which the matches of each pair are removed: indices into [s * p], each
+        once, for example `(-attribution.reshape(b, -1)).argsort(axis=1)`.
+      steps: number of removals, each of about the same number of matches.
 
     Returns:
-      [b, steps + 1], `similarity_of` the whole at first, of nothing at last.
+      [b, steps + 1], `similarity_of` from all matches to none.
 
     Raises:
-      ValueError: an order that is none of these matches, or a number of steps below 1.
+      ValueError: `order` is not an order of these matches, or `steps` is below 1.
     """
     pairs, s, p = explanation.match.shape
     if (
@@ -205,8 +197,8 @@ def deletion_curve(
         or not (np.sort(order, axis=1) == np.arange(s * p)).all()
     ):
         raise ValueError(
-            f"order must hold each of the {s} x {p} matches of {pairs} pairs once, shape "
-            f"{(pairs, s * p)}, and steps={steps} be at least 1; its shape is {order.shape}."
+            f"order must contain each of the {s} x {p} matches of {pairs} pairs once, in shape "
+            f"{(pairs, s * p)}, but has shape {order.shape}; steps={steps} must be at least 1."
         )
     rank = np.argsort(order, axis=1).reshape(pairs, s, p)
     match = explanation.match
@@ -227,46 +219,46 @@ def deletion_curve(
 
 
 def grid_side(places: int) -> int:
-    """Cells on a side of a square grid of so many places.
+    """The side of a square grid of `places` cells.
 
     Raises:
-      ValueError: that is no square.
+      ValueError: `places` is not a square number.
     """
     side = math.isqrt(places)
     if side * side != places:
         raise ValueError(
-            f"{places} places are no square grid, so they cannot be shown on an image."
+            f"{places} places do not form a square grid, so they cannot be drawn on an image."
         )
     return side
 
 
 def check_images(
-    retriever: Retriever,
+    retriever: Encoder,
     sketches: Num[np.ndarray | Array, "..."],
     photos: Num[np.ndarray | Array, "..."],
 ) -> None:
-    """Checks pairs of images that are to be explained.
+    """Checks pairs of images to explain.
 
     Raises:
-      ValueError: images of another size, type or number than the retriever takes.
+      ValueError: images of the wrong size, type or number.
     """
     size = retriever.image_size
     for name, images in (("sketches", sketches), ("photos", photos)):
         if images.shape[1:] != (size, size, 3) or images.dtype != np.uint8 or not len(images):
             raise ValueError(
-                f"{name} to explain must be uint8 of shape [pairs, {size}, {size}, 3], but are "
-                f"{images.dtype} of shape {tuple(images.shape)}: prepare each with "
+                f"{name} to explain must be uint8 of shape [pairs, {size}, {size}, 3], but they "
+                f"are {images.dtype} of shape {tuple(images.shape)}: prepare each with "
                 f"data_pipelines.images.prepare_{name.removesuffix('es').removesuffix('s')}"
                 f"(image, {size})."
             )
     if len(sketches) != len(photos):
         raise ValueError(
-            f"There are {len(sketches)} sketches and {len(photos)} photos: an explanation is of "
-            "pairs, sketch i with photo i."
+            f"There are {len(sketches)} sketches and {len(photos)} photos, but explanations are of "
+            "pairs: give one photo for each sketch."
         )
 
 
-def _evaluated(retriever: Retriever) -> tuple[Any, nnx.State]:
+def _evaluated(retriever: Explainable) -> tuple[Any, nnx.State]:
     """The retriever in evaluation mode, split for `jax.jit`."""
     return nnx.split(
         nnx.view(retriever, deterministic=True, use_running_average=True, raise_if_not_found=False)

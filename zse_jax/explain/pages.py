@@ -1,8 +1,7 @@
-"""HTML pages that need nothing but themselves: images inside, no network, light and dark.
+"""Self-contained HTML pages: images are embedded, no network, light and dark.
 
-The templates are in `templates/`: `base.html` has the style and the few lines of script,
-`parts.html` what pages share. A page forbids its browser to load anything (by a
-Content-Security-Policy), so that what it shows is what is in the file.
+The templates are in `templates/`: `base.html` contains the style and the script, `parts.html` the
+macros that pages share. A Content-Security-Policy forbids a page to load anything.
 """
 
 import base64
@@ -24,20 +23,23 @@ from zse_jax.explain.correspondence import Explainer, Explanation
 from zse_jax.explain.synthesis import synthesise
 
 THUMBNAIL, PANEL = 128, 224
-"""Longest sides of images in a row of photos and in an explanation, in pixels."""
+"""Longer side of images in a row of photos and in an explanation, in pixels."""
 
 PAIRS_AT_ONCE = 8
-"""Pairs that are explained in one call; the last ones are filled up, for a single compilation."""
+"""Pairs that are explained in one call."""
+
+
+_WEBP: dict[str, Any] = {"quality": 82, "method": 4}
 
 
 class Photo(NamedTuple):
     """A photo in a ranked row.
 
     Attributes:
-      src: the image, as a data URI.
+      src: the image as a data URI.
       name: its class or file.
       rank: counted from 1.
-      right: whether it is what was sought; None where that is not known.
+      right: whether it is a correct result; None if unknown.
       score: its similarity as text, or "".
     """
 
@@ -49,7 +51,7 @@ class Photo(NamedTuple):
 
 
 class Panel(NamedTuple):
-    """A picture within an explanation: its data URI, name, and what it shows."""
+    """A picture in an explanation: data URI, name, and a description of what it shows."""
 
     src: str
     name: str
@@ -60,12 +62,12 @@ class Explained(NamedTuple):
     """Why a photo was found, ready for a page.
 
     Attributes:
-      title: which photo.
+      title: names the photo.
       lines: data URI of the pair with its lines.
-      text: what the lines show, for readers who do not see them.
+      text: alternative text of the lines.
       panels: heat maps and syntheses.
-      evidence: what all of it is.
-      shown: whether it is unfolded at first.
+      evidence: describes the matches.
+      shown: whether the explanation is unfolded at first.
     """
 
     title: str
@@ -77,14 +79,14 @@ class Explained(NamedTuple):
 
 
 class Query(NamedTuple):
-    """A sketch with what was found for it.
+    """A sketch with its results.
 
     Attributes:
-      src: the sketch, as a data URI.
+      src: the sketch as a data URI.
       name: its class or file.
-      note: how well it went.
-      photos: the first ones.
-      explanations: of some of them.
+      note: a remark about the results.
+      photos: the first results.
+      explanations: explanations of some of them.
     """
 
     src: str
@@ -95,13 +97,13 @@ class Query(NamedTuple):
 
 
 def render(template: str, **values: Any) -> str:
-    """A page of one of the templates; every value is escaped unless it is `markupsafe.Markup`."""
+    """Renders a template; every value is escaped unless it is `markupsafe.Markup`."""
     return environment("zse_jax.explain").get_template(template).render(**values)
 
 
 @functools.cache
 def environment(package: str) -> jinja2.Environment:
-    """The templates of a package, in which values are escaped, and a missing one is an error."""
+    """The templates of a package; values are escaped, and undefined ones are errors."""
     return jinja2.Environment(
         loader=jinja2.PackageLoader(package),
         autoescape=True,
@@ -111,28 +113,26 @@ def environment(package: str) -> jinja2.Environment:
     )
 
 
-def image_uri(image: UInt8[np.ndarray, "h w c"], longest: int, quality: int = 82) -> str:
-    """An RGB or RGBA image as a data URI (WebP), scaled down to `longest` pixels if it is larger.
-
-    Small images stay small: the page scales them up.
-    """
+def image_uri(image: UInt8[np.ndarray, "h w c"], longest: int) -> str:
+    """An RGB or RGBA image as a data URI (WebP), scaled down to `longest` pixels if larger."""
     factor = longest / max(image.shape[:2])
     if factor < 1:
         image = cv2.resize(image, None, fx=factor, fy=factor, interpolation=cv2.INTER_AREA)
     buffer = io.BytesIO()
-    Image.fromarray(image).save(buffer, "WEBP", quality=quality, method=4)
-    return f"data:image/webp;base64,{base64.b64encode(buffer.getvalue()).decode()}"
+    Image.fromarray(image).save(buffer, "WEBP", **_WEBP)
+    return data_uri(buffer.getvalue(), "webp")
 
 
 def figure_uri(figure: Figure, dpi: int = 130) -> str:
-    """A figure as a data URI, with its own background, which may be transparent."""
+    """A figure as a data URI (WebP), with its own background, which can be transparent."""
     buffer = io.BytesIO()
-    figure.savefig(buffer, format="rgba", dpi=dpi)
-    width, height = (round(x * dpi) for x in figure.get_size_inches())
-    pixels = np.frombuffer(buffer.getvalue(), np.uint8)
-    if pixels.size != width * height * 4:  # matplotlib rounds sizes down
-        width, height = (int(x * dpi) for x in figure.get_size_inches())
-    return image_uri(pixels.reshape(height, width, 4), width)
+    figure.savefig(buffer, format="webp", dpi=dpi, pil_kwargs=_WEBP)
+    return data_uri(buffer.getvalue(), "webp")
+
+
+def data_uri(encoded: bytes, kind: str) -> str:
+    """An encoded image of a MIME subtype such as "jpeg" as a data URI."""
+    return f"data:image/{kind};base64,{base64.b64encode(encoded).decode()}"
 
 
 def explanations(
@@ -140,18 +140,22 @@ def explanations(
     pairs: Sequence[tuple[UInt8[np.ndarray, "h w 3"], UInt8[np.ndarray, "h w 3"]]],
     progress: bool = False,
 ) -> Iterator[tuple[Explanation, int]]:
-    """For each pair of sketch and photo, in order, its explanation and its place therein.
+    """For each pair of sketch and photo, in order, an explanation and the pair's index in it.
+
+    Explains up to `PAIRS_AT_ONCE` pairs in one call. All calls are padded to the same number of
+    pairs, so that one compilation is enough.
 
     Args:
-      explainer: of the system.
+      explainer: the explainer of the system.
       pairs: prepared images.
-      progress: show how far it is.
+      progress: show a progress bar.
     """
+    batch = min(PAIRS_AT_ONCE, len(pairs))
     with tqdm(total=len(pairs), desc="explaining", unit="pair", disable=not progress) as bar:
-        for start in range(0, len(pairs), PAIRS_AT_ONCE):
-            some = pairs[start : start + PAIRS_AT_ONCE]
-            filled = [*some, *[some[-1]] * (PAIRS_AT_ONCE - len(some))]
-            sketches, photos = (np.stack(images) for images in zip(*filled, strict=True))
+        for start in range(0, len(pairs), batch or 1):
+            some = pairs[start : start + batch]
+            padded = [*some, *[some[-1]] * (batch - len(some))]
+            sketches, photos = (np.stack(images) for images in zip(*padded, strict=True))
             found = explainer(sketches, photos)
             for pair in range(len(some)):
                 yield found, pair
@@ -172,11 +176,11 @@ def explained(
 
     Args:
       sketch, photo: prepared.
-      explanation: of some pairs.
-      pair: which of them this is.
-      title: which photo it is.
-      syntheses: images made of patches, by name; None: the one of this photo's patches.
-      shown: unfold it at first.
+      explanation: an explanation of some pairs.
+      pair: the index of this pair in it.
+      title: names the photo.
+      syntheses: images made of patches, by name; None: one made of this photo's patches.
+      shown: unfold the explanation at first.
     """
     found = pair_figures.matched_places(explanation, pair)
     if syntheses is None:
@@ -192,10 +196,10 @@ def explained(
     ]
     mutual = sum(line.mutual for line in found)
     text = (
-        f"The sketch beside the photo, joined by {len(found)} numbered lines; {mutual} of them are "
+        f"The sketch and the photo, joined by {len(found)} numbered lines; {mutual} of them are "
         "mutual best matches."
         if found
-        else "The sketch beside the photo; the sketch has no strokes to match."
+        else "The sketch and the photo; the sketch has no strokes to match."
     )
     lines = figure_uri(pair_figures.lines(sketch, photo, explanation, pair))
     return Explained(title, lines, text, panels, explanation.evidence, shown)

@@ -1,8 +1,8 @@
-"""A sketch turned into a photo by universal replacement (ZSE, CVPR 2023, section 4.5).
+"""A photo synthesised from a sketch by universal replacement (ZSE, CVPR 2023, section 4.5).
 
-Each place of the sketch that holds strokes is replaced by the photo patch that matches it best: of
-one photo, or of a whole gallery. Blank places stay paper. What comes out shows what the system
-takes the strokes for, not what the object looks like.
+Each place of the sketch with strokes is replaced by the photo patch that matches it best, from one
+photo or from a gallery. Blank places stay paper. The result shows what the system takes the strokes
+for, not what the object looks like.
 """
 
 from collections.abc import Iterable
@@ -15,17 +15,17 @@ from jaxtyping import Float, Int, UInt8
 from zse_jax.explain.correspondence import BLANK, grid_side
 
 FEATHER = 0.25
-"""How far a blended patch reaches into its neighbours, as a share of its side."""
+"""How far a blended patch extends into its neighbours, as a share of its side."""
 
 
 class Synthesis(NamedTuple):
-    """A synthesised image and where its patches come from.
+    """A synthesised image and the sources of its patches.
 
     Attributes:
       image: uint8, of the sketch's size.
-      photo: [s], which photo of the gallery each place's patch is of; -1 where it stayed blank.
-      place: [s], which place of that photo; -1 where it stayed blank.
-      match: [s], how well it matches; -inf where it stayed blank.
+      photo: [s], index in the gallery of the photo of each patch; -1 for blank places.
+      place: [s], the place of the patch in that photo; -1 for blank places.
+      match: [s], similarity of the patch with the sketch place; -inf for blank places.
     """
 
     image: UInt8[np.ndarray, "h w 3"]
@@ -48,14 +48,14 @@ def synthesise(
       sketch: prepared.
       photo: prepared, of the same size.
       match: similarity of each sketch place with each photo place (`Explanation.match`).
-      ink: share of ink in each sketch place; those below `correspondence.BLANK` stay paper.
-      blend: hide the seams: patches are cut larger and fade into their neighbours.
+      ink: share of ink in each sketch place; places below `correspondence.BLANK` stay paper.
+      blend: hide the seams: patches overlap and fade into their neighbours.
 
     Returns:
-      The image; the paper alone where the sketch has no strokes.
+      The image; only paper if the sketch has no strokes.
 
     Raises:
-      ValueError: images of different sizes, or matches that are no square grids.
+      ValueError: images of different sizes, or matches that are not square grids.
     """
     return synthesise_from_gallery(sketch, [(photo, match)], ink, blend=blend).image
 
@@ -67,19 +67,18 @@ def synthesise_from_gallery(
     *,
     blend: bool = False,
 ) -> Synthesis:
-    """The sketch rebuilt from the best patches that any photo of a gallery has.
+    """The sketch rebuilt from the best-matching patches of all photos of a gallery.
 
-    The gallery is read once and nothing of it is kept but the best patches so far.
+    Reads the gallery once, and keeps only the best patches so far.
 
     Args:
       sketch: prepared.
-      gallery: photos, prepared, each with how its places match the sketch's
-        (`Explanation.match`); any iterable, such as a generator. Of equally good patches the
-        first photo's counts.
+      gallery: prepared photos, each with its `Explanation.match`; any iterable, such as a
+        generator. Of equally good patches, that of the first photo is used.
       ink, blend: as for `synthesise`.
 
     Raises:
-      ValueError: images of different sizes, matches that are no square grids, or no photo.
+      ValueError: images of different sizes, matches that are not square grids, or no photo.
     """
     side = grid_side(len(ink))
     margin = _reach(sketch.shape[0], side) if blend else 0
@@ -96,7 +95,7 @@ def synthesise_from_gallery(
             best[cell], source[:, cell] = values[cell], (number, places[cell])
             patches[cell] = _cut(photo, int(places[cell]), grid_side(match.shape[1]), margin)
     if number < 0:
-        raise ValueError("There is no photo in the gallery to take patches from.")
+        raise ValueError("The gallery contains no photos to take patches from.")
     image = _assembled(sketch, patches, side, margin)
     return Synthesis(image, photo=source[0], place=source[1], match=best)
 
@@ -105,9 +104,9 @@ def _check(sketch: np.ndarray, photo: np.ndarray, match: np.ndarray, places: int
     square = sketch.shape[0] == sketch.shape[1]
     if photo.shape != sketch.shape or not square or match.ndim != 2 or len(match) != places:
         raise ValueError(
-            f"A photo of shape {photo.shape} whose matches have shape {match.shape} cannot replace "
-            f"a sketch of shape {sketch.shape} with {places} places: prepare both to one square, "
-            "and give the matches of this pair as [sketch places, photo places]."
+            f"A photo of shape {photo.shape} with matches of shape {match.shape} cannot replace "
+            f"a sketch of shape {sketch.shape} with {places} places: prepare both images to the "
+            "same square size, and give the matches as [sketch places, photo places]."
         )
 
 
@@ -116,7 +115,7 @@ def _reach(size: int, side: int) -> int:
 
 
 def _bounds(place: int, side: int, size: int) -> tuple[int, int, int, int]:
-    """First and last row, first and last column (exclusive) of a place, in pixels."""
+    """Top, bottom, left and right edge of a place in pixels, bottom and right exclusive."""
     row, column = divmod(place, side)
     top, bottom, left, right = (i * size // side for i in (row, row + 1, column, column + 1))
     return top, bottom, left, right
@@ -133,10 +132,10 @@ def _cut(photo: np.ndarray, place: int, side: int, margin: int) -> np.ndarray:
 def _assembled(
     sketch: np.ndarray, patches: dict[int, np.ndarray], side: int, margin: int
 ) -> UInt8[np.ndarray, "h w 3"]:
-    """The patches at their places on the sketch's paper; where several overlap, their mean.
+    """The patches at their places on the sketch's paper; the weighted mean where they overlap.
 
-    Each fades from `margin` inside the edge of its place to `margin` outside; what no patch covers
-    is paper.
+    Each patch fades from `margin` inside the edge of its place to `margin` outside. The rest is
+    paper.
     """
     size = len(sketch)
     paper = np.median(sketch.reshape(-1, 3), axis=0)
@@ -158,7 +157,7 @@ def _assembled(
 
 
 def _ramp(length: int, margin: int) -> Float[np.ndarray, "{length}"]:
-    """Weights along a side: up over twice the margin, 1 in the middle, and down again."""
+    """Weights along a side: they rise to 1 over twice the margin, and fall in the same way."""
     if not margin:
         return np.ones(length, np.float32)
     distance = np.minimum(np.arange(length), np.arange(length)[::-1]) + 0.5

@@ -1,11 +1,11 @@
-"""A page to draw on, which finds your photos while you draw.
+"""A page that searches your photos while you draw.
 
     python -m zse_jax.gallery.app --index=my-index
 
 Draw with mouse, pen or finger, or upload a sketch; click a photo to see why it was found. The page
-is served to this machine alone unless --host says otherwise (--share lets Gradio publish it for a
-week), needs no network, and hands out nothing but thumbnails of the photos in the index and the
-small pictures that explain one. In a notebook:
+is served only to this machine unless --host is given (--share lets Gradio publish it for a week),
+needs no network, and sends only thumbnails of the photos and the small pictures of explanations. In
+a notebook:
 
     from zse_jax.gallery import app
     app.launch("my-index")
@@ -20,7 +20,7 @@ from typing import Any, no_type_check
 from absl import flags
 
 from zse_jax.gallery import index as indexes
-from zse_jax.gallery.app_backend import Answers, template_text
+from zse_jax.gallery.app_backend import Backend, template_text
 from zse_jax.gallery.results import Results
 from zse_jax.gallery.search import Searcher
 from zse_jax.runtime import cli
@@ -28,32 +28,28 @@ from zse_jax.runtime import cli
 TITLE = "Find photos by drawing"
 
 SESSIONS = 200
-"""Visitors whose last results are kept, for explanations."""
+"""Number of browser sessions whose last results are kept for explanations."""
 
 
-def create(answers: Answers) -> Any:
-    """The page, a gradio.Blocks that `launch` serves.
-
-    Args:
-      answers: to what is drawn.
-    """
+def create(backend: Backend) -> Any:
+    """The page as a `gradio.Blocks`, for `serve`."""
     import gradio as gr
 
-    @no_type_check  # Gradio must see that it is a generator function
+    @no_type_check  # a type-checking wrapper would hide the generator function from Gradio
     def search(
         drawing: str | None, rerank: int | float
     ) -> Iterator[tuple[str, str, Results | None]]:
-        for answer in answers.search(drawing, rerank):
+        for answer in backend.search(drawing, rerank):
             yield answer.html, "", answer.results
 
     def explain(results: Results | None, event: gr.EventData) -> str:
-        return answers.explain(results, str(event._data.get("photo")))
+        return backend.explain(results, str(event._data.get("photo")))
 
-    most = answers.most
+    most = backend.most_pairs
     with gr.Blocks(title=TITLE, analytics_enabled=False) as page:
         shown = gr.State(None, time_to_live=3600)
         gr.HTML(
-            f"<h1>{TITLE}</h1><p>Draw with mouse, pen or finger; results come while you draw.</p>",
+            f"<h1>{TITLE}</h1><p>Draw with mouse, pen or finger. Results update as you draw.</p>",
             apply_default_css=False,
             elem_classes="zse-head",
         )
@@ -63,23 +59,23 @@ def create(answers: Answers) -> Any:
                     "",
                     html_template=template_text("pad.html"),
                     js_on_load=template_text("pad.js"),
-                    pen=answers.pen,
+                    pen=backend.pen,
                     apply_default_css=False,
                     elem_id="pad",
                 )
                 rerank = gr.Slider(
                     0,
                     max(1, most),
-                    answers.usual,
+                    backend.default_pairs,
                     step=1 if most <= 100 else 10,
                     label="Fast to exact",
-                    info="Photos compared with the drawing pair by pair; 0 is fastest.",
+                    info="Number of photos compared with the drawing pair by pair; 0 is fastest.",
                     visible=most > 0,
                     elem_id="rerank",
                 )
             with gr.Column(scale=3, min_width=300):
                 found = gr.HTML(
-                    answers.empty().html,
+                    backend.empty().html,
                     js_on_load=template_text("found.js"),
                     apply_default_css=False,
                     elem_id="found",
@@ -87,27 +83,21 @@ def create(answers: Answers) -> Any:
         why = gr.HTML(
             "", js_on_load=template_text("why.js"), apply_default_css=False, elem_id="why"
         )
-        quietly: dict[str, Any] = {"show_progress": "hidden", "api_visibility": "private"}
-        asked: dict[str, Any] = {
+        hidden: dict[str, Any] = {"show_progress": "hidden", "api_visibility": "private"}
+        search_event: dict[str, Any] = {
             "fn": search,
             "inputs": [pad, rerank],
             "outputs": [found, why, shown],
             "trigger_mode": "always_last",
             "concurrency_id": "searcher",
             "concurrency_limit": 1,
-            **quietly,
+            **hidden,
         }
-        pad.input(**asked)
-        rerank.change(**asked)
+        pad.input(**search_event)
+        rerank.change(**search_event)
         waiting = json.dumps(template_text("waiting.html"))
-        found.select(None, None, [why], js=f"() => {waiting}", **quietly)
-        found.select(
-            explain,
-            [shown],
-            [why],
-            concurrency_id="searcher",
-            **quietly,
-        )
+        found.select(None, None, [why], js=f"() => {waiting}", **hidden)
+        found.select(explain, [shown], [why], concurrency_id="searcher", **hidden)
     return page
 
 
@@ -122,28 +112,28 @@ def launch(
     block: bool = False,
     quiet: bool = False,
 ) -> str:
-    """Opens an index and serves its page; the address.
+    """Opens an index and serves its page; returns the page's address.
 
     Args:
-      index: where it is.
-      checkpoint: where its checkpoint is now; None: where it was.
-      k: photos that are shown.
-      host: of the machine's addresses, the one that is listened to; 127.0.0.1: nobody else sees it.
-      port: None: the first free one from 7860 on.
-      share: let Gradio publish the page for a week; None: only where a notebook needs it.
-      block: return when the page is closed (Ctrl-C).
+      index: the location of the index.
+      checkpoint: current location of its checkpoint; None: the recorded location.
+      k: number of photos to show.
+      host: the address to listen on; 127.0.0.1 is not reachable from other machines.
+      port: None: the first free port from 7860.
+      share: let Gradio publish the page for a week; None: only if a notebook requires it.
+      block: return only after Ctrl-C.
       quiet: print nothing.
 
     Raises:
       FileNotFoundError, ValueError: as `Index` and `Searcher`.
-      OSError: the port is taken.
+      OSError: the port is in use.
     """
-    answers = Answers(Searcher(indexes.open(index), checkpoint), k)
-    answers.warm_up()
-    page = create(answers)
+    backend = Backend(Searcher(indexes.open(index), checkpoint), k)
+    backend.warm_up()
+    page = create(backend)
     address = serve(page, host=host, port=port, share=share, quiet=quiet)
     if block:
-        print(f"{TITLE}: {address}  (Ctrl-C ends it)", flush=True)
+        print(f"{TITLE}: {address}  (press Ctrl-C to stop)", flush=True)
         page.block_thread()
     return address
 
@@ -156,7 +146,7 @@ def serve(
     share: bool | None = None,
     quiet: bool = True,
 ) -> str:
-    """Serves a page of `create` in the background; its address. Arguments as `launch`."""
+    """Serves a page of `create` in the background; returns its address. Arguments as `launch`."""
     import gradio as gr
     from starlette.middleware import Middleware
 
@@ -187,31 +177,28 @@ def serve(
         )
     except OSError as error:
         raise OSError(
-            f"The page cannot be served at {host}:{port or '7860 and above'}: the port is taken, "
-            "or the address is none of this machine's. Name others, such as --port=7900."
+            f"The page cannot be served at {host}:{port or '7860 and above'}: the port is in use, "
+            "or this machine does not have the address. Choose another, such as --port=7900."
         ) from error
     return public or local
 
 
 def define_flags(options: flags.FlagValues, argv: Sequence[str]) -> None:
     """The command line."""
-    if any(cli.config_arguments(argv)):
-        raise ValueError("The page takes no --config: that of the checkpoint holds. See --help.")
-    flags.DEFINE_string("index", None, "A folder, or a place in a bucket.", options)
-    help_ = "Where the index's checkpoint is now; by default where it was."
+    flags.DEFINE_string("index", None, "The index: a folder, or a location in a bucket.", options)
+    help_ = "Current location of the index's checkpoint, if it was moved."
     flags.DEFINE_string("checkpoint", None, help_, options)
-    flags.DEFINE_integer("k", 24, "How many photos to show.", 1, 500, options)
-    help_ = "The address that is listened to; 0.0.0.0 lets others on your network in."
+    flags.DEFINE_integer("k", 24, "Number of photos to show.", 1, 500, options)
+    help_ = "The address to listen on; 0.0.0.0 makes the page reachable from your network."
     flags.DEFINE_string("host", "127.0.0.1", help_, options)
-    help_ = "By default the first free one from 7860 on."
+    help_ = "Default: the first free port from 7860."
     flags.DEFINE_integer("port", None, help_, 1, 65535, options)
     flags.DEFINE_bool("share", False, "Let Gradio publish the page for a week.", options)
 
 
 def main(options: flags.FlagValues) -> None:
-    """Serves what the command line says, until Ctrl-C."""
-    if not options.index:
-        raise ValueError("--index is missing: say, for example, --index=my-index.")
+    """Serves the page until Ctrl-C."""
+    cli.require(options, index="my-index")
     launch(
         options.index,
         options.checkpoint,

@@ -1,7 +1,7 @@
-"""What the page shows: a drawing as the browser sends it goes in, a piece of HTML comes out.
+"""The backend of the page: takes a drawing as the browser sends it, returns HTML.
 
-Photos appear as the index's own thumbnails, within the HTML. No file is ever named to the browser,
-and none is read but those of the index, to explain a photo.
+Photos appear as the thumbnails in the index, inside the HTML. The browser never receives a path,
+and only files of the index are read, to explain a photo.
 """
 
 import base64
@@ -23,19 +23,20 @@ from zse_jax.explain.correspondence import ink_share
 from zse_jax.explain.pair_figures import LINE_STYLES
 from zse_jax.gallery.results import Results
 from zse_jax.gallery.search import RERANK, Searcher
+from zse_jax.retrievers.base import Explainable
 
 LARGEST_DRAWING, LARGEST_SIDE = 4 * 2**20, 2048
-"""Characters of a drawing that is looked at, and pixels of its sides."""
+"""Limits of a drawing: characters of its data URL, and pixels of its longer side."""
 
 MOST_RERANKED = 1000
-"""Pairs that are scored for one drawing, at most."""
+"""Limit of pairs that are scored for one drawing."""
 
 FEWEST = 20
-"""Pairs that are scored unless asked otherwise, on the slowest machine."""
+"""Smallest default number of pairs, on slow machines."""
 
 BUDGET, SLOW = 0.3, 0.5
-"""Seconds that scoring takes unless asked otherwise; and from which on the order by embedding is
-shown until the pairs are scored."""
+"""Seconds that scoring takes by default, and seconds above which the order by embedding is shown
+until the pairs are scored."""
 
 _PACKAGE = "zse_jax.gallery"
 
@@ -50,97 +51,98 @@ class Answer(NamedTuple):
 
 
 def decoded(drawing: str) -> UInt8[np.ndarray, "h w 3"] | None:
-    """The drawing in a data URL; None where nothing is drawn.
+    """The drawing in a data URL; None if nothing is drawn.
 
     Raises:
-      ValueError: it is no picture, or larger than a drawing needs to be.
+      ValueError: it is not a picture, or is too large.
     """
     if not drawing:
         return None
     match = _DATA_URL.match(drawing[:40])
     if len(drawing) > LARGEST_DRAWING:
         raise ValueError(
-            f"The drawing is too large ({len(drawing) / 2**20:.0f} MiB): save it smaller."
+            f"The drawing is too large ({len(drawing) / 2**20:.0f} MiB): use a smaller one."
         )
     try:
         if match is None:
-            raise ValueError("no data URL of a picture")
+            raise ValueError("not the data URL of a picture")
         encoded = base64.b64decode(drawing[match.end() :], validate=True)
         with Image.open(io.BytesIO(encoded), formats=("PNG", "JPEG", "WEBP")) as head:
             size = head.size
     except (ValueError, OSError, binascii.Error, Image.DecompressionBombError) as error:
-        raise ValueError("The drawing is no picture: draw it, or choose a PNG or JPEG.") from error
+        raise ValueError("The drawing is not a picture: draw, or upload a PNG or JPEG.") from error
     if max(size) > LARGEST_SIDE:
         raise ValueError(
-            f"The drawing has {size[0]} x {size[1]} pixels: save it with at most {LARGEST_SIDE} "
-            "on each side."
+            f"The drawing has {size[0]} x {size[1]} pixels: use one with at most {LARGEST_SIDE} on "
+            "each side."
         )
     image = images.decode(encoded)
     return image if ink_share(image[None], 1).any() else None
 
 
-class Answers:
-    """Answers the page's questions with one searcher.
+class Backend:
+    """Handles the page's requests with one searcher.
 
     Attributes:
       searcher: the searcher.
-      most: pairs that can be scored for a drawing; 0 if the system scores none.
-      usual: pairs that are scored unless asked otherwise: as many as take `BUDGET` seconds here.
+      most_pairs: limit of pairs to score for a drawing; 0 if the system does not score pairs.
+      default_pairs: pairs that are scored by default: as many as this machine scores in `BUDGET`.
     """
 
     def __init__(self, searcher: Searcher, k: int = 24):
-        """Shows `k` photos."""
+        """Uses `searcher`, and shows `k` photos."""
         self.searcher, self._k = searcher, k
-        self.most = min(searcher.gallery.photos, MOST_RERANKED) if searcher.reranks else 0
-        self.usual = min(RERANK, self.most)
+        self.most_pairs = min(searcher.gallery.photos, MOST_RERANKED) if searcher.reranks else 0
+        self.default_pairs = min(RERANK, self.most_pairs)
+        self._explains = isinstance(searcher.retriever, Explainable)
         self._seconds_of_pair = 0.0
 
     @property
     def pen(self) -> int:
-        """Width of the pen in pixels of the paper, whose sides have 512.
+        """Width of the pen in pixels of the 512 x 512 canvas.
 
-        So wide that a drawing is about as dark, once it is scaled to the network's images, as the
-        sketches that it was trained on: 17 % of the doodles' pixels are ink, 9 % of Sketchy's.
+        Chosen so that drawings, scaled to the network's input size, have about as much ink as the
+        training sketches: 17 % of the pixels in the doodles, 9 % in Sketchy.
         """
         return max(9, round(880 / self.searcher.retriever.image_size))
 
     def warm_up(self) -> None:
-        """Compiles what a search needs, and sees how many pairs this machine scores in `BUDGET`."""
+        """Compiles a search, and sets `default_pairs` by the speed of this machine."""
         if not self.searcher.gallery.photos:
             return
         drawing = np.full((64, 64, 3), 255, np.uint8)
         drawing[16:48, 30:34] = 0
         for _ in range(2):
-            self._seconds_of_pair = self.searcher(drawing, self._k, self.usual).seconds
-            self._seconds_of_pair /= max(1, self.usual)
+            self._seconds_of_pair = self.searcher(drawing, self._k, self.default_pairs).seconds
+            self._seconds_of_pair /= max(1, self.default_pairs)
         fast = int(BUDGET / self._seconds_of_pair)
-        self.usual = min(self.most, max(FEWEST, fast // 50 * 50))
-        self.searcher(drawing, self._k, self.usual)  # reads what the next one needs, too
+        self.default_pairs = min(self.most_pairs, max(FEWEST, fast // 50 * 50))
+        self.searcher(drawing, self._k, self.default_pairs)
 
     def empty(self) -> Answer:
-        """What is shown while nothing is drawn."""
+        """Shown while nothing is drawn."""
         photos = self.searcher.gallery.photos
         if not photos:
-            text = "This index holds no photo yet: add some with zse_jax.gallery.index add."
+            text = "This index contains no photos: add some with zse_jax.gallery.index add."
             return Answer(_message(title="No photos", text=text))
         text = f"Draw an object, and the most similar of {photos:,} photos appear here."
-        if self.searcher.retriever.local_evidence:
+        if self._explains:
             text += " Click one to see why it was found."
         return Answer(_message(title="Nothing drawn yet", text=text))
 
     def search(self, drawing: str | None, rerank: int | float = RERANK) -> Iterator[Answer]:
-        """Answers to a drawing, the last of which is final; an earlier one is a first glance.
+        """Searches with a drawing: yields the final answer, and if it is slow, first a preview.
 
         Args:
           drawing: data URL.
-          rerank: how many pairs to score.
+          rerank: number of pairs to score.
         """
         try:
             sketch = decoded(drawing or "")
             if sketch is None or not self.searcher.gallery.photos:
                 yield self.empty()
                 return
-            wanted = int(min(max(0, rerank or 0), self.most))
+            wanted = int(min(max(0, rerank or 0), self.most_pairs))
             if wanted * self._seconds_of_pair > SLOW:
                 yield self._answer(self.searcher(sketch, self._k, 0), 0, unfinished=True)
             results = self.searcher(sketch, self._k, wanted)
@@ -157,7 +159,7 @@ class Answers:
             scored=scored,
             unfinished=unfinished,
             names=[PurePath(hit.path).stem for hit in results.hits],
-            explains=self.searcher.retriever.local_evidence,
+            explains=self._explains,
         )
         return Answer(html, results)
 
@@ -165,16 +167,16 @@ class Answers:
         """Why a photo of the results was found.
 
         Args:
-          results: of the drawing that is shown.
-          photo: its id.
+          results: the current results.
+          photo: the photo's id.
         """
         hit = next((hit for hit in results.hits if hit.id == photo), None) if results else None
         if results is None or hit is None:
-            return _message(problem=True, text="Draw first, then choose one of the photos found.")
+            return _message(problem=True, text="Draw first, then choose one of the photos.")
         try:
             part = self.searcher.explain(results.sketch, hit)
         except FileNotFoundError:
-            text = "The file of this photo is gone since it was indexed, so nothing can be shown."
+            text = "The file of this photo no longer exists, so it cannot be explained."
             return _message(problem=True, text=text)
         except (ValueError, OSError) as error:
             return _message(problem=True, text=str(error))
@@ -182,7 +184,7 @@ class Answers:
 
 
 def template_text(name: str) -> str:
-    """The text of one of the page's own files."""
+    """The contents of one of the page's templates."""
     environment = pages.environment(_PACKAGE)
     assert environment.loader is not None
     return environment.loader.get_source(environment, name)[0]

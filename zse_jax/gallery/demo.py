@@ -1,10 +1,9 @@
-"""The page with something in it at once: photos of the doodles, and the demo's checkpoint.
+"""A page with photos to search from the start: the doodles, and the demo's checkpoint.
 
     python -m zse_jax.gallery.demo --checkpoint=demo
 
-Writes the photos of the embedded data set into a folder as if they were yours, indexes them with
-the checkpoint of `make demo`, and serves the page; `make app` does both. The second time, all is
-there already.
+Writes the photos of the built-in data set to a folder, indexes them with the checkpoint of `make
+demo`, and serves the page; `make app` runs both. A second run reuses the photos and the index.
 """
 
 import os
@@ -22,11 +21,11 @@ DATA = "doodles"
 
 
 def write_photos(folder: str | os.PathLike, per_class: int | None = None) -> int:
-    """Writes photos as FOLDER/CLASS/NAME, unless they are there; how many there are.
+    """Writes photos to FOLDER/CLASS/NAME, unless they exist; returns how many there are.
 
     Args:
-      folder: gets a folder for each class, seen and unseen.
-      per_class: of each; None: all.
+      folder: receives one folder per class, seen and unseen.
+      per_class: photos of each class; None: all.
 
     Raises:
       ValueError, FileNotFoundError: the data set cannot be prepared.
@@ -46,17 +45,17 @@ def write_photos(folder: str | os.PathLike, per_class: int | None = None) -> int
 def build(
     checkpoint: str | os.PathLike, folder: str | os.PathLike, per_class: int | None = None
 ) -> Path:
-    """Photos and their index in `folder`; where the index is.
+    """Writes photos and their index to `folder`; returns the location of the index.
 
-    An index of an earlier checkpoint is replaced.
+    Replaces an index of another checkpoint.
 
     Args:
       checkpoint: of a system trained on the doodles.
-      folder: gets `photos` and `index`.
+      folder: receives `photos` and `index`.
       per_class: photos of each class; None: all.
 
     Raises:
-      FileNotFoundError: there is no checkpoint.
+      FileNotFoundError: the checkpoint does not exist.
       BlockingIOError, ValueError: as `index.build`.
     """
     photos, where = Path(folder) / "photos", Path(folder) / "index"
@@ -73,14 +72,14 @@ def build(
 def define_flags(options: flags.FlagValues, argv: Sequence[str]) -> None:
     """The command line."""
     flags.DEFINE_string("checkpoint", "demo", "The workdir of a run on the doodles.", options)
-    help_ = "Gets photos and index; by default the folder `app` in the workdir."
+    help_ = "Folder for the photos and the index. Default: the folder `app` in the workdir."
     flags.DEFINE_string("folder", None, help_, options)
-    flags.DEFINE_string("host", "127.0.0.1", "The address that is listened to.", options)
-    flags.DEFINE_integer("port", None, "By default the first free one.", 1, 65535, options)
+    flags.DEFINE_string("host", "127.0.0.1", "The address to listen on.", options)
+    flags.DEFINE_integer("port", None, "Default: the first free port from 7860.", 1, 65535, options)
 
 
 def main(options: flags.FlagValues) -> None:
-    """Builds what is missing, and serves the page until Ctrl-C."""
+    """Builds the index if necessary, and serves the page until Ctrl-C."""
     folder = options.folder or Path(options.checkpoint) / "app"
     where = build(options.checkpoint, folder)
     app.launch(where, host=options.host, port=options.port, share=False, block=True, quiet=True)

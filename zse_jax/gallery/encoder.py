@@ -1,6 +1,6 @@
-"""A retriever on prepared images: features and embedding in one compiled call.
+"""A retriever on prepared images: features and embedding in one compiled call, and pair scores.
 
-Features also travel as bytes, so that an index can keep those of its photos.
+Features can be converted to bytes, so that an index can store those of its photos.
 """
 
 import functools
@@ -14,34 +14,43 @@ from flax import nnx
 from jaxtyping import Array, Bool, Float, UInt8
 
 from zse_jax.retrieval.encoding import evaluation_state
-from zse_jax.retrievers.base import Features, Modality, Retriever
+from zse_jax.retrievers import base
+from zse_jax.retrievers.base import Features, Modality
 
 BATCH = 32
 """Images that are encoded at once."""
 
+PAIRS = 50
+"""Pairs that are scored at once."""
+
+
+def batch_size(photos: int) -> int:
+    """Images to encode at once: fewer than `BATCH` for a few photos, as batches are padded."""
+    return min(BATCH, 1 << max(0, photos - 1).bit_length())
+
 
 class Encoded(NamedTuple):
-    """Images as the system sees them.
+    """Encoded images.
 
     Attributes:
-      features: whose leading axis is the image.
-      embedding: [b, d], of length 1.
+      features: a pytree whose leaves have the image as leading axis.
+      embedding: [b, d], L2-normalised.
     """
 
     features: Features
     embedding: Float[np.ndarray, "b d"]
 
 
-class Encoder:
+class CompiledEncoder:
     """Encodes and scores with one retriever, in evaluation mode.
 
     Attributes:
       retriever: the system.
-      width: of its embedding.
-      item_bytes: what the features of an image take.
+      width: the size of its embeddings.
+      item_bytes: the size of one image's features in bytes.
     """
 
-    def __init__(self, retriever: Retriever):
+    def __init__(self, retriever: base.Encoder):
         """Compiles nothing yet."""
         self.retriever = retriever
         self._graphdef, self._state = evaluation_state(retriever, None)
@@ -50,74 +59,80 @@ class Encoder:
         features, embedding, _ = jax.eval_shape(
             functools.partial(_encode, self._graphdef, modality="photo"), self._state, image
         )
-        self._leaves, self._structure = jax.tree.flatten(features)
-        self.width = embedding.shape[1]
-        self.item_bytes = sum(leaf.size * leaf.dtype.itemsize for leaf in self._leaves)
+        leaves, self._structure = jax.tree.flatten(features)
+        fields = [(str(i), leaf.dtype, leaf.shape[1:]) for i, leaf in enumerate(leaves)]
+        self._dtype = np.dtype(fields)
+        self.width, self.item_bytes = embedding.shape[1], self._dtype.itemsize
 
     def __call__(
         self, images: UInt8[np.ndarray, "b h w 3"], modality: Modality, batch: int = BATCH
     ) -> Encoded:
-        """Encodes images; photos in calls of `batch`, filled up, so of one compilation.
+        """Encodes images in batches of one padded shape, so that one compilation is enough.
 
         Raises:
-          FloatingPointError: the features of one are not finite.
+          FloatingPointError: the embedding of an image is not finite.
         """
-        step = batch if modality == "photo" else len(images)
-        parts = [
-            self._encoded(images[i : i + step], modality, step) for i in range(0, len(images), step)
-        ]
-        features, embeddings, finite = zip(*parts, strict=True)
-        if not np.concatenate(finite).all():
+        parts = []
+        for start in range(0, len(images), batch):
+            some = images[start : start + batch]
+            padded = np.pad(some, [(0, batch - len(some))] + [(0, 0)] * 3, mode="edge")
+            found = jax.device_get(_encode(self._graphdef, self._state, padded, modality=modality))
+            parts.append(jax.tree.map(operator.itemgetter(slice(len(some))), found))
+        features, embedding, finite = jax.tree.map(lambda *leaves: np.concatenate(leaves), *parts)
+        if not finite.all():
             raise FloatingPointError(
-                f"The features of a {modality} hold NaN or infinity. Most likely the parameters "
-                "do: the training diverged, or the checkpoint is damaged. Use another one."
+                f"The features of a {modality} contain NaN or infinity. The checkpoint is probably "
+                "damaged, or its training diverged: use another one."
             )
-        joined = jax.tree.map(lambda *leaves: np.concatenate(leaves), *features)
-        return Encoded(joined, np.concatenate(embeddings))
-
-    def _encoded(
-        self, images: UInt8[np.ndarray, "b h w 3"], modality: Modality, step: int
-    ) -> tuple[Features, np.ndarray, np.ndarray]:
-        filled = np.pad(images, [(0, step - len(images))] + [(0, 0)] * 3, mode="edge")
-        made = jax.device_get(_encode(self._graphdef, self._state, filled, modality=modality))
-        return jax.tree.map(operator.itemgetter(slice(len(images))), made)
+        return Encoded(features, embedding)
 
     def score(self, sketch: Features, photos: Features) -> Float[np.ndarray, " n"]:
-        """The similarity of one sketch with each photo, larger is better.
+        """The score of one sketch with each photo, larger is better.
 
-        Compiled once for every number of photos.
+        Scores `PAIRS` pairs at once; the last ones are padded, so that one compilation is enough.
+
+        Raises:
+          FloatingPointError: a score is NaN.
         """
-        return np.asarray(_score(self._graphdef, self._state, sketch, photos))
+        count = len(jax.tree.leaves(photos)[0])
+        scores = []
+        for start in range(0, count, PAIRS):
+            index = np.minimum(np.arange(start, start + PAIRS), count - 1)
+            part = jax.tree.map(lambda leaf, index=index: leaf[index], photos)
+            scores.append(_score(self._graphdef, self._state, sketch, part))
+        found = np.concatenate(scores)[:count]
+        if np.isnan(found).any():
+            raise FloatingPointError(
+                "The score of a pair is NaN: the checkpoint is damaged, or its training diverged."
+            )
+        return found
 
     def packed(self, features: Features) -> list[bytes]:
         """The features of each image as bytes."""
-        leaves = [np.ascontiguousarray(leaf) for leaf in jax.tree.leaves(features)]
-        return [b"".join(leaf[item].tobytes() for leaf in leaves) for item in range(len(leaves[0]))]
+        leaves = jax.tree.leaves(features)
+        rows = np.empty(len(leaves[0]), self._dtype)
+        for name, leaf in zip(self._dtype.names or (), leaves, strict=True):
+            rows[name] = leaf
+        return [row.tobytes() for row in rows]
 
     def unpacked(self, packed: list[bytes]) -> Features:
-        """The features that `packed` made these bytes of.
+        """The inverse of `packed`.
 
         Raises:
-          ValueError: they are of another system or size.
+          ValueError: the bytes are those of another system or image size.
         """
         if any(len(item) != self.item_bytes for item in packed):
             raise ValueError(
-                f"The features that the index keeps are not the {self.item_bytes} bytes of this "
-                "system's: it is damaged. Build it anew."
+                f"The features in the index do not have the {self.item_bytes} bytes of this "
+                "system's features, so the index is damaged: build it again."
             )
-        rows = np.frombuffer(b"".join(packed), np.uint8).reshape(len(packed), self.item_bytes)
-        leaves, start = [], 0
-        for leaf in self._leaves:
-            stop = start + leaf.size * leaf.dtype.itemsize
-            values = np.ascontiguousarray(rows[:, start:stop]).view(leaf.dtype)
-            leaves.append(values.reshape(len(packed), *leaf.shape[1:]))
-            start = stop
-        return jax.tree.unflatten(self._structure, leaves)
+        rows = np.frombuffer(b"".join(packed), self._dtype)
+        return jax.tree.unflatten(self._structure, [rows[name] for name in self._dtype.names or ()])
 
 
 @functools.partial(jax.jit, static_argnames=("graphdef", "modality"))
 def _encode(
-    graphdef: nnx.GraphDef[Retriever],
+    graphdef: nnx.GraphDef[base.Encoder],
     state: nnx.State,
     images: UInt8[Array, "b h w 3"],
     *,
@@ -131,6 +146,6 @@ def _encode(
 
 @functools.partial(jax.jit, static_argnames=("graphdef",))
 def _score(
-    graphdef: nnx.GraphDef[Retriever], state: nnx.State, sketch: Features, photos: Features
+    graphdef: nnx.GraphDef[base.Encoder], state: nnx.State, sketch: Features, photos: Features
 ) -> Float[Array, " n"]:
     return nnx.merge(graphdef, state).score(sketch, photos)[0].astype(jnp.float32)

@@ -1,13 +1,13 @@
-"""An index of your own photos, which grows with them.
+"""An index of your own photos, to which photos can be added at any time.
 
     python -m zse_jax.gallery.index build --photos=album --index=my-index --checkpoint=runs/sketchy
     python -m zse_jax.gallery.index add --photos=album --index=my-index
     python -m zse_jax.gallery.index remove|verify|info --index=my-index
 
-A photo is known by its path; one whose size and date have not changed is not looked at again, and
-one whose content is known is not encoded again. Files that are no photos are named, kept out, and
-tried again when they change. An index belongs to its checkpoint. INDEX may lie in a bucket
-(s3://, gs://, az://). From Python:
+A photo is identified by its path. A photo whose size and modification time have not changed is not
+read again, and one whose content is already in the index is not encoded again. Files that are not
+photos are skipped and reported, and read again if they change. An index belongs to one checkpoint.
+INDEX can be in a bucket (s3://, gs://, az://). From Python:
 
     index.build(photos=["album"], index="my-index", checkpoint="runs/sketchy")
     gallery = index.open("my-index")
@@ -22,50 +22,51 @@ from absl import flags
 
 from zse_jax.checkpoints import reading
 from zse_jax.gallery import ingest, tables
-from zse_jax.gallery.encoder import Encoder
+from zse_jax.gallery.encoder import CompiledEncoder
 from zse_jax.gallery.ingest import Changes
 from zse_jax.gallery.photos import Found, Places, absolute, find, listed, within
 from zse_jax.gallery.tables import REFUSED, Tables
 from zse_jax.gallery.verifying import Verification
 from zse_jax.gallery.verifying import verify as verify
 from zse_jax.retrieval.encoding import fingerprint
+from zse_jax.retrievers.base import Encoder
 from zse_jax.runtime import cli
 
 COMMANDS = ("build", "add", "remove", "verify", "info")
 
 FEATURES_UP_TO = 2**15
-"""Bytes of a photo's features up to which an index keeps them."""
+"""Size in bytes of a photo's features up to which an index stores them by default."""
 
 
 class Index:
-    """An index, open for reading; it shows the photos of the commit that it last saw.
+    """An index, open for reading. Shows the photos of the commit at which it was last refreshed.
 
     Attributes:
-      tables: what it reads.
+      tables: its tables.
     """
 
     def __init__(self, uri: str | os.PathLike):
-        """Opens it.
+        """Opens the index.
 
         Raises:
-          FileNotFoundError: there is none.
-          ValueError: it is of another version, or damaged.
+          FileNotFoundError: there is no index at `uri`.
+          ValueError: it has another version, or is damaged.
         """
         self.tables = Tables(uri)
 
     @property
     def uri(self) -> str:
-        """Where it is."""
+        """The location of the index."""
         return self.tables.uri
 
     @property
     def photos(self) -> int:
-        """How many photos it holds."""
+        """The number of photos."""
         return self.tables.count()
 
     @property
     def checkpoint(self) -> str:
-        """The checkpoint whose embeddings it holds."""
+        """The checkpoint that computed the embeddings."""
         return self.tables.about["checkpoint"]
 
     @property
@@ -74,69 +75,74 @@ class Index:
         return self.tables.about["step"]
 
     @property
-    def fingerprint(self) -> str:
-        """Of the checkpoint's weights."""
-        return self.tables.about["fingerprint"]
-
-    @property
     def keeps_features(self) -> bool:
-        """Whether it holds what the system needs to score its photos."""
+        """Whether the index stores the features with which the system scores pairs."""
         return self.tables.about["features"]
 
     def refresh(self) -> None:
-        """Shows what was written since."""
+        """Shows the newest commit."""
         self.tables.refresh()
 
     def info(self) -> dict[str, Any]:
-        """What there is to say about it, plain values by name."""
+        """Facts about the index, plain values by name."""
         about = self.tables.about
-        approximate = self.tables.is_approximate
         return {
             "index": self.uri,
             "photos": self.photos,
             "refused": self.tables.count(REFUSED),
-            "search": "approximate" if approximate else "exact",
-            "checkpoint": about["checkpoint"],
-            "step": about["step"],
-            "system": about["system"],
-            "fingerprint": about["fingerprint"],
-            "image_size": about["image_size"],
+            "search": "approximate" if self.tables.is_approximate else "exact",
+            **{n: about[n] for n in ("checkpoint", "step", "system", "fingerprint", "image_size")},
             "embedding_width": self.tables.width,
             "keeps_features": about["features"],
             "version": self.tables.version,
         }
 
     def refused(self) -> list[tuple[str, str]]:
-        """The files that were kept out: name and reason."""
+        """The files that were skipped: name and reason."""
         return self.tables.refused()
 
     def thumbnail(self, photo: str) -> bytes:
-        """A photo's thumbnail, JPEG.
+        """The thumbnail of the photo with this id, JPEG.
 
         Raises:
-          KeyError: there is no photo of this id.
+          KeyError: there is no photo with this id.
         """
         return self.tables.by_id(photo, ["thumbnail"])["thumbnail"]
 
     def file(self, photo: str) -> Path:
-        """A photo's file; no file that is not of the index is ever named.
+        """The file of the photo with this id.
 
         Raises:
-          KeyError: there is no photo of this id.
+          KeyError: there is no photo with this id.
         """
         return Path(os.fsdecode(self.tables.by_id(photo, ["file"])["file"]))
 
-    def retriever(self, checkpoint: str | os.PathLike | None = None) -> Any:
-        """The system of this index, from its checkpoint or from `checkpoint`.
+    def retriever(self, checkpoint: str | os.PathLike | None = None) -> Encoder:
+        """Loads the system of this index.
+
+        Args:
+          checkpoint: current location of its checkpoint; None: the recorded location.
 
         Raises:
-          FileNotFoundError, ValueError: there is no checkpoint, or it is another one.
+          FileNotFoundError, ValueError: the checkpoint does not exist, or is another one.
         """
-        return _retriever(self.tables, checkpoint)
+        about = self.tables.about
+        place = checkpoint or reading.place_of(about["checkpoint"], about["step"])
+        try:
+            retriever = reading.load(place)
+        except FileNotFoundError as error:
+            if checkpoint is not None:
+                raise
+            raise FileNotFoundError(
+                f"The checkpoint of the index {self.uri} no longer exists at {place}: give its new "
+                "location, for example --checkpoint=runs/sketchy."
+            ) from error
+        _check(self.tables, fingerprint(retriever), place)
+        return retriever
 
 
 def open(index: str | os.PathLike) -> Index:
-    """The index at a path, or in a bucket.
+    """Opens the index at a path or in a bucket.
 
     Raises:
       FileNotFoundError, ValueError: as `Index`.
@@ -152,25 +158,25 @@ def build(
     features: bool | None = None,
     progress: bool = False,
 ) -> Changes:
-    """Makes an index of photos; one that is there, of the same checkpoint, is gone on with.
+    """Builds an index of photos, or continues an existing one of the same checkpoint.
 
     Args:
-      photos: folders (searched through), patterns and files.
-      index: a new or an empty folder, or a place in a bucket.
-      checkpoint: a workdir, or one step's folder.
-      features: keep in the index what the system needs to rank pairs. None: if it is at most
-        `FEATURES_UP_TO` bytes a photo.
-      progress: show how far it is.
+      photos: folders (searched recursively), patterns and files.
+      index: a new or an empty folder, or a location in a bucket.
+      checkpoint: a workdir, or the folder of one step.
+      features: store the features with which the system scores pairs. None: if they take at most
+        `FEATURES_UP_TO` bytes per photo.
+      progress: show a progress bar.
 
     Raises:
-      FileNotFoundError: no photos, or no checkpoint.
-      FileExistsError: `index` holds something else.
-      BlockingIOError: another process writes to it.
-      ValueError: it is of another checkpoint.
+      FileNotFoundError: the photos or the checkpoint do not exist.
+      FileExistsError: `index` contains other files.
+      BlockingIOError: another process is writing to the index.
+      ValueError: the index belongs to another checkpoint.
     """
     uri, found = tables.located(index), find(photos)
     step, retriever = reading.load_step(checkpoint)
-    encoder = Encoder(retriever)
+    encoder = CompiledEncoder(retriever)
     config = reading.read_config(checkpoint)
     about = {
         "checkpoint": os.fspath(reading.absolute(checkpoint)),
@@ -193,33 +199,34 @@ def add(
     *,
     progress: bool = False,
 ) -> Changes:
-    """Brings new and changed photos into an index.
+    """Adds new and changed photos to an index.
 
     Args:
-      index: where it is.
-      photos: folders (searched through), patterns and files.
-      checkpoint: where the index's checkpoint is now; None: where it was.
-      progress: show how far it is.
+      index: its location.
+      photos: folders (searched recursively), patterns and files.
+      checkpoint: current location of the index's checkpoint; None: the recorded location.
+      progress: show a progress bar.
 
     Raises:
       FileNotFoundError, BlockingIOError, ValueError: as `build`.
     """
-    table, found = Tables(index), find(photos)
-    encoder = Encoder(_retriever(table, checkpoint))
-    with table.writing():
-        return _added(table, encoder, found, progress)
+    gallery, found = Index(index), find(photos)
+    encoder = CompiledEncoder(gallery.retriever(checkpoint))
+    with gallery.tables.writing():
+        return _added(gallery.tables, encoder, found, progress)
 
 
 def remove(index: str | os.PathLike, photos: Places = ()) -> int:
-    """Takes photos out of an index; their files stay. How many.
+    """Removes photos from an index, not from the disk; returns how many.
 
     Args:
-      index: where it is.
-      photos: files, and folders with all below them, which need not exist any more. None: the
-        photos whose files are gone.
+      index: its location.
+      photos: files, and folders with everything below them; they do not have to exist. Empty: the
+        photos whose files no longer exist.
 
     Raises:
-      ValueError: no photo is in these places, or all are gone (a disk is missing, most likely).
+      ValueError: the index has no photo in these places, or none of its files exists (then a disk
+        is probably not mounted).
       FileNotFoundError, BlockingIOError: as `build`.
     """
     table = Tables(index)
@@ -237,7 +244,7 @@ def remove(index: str | os.PathLike, photos: Places = ()) -> int:
     return len(out)
 
 
-def _added(table: Tables, encoder: Encoder, found: Found, progress: bool) -> Changes:
+def _added(table: Tables, encoder: CompiledEncoder, found: Found, progress: bool) -> Changes:
     changes = ingest.add(
         table, encoder, found, keep_features=table.about["features"], progress=progress
     )
@@ -247,7 +254,7 @@ def _added(table: Tables, encoder: Encoder, found: Found, progress: bool) -> Cha
 
 
 def prepare(table: Tables) -> None:
-    """Readies what was written for searching; makes the approximate index, if it is worth it."""
+    """Compacts the tables, and builds the approximate index once there are enough photos."""
     table.tidy()
     if (count := table.count()) > tables.EXACT_UP_TO and not table.is_approximate:
         table.index(partitions=round(count**0.5))
@@ -262,123 +269,96 @@ def _to_remove(table: Tables, places: Places, name: str) -> list[str]:
     gone = [one for one, file in files.items() if not file.exists()]
     if gone and len(gone) == len(files) and name == tables.PHOTOS:
         raise ValueError(
-            f"None of the {len(files):,} photos of the index {table.uri} is there: is a disk not "
-            "mounted? To take them out all the same, name their folder with --photos."
+            f"None of the files of the {len(files):,} photos in the index {table.uri} exists: is "
+            "their disk mounted? To remove the photos anyway, give their folder with --photos."
         )
     return gone
-
-
-def _retriever(table: Tables, checkpoint: str | os.PathLike | None) -> Any:
-    """The system of the index, if `checkpoint`, or the recorded place, holds it."""
-    about = table.about
-    place = checkpoint
-    if place is None:
-        place = reading.place_of(about["checkpoint"], about["step"])
-    try:
-        retriever = reading.load(place)
-    except FileNotFoundError as error:
-        if checkpoint is not None:
-            raise
-        raise FileNotFoundError(
-            f"The checkpoint of the index {table.uri} is no longer at {place}: say where it is "
-            "now, such as --checkpoint=runs/sketchy."
-        ) from error
-    _check(table, fingerprint(retriever), place)
-    return retriever
 
 
 def _check(table: Tables, found: str, checkpoint: str | os.PathLike) -> None:
     about = table.about
     if found != about["fingerprint"]:
         raise ValueError(
-            f"The index {table.uri} is of another checkpoint: {about['checkpoint']}, step "
-            f"{about['step']} (weights {about['fingerprint'][:8]}), and {checkpoint} has the "
-            f"weights {found[:8]}. Embeddings of different weights cannot be compared: give that "
+            f"The index {table.uri} belongs to another checkpoint: {about['checkpoint']}, step "
+            f"{about['step']} (weights {about['fingerprint'][:8]}); {checkpoint} has the weights "
+            f"{found[:8]}. Embeddings of different weights cannot be compared: give the index's "
             "checkpoint, or build another index."
         )
 
 
 def define_flags(options: flags.FlagValues, argv: Sequence[str]) -> None:
     """The command line."""
-    if any(cli.config_arguments(argv)):
-        raise ValueError("An index takes no --config: that of the checkpoint holds. See --help.")
-    flags.DEFINE_string("index", None, "A folder, or a place in a bucket.", options)
-    help_ = "A folder of photos, a pattern, or a file; may be repeated."
+    flags.DEFINE_string("index", None, "The index: a folder, or a location in a bucket.", options)
+    help_ = "A folder of photos, a glob pattern, or a file; can be repeated."
     flags.DEFINE_multi_string("photos", [], help_, options)
-    help_ = "A workdir, or one step's folder; needed to build."
+    help_ = "A workdir, or the folder of one step; required for build."
     flags.DEFINE_string("checkpoint", None, help_, options)
-    help_ = "Keep what ranking pairs needs in the index; by default if it is small."
+    help_ = "Store the features for scoring pairs in the index. Default: if they are small."
     flags.DEFINE_bool("features", None, help_, options)
 
 
 def main(options: flags.FlagValues, command: str) -> None:
-    """Does what the command line says."""
+    """Runs one command."""
     if command not in COMMANDS:
         raise ValueError(f"There is no command {command!r}: choose one of {', '.join(COMMANDS)}.")
-    if not options.index:
-        raise ValueError("--index is missing: say, for example, --index=my-index.")
-    if command in ("build", "add") and not options.photos:
-        raise ValueError("--photos is missing: say, for example, --photos=album.")
-    if command == "build" and not options.checkpoint:
-        raise ValueError("--checkpoint is missing: say, for example, --checkpoint=runs/sketchy.")
+    cli.require(options, index="my-index")
+    if command in ("build", "add"):
+        cli.require(options, photos="album")
     place = options.index
     if command == "build":
-        show(
-            build(
-                options.photos, place, options.checkpoint, features=options.features, progress=True
-            ),
-            place,
-        )
+        cli.require(options, checkpoint="runs/sketchy")
+        checkpoint, features = options.checkpoint, options.features
+        show(build(options.photos, place, checkpoint, features=features, progress=True), place)
     elif command == "add":
         show(add(place, options.photos, options.checkpoint, progress=True), place)
     elif command == "remove":
-        why = "their files stay" if options.photos else "their files were gone"
-        print(f"removed {remove(place, options.photos):,} photos from {place}; {why}")
+        why = "" if options.photos else " whose files no longer exist"
+        print(f"removed {remove(place, options.photos):,} photos{why} from {place}")
     elif command == "verify":
         show_verification(verify(place), place)
     else:
         gallery = Index(place)
         for name, value in gallery.info().items():
             print(f"{name:16} {value}")
-        _list("refused", [f"{name}: {reason}" for name, reason in gallery.refused()])
+        _list("skipped", [f"{name}: {reason}" for name, reason in gallery.refused()])
 
 
 def show(changes: Changes, place: str) -> None:
-    """Prints what an addition did."""
+    """Prints what an addition changed."""
     print(
         f"{place}: {changes.added:,} photos added, {changes.updated:,} updated, "
         f"{changes.unchanged:,} unchanged, in {changes.seconds:.1f} s"
     )
     notes = {
-        "files whose content was known were not encoded again": changes.reused,
-        "files are no photos by their names, and were left aside": changes.others,
-        "links to folders lead to what was searched already": changes.links,
-        "photos of the index are gone from disk; `remove` takes them out": changes.gone,
+        "photos were not encoded again: the index already had their content": changes.reused,
+        "files were skipped: their names are not those of photos": changes.others,
+        "links to folders were skipped: the folders were already searched": changes.links,
+        "photos of the index no longer exist on disk; `remove` removes them": changes.gone,
     }
     for text, count in notes.items():
         if count:
             print(f"  {count:,} {text}")
-    _list("refused", [f"{name}: {reason}" for name, reason in changes.refused])
+    _list("skipped", [f"{name}: {reason}" for name, reason in changes.refused])
 
 
 def show_verification(found: Verification, place: str) -> None:
-    """Prints what was found.
+    """Prints the result of `verify`.
 
     Raises:
-      ValueError: the index itself is not right.
+      ValueError: the index is damaged.
     """
     print(f"{place}: {found.photos:,} photos")
-    _list("refused", [f"{name}: {reason}" for name, reason in found.refused])
-    _list("gone from disk (`remove` takes them out)", found.gone)
-    _list("changed since (`add` them again)", found.changed)
+    _list("skipped", [f"{name}: {reason}" for name, reason in found.refused])
+    _list("no longer on disk (`remove` removes them)", found.gone)
+    _list("changed on disk (`add` updates them)", found.changed)
     if found.twice or found.damaged:
         some = ", ".join([*found.twice, *found.damaged][:5])
         raise ValueError(
-            f"The index {place} is damaged: {len(found.twice)} photos are in it twice, and "
-            f"{len(found.damaged)} have no right embedding or thumbnail ({some}). Remove them and "
-            "add them again, or build it anew."
+            f"The index {place} is damaged: {len(found.twice)} photos are duplicates, and "
+            f"{len(found.damaged)} have an invalid embedding or thumbnail ({some}). Remove them "
+            "and add them again, or build the index again."
         )
-    print("everything is in order")
+    print("no problems found")
 
 
 def _list(title: str, lines: Sequence[str], most: int = 20) -> None:

@@ -1,48 +1,46 @@
-"""Adding photos to an index: read in threads, encode, commit, while all three go on at once.
+"""Adds photos to an index: threads read ahead while this one encodes and commits.
 
-What a kill leaves is every commit before it, so at most the photos of the last seconds are encoded
-again.
+If the process is killed, the index contains every earlier commit, so at most the photos of the last
+seconds are encoded again.
 """
 
 import collections
 import os
 import time
-import warnings
-from collections.abc import Iterator, Sequence
-from concurrent.futures import Future, ThreadPoolExecutor
 from pathlib import Path
 from typing import Any, NamedTuple
 
 import numpy as np
-from PIL import Image
 
+from data_pipelines.images import UnreadableImageError
 from zse_jax.gallery import photos
-from zse_jax.gallery.encoder import BATCH, Encoder
+from zse_jax.gallery.encoder import CompiledEncoder, batch_size
 from zse_jax.gallery.photos import Candidate, Found, Photo, identity, name_of
 from zse_jax.gallery.tables import REFUSED, Tables
 from zse_jax.retrieval.encoding import progress_bar
 
 COMMIT_PHOTOS, COMMIT_SECONDS = 512, 20.0
-"""A commit is made after so many photos, or so long, whichever comes first."""
+"""A commit follows after this many photos or seconds, whichever comes first."""
 
 _NO_STATE = -1
-"""Size of a refused file that is to be tried again, whatever its state."""
+"""The recorded size of a refused file that is read again even if it has not changed."""
 
 _COPIED = ("width", "height", "thumbnail", "embedding", "features")
 
 
 class Changes(NamedTuple):
-    """What an addition did.
+    """What an addition changed.
 
     Attributes:
-      added: photos that are new.
-      updated: photos whose file had changed.
-      unchanged: photos that were there.
-      reused: of the added and updated, those whose content was known, so were not encoded.
-      refused: files that were kept out, in all: name and reason.
-      others: files that are no photos by their names.
-      links: links to folders that lead to what was searched already.
-      gone: photos of the index, in the places, whose files are no longer there.
+      added: number of new photos.
+      updated: number of photos whose files had changed.
+      unchanged: number of photos that were already in the index.
+      reused: how many of the added and updated photos were not encoded, because the index already
+        had a photo with the same content.
+      refused: all files that were skipped: name and reason.
+      others: number of files whose names are not those of photos.
+      links: number of links to folders that were already searched.
+      gone: number of photos of the index, in the places, whose files no longer exist.
       seconds: how long it took.
     """
 
@@ -58,7 +56,7 @@ class Changes(NamedTuple):
 
 
 class _Work(NamedTuple):
-    """A photo on its way: where it is, what it is known by, and whether it is in the index."""
+    """A photo to read: its file, its id, and whether it is in the index."""
 
     candidate: Candidate
     id: str
@@ -67,24 +65,24 @@ class _Work(NamedTuple):
 
 def add(
     table: Tables,
-    encoder: Encoder,
+    encoder: CompiledEncoder,
     found: Found,
     *,
     keep_features: bool,
     progress: bool = False,
 ) -> Changes:
-    """Brings the photos in `places` into the tables, which must be locked for writing.
+    """Adds photos to the tables, which must be locked for writing.
 
     Args:
-      table: of the index.
-      encoder: of its checkpoint.
-      found: the photos, as `photos.find` gives them.
-      keep_features: in the index, so that the photos need not be encoded to rank pairs.
-      progress: show how far it is.
+      table: the tables of the index.
+      encoder: the encoder of the index's checkpoint.
+      found: the photos, a result of `photos.find`.
+      keep_features: store the features too, so that pairs can be ranked without encoding again.
+      progress: show a progress bar.
 
     Raises:
       ValueError, OSError: the tables cannot be written.
-      FloatingPointError: the system gives features that are not finite.
+      FloatingPointError: the system computes features that are not finite.
     """
     began = time.monotonic()
     state = _State(table)
@@ -93,26 +91,26 @@ def add(
     refused = [(name_of(file), reason) for file, reason in found.refused]
     for candidate in found.files:
         one = identity(candidate.file)
-        known = state.photo(one)
-        if known == candidate[1:]:
+        known = one in state.photos
+        if known and state.photos[one][:2] == candidate[1:]:
             counts["unchanged"] += 1
         elif one in state.refused and state.refused[one][:2] == candidate[1:]:
             refused.append((name_of(candidate.file), state.refused[one][2]))
         else:
-            todo.append(_Work(candidate, one, known is not None))
-    writer = _Writer(table, encoder, state, keep_features, _batch_of(len(todo)))
-    with warnings.catch_warnings():
-        warnings.simplefilter("ignore", Image.DecompressionBombWarning)
-        with progress_bar("photos" if progress and todo else None, len(todo), unit="photo") as bar:
-            for work, result in _read(todo, encoder.retriever.image_size, state):
-                writer.take(work, result)
-                bar.update()
-            writer.commit()
+            todo.append(_Work(candidate, one, known))
+    writer = _Writer(table, encoder, state, keep_features, batch_size(len(todo)))
+    files, size = [work.candidate.file for work in todo], encoder.retriever.image_size
+    with progress_bar("photos" if progress and todo else None, len(todo), unit="photo") as bar:
+        results = photos.read_all(files, size, state.digests.__contains__)
+        for work, result in zip(todo, results, strict=True):
+            writer.add(work, result)
+            bar.update()
+        writer.commit()
     counts.update(writer.counts)
     seen = {identity(candidate.file) for candidate in found.files}
     gone = sum(
         one not in seen and photos.within(file, found.places) and not file.exists()
-        for one, file in state.files()
+        for one, file in ((one, Path(os.fsdecode(row[2]))) for one, row in state.photos.items())
     )
     return Changes(
         counts["added"], counts["updated"], counts["unchanged"], counts["reused"],
@@ -120,42 +118,35 @@ def add(
     )  # fmt: skip
 
 
-def _batch_of(photos: int) -> int:
-    """How many are encoded at once: few, for few, as a batch is filled up."""
-    return min(BATCH, 1 << max(0, photos - 1).bit_length())
-
-
 class _State:
-    """What the index knew before."""
+    """The contents of the index before the addition.
+
+    Attributes:
+      photos: id -> size and modification time of the file when it was encoded, and its name.
+      digests: digest -> row number of a photo with this content.
+      refused: id -> size, modification time, and reason.
+    """
 
     def __init__(self, table: Tables):
-        self._columns = table.columns("id", "size", "modified", "digest", "file", "_rowid")
-        ids = self._columns.column("id").to_pylist()
-        self._places = {one: place for place, one in enumerate(ids)}
-        self._size = self._columns.column("size").to_numpy()
-        self._modified = self._columns.column("modified").to_numpy()
-        digests = self._columns.column("digest").to_pylist()
-        rows = self._columns.column("_rowid").to_pylist()
+        names = "id", "size", "modified", "file", "digest", "_rowid"
+        columns = table.columns(*names)
+        ids, sizes, times, files, digests, rows = (columns.column(n).to_pylist() for n in names)
+        self.photos = dict(zip(ids, zip(sizes, times, files, strict=True), strict=True))
         self.digests: dict[bytes, int] = dict(zip(digests, rows, strict=True))
         found = table.columns("id", "size", "modified", "reason", table=REFUSED).to_pylist()
         self.refused = {row["id"]: (row["size"], row["modified"], row["reason"]) for row in found}
 
-    def photo(self, one: str) -> tuple[int, int] | None:
-        """Size and time of change of a photo when it was encoded."""
-        place = self._places.get(one)
-        return None if place is None else (int(self._size[place]), int(self._modified[place]))
-
-    def files(self) -> Iterator[tuple[str, Path]]:
-        """Every photo's id and file."""
-        files = self._columns.column("file").to_pylist()
-        return ((one, Path(os.fsdecode(files[place]))) for one, place in self._places.items())
-
 
 class _Writer:
-    """Encodes what is read in whole batches, and commits now and then."""
+    """Encodes photos in full batches, and commits at intervals."""
 
     def __init__(
-        self, table: Tables, encoder: Encoder, state: _State, keep_features: bool, batch: int
+        self,
+        table: Tables,
+        encoder: CompiledEncoder,
+        state: _State,
+        keep_features: bool,
+        batch: int,
     ):
         self.counts: collections.Counter[str] = collections.Counter()
         self.refused: list[tuple[str, str]] = []
@@ -167,11 +158,11 @@ class _Writer:
         self._known: list[tuple[_Work, Photo]] = []
         self._replaced: list[str] = []
         self._began = time.monotonic()
-        # Row numbers of known content are those of the commit in which the state was read.
+        # The row numbers in `_State.digests` are valid in the commit at which it was read.
         self._before = Tables(table.uri)
 
-    def take(self, work: _Work, result: Photo | Exception) -> None:
-        """Takes a photo that was read, or the reason why it was not."""
+    def add(self, work: _Work, result: Photo | Exception) -> None:
+        """Adds a photo, or the error that was raised when it was read."""
         if isinstance(result, Exception):
             self._refuse(work, result)
         elif result.image is None:
@@ -185,29 +176,24 @@ class _Writer:
             self.commit()
 
     def commit(self) -> None:
-        """Writes everything that was taken."""
+        """Writes everything that was added since the last commit."""
         self._encode()
         self._copy()
         self._table.put(self._rows, bool(self._replaced))
-        if self._table_has_refused():
+        if any(row["id"] in self._state.refused for row in self._rows):
             self._table.delete([row["id"] for row in self._rows], REFUSED)
         self._table.refuse(self._refused)
-        if bad := [row["id"] for row in self._refused if self._state.photo(row["id"])]:
+        if bad := [row["id"] for row in self._refused if row["id"] in self._state.photos]:
             self._table.delete(bad)
         self._rows, self._refused, self._replaced = [], [], []
         self._began = time.monotonic()
 
-    def _table_has_refused(self) -> bool:
-        return any(row["id"] in self._state.refused for row in self._rows)
-
     def _refuse(self, work: _Work, error: Exception) -> None:
-        reason = str(error) if isinstance(error, photos.UnfitError) else _reason(error)
-        name = name_of(work.candidate.file)
-        again = not isinstance(error, photos.UnfitError)
-        self.refused.append((name, reason))
-        self._refused.append(
-            _described(work, name) | {"reason": reason} | ({"size": _NO_STATE} if again else {})
-        )
+        row = _described(work) | {"reason": photos.reason(error)}
+        if not isinstance(error, UnreadableImageError):  # an error of the disk may be temporary
+            row["size"] = _NO_STATE
+        self.refused.append((row["path"], row["reason"]))
+        self._refused.append(row)
 
     def _encode(self) -> None:
         if not self._waiting:
@@ -223,7 +209,7 @@ class _Writer:
         self._waiting = []
 
     def _copy(self) -> None:
-        """Rows of content that the index knows, under another name or with another date."""
+        """Copies the rows of photos whose content is already in the index."""
         numbers = [self._state.digests[photo.digest] for _, photo in self._known]
         found = self._before.rows(numbers, _COPIED)
         for (work, photo), row in zip(self._known, found, strict=True):
@@ -232,51 +218,18 @@ class _Writer:
         self._known = []
 
     def _row(self, work: _Work, photo: Photo, **values: Any) -> None:
-        name = name_of(work.candidate.file)
-        self._rows.append(_described(work, name) | {"digest": photo.digest} | values)
+        self._rows.append(_described(work) | {"digest": photo.digest} | values)
         self.counts["updated" if work.known else "added"] += 1
         if work.known:
             self._replaced.append(work.id)
 
 
-def _described(work: _Work, name: str) -> dict[str, Any]:
+def _described(work: _Work) -> dict[str, Any]:
     file, size, modified = work.candidate
     return {
-        "id": work.id, "path": name, "file": os.fsencode(file), "size": size, "modified": modified,
-    }  # fmt: skip
-
-
-def _read(
-    todo: Sequence[_Work], size: int, state: _State
-) -> Iterator[tuple[_Work, Photo | Exception]]:
-    """Each photo, in order, read by threads that are a few batches ahead."""
-
-    def one(work: _Work) -> Photo | Exception:
-        try:
-            return photos.read(work.candidate.file, size, state.digests.__contains__)
-        except Exception as error:  # whatever a file does, the others go on
-            return error
-
-    threads = max(2, os.cpu_count() or 1)
-    pending: collections.deque[tuple[_Work, Future[Photo | Exception]]] = collections.deque()
-    with ThreadPoolExecutor(threads, "photos") as pool:
-        try:
-            for work in todo:
-                pending.append((work, pool.submit(one, work)))
-                if len(pending) > 2 * BATCH + threads:
-                    done, future = pending.popleft()
-                    yield done, future.result()
-            while pending:
-                done, future = pending.popleft()
-                yield done, future.result()
-        finally:
-            for _, future in pending:
-                future.cancel()
-
-
-def _reason(error: Exception) -> str:
-    if isinstance(error, FileNotFoundError):
-        return "it vanished while it was to be read"
-    if isinstance(error, OSError):
-        return f"it cannot be read: {error.strerror or error}"
-    return f"it cannot be read ({type(error).__name__}: {error})"
+        "id": work.id,
+        "path": name_of(file),
+        "file": os.fsencode(file),
+        "size": size,
+        "modified": modified,
+    }

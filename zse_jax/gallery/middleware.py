@@ -1,7 +1,7 @@
-"""What the page's server refuses before anything of it reads it.
+"""Rejects requests that the page does not need, before Gradio handles them.
 
-Gradio can serve files and take uploads; the page needs neither, as drawings and thumbnails travel
-as text. So the addresses for that do not exist here, and no request is larger than a drawing.
+Gradio can serve files and accept uploads. The page needs neither, because drawings and thumbnails
+are sent as text. So these routes return 404, and requests larger than a drawing return 413.
 """
 
 import re
@@ -13,7 +13,7 @@ Receive = Callable[[], Awaitable[Message]]
 Send = Callable[[Message], Awaitable[None]]
 
 LARGEST_REQUEST = 8 * 2**20
-"""Bytes of a request's body."""
+"""Size limit of a request body in bytes."""
 
 _CLOSED = re.compile(
     r"/+(?:gradio_api/+)?(?:file=|file/|upload|proxy=|stream/|component_server|dev/|vibe|runs)"
@@ -21,14 +21,14 @@ _CLOSED = re.compile(
 
 
 class Guard:
-    """ASGI middleware."""
+    """ASGI middleware that rejects file routes and large requests."""
 
     def __init__(self, app: Callable[[Message, Receive, Send], Awaitable[None]]):
-        """Guards `app`."""
+        """Wraps `app`."""
         self._app = app
 
     async def __call__(self, scope: Message, receive: Receive, send: Send) -> None:
-        """Answers 404 or 413, or hands the request on."""
+        """Responds with 404 or 413, or calls the app."""
         if scope["type"] != "http":
             await self._app(scope, receive, send)
             return
@@ -37,7 +37,7 @@ class Guard:
             return
         length = dict(scope["headers"]).get(b"content-length", b"0")
         if not length.isdigit() or int(length) > LARGEST_REQUEST:
-            await _refuse(send, 413, "That is larger than a drawing.")
+            await _refuse(send, 413, "The request is larger than a drawing.")
             return
         received = 0
 
@@ -45,7 +45,7 @@ class Guard:
             nonlocal received
             message = await receive()
             received += len(message.get("body", b""))
-            if received > LARGEST_REQUEST:  # of a request that does not say its length
+            if received > LARGEST_REQUEST:  # the request has no Content-Length
                 return {"type": "http.disconnect"}
             return message
 

@@ -1,6 +1,5 @@
-"""What a sketch found: as objects, a table, JSON, or a page."""
+"""The results of a search: objects, a table, JSON, or a page."""
 
-import base64
 import dataclasses
 import json
 import os
@@ -10,6 +9,7 @@ from typing import Any
 
 import numpy as np
 from jaxtyping import UInt8
+from rich.markup import escape
 from rich.table import Table
 
 from zse_jax.explain import pages
@@ -22,13 +22,13 @@ class Hit:
 
     Attributes:
       rank: counted from 1.
-      id: what the index knows it by.
-      path: for people; `file` is what to open.
-      file: the photo's file, which may be gone meanwhile.
-      similarity: by the ranking of its stage; of different stages, they do not compare.
+      id: its id in the index.
+      path: for display; open `file` instead.
+      file: the photo's file, which may have been deleted since.
+      similarity: by the ranking of its stage; not comparable between stages.
       stage: "rerank" if the pair was scored, "shortlist" if embeddings were compared.
       thumbnail: JPEG.
-      width, height: of the photo, in pixels.
+      width, height: size of the photo in pixels.
     """
 
     rank: int
@@ -44,22 +44,28 @@ class Hit:
     @property
     def thumbnail_uri(self) -> str:
         """The thumbnail as a data URI, for pages."""
-        return f"data:image/jpeg;base64,{base64.b64encode(self.thumbnail).decode()}"
+        return pages.data_uri(self.thumbnail, "jpeg")
+
+    @property
+    def question(self) -> str:
+        """The title of an explanation of this photo."""
+        return f"Why photo {self.rank} ({Path(self.path).name})?"
 
 
 @dataclasses.dataclass(frozen=True)
 class Results:
-    """What a sketch found.
+    """The results of a search.
 
     Attributes:
       hits: nearest first.
       sketch: prepared.
-      seconds: from the sketch to the hits.
-      timings: seconds of its parts, by name.
-      rankings: the system's name for the ranking of each stage that took part.
-      photos: how many were searched.
-      skipped: how many of the shortlist could not be scored, as their files are gone or changed.
-      about: what the search was, by name.
+      seconds: duration of the search.
+      timings: duration of its parts in seconds, by name.
+      rankings: the system's name for the ranking of each stage that was used.
+      photos: number of photos that were searched.
+      skipped: number of photos of the shortlist that could not be scored, because their files were
+        deleted or changed.
+      about: facts about the search, by name.
     """
 
     hits: Sequence[Hit]
@@ -71,12 +77,17 @@ class Results:
     skipped: int
     about: Mapping[str, str]
 
+    @property
+    def skipped_text(self) -> str:
+        """A sentence about `skipped`."""
+        return f"{self.skipped:,} photos could not be scored: their files were deleted or changed."
+
     def table(self) -> Table:
-        """For a terminal."""
+        """The hits as a table for a terminal."""
         folder, names = self._names()
         table = Table(
             title=f"The nearest of {self.photos:,} photos, in {self.seconds * 1000:.0f} ms",
-            caption=f"in {_plain(folder)}" if folder else None,
+            caption=f"in {escape(folder)}" if folder else None,
         )
         table.add_column("rank", justify="right")
         table.add_column("similarity", justify="right")
@@ -84,23 +95,13 @@ class Results:
         table.add_column("photo", overflow="fold")
         for hit, name in zip(self.hits, names, strict=True):
             by, similarity = self.rankings[hit.stage], f"{hit.similarity:#.4g}"
-            table.add_row(str(hit.rank), similarity, by, _plain(name))
+            table.add_row(str(hit.rank), similarity, by, escape(name))
         return table
 
     def to_json(self) -> str:
-        """As JSON: `hits` without thumbnails, and what the search was."""
-        hits = [
-            {
-                "rank": hit.rank,
-                "similarity": hit.similarity,
-                "stage": hit.stage,
-                "id": hit.id,
-                "path": hit.path,
-                "width": hit.width,
-                "height": hit.height,
-            }
-            for hit in self.hits
-        ]
+        """The hits, without thumbnails, and facts about the search as JSON."""
+        names = "rank", "similarity", "stage", "id", "path", "width", "height"
+        hits = [{name: getattr(hit, name) for name in names} for hit in self.hits]
         contents: dict[str, Any] = {
             **self.about,
             "photos": self.photos,
@@ -111,11 +112,14 @@ class Results:
         }
         return json.dumps(contents, indent=2, ensure_ascii=False)
 
-    def to_html(self, explained: Sequence[pages.Explained] = ()) -> str:
+    def to_html(
+        self, explained: Sequence[pages.Explained] = (), warnings: Sequence[str] = ()
+    ) -> str:
         """A page that opens offline.
 
         Args:
-          explained: what `Searcher.explain` made of some of the hits.
+          explained: results of `Searcher.explain` for some of the hits.
+          warnings: what the reader must know about the results.
         """
         name = self.about.get("sketch", "the sketch")
         folder, names = self._names()
@@ -123,32 +127,21 @@ class Results:
             pages.Photo(hit.thumbnail_uri, shown, hit.rank, None, f"{hit.similarity:#.3g}")
             for hit, shown in zip(self.hits, names, strict=True)
         ]
-        note = f"by {self.rankings.get('rerank', self.rankings['shortlist'])}"
+        note = f"by {self.rankings.get('rerank', self.rankings.get('shortlist'))}"
         thumbnail = pages.image_uri(self.sketch, pages.THUMBNAIL)
-        stem = Path(name).stem
         facts = {**self.about, "photos": folder, "time": f"{self.seconds * 1000:.0f} ms"}
-        warnings = (
-            [f"{self.skipped:,} photos of the shortlist could not be scored: their files are gone."]
-            if self.skipped
-            else []
-        )
         return pages.render(
             "pair.html",
             title=f"What {Path(name).name} finds",
             lead=f"The nearest of {self.photos:,} photos, with their rank and similarity.",
-            warnings=warnings,
-            found=pages.Query(thumbnail, stem, note, row, explained),
+            warnings=[*warnings, *([self.skipped_text] if self.skipped else [])],
+            found=pages.Query(thumbnail, Path(name).stem, note, row, explained),
             facts={name: fact for name, fact in facts.items() if fact},
             line_styles=LINE_STYLES,
         )
 
     def _names(self) -> tuple[str, list[str]]:
-        """The folder that all hits lie in, or "", and their paths from there."""
+        """The folder that contains all hits, or "", and the paths of the hits relative to it."""
         folder = os.path.commonpath([Path(hit.path).parent for hit in self.hits] or [Path("/")])
         start = len(folder) + 1 if len(folder) > 1 else 0
         return folder if start else "", [hit.path[start:] for hit in self.hits]
-
-
-def _plain(text: str) -> str:
-    """Text in which rich sees no markup."""
-    return text.replace("[", "\\[")

@@ -1,11 +1,11 @@
-"""Search in an index of your own photos with a sketch.
+"""Searches an index of your photos with a sketch.
 
     python -m zse_jax.gallery.search --index=my-index --sketch=cat.png --k=20 --rerank=200
 
 prints the nearest photos: a shortlist by embedding, of which the first --rerank are ordered by the
-score of each pair (systems that have one: ZSE's relation network). --output=found.json or
-found.html writes them to a file; --explain shows in the page why the first ones were found. From
-Python:
+score of each pair (for systems that have one, such as ZSE's relation network). --output=found.json
+or found.html also writes them to a file; --explain adds to the page why the first ones were found.
+From Python:
 
     gallery = index.open("my-index")
     searcher = search.Searcher(gallery)
@@ -27,53 +27,50 @@ from absl import flags
 from jaxtyping import Float, Int, UInt8
 from rich.console import Console
 
+from data_pipelines.images import UnreadableImageError
 from zse_jax.explain import pages
 from zse_jax.explain.correspondence import Explainer
 from zse_jax.gallery import photos, sketch_input
-from zse_jax.gallery.encoder import Encoder
+from zse_jax.gallery.encoder import CompiledEncoder
 from zse_jax.gallery.index import Index
 from zse_jax.gallery.results import Hit, Results
 from zse_jax.gallery.shortlist import Shortlister
-from zse_jax.retrieval.storage import item_bytes
-from zse_jax.retrievers.base import Features
+from zse_jax.gallery.sketch_input import Sketch
+from zse_jax.retrievers.base import Explainable, Features
 from zse_jax.runtime import cli
 
 RERANK = 200
-"""Photos of the shortlist that are scored, unless asked otherwise."""
-
-PAIRS = 50
-"""Pairs that are scored at once; the last ones are filled up, for a single compilation."""
+"""Default number of photos of the shortlist that are scored."""
 
 CACHE_BYTES = 2**29
-"""Features of photos that were scored before are kept, up to so many bytes."""
+"""Size limit of the cached features of photos that were scored before."""
 
 EXPLAINED = 3
-"""Photos that `--explain` explains."""
+"""Number of photos that `--explain` explains."""
 
 REFRESH_SECONDS = 2.0
-"""So often at most does a searcher look whether the index has grown."""
+"""Interval at which a searcher checks for new commits of the index."""
 
 _SHOWN = ("id", "path", "file", "thumbnail", "width", "height")
 
-Sketch = str | os.PathLike | np.ndarray
-
 
 class Searcher:
-    """Searches one index; loads its checkpoint once, and compiles at the first call.
+    """Searches one index. Loads its checkpoint once, and compiles at the first call.
 
-    Several threads may call it: one search goes on at a time.
+    Can be called from several threads, which search one after another.
 
     Attributes:
       gallery: the index.
-      retriever: its system.
+      retriever: the system of its checkpoint.
       reranks: whether the system scores pairs; if not, `rerank` has no effect.
     """
 
     def __init__(self, gallery: Index, checkpoint: str | os.PathLike | None = None):
-        """Loads the checkpoint named in the index, or `checkpoint`, which must be the same one.
+        """Loads the checkpoint named in the index, or the same one from `checkpoint`.
 
         Raises:
-          FileNotFoundError, ValueError: it is not there, is another one, or is damaged.
+          FileNotFoundError, ValueError: the checkpoint does not exist, is another one, or is
+            damaged.
         """
         self.gallery = gallery
         self.retriever = gallery.retriever(checkpoint)
@@ -83,11 +80,11 @@ class Searcher:
             "rerank": next((n for n, kind in kinds.items() if kind == "score"), ""),
         }
         self.reranks = bool(self._names["rerank"])
-        self._encoder = Encoder(self.retriever)
+        self._encoder = CompiledEncoder(self.retriever)
         self._explainer: Explainer | None = None
         self._cache: collections.OrderedDict[int, Features] = collections.OrderedDict()
         self._lock = threading.Lock()
-        self._version, self._looked = -1, 0.0
+        self._version, self._refreshed = -1, 0.0
         self._refresh()
 
     def __call__(
@@ -97,20 +94,20 @@ class Searcher:
 
         Args:
           sketch: an image file, or uint8 [H, W, 3]: dark lines on white.
-          k: how many.
-          rerank: how many of the nearest by embedding are ordered by the score of each pair; 0: by
-            embedding alone. None: 200, where the system scores pairs.
-          name: what the sketch is called, if it is no file.
+          k: how many photos to return.
+          rerank: how many of the nearest by embedding are ordered by the score of each pair; 0:
+            none. None: `RERANK`, if the system scores pairs.
+          name: the name of the sketch in the results; "": its file, or "drawing".
 
         Raises:
-          ValueError: no strokes, no image, or numbers that make no sense.
-          FileNotFoundError: there is no such file.
+          ValueError: the sketch is not an image or has no strokes, or k or rerank is out of range.
+          FileNotFoundError: the file does not exist.
         """
         if k < 1 or (rerank or 0) < 0:
             raise ValueError(f"k={k} must be at least 1, and rerank={rerank} at least 0.")
         began = time.perf_counter()
-        name = name or (os.fspath(sketch) if isinstance(sketch, str | os.PathLike) else "drawing")
-        prepared = self.prepared(sketch, name)
+        name = name or sketch_input.name_of(sketch)
+        prepared = sketch_input.read(sketch, self.retriever.image_size, name)
         with self._lock:
             return self._search(prepared, k, rerank, name, began)
 
@@ -128,7 +125,7 @@ class Searcher:
             timings[part] = time.perf_counter() - began - sum(timings.values())
 
         self._refresh()
-        encoded = self._encoder(prepared[None], "sketch")
+        encoded = self._encoder(prepared[None], "sketch", 1)
         lap("sketch")
         rerank = (RERANK if rerank is None else rerank) if self.reranks else 0
         rows, similarity = self._shortlist(encoded.embedding[0], max(k, rerank))
@@ -140,7 +137,7 @@ class Searcher:
             lap("features")
             skipped = int((~scored).sum())
             if scored.any():
-                scores = self._scores(encoded.features, features)
+                scores = self._encoder.score(encoded.features, features)
                 rows, similarity, stages = _merged(rows, similarity, scored, scores)
             lap("rerank")
         hits = self._hits(rows[:k], similarity, stages)
@@ -160,74 +157,40 @@ class Searcher:
             },
         )
 
-    def prepared(self, sketch: Sketch, name: str = "drawing") -> UInt8[np.ndarray, "s s 3"]:
-        """A sketch as the network takes it.
-
-        Raises:
-          ValueError, FileNotFoundError: as `__call__`.
-        """
-        if isinstance(sketch, str | os.PathLike):
-            file = Path(sketch).expanduser()
-            if not file.is_file():
-                raise FileNotFoundError(f"There is no sketch {file}: give an image file.")
-            try:
-                sketch = photos.decoded(file)
-            except photos.UnfitError as error:
-                raise ValueError(
-                    f"The sketch {file} cannot be used: {error}. Save it anew as PNG or JPEG."
-                ) from error
-        if sketch.dtype != np.uint8 or sketch.ndim != 3 or sketch.shape[2] != 3 or not sketch.size:
-            raise ValueError(
-                f"A sketch is uint8 [height, width, 3], and this one {sketch.dtype} "
-                f"{list(sketch.shape)}."
-            )
-        return sketch_input.prepared(sketch, self.retriever.image_size, name)
-
     def explain(self, sketch: Sketch, hit: Hit, *, shown: bool = True) -> pages.Explained:
         """Why a photo was found: lines between the places that match, heat maps, a synthesis.
 
         Args:
-          sketch: as it was searched with, or `Results.sketch`.
-          hit: one of the results.
-          shown: whether it is unfolded at first, in a page.
+          sketch: the sketch of the search, or `Results.sketch`.
+          hit: one of its results.
+          shown: whether the explanation is unfolded at first in a page.
 
         Raises:
           ValueError: the system has no local evidence, or the photo cannot be read.
-          FileNotFoundError: the photo is gone.
+          FileNotFoundError: the photo no longer exists.
         """
-        if not self.retriever.local_evidence:
-            raise ValueError(
-                f"{type(self.retriever).__name__} compares images as wholes: there is no local "
-                "evidence that would say why a photo was found."
-            )
-        size = self.retriever.image_size
-        if isinstance(sketch, np.ndarray) and sketch.shape == (size, size, 3):
-            drawing = sketch
-        else:
-            drawing = self.prepared(sketch)
-        photo = self._photo(hit)
         self._explainer = self._explainer or Explainer(self.retriever)
-        [(found, pair)] = pages.explanations(self._explainer, [(drawing, photo)])
-        title = f"Why photo {hit.rank} ({Path(hit.path).name})?"
-        return pages.explained(drawing, photo, found, pair, title=title, shown=shown)
-
-    def _photo(self, hit: Hit) -> UInt8[np.ndarray, "s s 3"]:
+        size = self.retriever.image_size
+        if not (isinstance(sketch, np.ndarray) and sketch.shape == (size, size, 3)):
+            sketch = sketch_input.read(sketch, size)
         try:
-            return photos.prepared(hit.file, self.retriever.image_size)
+            photo = photos.prepared(hit.file, size)
         except FileNotFoundError as error:
             raise FileNotFoundError(
-                f"The photo {hit.path} is gone since it was indexed, so it cannot be explained: "
-                "take it out with `python -m zse_jax.gallery.index remove`."
+                f"The photo {hit.path} no longer exists, so it cannot be explained: remove it from "
+                "the index with `python -m zse_jax.gallery.index remove`."
             ) from error
-        except (photos.UnfitError, OSError) as error:
+        except (UnreadableImageError, OSError) as error:
             raise ValueError(f"The photo {hit.path} cannot be read: {error}.") from error
+        [(found, pair)] = pages.explanations(self._explainer, [(sketch, photo)])
+        return pages.explained(sketch, photo, found, pair, title=hit.question, shown=shown)
 
     def _refresh(self) -> None:
-        """Sees what was written to the index meanwhile."""
+        """Reads commits that were made in the meantime."""
         now = time.monotonic()
-        if self._version < 0 or now - self._looked >= REFRESH_SECONDS:
+        if self._version < 0 or now - self._refreshed >= REFRESH_SECONDS:
             self.gallery.refresh()
-            self._looked = now
+            self._refreshed = now
         if self.gallery.tables.version == self._version:
             return
         self._version = self.gallery.tables.version
@@ -235,24 +198,22 @@ class Searcher:
         self._shortlist = Shortlister(self.gallery.tables)
 
     def _features(self, rows: Int[np.ndarray, " n"]) -> tuple[Features, np.ndarray]:
-        """Features of the photos that have some, and which those are."""
-        missing = [int(row) for row in rows if int(row) not in self._cache]
-        if missing:
+        """The features of those photos whose features can be read, and which photos these are."""
+        numbers = rows.tolist()
+        if missing := [number for number in numbers if number not in self._cache]:
             self._load(missing)
-        found = [self._cache.get(int(row)) for row in rows]
-        for row in rows:
-            if int(row) in self._cache:
-                self._cache.move_to_end(int(row))
-        kept = [one for one in found if one is not None]
-        stacked = jax.tree.map(lambda *leaves: np.stack(leaves), *kept) if kept else None
-        if kept:
-            most = max(len(rows), CACHE_BYTES // max(1, item_bytes(stacked)))
-            while len(self._cache) > most:
-                self._cache.popitem(last=False)
-        return stacked, np.array([one is not None for one in found], bool)
+        scored = np.array([number in self._cache for number in numbers], bool)
+        found = []
+        for number in rows[scored].tolist():
+            self._cache.move_to_end(number)
+            found.append(self._cache[number])
+        most = max(len(rows), CACHE_BYTES // max(1, self._encoder.item_bytes))
+        while len(self._cache) > most:
+            self._cache.popitem(last=False)
+        return jax.tree.map(lambda *leaves: np.stack(leaves), *found) if found else None, scored
 
     def _load(self, rows: Sequence[int]) -> None:
-        """Puts features of photos into the cache: those of the index, or of the photos' files."""
+        """Reads features of photos into the cache, from the index or by encoding their files."""
         if self.gallery.keeps_features:
             found = self.gallery.tables.rows(rows, ["features"])
             features = self._encoder.unpacked([row["features"] for row in found])
@@ -263,7 +224,7 @@ class Searcher:
                 try:
                     file = Path(os.fsdecode(row["file"]))
                     prepared.append(photos.prepared(file, self.retriever.image_size))
-                except (photos.UnfitError, OSError):
+                except (UnreadableImageError, OSError):
                     continue
                 numbers.append(row["_rowid"])
             if not prepared:
@@ -272,36 +233,16 @@ class Searcher:
         for place, number in enumerate(numbers):
             self._cache[number] = jax.tree.map(lambda leaf, at=place: leaf[at], features)
 
-    def _scores(self, sketch: Features, features: Features) -> Float[np.ndarray, " n"]:
-        """The score of each pair."""
-        count = len(jax.tree.leaves(features)[0])
-        scores = []
-        for start in range(0, count, PAIRS):
-            index = np.minimum(np.arange(start, start + PAIRS), count - 1)
-            part = jax.tree.map(lambda leaf, index=index: leaf[index], features)
-            scores.append(self._encoder.score(sketch, part))
-        found = np.concatenate(scores)[:count]
-        if np.isnan(found).any():
-            raise FloatingPointError(
-                "The score of a pair is NaN: the checkpoint is damaged, or its training diverged."
-            )
-        return found
-
     def _hits(
         self, rows: Int[np.ndarray, " n"], similarity: Float[np.ndarray, " m"], stages: list[str]
     ) -> list[Hit]:
-        found = self.gallery.tables.rows([int(row) for row in rows], _SHOWN)
+        found = self.gallery.tables.rows(rows.tolist(), _SHOWN)
         return [
             Hit(
                 rank=place + 1,
-                id=row["id"],
-                path=row["path"],
-                file=Path(os.fsdecode(row["file"])),
                 similarity=float(similarity[place]),
                 stage=stages[place],
-                thumbnail=row["thumbnail"],
-                width=row["width"],
-                height=row["height"],
+                **{name: row[name] for name in _SHOWN} | {"file": Path(os.fsdecode(row["file"]))},
             )
             for place, row in enumerate(found)
         ]
@@ -313,7 +254,7 @@ def _merged(
     scored: np.ndarray,
     scores: Float[np.ndarray, " s"],
 ) -> tuple[np.ndarray, np.ndarray, list[str]]:
-    """The shortlist with what was scored in front, best first, and the rest as it was."""
+    """The scored part of the shortlist, best first, followed by the rest in its order."""
     front = np.flatnonzero(scored)
     order = np.argsort(-scores, kind="stable")
     rest = np.setdiff1d(np.arange(len(rows)), front)
@@ -324,40 +265,36 @@ def _merged(
 
 def define_flags(options: flags.FlagValues, argv: Sequence[str]) -> None:
     """The command line."""
-    if any(cli.config_arguments(argv)):
-        raise ValueError("A search takes no --config: that of the checkpoint holds. See --help.")
-    flags.DEFINE_string("index", None, "A folder, or a place in a bucket.", options)
+    flags.DEFINE_string("index", None, "The index: a folder, or a location in a bucket.", options)
     flags.DEFINE_string("sketch", None, "An image file: dark lines on white.", options)
-    help_ = "Where the index's checkpoint is now; by default where it was."
+    help_ = "Current location of the index's checkpoint, if it was moved."
     flags.DEFINE_string("checkpoint", None, help_, options)
-    flags.DEFINE_integer("k", 20, "How many photos to show.", 1, None, options)
-    help_ = f"How many are scored pair by pair; 0: none. By default {RERANK}, if the system does."
+    flags.DEFINE_integer("k", 20, "Number of photos to show.", 1, None, options)
+    help_ = f"Number of photos to score pair by pair. Default: {RERANK}, if the system can."
     flags.DEFINE_integer("rerank", None, help_, 0, None, options)
-    help_ = f"Explain the first {EXPLAINED}; needs --output=FILE.html."
+    help_ = f"Explain the first {EXPLAINED} photos; requires --output=FILE.html."
     flags.DEFINE_bool("explain", False, help_, options)
-    flags.DEFINE_string("output", None, "A file to write: .json or .html.", options)
+    flags.DEFINE_string("output", None, "Also write the results to this .json or .html.", options)
 
 
 def main(options: flags.FlagValues) -> None:
-    """Searches as the command line says."""
-    for name, example in (("index", "my-index"), ("sketch", "cat.png")):
-        if not options[name].value:
-            raise ValueError(f"--{name} is missing: say, for example, --{name}={example}.")
+    """Runs one search."""
+    cli.require(options, index="my-index", sketch="cat.png")
     output = Path(options.output).expanduser() if options.output else None
     if output is not None and output.suffix not in (".json", ".html"):
-        raise ValueError(f"--output={output}: name a file that ends with .json or .html.")
+        raise ValueError(f"--output={output}: give a file name that ends with .json or .html.")
     if options.explain and (output is None or output.suffix != ".html"):
-        raise ValueError("--explain shows pictures, so it needs a page: --output=found.html.")
+        raise ValueError("--explain draws pictures, so it requires a page: --output=found.html.")
     searcher = Searcher(Index(options.index), options.checkpoint)
-    if options.explain and not searcher.retriever.local_evidence:
+    if options.explain and not isinstance(searcher.retriever, Explainable):
         raise ValueError(
-            f"{type(searcher.retriever).__name__} compares images as wholes and has no local "
-            "evidence: leave --explain out."
+            f"--explain: {type(searcher.retriever).__name__} compares whole images and has no "
+            "local evidence."
         )
     results = searcher(options.sketch, options.k, options.rerank)
     Console(highlight=False).print(results.table())
     if results.skipped:
-        print(f"{results.skipped:,} photos could not be scored: their files are gone or changed.")
+        print(results.skipped_text)
     if output is None:
         return
     explained: list[Any] = []

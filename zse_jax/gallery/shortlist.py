@@ -1,7 +1,7 @@
-"""The photos whose embeddings are nearest to a sketch's.
+"""Finds the photos whose embeddings are nearest to a sketch's.
 
-Up to `tables.EXACT_UP_TO` photos, all embeddings are kept in memory and compared (a product of a
-matrix with a vector); above, LanceDB's index of partitions is asked, and little is kept.
+Up to `tables.EXACT_UP_TO` photos, all embeddings are in memory and compared (a matrix-vector
+product). Above, LanceDB's partitioned index is used, which needs little memory.
 """
 
 import numpy as np
@@ -10,14 +10,14 @@ from jaxtyping import Float, Int
 from zse_jax.gallery.tables import Tables
 
 PROBES = 256
-"""Partitions of an approximate index that are searched."""
+"""Number of partitions of an approximate index that are searched."""
 
 
 class Shortlister:
-    """Finds the nearest photos of one index, as of the commit that it shows."""
+    """Finds the nearest photos in one index, at its current commit."""
 
     def __init__(self, tables: Tables):
-        """Reads the embeddings, if all of them are compared."""
+        """Reads the embeddings if the search is exact."""
         self._tables = tables
         self._vectors: tuple[np.ndarray, np.ndarray] | None = None
         if not tables.is_approximate:

@@ -1,8 +1,8 @@
-"""The tables of an index, in LanceDB: the photos, and the files that were refused.
+"""The tables of an index in LanceDB: the photos, and the files that were refused.
 
-Only this file knows LanceDB. Every write is one of its commits, which is there whole or not at all:
-whatever kills a process, the tables open as the last commit left them. What the index is made with
-stands in the schema of its first table, so it is there from the first commit on.
+Only this file uses LanceDB. Every write is one atomic commit: after a crash, the tables open at the
+last commit. The metadata of the index (such as its checkpoint) is in the schema of the table of
+photos, so it exists from the first commit on.
 """
 
 import contextlib
@@ -24,51 +24,48 @@ if TYPE_CHECKING:
 PHOTOS, REFUSED = "photos", "refused"
 
 VERSION = "1"
-"""Of the tables' columns."""
+"""Version of the tables' columns."""
 
 EXACT_UP_TO = 100_000
-"""Photos up to which every embedding is compared; above, those of the nearest partitions."""
+"""Photos up to which a search compares all embeddings; above, those of the nearest partitions."""
 
 LOCK = "writer.lock"
 
-_KEEP_VERSIONS = datetime.timedelta(hours=1)  # for readers that are in the middle of one
+_KEEP_VERSIONS = datetime.timedelta(hours=1)  # readers may still use them
 
-_AT_ONCE = 1000  # ids in one condition
+_AT_ONCE = 1000  # ids in one SQL condition
 
 Row = Mapping[str, Any]
 
 
 class Tables:
-    """The tables of one index, open.
+    """The open tables of one index.
 
     Attributes:
-      uri: where: a folder, or a place in a bucket.
-      about: what the index is made with: `checkpoint`, `step`, `fingerprint`, ...
+      uri: its location: a folder, or a location in a bucket.
+      about: its metadata: `checkpoint`, `step`, `fingerprint`, ...
     """
 
     def __init__(self, uri: str | os.PathLike):
-        """Opens them.
+        """Opens the tables.
 
         Raises:
           FileNotFoundError: there is no index at `uri`.
-          ValueError: it is of another version, or cannot be opened.
+          ValueError: the index has another version, or cannot be opened.
         """
         self.uri = located(uri)
         database = _connected(self.uri, create=False)
         names = set(_names(database))
         if PHOTOS not in names:
-            raise FileNotFoundError(
-                f"There is no index at {self.uri}: make one with `python -m "
-                f"zse_jax.gallery.index build --index={self.uri} --photos=... --checkpoint=...`."
-            )
+            raise _missing(self.uri)
         with opening(self.uri):
             self._photos = database.open_table(PHOTOS)
             metadata = self._photos.schema.metadata or {}
             self.about: dict[str, Any] = json.loads(metadata.get(b"zse_jax", b"{}"))
         if self.about.get("version") != VERSION:
             raise ValueError(
-                f"{self.uri} holds a table {PHOTOS!r} that is no index of this version of zse_jax "
-                f"(version {self.about.get('version')}, expected {VERSION}): build another index."
+                f"The index {self.uri} has version {self.about.get('version')}, but this zse_jax "
+                f"reads version {VERSION}: build another index."
             )
         with opening(self.uri):
             self._refused = (
@@ -79,21 +76,21 @@ class Tables:
 
     @classmethod
     def create(cls, uri: str | os.PathLike, about: Mapping[str, Any], width: int) -> "Tables":
-        """Makes the tables, for embeddings of `width` numbers, unless they are there.
+        """Creates the tables for embeddings of size `width`, unless they exist.
 
         Raises:
-          FileExistsError: the folder holds something else.
+          FileExistsError: the folder contains other files.
         """
         place = located(uri)
         if "://" not in place and Path(place).is_file():
-            raise FileExistsError(f"--index={place} is a file: name a new or an empty folder.")
+            raise FileExistsError(f"--index={place} is a file: give a new or an empty folder.")
         if "://" not in place and Path(place).is_dir():
             inside = sorted(path.name for path in Path(place).iterdir())
             others = [n for n in inside if n != LOCK and not n.endswith(".lance")]
             if others:
                 raise FileExistsError(
-                    f"--index={place} holds other content ({', '.join(others[:3])}): name a new or "
-                    "an empty folder."
+                    f"--index={place} contains other files ({', '.join(others[:3])}): give a new "
+                    "or an empty folder."
                 )
         database = _connected(place, create=True)
         with opening(place):
@@ -107,10 +104,10 @@ class Tables:
 
     @contextlib.contextmanager
     def writing(self) -> Iterator[None]:
-        """Keeps other writers of this machine out.
+        """Locks the index for writing and reads its newest commit.
 
         Raises:
-          BlockingIOError: there is one.
+          BlockingIOError: another process on this machine is writing to it.
         """
         with locked(self.uri):
             self.refresh()
@@ -118,26 +115,26 @@ class Tables:
 
     @property
     def version(self) -> int:
-        """The number of the commit that is read."""
+        """The number of the current commit."""
         return self._photos.version
 
     @property
     def width(self) -> int:
-        """Of the embeddings."""
+        """The size of the embeddings."""
         return self._photos.schema.field("embedding").type.list_size
 
     def refresh(self) -> None:
-        """Reads the newest commits from now on."""
+        """Switches to the newest commit."""
         with opening(self.uri):
             self._photos.checkout_latest()
             self._refused.checkout_latest()
 
     def count(self, table: str = PHOTOS) -> int:
-        """How many photos, or refused files, there are."""
+        """The number of photos, or of refused files."""
         return self._table(table).count_rows()
 
     def columns(self, *names: str, table: str = PHOTOS) -> "pa.Table":
-        """Whole columns, with the row numbers (`_rowid`) that `rows` takes."""
+        """Entire columns; "_rowid" gives the row numbers that `rows` takes."""
         with opening(self.uri):
             wanted = [name for name in names if name != "_rowid"]
             query = self._table(table).search().select(wanted)
@@ -146,12 +143,12 @@ class Tables:
             return query.to_arrow()
 
     def refused(self) -> list[tuple[str, str]]:
-        """The files that were kept out: name and reason."""
+        """The refused files: name and reason, sorted."""
         rows = self.columns("path", "reason", table=REFUSED).to_pylist()
         return sorted((row["path"], row["reason"]) for row in rows)
 
     def embeddings(self) -> tuple[Float[np.ndarray, "n d"], Int[np.ndarray, " n"]]:
-        """All embeddings, and their row numbers."""
+        """All embeddings and their row numbers."""
         count, start = self.count(), 0
         values, rows = np.empty((count, self.width), np.float32), np.empty(count, np.int64)
         for some, numbers in self.embedding_batches():
@@ -163,7 +160,7 @@ class Tables:
     def embedding_batches(
         self,
     ) -> Iterator[tuple[Float[np.ndarray, "b d"], Int[np.ndarray, " b"]]]:
-        """The same, a few at a time, in the order of `columns`."""
+        """The embeddings and row numbers in batches, in the order of `columns`."""
         with opening(self.uri):
             query = self._photos.search().select(["embedding"]).with_row_id(True)
             for batch in query.to_batches():
@@ -174,7 +171,7 @@ class Tables:
     def nearest(
         self, embedding: Float[np.ndarray, " d"], count: int, probes: int
     ) -> tuple[Int[np.ndarray, " k"], Float[np.ndarray, " k"]]:
-        """Row numbers and similarities of about the nearest photos, by the approximate index."""
+        """Row numbers and similarities of the nearest photos by the approximate index."""
         with opening(self.uri):
             found = (
                 self._photos.search(embedding, vector_column_name="embedding")
@@ -189,7 +186,7 @@ class Tables:
         return rows, (1 - found.column("_distance").to_numpy()).astype(np.float32)
 
     def rows(self, numbers: Sequence[int], names: Sequence[str]) -> list[dict[str, Any]]:
-        """The photos at these row numbers, in this order."""
+        """The photos with these row numbers, in the same order."""
         if not len(numbers):
             return []
         with opening(self.uri):
@@ -199,13 +196,13 @@ class Tables:
         return [found[number] for number in wanted if number in found]
 
     def by_id(self, identity: str, names: Sequence[str]) -> dict[str, Any]:
-        """One photo.
+        """The photo with this id.
 
         Raises:
-          KeyError: there is none of this id.
+          KeyError: there is no such photo.
         """
         if not identity.isalnum():
-            raise KeyError(f"{identity!r} is no id of a photo.")
+            raise KeyError(f"{identity!r} is not the id of a photo.")
         with opening(self.uri):
             query = self._photos.search().where(f"id = '{identity}'").select([*names])
             found = query.limit(1).to_arrow().to_pylist()
@@ -214,14 +211,14 @@ class Tables:
         return found[0]
 
     def put(self, rows: Sequence[Row], replaced: bool) -> None:
-        """Adds photos in one commit; `replaced`: some may be there, and are written over.
+        """Adds photos in one commit; `replaced`: some of them may exist and are replaced.
 
-        In a bucket that is taken for granted: a writer on another machine may have added them.
+        In a bucket they are always replaced: a writer on another machine may have added them.
         """
         self._put(self._photos, rows, replaced or "://" in self.uri)
 
     def append(self, columns: Mapping[str, Any]) -> None:
-        """Adds photos in one commit, of which whole columns are given; the others are empty."""
+        """Adds photos in one commit, given as entire columns; missing columns are null."""
         with opening(self.uri):
             import pyarrow as pa
 
@@ -230,18 +227,18 @@ class Tables:
             self._photos.add(pa.Table.from_arrays(arrays, schema=schema))
 
     def refuse(self, rows: Sequence[Row]) -> None:
-        """Adds refused files in one commit, over those that are there."""
+        """Adds or replaces refused files in one commit."""
         self._put(self._refused, rows, True)
 
     def delete(self, identities: Sequence[str], table: str = PHOTOS) -> None:
-        """Takes photos, or refused files, out."""
+        """Deletes photos, or refused files."""
         with opening(self.uri):
             for start in range(0, len(identities), _AT_ONCE):
                 some = ", ".join(f"'{one}'" for one in identities[start : start + _AT_ONCE])
                 self._table(table).delete(f"id IN ({some})")
 
     def tidy(self) -> None:
-        """Joins the pieces of many commits, and keeps the approximate index up to date."""
+        """Compacts the fragments of many commits and updates the approximate index."""
         with opening(self.uri):
             for table in (self._photos, self._refused):
                 table.optimize(cleanup_older_than=_KEEP_VERSIONS)
@@ -253,7 +250,7 @@ class Tables:
             return any(index.columns == ["embedding"] for index in self._photos.list_indices())
 
     def index(self, partitions: int) -> None:
-        """Makes the approximate index of the embeddings, anew if there is one."""
+        """Builds the approximate index of the embeddings; replaces an existing one."""
         with opening(self.uri):
             settings = import_module("lancedb.index").IvfFlat(
                 distance_type="dot", num_partitions=partitions
@@ -278,19 +275,19 @@ class Tables:
 
 
 def located(uri: str | os.PathLike) -> str:
-    """Where an index is: an absolute path, or the place in a bucket as it is."""
+    """The location of an index: an absolute path, or an unchanged location in a bucket."""
     text = os.fspath(uri)
     if not text:
-        raise ValueError("--index is missing: name a folder, such as --index=my-index.")
+        raise ValueError("--index is missing: give, for example, --index=my-index.")
     return text.rstrip("/") if "://" in text else str(Path(text).expanduser().absolute())
 
 
 @contextlib.contextmanager
 def locked(uri: str) -> Iterator[None]:
-    """Keeps other writers of this machine out of the index; the system frees it with the process.
+    """Locks an index for writing; the operating system releases the lock when the process ends.
 
     Raises:
-      BlockingIOError: there is one.
+      BlockingIOError: another process on this machine is writing to it.
     """
     filelock = import_module("filelock")
     if "://" in uri:
@@ -306,8 +303,8 @@ def locked(uri: str) -> Iterator[None]:
         lock.acquire()
     except filelock.Timeout as error:
         raise BlockingIOError(
-            f"Another process is writing to the index {uri}: wait until it is done. (Searching "
-            "goes on meanwhile.)"
+            f"Another process is writing to the index {uri}: wait until it ends. (You can search "
+            "the index at the same time.)"
         ) from error
     try:
         yield
@@ -317,7 +314,7 @@ def locked(uri: str) -> Iterator[None]:
 
 @contextlib.contextmanager
 def opening(uri: str) -> Iterator[None]:
-    """Turns what goes wrong within LanceDB into one paragraph."""
+    """Converts errors of LanceDB to a ValueError with one short message."""
     try:
         yield
     except MemoryError:
@@ -326,20 +323,24 @@ def opening(uri: str) -> Iterator[None]:
         first = (str(error).strip().splitlines() or [type(error).__name__])[0][:300]
         raise ValueError(
             f"The index {uri} cannot be read or written ({first}). If the disk is full, free some "
-            "space and start the same command again; if files in it are gone, build it anew."
+            "space and run the same command again; if files in it are missing, build it again."
         ) from error
 
 
 def _connected(uri: str, *, create: bool) -> Any:
     if not create and "://" not in uri and not Path(uri).is_dir():
-        raise FileNotFoundError(
-            f"There is no index {uri}: make one with `python -m zse_jax.gallery.index build "
-            f"--index={uri} --photos=... --checkpoint=...`."
-        )
+        raise _missing(uri)
     os.environ.setdefault("LANCE_LOG", "error")
     lancedb = import_module("lancedb")
     with opening(uri):
         return lancedb.connect(uri)
+
+
+def _missing(uri: str) -> FileNotFoundError:
+    return FileNotFoundError(
+        f"There is no index at {uri}: build one with `python -m zse_jax.gallery.index build "
+        f"--index={uri} --photos=... --checkpoint=...`."
+    )
 
 
 def _names(database: Any) -> list[str]:
@@ -352,8 +353,8 @@ def _photos_schema(about: Mapping[str, Any], width: int) -> "pa.Schema":
     return pa.schema(
         [
             pa.field("id", pa.string(), nullable=False),
-            pa.field("path", pa.string()),  # for people
-            pa.field("file", pa.binary()),  # as the system knows it: names need not be UTF-8
+            pa.field("path", pa.string()),  # for display
+            pa.field("file", pa.binary()),  # the real name, which may not be UTF-8
             pa.field("digest", pa.binary()),
             pa.field("size", pa.int64()),
             pa.field("modified", pa.int64()),

@@ -1,5 +1,6 @@
-"""Looking over an index: is it whole, and are the photos on disk still those it knows?"""
+"""Verifies an index: are its rows valid, and do they match the files on disk?"""
 
+import collections
 import os
 from typing import NamedTuple
 
@@ -9,15 +10,15 @@ from zse_jax.gallery.tables import Tables
 
 
 class Verification(NamedTuple):
-    """What was found wrong in an index.
+    """The problems of an index.
 
     Attributes:
-      photos: how many there are.
-      refused: files that were kept out: name and reason.
-      twice: paths that are there more than once.
-      damaged: paths of photos whose embedding or thumbnail cannot be right.
-      gone: paths whose files are no longer there.
-      changed: paths whose files are newer than the index; `add` them again.
+      photos: number of photos.
+      refused: files that were skipped: name and reason.
+      twice: paths that occur more than once.
+      damaged: paths of photos with an invalid embedding or thumbnail.
+      gone: paths of photos whose files no longer exist.
+      changed: paths of photos whose files have changed; `add` updates them.
     """
 
     photos: int
@@ -29,31 +30,28 @@ class Verification(NamedTuple):
 
 
 def verify(index: str | os.PathLike) -> Verification:
-    """Reads everything of an index but features, and looks at every file it names.
+    """Reads the whole index except features, and compares it with the files on disk.
 
     Raises:
-      FileNotFoundError, ValueError: as `Index`, or a part of it cannot be read.
+      FileNotFoundError, ValueError: as `Index`, or a part of the index cannot be read.
     """
     table = Tables(index)
     columns = table.columns("id", "path", "file", "size", "modified", "thumbnail")
-    paths = columns.column("path").to_pylist()
-    ids = columns.column("id").to_pylist()
+    rows = columns.to_pylist()
     lengths = [np.linalg.norm(some, axis=1) for some, _ in table.embedding_batches()]
-    good = np.abs(np.concatenate([np.zeros(0), *lengths]) - 1) < 1e-2  # no if it is not a number
-    good &= np.array([bool(t) for t in columns.column("thumbnail").to_pylist()], bool)
-    seen: set[str] = set()
-    twice = [path for one, path in zip(ids, paths, strict=True) if one in seen or seen.add(one)]  # type: ignore[func-returns-value]
+    unit = np.abs(np.concatenate([np.zeros(0), *lengths]) - 1) < 1e-2  # False for NaN
+    damaged = [
+        r["path"] for r, fine in zip(rows, unit, strict=True) if not (fine and r["thumbnail"])
+    ]
+    counts = collections.Counter(row["id"] for row in rows)
+    twice = list(dict.fromkeys(row["path"] for row in rows if counts[row["id"]] > 1))
     gone, changed = [], []
-    for name, file, size, modified in zip(
-        paths, *(columns.column(c).to_pylist() for c in ("file", "size", "modified")), strict=True
-    ):
+    for row in rows:
         try:
-            status = os.stat(file)  # noqa: PTH116 - bytes: the name may be no text
+            status = os.stat(row["file"])  # noqa: PTH116 - bytes: the name may not be UTF-8
         except OSError:
-            gone.append(name)
+            gone.append(row["path"])
             continue
-        if (status.st_size, status.st_mtime_ns) != (size, modified):
-            changed.append(name)
-    refused = table.refused()
-    damaged = [path for path, fine in zip(paths, good, strict=True) if not fine]
-    return Verification(len(paths), refused, twice, damaged, gone, changed)
+        if (status.st_size, status.st_mtime_ns) != (row["size"], row["modified"]):
+            changed.append(row["path"])
+    return Verification(len(rows), table.refused(), twice, damaged, gone, changed)

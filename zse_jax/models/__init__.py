@@ -1,1 +1,1 @@
-"""The Flax modules that the retrieval systems are built from."""
+"""Flax modules from which the retrieval systems are built."""

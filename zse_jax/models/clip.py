@@ -1,11 +1,12 @@
 """CLIP: an image and a text tower with one embedding space (Radford et al., arXiv 2103.00020).
 
 The image tower is a Vision Transformer that takes shallow prompts: learned tokens appended to the
-patch tokens before its first LayerNorm, as CLIP-AT does (Sain et al., CVPR 2023; published code).
+patch tokens before its first LayerNorm, as in CLIP-AT (Sain et al., CVPR 2023; published code).
 The text tower is a causal transformer; a text's embedding is read at its end-of-text token. Both
 have pre-norm blocks with fused qkv, LayerNorm eps 1e-5 and the activation x · sigmoid(1.702 x).
 """
 
+import dataclasses
 import functools
 import importlib.util
 import math
@@ -24,7 +25,34 @@ from zse_jax.models.rematerialisation import rematerialisable
 from zse_jax.models.vit import SelfAttention
 
 VOCABULARY = 49408
-"""Size of CLIP's byte-pair vocabulary; its two largest ids mark start and end of a text."""
+"""Size of CLIP's byte-pair vocabulary; the two largest ids mark the start and end of a text."""
+
+
+@dataclasses.dataclass(frozen=True)
+class CLIPSizes:
+    """Sizes of CLIP; the defaults are ViT-B/32.
+
+    Attributes:
+      image_size, patch_size: pixels; ViT-B/16 and L/14 differ from B/32 in the patch size.
+      width, depth, heads: of the image tower.
+      embed_dim: of the space that images and texts share.
+      context_length: maximum number of token ids of a text, including start and end.
+      text_width, text_depth, text_heads: of the text tower.
+      position_std: standard deviation of the image tower's initial positions; None: width**-0.5 as
+        in CLIP, which is too small to train from scratch.
+    """
+
+    image_size: int = 224
+    patch_size: int = 32
+    width: int = 768
+    depth: int = 12
+    heads: int = 12
+    embed_dim: int = 512
+    context_length: int = 77
+    text_width: int = 512
+    text_depth: int = 12
+    text_heads: int = 8
+    position_std: float | None = dataclasses.field(default=None, compare=False)
 
 
 class Block(nnx.Module):
@@ -42,32 +70,32 @@ class Block(nnx.Module):
     def __call__(
         self, tokens: Float[Array, "b n d"], mask: Bool[Array, "n n"] | None = None
     ) -> Float[Array, "b n d"]:
-        """The tokens after attention (where `mask` allows it) and MLP."""
+        """The tokens after attention (restricted by `mask`) and MLP."""
         return self.traced(tokens, mask)[0]
 
     def traced(
         self, tokens: Float[Array, "b n d"], mask: Bool[Array, "n n"] | None = None
     ) -> tuple[Float[Array, "b n d"], Float[Array, "b heads n n"]]:
-        """The same, and what each token attended to."""
+        """The tokens, and the attention weights."""
         attended, weights = self.attention(self.norm_attention(tokens), mask)
         tokens = tokens + attended
         return tokens + self.mlp_out(quick_gelu(self.mlp_in(self.norm_mlp(tokens)))), weights
 
 
 def quick_gelu(x: Float[Array, "*b d"]) -> Float[Array, "*b d"]:
-    """The activation x · sigmoid(1.702 x), with which CLIP was trained in place of GELU."""
+    """The activation x · sigmoid(1.702 x), which CLIP uses instead of GELU."""
     return x * jax.nn.sigmoid(1.702 * x)
 
 
 class LocalImage(NamedTuple):
-    """An image tower's output with its places: the cells of a square grid, row by row.
+    """Global and local output of an image tower; places are grid cells, row by row.
 
     Attributes:
-      embedding: [b, e], as `encode_image` gives it.
-      places: [b, t, e], the patch tokens of the last block in the space of the embeddings. CLIP
-        never trained them there; that they carry the content of their place is observed only.
-      rollout: [b, t], attention of the class token traced through all blocks to each patch
-        (attention rollout: Abnar and Zuidema, ACL 2020), sums to 1.
+      embedding: [b, e], as returned by `encode_image`.
+      places: [b, t, e], the patch tokens of the last block, projected to the joint space. CLIP was
+        not trained to align them; that they describe their place is an empirical observation.
+      rollout: [b, t], attention of the class token to each patch through all blocks (attention
+        rollout: Abnar and Zuidema, ACL 2020), sums to 1.
     """
 
     embedding: Float[Array, "b e"]
@@ -78,30 +106,20 @@ class LocalImage(NamedTuple):
 class VisionTower(nnx.Module):
     """Images to embeddings: patches, class token, positions, prompts, blocks, projection."""
 
-    def __init__(
-        self,
-        *,
-        image_size: int,
-        patch_size: int,
-        width: int,
-        depth: int,
-        heads: int,
-        embed_dim: int,
-        position_std: float | None,
-        dtype: jnp.dtype,
-        rngs: nnx.Rngs,
-    ):
-        """Random parameters, spread as in CLIP's own code, but for positions of `position_std`.
+    def __init__(self, sizes: CLIPSizes, *, dtype: jnp.dtype, rngs: nnx.Rngs):
+        """Random parameters with the deviations of CLIP's code, except for `position_std`.
 
         Raises:
-          ValueError: sizes that do not fit each other; the message names them.
+          ValueError: `image_size` is not a multiple of `patch_size`, or `width` of `heads`.
         """
-        if patch_size < 1 or image_size % patch_size:
+        patch, width = sizes.patch_size, sizes.width
+        if patch < 1 or sizes.image_size % patch:
             raise ValueError(
-                f"image_size={image_size} is not a multiple of patch_size={patch_size}: change one."
+                f"image_size={sizes.image_size} is not a multiple of patch_size={patch}: change "
+                "one of them."
             )
-        self.patch_size, self.dtype = patch_size, dtype
-        inputs, scale = 3 * patch_size**2, width**-0.5
+        self.patch_size, self.dtype = patch, dtype
+        inputs, scale = 3 * patch**2, width**-0.5
         self.patch_embedding = Linear(
             inputs,
             width,
@@ -110,13 +128,13 @@ class VisionTower(nnx.Module):
             dtype=dtype,
             rngs=rngs,
         )
-        tokens = (image_size // patch_size) ** 2 + 1
+        tokens = (sizes.image_size // patch) ** 2 + 1
         self.class_token = _normal((width,), scale, rngs)
-        self.positions = _normal((tokens, width), position_std or scale, rngs)
+        self.positions = _normal((tokens, width), sizes.position_std or scale, rngs)
         self.norm_pre = layer_norm(width, dtype=dtype, rngs=rngs)
-        self.blocks = nnx.List([Block(width, heads, dtype=dtype, rngs=rngs) for _ in range(depth)])
+        self.blocks = _blocks(width, sizes.heads, sizes.depth, dtype=dtype, rngs=rngs)
         self.norm_post = layer_norm(width, dtype=dtype, rngs=rngs)
-        self.projection = _normal((width, embed_dim), scale, rngs)
+        self.projection = _normal((width, sizes.embed_dim), scale, rngs)
 
     def __call__(
         self, images: Float[Array, "b h w 3"], prompts: Float[Array, "p d"] | None = None
@@ -130,14 +148,14 @@ class VisionTower(nnx.Module):
     def local(
         self, images: Float[Array, "b h w 3"], prompts: Float[Array, "p d"] | None = None
     ) -> LocalImage:
-        """The embeddings, and what the tower knows of each place; costs little more."""
+        """The embeddings with local features and attention rollout, at little extra cost."""
         tokens, steps = self._tokens(images, prompts), []
         for block in self.blocks:
             tokens, weights = block.traced(tokens)
             steps.append(weights.mean(axis=1))
         count = self.positions.shape[0]
         embedded = self._project(tokens[:, :count])
-        # From the class token back to the input; each block passes half on by its residual.
+        # From the class token back to the input; half of each block's output is its residual.
         reached = jnp.zeros(tokens.shape[:2]).at[:, 0].set(1)
         for weights in reversed(steps):
             reached = (reached + jnp.einsum("bn,bnm->bm", reached, weights)) / 2
@@ -149,7 +167,7 @@ class VisionTower(nnx.Module):
         return self.norm_post(tokens) @ self.projection[...].astype(self.dtype)
 
     def _tokens(self, images: Array, prompts: Array | None) -> Float[Array, "b n d"]:
-        """What enters the blocks: class token, patches, prompts."""
+        """Input of the blocks: class token, patches, prompts."""
         local = self.patch_embedding(patches(images.astype(self.dtype), self.patch_size))
         b, width = local.shape[0], local.shape[-1]
         first = jnp.broadcast_to(self.class_token[...].astype(self.dtype), (b, 1, width))
@@ -165,7 +183,7 @@ class VisionTower(nnx.Module):
             if prompts.shape[-1] != width:
                 raise ValueError(
                     f"Prompts of width {prompts.shape[-1]} do not fit CLIP's image tower of width "
-                    f"{width}: they are tokens beside its patches."
+                    f"{width}."
                 )
             learned = jnp.broadcast_to(prompts.astype(self.dtype), (b, *prompts.shape))
             tokens = jnp.concatenate([tokens, learned], axis=1)
@@ -175,24 +193,19 @@ class VisionTower(nnx.Module):
 class TextTower(nnx.Module):
     """Token ids to embeddings: a causal transformer, read at the end-of-text token."""
 
-    def __init__(
-        self,
-        *,
-        context_length: int,
-        width: int,
-        depth: int,
-        heads: int,
-        embed_dim: int,
-        dtype: jnp.dtype,
-        rngs: nnx.Rngs,
-    ):
-        """Random parameters; those that are no blocks spread as in CLIP's own code."""
+    def __init__(self, sizes: CLIPSizes, *, dtype: jnp.dtype, rngs: nnx.Rngs):
+        """Random parameters; outside the blocks with the deviations of CLIP's code.
+
+        Raises:
+          ValueError: `text_width` is not a multiple of `text_heads`.
+        """
+        width = sizes.text_width
         self.dtype = dtype
         self.tokens = _normal((VOCABULARY, width), 0.02, rngs)
-        self.positions = _normal((context_length, width), 0.01, rngs)
-        self.blocks = nnx.List([Block(width, heads, dtype=dtype, rngs=rngs) for _ in range(depth)])
+        self.positions = _normal((sizes.context_length, width), 0.01, rngs)
+        self.blocks = _blocks(width, sizes.text_heads, sizes.text_depth, dtype=dtype, rngs=rngs)
         self.norm = layer_norm(width, dtype=dtype, rngs=rngs)
-        self.projection = _normal((width, embed_dim), width**-0.5, rngs)
+        self.projection = _normal((width, sizes.embed_dim), width**-0.5, rngs)
 
     def __call__(self, token_ids: Int[Array, "b t"]) -> Float[Array, "b e"]:
         """Embeddings, not normalised; see `CLIP.encode_text`."""
@@ -203,84 +216,52 @@ class TextTower(nnx.Module):
         causal = jnp.tril(jnp.ones((length, length), bool))
         for block in self.blocks:
             x = block(x, causal)
-        end = token_ids.argmax(axis=1)[:, None, None]  # the end-of-text id is the largest of all
+        end = token_ids.argmax(axis=1)[:, None, None]  # the end-of-text id is the largest
         last = jnp.take_along_axis(self.norm(x), end, axis=1)[:, 0]
         return last @ self.projection[...].astype(self.dtype)
 
 
 class CLIP(nnx.Module):
-    """Both towers and the scale of their cosines; defaults are ViT-B/32.
+    """Both towers and the scale of their cosines.
 
     Attributes:
+      sizes: of both towers.
+      dtype: of activations.
       visual: the image tower.
-      text: the text tower, or None where nothing needs it.
+      text: the text tower, or None after it was removed.
       logit_scale: log of the factor from cosines to logits.
     """
 
     def __init__(
         self,
+        sizes: CLIPSizes = CLIPSizes(),
         *,
-        image_size: int = 224,
-        patch_size: int = 32,
-        width: int = 768,
-        depth: int = 12,
-        heads: int = 12,
-        embed_dim: int = 512,
-        context_length: int = 77,
-        text_width: int = 512,
-        text_depth: int = 12,
-        text_heads: int = 8,
-        position_std: float | None = None,
         dtype: jnp.dtype = jnp.float32,
         rngs: nnx.Rngs,
     ):
-        """Random parameters; `zse_jax.pretrained.openai_clip.load` fills in the published ones.
+        """Random parameters; `zse_jax.pretrained.openai_clip.load` loads the published ones.
 
         Args:
-          image_size, patch_size: pixels; ViT-B/16 and L/14 differ from B/32 in the latter.
-          width, depth, heads: of the image tower.
-          embed_dim: of the space that images and texts share.
-          context_length: token ids of the longest text, its start and end included.
-          text_width, text_depth, text_heads: of the text tower.
-          position_std: of the image tower's initial positions; None: width**-0.5, CLIP's own, which
-            a network trained from scratch can hardly tell places by.
+          sizes: ViT-B/32 by default.
           dtype: of activations; parameters are float32.
 
         Raises:
-          ValueError: sizes that do not fit each other; the message names them.
+          ValueError: sizes that do not fit together; the message names them.
         """
-        dtype = jnp.dtype(dtype)
-        self.visual = VisionTower(
-            image_size=image_size,
-            patch_size=patch_size,
-            width=width,
-            depth=depth,
-            heads=heads,
-            embed_dim=embed_dim,
-            position_std=position_std,
-            dtype=dtype,
-            rngs=rngs,
-        )
-        self.text: TextTower | None = TextTower(
-            context_length=context_length,
-            width=text_width,
-            depth=text_depth,
-            heads=text_heads,
-            embed_dim=embed_dim,
-            dtype=dtype,
-            rngs=rngs,
-        )
+        self.sizes, self.dtype = sizes, jnp.dtype(dtype)
+        self.visual = VisionTower(sizes, dtype=self.dtype, rngs=rngs)
+        self.text: TextTower | None = TextTower(sizes, dtype=self.dtype, rngs=rngs)
         self.logit_scale = nnx.Param(jnp.asarray(math.log(1 / 0.07), jnp.float32))
 
     def encode_image(
         self, images: Float[Array, "b h w 3"], prompts: Float[Array, "p d"] | None = None
     ) -> Float[Array, "b e"]:
-        """Embeddings of images that are already normalised, not L2-normalised.
+        """Embeddings of normalised images; the embeddings are not L2-normalised.
 
         Args:
           images: square, of the model's image size.
-          prompts: tokens that join every image's patches before the first LayerNorm; they have no
-            positions. Their order does not matter.
+          prompts: tokens that are appended to every image's patches before the first LayerNorm.
+            They have no positions, so their order does not matter.
 
         Raises:
           ValueError: prompts of another width, or images of another size.
@@ -291,24 +272,23 @@ class CLIP(nnx.Module):
         """Embeddings of texts, not L2-normalised.
 
         Args:
-          token_ids: of `tokenize`: start, words, end of text, then any number of zeros, which the
-            result does not depend on.
+          token_ids: from `tokenize`: start, words, end of text, then any number of zeros, which do
+            not change the result.
 
         Raises:
-          ValueError: texts longer than the context, or a model whose text tower was left out.
+          ValueError: texts longer than the context, or a model without text tower.
         """
         if self.text is None:
-            raise ValueError(
-                "This CLIP has no text tower; it was left out. Create it with text_tower=True."
-            )
+            raise ValueError("This CLIP has no text tower. Create the model with text_tower=True.")
         return self.text(token_ids)
 
 
 def tokenize(texts: Sequence[str], context_length: int = 77) -> Int32[np.ndarray, "n t"]:
-    """CLIP's token ids of each text: start, words, end, then zeros up to the longest of them.
+    """CLIP's token ids for each text: start, words, end, then zeros up to the longest text.
 
     Raises:
-      ValueError: texts that do not fit the context; names them and their lengths.
+      ValueError: texts that are longer than the context, listed with their lengths.
+      ModuleNotFoundError: the package openai-clip is not installed.
     """
     tokenizer = _tokenizer()
     start, end = (tokenizer.encoder[f"<|{name}oftext|>"] for name in ("start", "end"))
@@ -320,7 +300,7 @@ def tokenize(texts: Sequence[str], context_length: int = 77) -> Int32[np.ndarray
     ]
     if long:
         raise ValueError(
-            f"CLIP's context is {context_length} token ids, start and end included, but "
+            f"CLIP's context is {context_length} token ids, including start and end, but "
             f"{'; '.join(long)}: shorten these texts."
         )
     padded = np.zeros((len(ids), max(map(len, ids), default=0)), np.int32)
@@ -331,19 +311,25 @@ def tokenize(texts: Sequence[str], context_length: int = 77) -> Int32[np.ndarray
 
 @functools.cache
 def _tokenizer() -> Any:
-    """OpenAI's own, which takes half a second to start.
+    """OpenAI's tokenizer; creating it takes half a second.
 
-    Its package imports torch for its models; the tokenizer's file, by itself, does not.
+    It is loaded from its file, because importing the package would import torch.
     """
     package = importlib.util.find_spec("clip")
     file = Path((package and package.origin) or "clip").with_name("simple_tokenizer.py")
-    if not file.is_file():  # or the package is another one of this name
+    if not file.is_file():  # or another package has this name
         raise ModuleNotFoundError("CLIP's tokenizer is missing: pip install openai-clip")
     spec = importlib.util.spec_from_file_location("clip_simple_tokenizer", file)
     assert spec is not None and spec.loader is not None
     module = importlib.util.module_from_spec(spec)
     spec.loader.exec_module(module)
     return module.SimpleTokenizer()
+
+
+def _blocks(
+    width: int, heads: int, depth: int, *, dtype: jnp.dtype, rngs: nnx.Rngs
+) -> nnx.List[Block]:
+    return nnx.List([Block(width, heads, dtype=dtype, rngs=rngs) for _ in range(depth)])
 
 
 def _normal(shape: tuple[int, ...], deviation: float, rngs: nnx.Rngs) -> nnx.Param:

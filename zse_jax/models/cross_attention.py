@@ -1,13 +1,13 @@
 """Cross-attention between the tokens of a sketch and of a photo (ZSE, CVPR 2023, section 3.2).
 
-One post-norm transformer layer per direction, each with weights of its own; both read the input
-tokens. In the published network a direction takes only its keys from the other image: query, value
-and residual stay on its own side (`value="own"`, needed by released weights). The textbook form
-takes key and value from the other side (`value="other"`).
+One post-norm transformer layer per direction, with separate weights; both read the input tokens. In
+the published network a direction takes only its keys from the other image; query, value and
+residual come from its own image (`value="own"`, required by the released weights). The standard
+form takes key and value from the other image (`value="other"`).
 
-Every projection depends on one image only, so it is made once per image (`project`), and only what
-truly depends on the pair is computed per pair (`attend`). To score one sketch against many photos,
-`meeting` arranges the same arithmetic around the factors that all pairs share.
+Every projection depends on one image only, so it is computed once per image (`project_sketches`,
+`project_photos`); the rest is computed per pair (`attend`). To score one sketch against many
+photos, `meeting` reorders the computation around the factors that all pairs share.
 """
 
 from collections.abc import Callable
@@ -26,7 +26,7 @@ from zse_jax.models.vit import attend, check_heads, merge_heads, split_heads
 Value = Literal["own", "other"]
 
 Fused = Literal["cudnn", "xla"]
-"""`jax.nn.dot_product_attention`'s implementations; "xla" is for tests of the arrangement."""
+"""Implementations of `jax.nn.dot_product_attention`; "xla" is for tests."""
 
 
 class UnbiasedNorm(nnx.Module):
@@ -52,7 +52,7 @@ class UnbiasedNorm(nnx.Module):
 
 
 class CrossLayer(nnx.Module):
-    """One direction: attention into the other image, feed-forward, both with residual and norm."""
+    """One direction: attention to the other image and feed-forward, each with residual and norm."""
 
     def __init__(
         self,
@@ -82,7 +82,7 @@ class CrossLayer(nnx.Module):
     def heads_of(
         self, projection: nnx.Linear, tokens: Float[Array, "b t d"]
     ) -> Float[Array, "b heads t c"]:
-        """One of this layer's projections of some tokens, split into its heads."""
+        """Applies one of this layer's projections and splits the result into heads."""
         return split_heads(projection(tokens), self.heads)
 
     @rematerialisable
@@ -93,7 +93,7 @@ class CrossLayer(nnx.Module):
         key: Float[Array, "b heads s c"],
         value: Float[Array, "b heads s c"],
     ) -> Float[Array, "b t d"]:
-        """The tokens of this side after meeting the other."""
+        """The tokens of this image after attention to the other."""
         return self.traced(residual, query, key, value)[0]
 
     def traced(
@@ -103,7 +103,7 @@ class CrossLayer(nnx.Module):
         key: Float[Array, "b heads s c"],
         value: Float[Array, "b heads s c"],
     ) -> tuple[Float[Array, "b t d"], Float[Array, "b heads t s"]]:
-        """The same, and what each token attended to."""
+        """The tokens, and the attention weights."""
         attended, weights = attend(query, key, value, self.dropout_weights)
         return self.after_attention(residual, merge_heads(attended)), weights
 
@@ -117,7 +117,7 @@ class CrossLayer(nnx.Module):
 
 
 class Projected(NamedTuple):
-    """Tokens of images of one modality with all that they bring to any pair."""
+    """Tokens of images of one modality, and their projections, which do not depend on the pair."""
 
     tokens: Float[Array, "b t d"]
     query: Float[Array, "b heads t c"]
@@ -139,7 +139,7 @@ class CrossAttention(nnx.Module):
         dtype: jnp.dtype,
         rngs: nnx.Rngs,
     ):
-        """As published, all projections of both directions start from one draw: see `_tie`.
+        """Initialises all projections of both directions equally, as published: see `_tie`.
 
         Raises:
           ValueError: `value` is neither "own" nor "other", or `heads` does not divide `width`.
@@ -154,7 +154,7 @@ class CrossAttention(nnx.Module):
         self._tie()
 
     def _tie(self) -> None:
-        """The published code builds these layers by deep copies, so they start out equal."""
+        """Makes the layers equal: the published code creates them as deep copies."""
         first = self.sketch_layer
         for layer in (self.sketch_layer, self.photo_layer):
             for projection in (layer.query, layer.key, layer.value, layer.out):
@@ -163,11 +163,11 @@ class CrossAttention(nnx.Module):
         _copy(first.mlp_out, self.photo_layer.mlp_out)
 
     def project_sketches(self, tokens: Float[Array, "b t d"]) -> Projected:
-        """What sketches bring to any pair; once per image."""
+        """Tokens and projections of sketches; once per image."""
         return self._project(tokens, own=self.sketch_layer, other=self.photo_layer)
 
     def project_photos(self, tokens: Float[Array, "b t d"]) -> Projected:
-        """What photos bring to any pair; once per image."""
+        """Tokens and projections of photos; once per image."""
         return self._project(tokens, own=self.photo_layer, other=self.sketch_layer)
 
     def _project(self, tokens, own: CrossLayer, other: CrossLayer) -> Projected:
@@ -191,7 +191,7 @@ class CrossAttention(nnx.Module):
         tuple[Float[Array, "b t d"], Float[Array, "b t d"]],
         tuple[Float[Array, "b heads t s"], Float[Array, "b heads s t"]],
     ]:
-        """The tokens of `attend`, and the attention of sketches to photos and of photos back."""
+        """The tokens of `attend`, and the attention weights of sketches to photos and back."""
         values = (sketch.value, photo.value)
         if not self.takes_own_value:
             values = values[::-1]
@@ -206,25 +206,26 @@ class CrossAttention(nnx.Module):
     def meeting(
         self, photos: Projected, fused: Fused | None = None
     ) -> Callable[[Projected], tuple[Float[Array, "g t d"], Float[Array, "g t d"]]]:
-        """A function of one sketch: its tokens and the photos', after it has met each photo.
+        """Returns a function that applies cross-attention to one sketch and each of the photos.
 
-        Equal to `attend` on that sketch repeated, without dropout of attention weights, but three
-        of the four attention products share a factor between all photos and so are large single
-        matrix products. Queries and residuals may be of fewer tokens than keys and values.
+        The result is that of `attend` with the sketch repeated, without dropout of attention
+        weights. Three of the four attention products share a factor between all photos, so each is
+        one large matrix product. Queries and residuals may have fewer tokens than keys and values.
 
         Args:
-          photos: of G photos; they are arranged once, for any number of sketches.
-          fused: computes attention by `jax.nn.dot_product_attention` instead, which never stores
-            the weights. None: by cuDNN where `fused_attention` says that it serves.
+          photos: G photos; their arrays are rearranged once, for any number of sketches.
+          fused: computes attention by `jax.nn.dot_product_attention` instead, which does not store
+            the weights. None: by cuDNN if `fused_attention` allows it.
 
         Returns:
-          A function of the `Projected` of one sketch (no leading axis).
+          A function from the `Projected` of one sketch (without leading axis) to the sketch's and
+          the photos' tokens.
         """
         if fused or fused_attention(photos.query.dtype, photos.query.shape[-1]):
             return self._fused_meeting(photos, fused or "cudnn")
         width = photos.tokens.shape[-1]
         scale = photos.query.shape[-1] ** -0.5
-        query, key, value = (x.swapaxes(0, 1) for x in photos[1:])  # Heads first, then photos.
+        query, key, value = (x.swapaxes(0, 1) for x in photos[1:])  # Heads, then photos.
         shared, own = ("hsc", "hgsc") if self.takes_own_value else ("hgsc", "hsc")
 
         def softmax(logits: Array, dtype: jnp.dtype) -> Array:
@@ -232,7 +233,7 @@ class CrossAttention(nnx.Module):
 
         def meet(sketch: Projected) -> tuple[Array, Array]:
             values = (sketch.value, value) if self.takes_own_value else (value, sketch.value)
-            # Scaled is always the smaller factor.
+            # The smaller factor is scaled.
             logits = jnp.einsum(
                 "htc,hgsc->htgs", sketch.query * scale, key, preferred_element_type=jnp.float32
             )
@@ -256,7 +257,7 @@ class CrossAttention(nnx.Module):
         return meet
 
     def _fused_meeting(self, photos: Projected, implementation: Fused):
-        # Tokens before heads, as `dot_product_attention` wants them.
+        # Tokens before heads, as required by `dot_product_attention`.
         query, key, value = (x.swapaxes(1, 2) for x in photos[1:])
 
         def merged(*operands: Array) -> Array:
@@ -288,9 +289,9 @@ class CrossAttention(nnx.Module):
 
 
 def fused_attention(dtype: jnp.dtype, head_width: int) -> bool:
-    """Whether cuDNN's fused attention takes heads of this kind on the default device.
+    """Whether cuDNN's fused attention supports such heads on the default device.
 
-    It does on NVIDIA GPUs, in half precision, for widths that are multiples of 8 up to 128.
+    It requires an NVIDIA GPU, half precision, and a width that is a multiple of 8 up to 128.
     """
     half = dtype in (jnp.bfloat16, jnp.float16)
     backend = jax.extend.backend.get_backend()
@@ -299,5 +300,5 @@ def fused_attention(dtype: jnp.dtype, head_width: int) -> bool:
 
 
 def _copy(source: nnx.Linear, target: nnx.Linear) -> None:
-    # Into buffers of their own: two parameters in one buffer could not be donated to a train step.
+    # Separate buffers: two parameters that share a buffer cannot be donated to a train step.
     nnx.update(target, jax.tree.map(jnp.copy, nnx.state(source)))

@@ -1,20 +1,36 @@
-"""Layers with PyTorch's default initialisation, which the published networks start from.
+"""Pixel normalisation, and layers with PyTorch's default initialisation.
 
 PyTorch draws weights and biases of linear layers and convolutions from U(-1/sqrt(fan_in),
-1/sqrt(fan_in)); Flax draws LeCun-normal weights and zero biases. Parts that start from scratch
-(scale embedding, cross-attention, relation network) train as published only from the former.
+1/sqrt(fan_in)); Flax draws LeCun-normal weights and zero biases. The parts that are trained from
+scratch (scale embedding, cross-attention, relation network) train as published only with PyTorch's.
 """
 
 import math
+from collections.abc import Sequence
 
 import jax
 import jax.numpy as jnp
 from flax import nnx
-from jaxtyping import Array, Float
+from jaxtyping import Array, Float, Num
+
+IMAGENET_MEAN, IMAGENET_STD = (0.485, 0.456, 0.406), (0.229, 0.224, 0.225)
+"""Statistics of ImageNet's pixels in [0, 1], by channel."""
+
+
+def normalise(
+    images: Num[Array, "b h w 3"], mean: Sequence[float], std: Sequence[float]
+) -> Float[Array, "b h w 3"]:
+    """uint8 pixels to mean 0 and standard deviation 1 by channel; floats are returned unchanged.
+
+    `mean` and `std` are those of pixels in [0, 1].
+    """
+    if images.dtype != jnp.uint8:
+        return images
+    return (images.astype(jnp.float32) / 255 - jnp.asarray(mean)) / jnp.asarray(std)
 
 
 def torch_uniform(fan_in: int) -> nnx.Initializer:
-    """U(-1/sqrt(fan_in), 1/sqrt(fan_in)): PyTorch's for linear layers and convolutions."""
+    """U(-1/sqrt(fan_in), 1/sqrt(fan_in)), as PyTorch initialises linear layers and convolutions."""
     bound = 1 / math.sqrt(fan_in)
 
     def init(key: Array, shape: tuple[int, ...], dtype=jnp.float32) -> Array:
@@ -24,10 +40,10 @@ def torch_uniform(fan_in: int) -> nnx.Initializer:
 
 
 class Linear(nnx.Linear):
-    """A linear layer whose products are of plain matrices, whatever the leading axes.
+    """A linear layer that flattens the leading axes before the matrix product.
 
-    Contracting batch and token axes at once, as the kernel's gradient otherwise does, makes XLA's
-    CPU backend transpose both operands, which is markedly slower.
+    Otherwise the kernel's gradient contracts batch and token axes at once, for which XLA's CPU
+    backend transposes both operands; that is considerably slower.
     """
 
     def __call__(self, inputs: Float[Array, "*b i"], out_sharding=None) -> Float[Array, "*b o"]:
@@ -48,7 +64,7 @@ def gelu(x: Float[Array, "*b d"]) -> Float[Array, "*b d"]:
 
 
 def layer_norm(width: int, *, dtype: jnp.dtype, rngs: nnx.Rngs) -> nnx.LayerNorm:
-    """LayerNorm with PyTorch's epsilon (1e-5); statistics in float32 by the two-pass formula."""
+    """LayerNorm with PyTorch's epsilon (1e-5); float32 statistics by the two-pass formula."""
     return nnx.LayerNorm(width, epsilon=1e-5, dtype=dtype, use_fast_variance=False, rngs=rngs)
 
 
@@ -57,8 +73,7 @@ def patches(
 ) -> Float[Array, "b rows columns patch"]:
     """Non-overlapping `size` x `size` patches; each flattened as (y, x, channel).
 
-    A convolution whose stride is its kernel size is this and one matrix product, as large
-    as matrix products get.
+    Together with one matrix product this is a convolution whose stride is its kernel size.
 
     Raises:
       ValueError: height or width is not a multiple of `size`.
@@ -67,7 +82,7 @@ def patches(
     if height % size or width % size:
         raise ValueError(
             f"A map of {height}x{width} does not divide into patches of {size}x{size}: choose an "
-            f"image size that is a multiple of the patch size."
+            "image size that is a multiple of the patch size."
         )
     grid = images.reshape(b, height // size, size, width // size, size, channel)
     return grid.transpose(0, 1, 3, 2, 4, 5).reshape(

@@ -1,7 +1,7 @@
-"""The kernel-based relation network (ZSE, CVPR 2023, section 3.3): from two token maps to a score.
+"""The kernel-based relation network (ZSE, CVPR 2023, section 3.3): a score from two sets of tokens.
 
-Local tokens become *anchors*, every sketch anchor is compared with every photo anchor by cosine,
-and a small perceptron reads the match from that matrix.
+Local tokens are turned into *anchors*, every sketch anchor is compared with every photo anchor by
+cosine, and a small perceptron computes the score from that matrix.
 """
 
 import itertools
@@ -19,15 +19,16 @@ AnchorMap = Literal["published", "spatial"]
 
 
 class Anchors(nnx.Module):
-    """Local tokens to anchors: as they are, or merged 2x2 by a convolution of stride 2.
+    """Local tokens to anchors: unchanged, or merged 2x2 by a convolution of stride 2.
 
-    `anchor_map` says how the [t, d] tokens of an image become the d-channel map that is convolved:
+    `anchor_map` selects how the [t, d] tokens of an image become the d-channel input of the
+    convolution:
 
-    - "published": the token matrix's memory is read as [d, side, side] without a transposition, as
-      the published code does (`view`); released weights need it, but an anchor then mixes values
-      from all over the image.
-    - "spatial": the token of row y, column x is the map's vector at (y, x), as the paper's text
-      describes; an anchor is then a place in the image, which explanations rely on.
+    - "published": the memory of the token matrix is read as [d, side, side] without transposition,
+      as in the published code (`view`). The released weights require it, but an anchor then mixes
+      values from the whole image.
+    - "spatial": the token of row y, column x is the vector at (y, x), as the paper describes. An
+      anchor is then a place in the image, on which explanations rely.
     """
 
     def __init__(
@@ -62,7 +63,7 @@ class Anchors(nnx.Module):
         )
 
     def __call__(self, tokens: Float[Array, "b t d"]) -> Float[Array, "b a c"]:
-        """Anchors of local tokens (without the retrieval token)."""
+        """Anchors of local tokens (the retrieval token is excluded)."""
         if self.merge is None:
             return tokens
         b, t, d = tokens.shape
@@ -90,13 +91,13 @@ def cosine_matrix(
 
 
 class RelationNetwork(nnx.Module):
-    """A² -> A·sqrt(A) -> A -> 1 with ReLU and dropout between: 343, 2744, 1728 hidden units first.
+    """A perceptron A² -> A·sqrt(A) -> A -> 1 with ReLU and dropout between the layers.
 
-    Those are the published widths for A = 49, 196, 144; other A follow the same rule, rounded.
+    These are the published widths for A = 49, 144, 196; for other A, A·sqrt(A) is rounded.
     """
 
     def __init__(self, anchors: int, *, dropout: float, dtype: jnp.dtype, rngs: nnx.Rngs):
-        """`anchors`: A, the side of the cosine matrix it reads."""
+        """`anchors`: A, the number of rows and columns of the cosine matrix."""
         widths = [anchors**2, round(anchors**1.5), anchors, 1]
         self.layers = nnx.List(
             [linear(i, o, dtype=dtype, rngs=rngs) for i, o in itertools.pairwise(widths)]

@@ -1,8 +1,7 @@
-"""Rematerialisation: the backward pass computes a block's inside again instead of keeping it.
+"""Rematerialisation: the backward pass recomputes the activations inside each block.
 
-Between forward and backward pass only what goes into each block is held. For about a third more
-work this takes a network's activations from all that its blocks compute to one array per block
-(Chen et al., arXiv 1604.06174).
+Between forward and backward pass only the inputs of the blocks are stored: one array per block
+instead of all its activations, for about a third more computation (Chen et al., arXiv 1604.06174).
 """
 
 import functools
@@ -12,23 +11,23 @@ from typing import Any
 from flax import nnx
 
 SWITCH = "rematerialised"
-"""The attribute of a block that says whether it is."""
+"""The attribute of a block that switches it on."""
 
 
 def rematerialisable(call: Callable[..., Any]) -> Callable[..., Any]:
-    """Marks the `__call__` of a block that `rematerialise` can switch; off until then."""
-    again = nnx.remat(call)
+    """Decorates the `__call__` of a block so that `rematerialise` can switch it on."""
+    remat = nnx.remat(call)
 
     @functools.wraps(call)
     def switched(block: nnx.Module, *inputs: Any) -> Any:
-        return (again if getattr(block, SWITCH, False) else call)(block, *inputs)
+        return (remat if getattr(block, SWITCH, False) else call)(block, *inputs)
 
     switched.rematerialisable = True  # type: ignore[attr-defined]  # a mark on a function
     return switched
 
 
 def rematerialise(model: nnx.Module) -> int:
-    """Switches rematerialisation on in every block of `model`, in place; how many there are."""
+    """Switches rematerialisation on in every block of `model`, in place; returns their number."""
     blocks = [
         module
         for _, module in nnx.iter_modules(model)

@@ -1,9 +1,9 @@
-"""ResNet-50 as torchvision publishes it (He et al., CVPR 2016; "v1.5": the stride is in the 3x3).
+"""ResNet-50 as in torchvision (He et al., CVPR 2016; "v1.5": the stride is in the 3x3).
 
-Batch normalisation counts the whole batch: under `jax.jit` the mean over a batch that is split over
-a mesh is the mean over all of it, whatever the number of devices, and no axis has to be named. The
-running averages are `nnx.BatchStat` variables, which travel in the train state with the parameters
-and are used wherever `use_running_average` is on (`nnx.view`).
+Batch normalisation uses the statistics of the whole batch: under `jax.jit` the mean over a batch
+that is split over a mesh is the mean over all devices, without a named axis. The running averages
+are `nnx.BatchStat` variables. They are part of the train state, and are used where
+`use_running_average` is set (`nnx.view`).
 """
 
 from collections.abc import Sequence
@@ -14,22 +14,23 @@ from flax import nnx
 from jax.typing import DTypeLike
 from jaxtyping import Array, Float
 
-from zse_jax.models.layers import linear
+from zse_jax.models.layers import IMAGENET_MEAN, IMAGENET_STD, linear
 from zse_jax.models.rematerialisation import rematerialisable
 
 EXPANSION = 4
-"""A block's output channels for each of its inner ones."""
+"""Ratio of a block's output channels to its inner channels."""
 
 
 class BatchNorm(nnx.BatchNorm):
-    """Batch normalisation with PyTorch's constants, in float32; gives the type it was given.
+    """Batch normalisation with PyTorch's constants, in float32; returns the dtype of its input.
 
-    Running averages move by 0.1 of the batch's mean and (biased) variance. With `frozen`, they are
-    used and never moved, in training too; scale and bias still learn.
+    The running averages are updated with a weight of 0.1 for the batch's mean and (biased)
+    variance. With `frozen` they are used in training too and never updated; scale and bias are
+    still trained.
     """
 
     def __init__(self, channels: int, *, frozen: bool, rngs: nnx.Rngs):
-        """Statistics over all axes but the last."""
+        """Statistics are over all axes but the last."""
         super().__init__(
             channels, momentum=0.9, epsilon=1e-5, dtype=jnp.float32, use_fast_variance=False,
             rngs=rngs,
@@ -48,9 +49,10 @@ class BatchNorm(nnx.BatchNorm):
 def convolution(
     inputs: int, outputs: int, size: int, stride: int = 1, *, dtype: DTypeLike, rngs: nnx.Rngs
 ) -> nnx.Conv:
-    """A convolution without bias, padded as PyTorch pads (the same on both sides).
+    """A convolution without bias, padded as in PyTorch (equally on both sides).
 
-    Initial values are He-normal by the number of outputs (Kaiming "fan_out"), as torchvision's.
+    The initial values are He-normal by the number of outputs (Kaiming "fan_out"), as in
+    torchvision.
     """
     return nnx.Conv(
         inputs,
@@ -66,7 +68,7 @@ def convolution(
 
 
 class Bottleneck(nnx.Module):
-    """1x1, 3x3 and 1x1 convolution beside a shortcut, which is projected where shapes differ."""
+    """1x1, 3x3 and 1x1 convolution plus a shortcut, which is projected where shapes differ."""
 
     def __init__(
         self,
@@ -78,7 +80,7 @@ class Bottleneck(nnx.Module):
         dtype: DTypeLike,
         rngs: nnx.Rngs,
     ):
-        """`inputs` channels to `EXPANSION * width`, maps smaller by `stride`."""
+        """`inputs` channels to `EXPANSION * width`; `stride` divides height and width."""
         outputs = EXPANSION * width
         self.convolutions = nnx.List(
             [
@@ -98,7 +100,7 @@ class Bottleneck(nnx.Module):
 
     @rematerialisable
     def __call__(self, x: Float[Array, "b h w c"]) -> Float[Array, "b u v d"]:
-        """The block's maps, after the last ReLU."""
+        """The block's output, after the last ReLU."""
         y = x
         for i, (conv, norm) in enumerate(zip(self.convolutions, self.norms, strict=True)):
             y = norm(conv(y))
@@ -109,12 +111,17 @@ class Bottleneck(nnx.Module):
 
 
 class ResNet50(nnx.Module):
-    """ResNet-50 with its ImageNet head; `depths` and `width` make smaller ones of the same plan.
+    """ResNet-50 with its ImageNet head (`backbone.Backbone`); `depths` and `width` change its size.
 
     Attributes:
       features: number of pooled features, 2048 at the published size.
-      classes: of the head, 1000 for ImageNet.
+      classes: outputs of the head, 1000 for ImageNet.
     """
+
+    image_size: int | None = None
+    mean: Sequence[float] = IMAGENET_MEAN
+    std: Sequence[float] = IMAGENET_STD
+    publishers: Sequence[str] = ("torchvision_resnet",)
 
     def __init__(
         self,
@@ -126,22 +133,23 @@ class ResNet50(nnx.Module):
         dtype: DTypeLike = jnp.float32,
         rngs: nnx.Rngs,
     ):
-        """Builds the network; every default is torchvision's `resnet50`.
+        """Builds the network; the defaults are torchvision's `resnet50`.
 
         Args:
-          depths: blocks in each stage; each but the first halves the maps and doubles `width`.
+          depths: blocks in each stage; each stage but the first halves the resolution and doubles
+            the width.
           width: channels after the stem.
-          classes: of the head.
-          frozen_statistics: use the running averages in training too, and never move them.
-          dtype: of activations; parameters, statistics and what is returned are float32.
+          classes: outputs of the head.
+          frozen_statistics: use the running averages in training too, and never update them.
+          dtype: of activations; parameters, statistics and outputs are float32.
 
         Raises:
-          ValueError: a stage without a block, or no channel.
+          ValueError: no stages, or a size below 1.
         """
         if not depths or min(depths) < 1 or width < 1 or classes < 1:
             raise ValueError(
                 f"depths={tuple(depths)}, width={width} and classes={classes} must all be at "
-                "least 1: a stage needs a block, and a block channels."
+                "least 1."
             )
         self.dtype = dtype
         self.stem = convolution(3, width, 7, 2, dtype=dtype, rngs=rngs)
@@ -169,16 +177,16 @@ class ResNet50(nnx.Module):
         """Pooled features and logits, float32, of images that are already normalised.
 
         Raises:
-          ValueError: images that are too small; see `maps`.
+          ValueError: images that are too small; see `local_features`.
         """
-        features = self.maps(images).mean(axis=(1, 2))
+        features = self.local_features(images).mean(axis=(1, 2))
         return features, self.head(features)
 
-    def maps(self, images: Float[Array, "b h w 3"]) -> Float[Array, "b u v features"]:
-        """The features before pooling, float32: a vector for each place of the last stage.
+    def local_features(self, images: Float[Array, "b h w 3"]) -> Float[Array, "b u v features"]:
+        """The features before pooling, float32: one vector for each cell of the last stage's grid.
 
         Raises:
-          ValueError: images so small that nothing is left of them after the last stage.
+          ValueError: images that are too small for the number of stages.
         """
         least = 2 ** len(self.stages)
         if min(images.shape[1:3]) < least:

@@ -1,9 +1,9 @@
 """The learnable tokenizer of ZSE (CVPR 2023, section 3.1): from an image to visual tokens.
 
-Two patch embeddings are averaged: the usual one of a Vision Transformer, and a small stack of
-overlapping convolutions (the *scale* embedding) that reaches the same grid and gives strokes, which
-are thin and sparse, a receptive field wider than one patch. A learned retrieval token stands in
-front, where a classifier has [CLS], and learned positions are added.
+It averages two patch embeddings on the same grid: the standard one of a Vision Transformer, and a
+stack of overlapping convolutions (the *scale* embedding), whose receptive field is wider than a
+patch because strokes are thin and sparse. A learned retrieval token is prepended, like a
+classifier's [CLS], and learned positions are added.
 """
 
 import math
@@ -17,25 +17,26 @@ from zse_jax.models.layers import linear, patches, torch_uniform
 
 
 class ScaleEmbedding(nnx.Module):
-    """Bias-free convolutions of stride 2, ReLU between: 7x7 first, then 3x3 doubling the channels.
+    """Convolutions of stride 2 without bias, with ReLU between: one 7x7, then 3x3.
 
-    There are log2(patch_size) of them, so that the output has one position per patch; for patches
-    of 16 pixels and 64 first channels these are the published 3 -> 64 -> 128 -> 256 -> width.
+    There are log2(patch_size) of them, so that the output has one position per patch. All but the
+    last double the channels; for patches of 16 pixels they are the published 3 -> 64 -> 128 -> 256
+    -> width.
     """
 
     def __init__(
         self, patch_size: int, width: int, channels: int = 64, *, dtype: jnp.dtype, rngs: nnx.Rngs
     ):
-        """`channels`: of the first convolution's output.
+        """`channels`: output channels of the first convolution.
 
         Raises:
-          ValueError: `patch_size` is no power of two of at least 2 pixels.
+          ValueError: `patch_size` is not a power of two of at least 2 pixels.
         """
         count = int(math.log2(patch_size)) if patch_size > 0 else 0
         if count < 1 or 2**count != patch_size:
             raise ValueError(
-                f"patch_size={patch_size}: the scale embedding halves the image at each of its "
-                f"convolutions, so patch_size has to be 2, 4, 8, 16 or another power of two."
+                f"patch_size={patch_size}: each convolution of the scale embedding halves the "
+                "image, so patch_size must be 2, 4, 8, 16 or another power of two."
             )
         widths = [3, *(channels * 2**i for i in range(count - 1)), width]
         kernels = [7] + [3] * (count - 1)
@@ -81,7 +82,7 @@ class Tokenizer(nnx.Module):
         dtype: jnp.dtype,
         rngs: nnx.Rngs,
     ):
-        """Position and retrieval token start from N(0, position_std²); published: 1."""
+        """Positions and retrieval token are drawn from N(0, position_std²); published: 1."""
         self.patch_size = patch_size
         self.grid = image_size // patch_size
         self.dtype = dtype
@@ -95,7 +96,7 @@ class Tokenizer(nnx.Module):
         self.dropout = nnx.Dropout(dropout, rngs=rngs)
 
     def __call__(self, images: Float[Array, "b height width 3"]) -> Float[Array, "b n d"]:
-        """Tokens of normalised images of the size the tokenizer was built for.
+        """Tokens of normalised images of size `image_size`.
 
         Raises:
           ValueError: images of another size.
@@ -103,8 +104,8 @@ class Tokenizer(nnx.Module):
         side = self.grid * self.patch_size
         if images.shape[1:] != (side, side, 3):
             raise ValueError(
-                f"Images of shape {tuple(images.shape[1:])} reached a network built for "
-                f"{(side, side, 3)}: set config.model.image_size to the images' size."
+                f"Images of shape {tuple(images.shape[1:])} do not fit a network for "
+                f"{(side, side, 3)}: set config.model.image_size to the size of the images."
             )
         images = images.astype(self.dtype)
         embedded = self.patch_embedding(patches(images, self.patch_size))

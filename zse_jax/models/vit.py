@@ -1,9 +1,9 @@
 """Vision Transformer blocks (pre-norm, fused qkv, exact GELU) with optional token selection.
 
-Token selection is the other half of ZSE's learnable tokenizer (CVPR 2023, section 3.1): in chosen
-blocks, between attention and MLP, only the local tokens that the retrieval token attends to most
-are kept. The published code's branch for it drops the attention output by mistake; here attention
-is applied first and the selection made after it, as the paper describes.
+Token selection is the second part of ZSE's learnable tokenizer (CVPR 2023, section 3.1): between
+attention and MLP of chosen blocks, only the local tokens to which the retrieval token attends most
+are kept. The published code discards the attention output there by mistake; here the selection
+follows the attention, as the paper describes.
 """
 
 import math
@@ -20,13 +20,13 @@ from zse_jax.models.rematerialisation import rematerialisable
 
 
 class Encoded(NamedTuple):
-    """What an encoder gives, with what explanation needs to trace tokens back to patches.
+    """Output of an encoder; explanations use it to trace tokens back to patches.
 
     Attributes:
       tokens: [b, n, d], the retrieval token first.
       kept: [b, n - 1], index of each local token's patch, row-major over the grid, ascending.
-      importance: [b, n - 1], how much the retrieval token attended to each local one in the last
-        block, mean of the heads; what it attended to itself is missing from their sum.
+      importance: [b, n - 1], attention of the retrieval token to each local token in the last
+        block, mean over the heads; the sum is below 1, because it also attends to itself.
     """
 
     tokens: Float[Array, "b n d"]
@@ -43,10 +43,10 @@ def attend(
 ) -> tuple[Float[Array, "b heads t d"], Float[Array, "b heads t s"]]:
     """softmax(q kᵀ / sqrt(d)) v and its weights; softmax in float32, heads before tokens.
 
-    Where `mask` is False, a query does not see a key.
+    Queries ignore keys where `mask` is False.
 
-    With heads in front the two products are plain batched matrix products, which XLA's CPU backend
-    runs faster than `jax.nn.dot_product_attention` on its token-major layout.
+    With heads before tokens, both products are batched matrix products, which are faster on XLA's
+    CPU backend than `jax.nn.dot_product_attention` with its token-major layout.
     """
     scale = query.shape[-1] ** -0.5
     logits = jnp.einsum("bhtd,bhsd->bhts", query * scale, key, preferred_element_type=jnp.float32)
@@ -58,7 +58,7 @@ def attend(
 
 
 def split_heads(x: Float[Array, "b t d"], heads: int) -> Float[Array, "b heads t c"]:
-    """The last axis as heads, brought in front of the tokens."""
+    """Splits the last axis into heads, and moves them before the tokens."""
     return x.reshape(*x.shape[:2], heads, -1).transpose(0, 2, 1, 3)
 
 
@@ -102,7 +102,7 @@ class Block(nnx.Module):
         dtype: jnp.dtype,
         rngs: nnx.Rngs,
     ):
-        """`keep_rate` in (0, 1]: the share of local tokens that goes on to the MLP."""
+        """`keep_rate` in (0, 1]: the fraction of local tokens that is kept for the MLP."""
         self.keep_rate = keep_rate
         self.norm_attention = layer_norm(width, dtype=dtype, rngs=rngs)
         self.attention = SelfAttention(width, heads, dtype=dtype, rngs=rngs)
@@ -115,7 +115,7 @@ class Block(nnx.Module):
 
     @rematerialisable
     def __call__(self, tokens: Float[Array, "b n d"], kept: Int[Array, "b t"]) -> Encoded:
-        """The tokens after attention, selection and MLP, and which patches they stand for."""
+        """The tokens after attention, selection and MLP, and their patches."""
         attended, weights = self.attention(self.norm_attention(tokens))
         x = tokens + self.dropout_attention(attended)
         importance = weights[:, :, 0, 1:].mean(axis=1)
@@ -132,7 +132,7 @@ def select_tokens(
     importance: Float[Array, "b t"],
     rate: float,
 ) -> Encoded:
-    """Keep the ceil(rate · t) most important local tokens, in their original order.
+    """Keeps the ceil(rate · t) most important local tokens, in their original order.
 
     `importance` is the head-averaged attention from the retrieval token to each local token.
     """
@@ -161,10 +161,10 @@ class Encoder(nnx.Module):
         dtype: jnp.dtype,
         rngs: nnx.Rngs,
     ):
-        """`keep_rates`: block (counting from 1) -> share of local tokens kept there.
+        """`keep_rates`: block (counting from 1) -> fraction of local tokens that it keeps.
 
         Raises:
-          ValueError: a rate outside (0, 1], or of a block that does not exist.
+          ValueError: a rate outside (0, 1], or for a block that does not exist.
         """
         keep_rates = dict(keep_rates or {})
         for block, rate in keep_rates.items():
@@ -190,7 +190,7 @@ class Encoder(nnx.Module):
         self.norm = layer_norm(width, dtype=dtype, rngs=rngs)
 
     def __call__(self, tokens: Float[Array, "b n d"]) -> Encoded:
-        """The encoded tokens, the patch of each local one and its importance."""
+        """The encoded tokens, and the patch and importance of each local token."""
         b, t = tokens.shape[0], tokens.shape[1] - 1
         kept = jnp.broadcast_to(jnp.arange(t, dtype=jnp.int32), (b, t))
         importance = None
@@ -200,7 +200,7 @@ class Encoder(nnx.Module):
 
 
 def tokens_after_selection(tokens: int, rates: Mapping[int, float]) -> int:
-    """How many of `tokens` local tokens leave an encoder with these rates."""
+    """How many of `tokens` local tokens remain after an encoder with these rates."""
     for _, rate in sorted(rates.items()):
         tokens = math.ceil(rate * tokens)
     return tokens
@@ -211,5 +211,5 @@ def check_heads(width: int, heads: int) -> None:
     if heads < 1 or width % heads:
         raise ValueError(
             f"{heads} attention heads cannot share a width of {width}: choose a number of heads "
-            f"that divides the width."
+            "that divides the width."
         )

@@ -7,6 +7,7 @@
 installed, OpenAI's TorchScript archives (`ViT-B-32.pt`).
 """
 
+import dataclasses
 import re
 from collections.abc import Mapping
 from typing import Any
@@ -44,7 +45,7 @@ def load(model: CLIP | ClipPrompt, arrays: Mapping[str, np.ndarray] | Any) -> No
             "zse_jax.pretrained.files.read."
         )
     if isinstance(model, ClipPrompt):
-        clip = model.new_clip(rngs=nnx.Rngs(0))
+        clip = CLIP(model.clip.sizes, dtype=model.clip.dtype, rngs=nnx.Rngs(0))
         load(clip, arrays)
         model.adopt(clip)
         return
@@ -172,6 +173,17 @@ def _openai_name(name: str) -> tuple[str, bool]:
     return name, False
 
 
+def settings(arrays: Mapping[str, np.ndarray]) -> dict[str, Any]:
+    """The settings in `config.model` that the shapes determine; a head is 64 wide as published."""
+    if "vision_model.pre_layrnorm.weight" in arrays:
+        arrays = from_hugging_face(arrays)
+    sizes = size_of(arrays)
+    return sizes | {
+        "heads": max(1, sizes["width"] // 64),
+        "text_heads": max(1, sizes["text_width"] // 64),
+    }
+
+
 def size_of(arrays: Mapping[str, np.ndarray]) -> dict[str, int]:
     """The sizes of the CLIP that OpenAI's names and arrays are of, as far as they tell."""
     shapes = {name: np.shape(array) for name, array in arrays.items()}
@@ -194,11 +206,11 @@ def size_of(arrays: Mapping[str, np.ndarray]) -> dict[str, int]:
 
 
 def _check_size(model: CLIP, arrays: Mapping[str, np.ndarray]) -> None:
-    given, own = size_of(arrays), _own_size(model)
+    given, own = size_of(arrays), dataclasses.asdict(model.sizes)
     differing = [
         f"{key}={value} (the model: {own[key]})"
         for key, value in given.items()
-        if key in own and own[key] != value
+        if own[key] != value
     ]
     if differing:
         raise ValueError(
@@ -206,22 +218,3 @@ def _check_size(model: CLIP, arrays: Mapping[str, np.ndarray]) -> None:
             "with their sizes (the configs' variants are B/32, B/16, L/14 and L/14@336), or load "
             "the weights of the model's size."
         )
-
-
-def _own_size(model: CLIP) -> dict[str, Any]:
-    visual, text = model.visual, model.text
-    grid = round((visual.positions.shape[0] - 1) ** 0.5)
-    own = {
-        "width": visual.positions.shape[1],
-        "patch_size": visual.patch_size,
-        "image_size": grid * visual.patch_size,
-        "depth": len(visual.blocks),
-        "embed_dim": visual.projection.shape[1],
-    }
-    if text is not None:
-        own |= {
-            "text_width": text.positions.shape[1],
-            "context_length": text.positions.shape[0],
-            "text_depth": len(text.blocks),
-        }
-    return own

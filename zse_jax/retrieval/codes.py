@@ -21,7 +21,7 @@ from etils import epath
 from flax import nnx
 from jaxtyping import Array, Float, Int, UInt8, UInt32
 
-from zse_jax.retrievers.base import Features, Modality, Retriever
+from zse_jax.retrievers.base import Encoder, Features, Modality
 
 WORD = 32
 
@@ -138,7 +138,7 @@ def search(
     return np.stack([d for d, _ in found]), np.stack([i for _, i in found])
 
 
-class BinaryCodes(Retriever):
+class BinaryCodes(Encoder):
     """Any system's embedding as binary codes: it ranks by "hamming", in the same protocols.
 
     Attributes:
@@ -147,7 +147,7 @@ class BinaryCodes(Retriever):
 
     rankings: ClassVar[Mapping[str, Literal["embedding", "score"]]] = {"hamming": "score"}
 
-    def __init__(self, retriever: Retriever, projection: Projection):
+    def __init__(self, retriever: Encoder, projection: Projection):
         """The codes of `retriever`'s embeddings by a projection that was learned on them."""
         self.retriever = retriever
         self.image_size = retriever.image_size

@@ -33,7 +33,7 @@ from zse_jax.retrieval.storage import (
     free_host_memory,
     item_bytes,
 )
-from zse_jax.retrievers.base import Features, Modality, Retriever
+from zse_jax.retrievers.base import Encoder, Features, Modality
 
 Batch = Mapping[str, np.ndarray | jax.Array]
 """image: uint8 [B, H, W, 3]; label: int [B]; mask: bool [B], False where the batch is padded."""
@@ -43,7 +43,7 @@ _IN_FLIGHT = 2
 
 
 def encode(
-    retriever: Retriever,
+    retriever: Encoder,
     batches: Iterable[Batch],
     modality: Modality,
     *,
@@ -112,7 +112,7 @@ def encode(
     return _moved(features, kept.place or storage.place(size, devices), sharding), labels
 
 
-def fingerprint(retriever: Retriever) -> str:
+def fingerprint(retriever: Encoder) -> str:
     """A digest of a retriever's structure and parameter values, 32 hexadecimal digits.
 
     Equal for equal retrievers, however their parameters are spread over devices and processes.
@@ -133,8 +133,8 @@ def fingerprint(retriever: Retriever) -> str:
 
 
 def evaluation_state(
-    retriever: Retriever, sharding: NamedSharding | None, *, replicate: bool = False
-) -> tuple[nnx.GraphDef[Retriever], nnx.State]:
+    retriever: Encoder, sharding: NamedSharding | None, *, replicate: bool = False
+) -> tuple[nnx.GraphDef[Encoder], nnx.State]:
     """The retriever in evaluation mode, split for `jax.jit`, on the mesh of `sharding`.
 
     Parameters that lie on the mesh stay as they are; with `replicate`, those that are split over it
@@ -191,13 +191,13 @@ def fetched(results: Iterable[Any]) -> Iterator[Any]:
         yield _to_host(pending.popleft())
 
 
-def _evaluation_view(retriever: Retriever) -> Retriever:
+def _evaluation_view(retriever: Encoder) -> Encoder:
     return nnx.view(
         retriever, deterministic=True, use_running_average=True, raise_if_not_found=False
     )
 
 
-def _folder(storage: Storage, retriever: Retriever, modality: Modality, batches: int) -> OnDisk:
+def _folder(storage: Storage, retriever: Encoder, modality: Modality, batches: int) -> OnDisk:
     """What is kept in the storage's folder of these images by this retriever."""
     about = {
         "checkpoint": fingerprint(retriever),
@@ -266,7 +266,7 @@ def _moved(features: Features, place: Place, sharding: NamedSharding | None) -> 
 
 @functools.partial(jax.jit, static_argnames=("graphdef", "modality", "dtype"))
 def _encode(
-    graphdef: nnx.GraphDef[Retriever],
+    graphdef: nnx.GraphDef[Encoder],
     state: nnx.State,
     images: UInt8[Array, "b h w 3"],
     *,

@@ -22,11 +22,11 @@ from zse_jax.retrieval.encoding import Batch
 from zse_jax.retrieval.metrics import Ranked
 from zse_jax.retrieval.results import Evaluation
 from zse_jax.retrieval.runner import Measured, Options, Task, Words, evaluate
-from zse_jax.retrievers.base import Retriever
+from zse_jax.retrievers.base import Encoder
 
 
 def zero_shot(
-    retriever: Retriever,
+    retriever: Encoder,
     sketches: Iterable[Batch],
     photos: Iterable[Batch],
     *,
@@ -68,7 +68,7 @@ def zero_shot(
 
 
 def fine_grained(
-    retriever: Retriever,
+    retriever: Encoder,
     sketches: Iterable[Batch],
     photos: Iterable[Batch],
     *,

@@ -1,13 +1,11 @@
-"""Rankings: the gallery sorted for every query, and of that only what is worth keeping.
+"""Rankings: the gallery sorted for every query, reduced to the part worth keeping.
 
-Everything that is measured or drawn of a ranking follows from `Ranked`: the first photos, and the
-ranks of the relevant ones. It takes a few kilobytes for each query, whatever the gallery's size.
+All metrics and pictures of a ranking follow from `Ranked`: the first photos, and the ranks of the
+relevant ones. It takes a few kilobytes per query, whatever the size of the gallery.
 
-Both ways of computing it sort integers, so they agree to the bit. The similarity's bits are turned
-into an unsigned integer that grows as the similarity falls (both zeros alike), and equal ones keep
-the gallery's order. On the host that is a radix sort by 16 bits at a time, several queries at once;
-on an accelerator one jit-compiled `jax.lax.sort`. jax arrays on a CPU go to the host's sort, which
-took 0.2 ms for a row of 20,000 where XLA's took 3.8 ms.
+The host and an accelerator run the same function, with numpy in threads or with jax.numpy under
+jit, and give the same result. jax arrays on a CPU are sorted by numpy: XLA's sort there takes
+about 20 times as long.
 """
 
 import functools
@@ -20,25 +18,23 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 from jax.sharding import Mesh, NamedSharding, PartitionSpec
-from jaxtyping import Array, Float, Float32, Int32, Real, Shaped
+from jaxtyping import Bool, Float32, Int, Int32, Real, Shaped
 
-# Similarities ranked at once: what a core's cache holds, by each of the host's threads; on an
-# accelerator 0.5 GB, with what sorting them takes.
+# Similarities sorted at once: by each thread of the host, as many as fit a core's cache; on an
+# accelerator, 0.5 GB with the working memory of the sort.
 _HOST_BLOCK, _DEVICE_BLOCK = 2**17, 2**24
 _THREADS = min(8, os.cpu_count() or 1)
 
-_LAST = np.uint32(0xFFFFFFFF)  # Sorts behind -inf: photos that are no candidates.
-
 
 class Ranked(NamedTuple):
-    """What is kept of a ranking, for each query; on the host.
+    """The part of a ranking that is kept for each query; on the host.
 
     Attributes:
       top: gallery indices of the first photos, -1 where a query has fewer candidates.
-      top_similarity: theirs; NaN where `top` is -1.
-      hit_ranks: ranks of the relevant photos, 1 for the first photo, ascending; filled up with 0
-        to the most that any query has.
-      candidates: how many photos were ranked.
+      top_similarity: their similarities; NaN where `top` is -1.
+      hit_ranks: ranks of the relevant photos, 1 for the first photo, ascending; padded with 0 to
+        the largest number of relevant photos of any query.
+      candidates: number of photos that were ranked.
     """
 
     top: Int32[np.ndarray, "q k"]
@@ -48,11 +44,17 @@ class Ranked(NamedTuple):
 
 
 class _Labels(NamedTuple):
-    """Labels of queries and photos, and groups of both, as dense integers."""
+    """Labels of queries and photos, and their groups or None, as dense integers."""
 
     query: Int32[np.ndarray, " q"]
     gallery: Int32[np.ndarray, " g"]
-    groups: tuple[Int32[np.ndarray, " q"], Int32[np.ndarray, " g"]] | None
+    query_group: Int32[np.ndarray, " q"] | None = None
+    gallery_group: Int32[np.ndarray, " g"] | None = None
+
+    def of(self, rows: Int[np.ndarray, " b"]) -> "_Labels":
+        """The labels of some queries and of the whole gallery."""
+        group = None if self.query_group is None else self.query_group[rows]
+        return self._replace(query=self.query[rows], query_group=group)
 
 
 def rank(
@@ -72,48 +74,68 @@ def rank(
         keep the gallery's order; infinities rank first and last.
       query_labels, gallery_labels: a photo is relevant if its label is the query's.
       query_groups, gallery_groups: a photo is a candidate if its group is the query's; without
-        them, every photo is. Photos that are no candidates are neither ranked nor relevant.
-      top: how many of the first photos to keep; all of a smaller gallery.
-      first_query: number of the first query, for the error messages of a block of a larger task.
+        groups, every photo is. Other photos are neither ranked nor relevant.
+      top: number of first photos to keep; all photos of a smaller gallery.
+      first_query: number of the first query, for error messages about a block of a larger task.
 
     Raises:
-      ValueError: NaN similarities, shapes that do not fit each other, or nothing to rank.
+      ValueError: a similarity is NaN, shapes do not match, or there is nothing to rank.
     """
     _check_shapes(similarity, query_labels, gallery_labels)
-    groups = None
+    labels = _Labels(*_dense(query_labels, gallery_labels))
     if query_groups is not None or gallery_groups is not None:
         shapes = [np.shape(x) for x in (query_groups, gallery_groups) if x is not None]
         if shapes != [query_labels.shape, gallery_labels.shape]:
             raise ValueError(
-                "Groups come for queries and gallery together, one for each label, but have shapes "
-                f"{shapes} for labels of shapes {query_labels.shape} and {gallery_labels.shape}."
+                "Groups must be given for queries and gallery together, one for each label, but "
+                f"have shapes {shapes} for labels of shapes {query_labels.shape} and "
+                f"{gallery_labels.shape}."
             )
-        groups = _dense(query_groups, gallery_groups)
-    labels = _Labels(*_dense(query_labels, gallery_labels), groups)
-    top = min(top, len(labels.gallery))
-    try:
-        if isinstance(similarity, jax.Array) and not _is_for_host(similarity):
-            return _rank_on_device(similarity, labels, top)
-        return _rank_on_host(np.asarray(similarity), labels, top)
-    except _NanError as error:
-        query, photo = error.args
-        raise ValueError(
-            f"The similarity of query {first_query + query} with gallery photo {photo} is NaN "
-            f"(shape {similarity.shape}). A ranking by NaN means nothing: look for NaN in "
-            "the features or in the parameters of the network that computed it."
-        ) from None
+        labels = _Labels(*labels[:2], *_dense(query_groups, gallery_groups))
+    queries, gallery = similarity.shape
+    on_device = isinstance(similarity, jax.Array) and _sorts_on_device(similarity)
+    if on_device:
+        mesh = similarity.sharding.mesh if isinstance(similarity.sharding, NamedSharding) else None
+        devices = 1 if mesh is None else mesh.size
+        # Few shapes, so few compilations: rows are a power of two up to a full block, and the last
+        # block is padded.
+        height = min(max(1, _DEVICE_BLOCK // gallery), 1 << (queries - 1).bit_length())
+        height = -(-height // devices) * devices
+        sort = functools.partial(_sort_on_device, mesh=mesh)
+    else:
+        similarity = np.asarray(similarity)
+        height = max(1, min(_HOST_BLOCK // gallery, -(-queries // _THREADS)))
+        sort = functools.partial(_sort, np)
+
+    def rank_block(start: int) -> Ranked:
+        rows = np.minimum(np.arange(start, start + height), queries - 1)
+        found = sort(similarity, rows, labels.of(rows), top=min(top, gallery))
+        first, first_similarity, hit, candidates, nan = (
+            field[: queries - start] for field in jax.device_get(found)
+        )
+        if (nan >= 0).any():
+            query = int(np.argmax(nan >= 0))
+            raise ValueError(
+                f"The similarity of query {first_query + start + query} with gallery photo "
+                f"{nan[query]} is NaN (shape {similarity.shape}), so it cannot be ranked: look for "
+                "NaN in the features or in the parameters of the network that computed it."
+            )
+        return Ranked(first, first_similarity, _ranks(hit), candidates)
+
+    with ThreadPoolExecutor(1 if on_device else _THREADS) as pool:
+        return concatenate(list(pool.map(rank_block, range(0, queries, height))))
 
 
 def concatenate(parts: Sequence[Ranked]) -> Ranked:
     """The rankings of consecutive blocks of queries among one gallery as one.
 
     Raises:
-      ValueError: no part, or parts that keep different numbers of first photos.
+      ValueError: no parts, or parts that keep different numbers of first photos.
     """
     if len({part.top.shape[1] for part in parts}) != 1:
         raise ValueError(
             "Parts of one ranking must keep the same number of first photos, but these keep "
-            f"{', '.join(str(part.top.shape[1]) for part in parts) or 'nothing: there is none'}."
+            f"{', '.join(str(part.top.shape[1]) for part in parts) or 'none: there are no parts'}."
         )
     width = max(part.hit_ranks.shape[1] for part in parts)
     padded = [
@@ -123,199 +145,109 @@ def concatenate(parts: Sequence[Ranked]) -> Ranked:
     return Ranked(*map(np.concatenate, (tops, similarities, padded, candidates)))
 
 
-class _NanError(Exception):
-    """A similarity is NaN; the arguments are its row and column."""
-
-
-def _is_for_host(similarity: jax.Array) -> bool:
-    """Whether the host sorts these faster, or is the only one that knows the number type."""
+def _sorts_on_device(similarity: jax.Array) -> bool:
+    """Whether the array is sorted where it lies: on an accelerator, in a type up to float32."""
     narrow = similarity.dtype in (jnp.float32, jnp.bfloat16, jnp.float16)
     on_cpu = all(device.platform == "cpu" for device in similarity.devices())
     here = similarity.is_fully_addressable or similarity.is_fully_replicated
-    return here and (on_cpu or not narrow)
+    return not here or (narrow and not on_cpu)
 
 
 def _dense(query: Any, gallery: Any) -> tuple[np.ndarray, np.ndarray]:
-    """Labels of any kind as integers from 0 on, equal where the labels are."""
+    """Labels of any type as integers from 0, equal where the labels are; int16 if they fit."""
     query, gallery = np.asarray(query), np.asarray(gallery)
-    known, codes = np.unique(np.concatenate([gallery, query]), return_inverse=True)
-    del known
-    codes = codes.astype(np.int32)
+    values, codes = np.unique(np.concatenate([gallery, query]), return_inverse=True)
+    codes = codes.astype(np.int16 if len(values) < 2**15 else np.int32)
     return codes[len(gallery) :], codes[: len(gallery)]
 
 
-def _descending(bits: Any) -> Any:
-    """Unsigned integers that grow as the floating point numbers of these bits fall.
+def _sort(xp: Any, similarity: Any, rows: Any, labels: _Labels, *, top: int, mesh: Any = None):
+    """Sorts some rows.
 
-    Bits of negative numbers do so themselves, from the sign bit (-0.0) on; those of others are
-    subtracted from it, here without a choice, which is several times as fast in numpy. float32
-    never gives `_LAST`, which would be a NaN.
+    Args:
+      xp: numpy or jax.numpy.
+      similarity: [q, g], of that module.
+      rows: [b], the rows to sort.
+      labels: of these rows and of the gallery.
+      top: number of first photos to return.
+      mesh: the mesh over which rows are spread; None: one device.
+
+    Returns:
+      `Ranked.top`, `Ranked.top_similarity`; whether the photo at each rank is relevant, bool
+      [b, g]; `Ranked.candidates`; and the first photo of NaN similarity of each row, or -1.
     """
-    unsigned, width = bits.dtype.type, 8 * bits.dtype.itemsize
-    positive = (bits >> unsigned(width - 1)) - unsigned(1)  # All bits set, or none.
-    return (bits ^ positive) - positive + (positive & unsigned(1 << (width - 1)))
-
-
-# On the host
-
-
-def _rank_on_host(similarity: np.ndarray, labels: _Labels, top: int) -> Ranked:
-    queries, gallery = similarity.shape
-    _, per_label = np.unique(labels.gallery, return_counts=True)
-    result = Ranked(
-        top=np.full((queries, top), -1, np.int32),
-        top_similarity=np.full((queries, top), np.nan, np.float32),
-        hit_ranks=np.zeros((queries, per_label.max()), np.int32),
-        candidates=np.full(queries, gallery, np.int32),
-    )
-    # Half of the bytes to gather, where there are no more labels than these hold.
-    narrow = np.int16 if labels.gallery.max() < 2**15 else np.int32
-    label_of = labels.gallery.astype(narrow)
-    members = {}
-    if labels.groups is not None:
-        of_query, of_photo = labels.groups
-        members = {
-            group: np.flatnonzero(of_photo == group) for group in np.unique(of_query).tolist()
-        }
-
-    def rank_block(start: int) -> int:
-        block = _sortable(similarity[start : start + rows])
-        if np.isnan(block).any():
-            query, photo = np.argwhere(np.isnan(block))[0]
-            raise _NanError(start + query, photo)
-        most = 0
-        for query, scores in enumerate(block, start):
-            key = _descending(scores.view(f"u{scores.dtype.itemsize}"))
-            if labels.groups is not None:
-                candidates = members[int(labels.groups[0][query])]
-                order = candidates.take(_order(key.take(candidates)))
-                result.candidates[query] = len(order)
-            else:
-                order = _order(key)
-            first = order[:top]
-            result.top[query, : len(first)] = first
-            with np.errstate(over="ignore"):  # float64 beyond float32 is infinite.
-                result.top_similarity[query, : len(first)] = scores.take(first)
-            hits = np.flatnonzero(label_of.take(order) == labels.query[query])
-            result.hit_ranks[query, : len(hits)] = hits + 1
-            most = max(most, len(hits))
-        return most
-
-    rows = max(1, min(_HOST_BLOCK // gallery, -(-queries // _THREADS)))
-    with ThreadPoolExecutor(_THREADS) as pool:
-        most = max(pool.map(rank_block, range(0, queries, rows)))
-    return result._replace(hit_ranks=result.hit_ranks[:, :most])
-
-
-def _sortable(block: np.ndarray) -> Float[np.ndarray, "q g"]:
-    """float32 or float64 numbers that order as these do; contiguous."""
-    wide = block.dtype.itemsize > 4 or np.issubdtype(block.dtype, np.integer)
-    return np.ascontiguousarray(block, np.float64 if wide else np.float32)
-
-
-def _order(keys: Shaped[np.ndarray, " g"]) -> Shaped[np.ndarray, " g"]:
-    """Indices that sort unsigned integers; equal ones keep their order.
-
-    Numpy's stable sort of 16-bit integers is a radix sort, an order of magnitude faster than its
-    comparison sorts; beginning with the lowest 16 bits, it sorts wider ones too.
-    """
-    order = np.argsort(keys.astype(np.uint16), kind="stable")
-    for shift in range(16, 8 * keys.dtype.itemsize, 16):
-        digit = (keys.take(order) >> keys.dtype.type(shift)).astype(np.uint16)
-        order = order.take(np.argsort(digit, kind="stable"))
-    return order
-
-
-# On an accelerator
-
-
-def _rank_on_device(similarity: jax.Array, labels: _Labels, top: int) -> Ranked:
-    """As `_rank_on_host`, in blocks of one shape; on a mesh, each device sorts its rows of them."""
-    queries, gallery = similarity.shape
-    mesh = similarity.sharding.mesh if isinstance(similarity.sharding, NamedSharding) else None
-    devices = 1 if mesh is None else mesh.size
-    # A last block of fewer queries and a task of a few are no reason to compile for each of them.
-    most_rows = max(1, _DEVICE_BLOCK // gallery)
-    rows = -(-min(most_rows, 1 << (queries - 1).bit_length()) // devices) * devices
-    most = int(np.bincount(labels.gallery).max())
-    pieces = []
-    for start in range(0, queries, rows):
-        chosen = np.minimum(np.arange(start, start + rows), queries - 1)
-        groups = labels.groups and (labels.groups[0][chosen], labels.groups[1])
-        pieces.append(
-            _rank_block(
-                similarity,
-                chosen,
-                labels.query[chosen],
-                labels.gallery,
-                groups,
-                top=top,
-                most=most,
-                mesh=mesh,
-            )
-        )
-    *fields, nan = (
-        np.concatenate(field)[:queries] for field in zip(*jax.device_get(pieces), strict=True)
-    )
-    if (nan >= 0).any():
-        query = int(np.argmax(nan >= 0))
-        raise _NanError(query, nan[query])
-    result = Ranked(*fields)
-    return result._replace(hit_ranks=result.hit_ranks[:, : (result.hit_ranks > 0).sum(1).max()])
-
-
-@functools.partial(jax.jit, static_argnames=("top", "most", "mesh"))
-def _rank_block(
-    similarity: Real[Array, "all g"],
-    chosen: Int32[Array, " q"],
-    query: Int32[Array, " q"],
-    gallery: Int32[Array, " g"],
-    groups: tuple[Int32[Array, " q"], Int32[Array, " g"]] | None,
-    *,
-    top: int,
-    most: int,
-    mesh: Mesh | None,
-) -> tuple[Array, ...]:
-    """`Ranked` of some rows, and the first photo of NaN similarity of each, -1 where none is."""
-    scores = similarity[chosen].astype(jnp.float32)
+    scores = similarity[rows]
+    wide = xp is np and (scores.dtype.itemsize > 4 or np.issubdtype(scores.dtype, np.integer))
+    scores = scores.astype(np.float64 if wide else np.float32)
     if mesh is not None:
         by_rows = NamedSharding(mesh, PartitionSpec(mesh.axis_names))
         scores = jax.lax.with_sharding_constraint(scores, by_rows)
-    bits = jax.lax.bitcast_convert_type(scores, jnp.uint32)
-    is_nan = (bits & np.uint32(0x7FFFFFFF)) > np.uint32(0x7F800000)
-    nan = jnp.where(is_nan.any(1), is_nan.argmax(1), -1)
-
-    relevant = jnp.equal(gallery, query[:, None])
-    keys = _descending(bits)
-    candidates = jnp.full(len(scores), scores.shape[1])
-    if groups is not None:
-        candidate = jnp.equal(groups[1], groups[0][:, None])
-        keys, relevant = jnp.where(candidate, keys, _LAST), relevant & candidate
+    is_nan = xp.isnan(scores)
+    nan = xp.where(is_nan.any(1), is_nan.argmax(1), -1)
+    keys = _keys(xp, scores)
+    candidates = xp.full(len(keys), keys.shape[1])
+    if labels.gallery_group is not None:
+        candidate = labels.gallery_group == labels.query_group[:, None]
+        keys = xp.where(candidate, keys, np.iinfo(keys.dtype).max)  # Behind -inf.
         candidates = candidate.sum(1)
-    # The sort carries along which photo it is and whether it is relevant.
-    photo = jnp.arange(scores.shape[1], dtype=jnp.uint32)
-    _, payload = jax.lax.sort((keys, 2 * photo + relevant), num_keys=1, is_stable=True)
-    order, hit = (payload >> 1).astype(jnp.int32), (payload & 1).astype(bool)
-
-    first, kept = order[:, :top], jnp.arange(top) < candidates[:, None]
-    # Ranks of the hits to the front: a second sort, because devices are slow at scattering.
-    ranks = jnp.arange(1, scores.shape[1] + 1, dtype=jnp.int32)
-    hit_ranks = jnp.sort(jnp.where(hit, ranks, np.int32(2**31 - 1)), axis=1)[:, :most]
-    results = (
-        jnp.where(kept, first, -1),
-        jnp.where(kept, jnp.take_along_axis(scores, first, axis=1), jnp.nan),
-        jnp.where(hit_ranks <= scores.shape[1], hit_ranks, 0),
-        candidates.astype(jnp.int32),
-        nan.astype(jnp.int32),
+    order = _argsort(keys) if xp is np else jnp.argsort(keys, axis=1, stable=True)
+    ranked = xp.arange(keys.shape[1]) < candidates[:, None]
+    hit = (xp.take(labels.gallery, order) == labels.query[:, None]) & ranked
+    first, kept = order[:, :top], ranked[:, :top]
+    with np.errstate(over="ignore"):  # float64 outside the range of float32 becomes infinite.
+        first_similarity = xp.take_along_axis(scores, first, 1).astype(np.float32)
+    return (
+        xp.where(kept, first, -1).astype(np.int32),
+        xp.where(kept, first_similarity, np.float32(np.nan)),
+        hit,
+        candidates.astype(np.int32),
+        nan.astype(np.int32),
     )
-    if mesh is not None:
-        everywhere = NamedSharding(mesh, PartitionSpec())
-        results = jax.lax.with_sharding_constraint(results, everywhere)
-    return results
+
+
+@functools.partial(jax.jit, static_argnames=("top", "mesh"))
+def _sort_on_device(similarity, rows, labels, *, top: int, mesh: Mesh | None):
+    """`_sort` with each device of a mesh sorting its share of the rows."""
+    results = _sort(jnp, similarity, rows, labels, top=top, mesh=mesh)
+    if mesh is None:
+        return results
+    return jax.lax.with_sharding_constraint(results, NamedSharding(mesh, PartitionSpec()))
+
+
+def _keys(xp: Any, scores: Any) -> Any:
+    """Integers that grow as the scores fall, equal for both zeros.
+
+    Read as integers, the bits of positive floating-point numbers grow with the number; those of
+    negative numbers, without the sign bit, grow as it falls. Integers keep host and device equal
+    for subnormal numbers too, which XLA treats as zero in arithmetic.
+    """
+    bits = scores.view(np.int32 if scores.dtype == np.float32 else np.int64)
+    return xp.where(bits < 0, bits & np.iinfo(bits.dtype).max, -bits)
+
+
+def _argsort(keys: Int[np.ndarray, "b g"]) -> Int[np.ndarray, "b g"]:
+    """Stable argsort of each row.
+
+    Of 32-bit keys by sorting 64-bit integers, the key above the position: a tenth of the time of
+    numpy's stable argsort.
+    """
+    if keys.dtype != np.int32:
+        return np.argsort(keys, axis=1, kind="stable")
+    packed = (keys.astype(np.int64) << 32) | np.arange(keys.shape[1])
+    packed.sort(axis=1)
+    return packed.astype(np.int32)  # The lower half.
+
+
+def _ranks(hit: Bool[np.ndarray, "b g"]) -> Int32[np.ndarray, "b r"]:
+    """Ranks of the hits from 1, ascending, padded with 0."""
+    counts = hit.sum(axis=1)
+    ranks = np.zeros((len(hit), counts.max()), np.int32)
+    ranks[np.arange(ranks.shape[1]) < counts[:, None]] = np.nonzero(hit)[1] + 1
+    return ranks
 
 
 def _check_shapes(similarity: Any, query_labels: Any, gallery_labels: Any) -> None:
-    """Raise a ValueError that says what does not fit."""
+    """Raises a ValueError that names the shapes that do not match."""
     shapes = f"{similarity.shape}, {query_labels.shape} and {gallery_labels.shape}"
     if similarity.shape != (*query_labels.shape, *gallery_labels.shape) or similarity.ndim != 2:
         raise ValueError(

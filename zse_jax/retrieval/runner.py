@@ -23,7 +23,7 @@ from zse_jax.retrieval.metrics import Ranked
 from zse_jax.retrieval.results import Evaluation
 from zse_jax.retrieval.storage import Storage
 from zse_jax.retrieval.two_stage import two_stage_blocks
-from zse_jax.retrievers.base import Features, Modality, Retriever
+from zse_jax.retrievers.base import Encoder, Features, Modality
 
 KEPT = 200
 """First photos of every sketch that an `Evaluation` keeps."""
@@ -105,7 +105,7 @@ class Words(NamedTuple):
 
 
 def evaluate(
-    retriever: Retriever,
+    retriever: Encoder,
     sketches: Iterable[Batch],
     photos: Iterable[Batch],
     words: Words,
@@ -167,7 +167,7 @@ def evaluate(
 
 
 def _checked_rankings(
-    retriever: Retriever, rankings: Sequence[str] | None, shortlists: Sequence[int]
+    retriever: Encoder, rankings: Sequence[str] | None, shortlists: Sequence[int]
 ) -> tuple[str, ...]:
     """The rankings to measure.
 
@@ -190,7 +190,7 @@ def _checked_rankings(
 
 
 def _ranked_blocks(
-    retriever: Retriever,
+    retriever: Encoder,
     sketches: Features,
     photos: Features,
     rankings: Sequence[str],

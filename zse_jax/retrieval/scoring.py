@@ -30,7 +30,7 @@ from zse_jax.retrieval import tiles
 from zse_jax.retrieval.encoding import evaluation_state, fetched, fingerprint, progress_bar
 from zse_jax.retrieval.score_cache import ScoreFile, digest
 from zse_jax.retrieval.storage import item_bytes
-from zse_jax.retrievers.base import Features, Retriever
+from zse_jax.retrievers.base import Encoder, Features
 
 Kind = Literal["embedding", "score"]
 
@@ -45,7 +45,7 @@ _VECTOR_BYTES, _BLOCK_BYTES = 2**28, 2**26
 class _Task(NamedTuple):
     """What is scored, and where."""
 
-    graphdef: nnx.GraphDef[Retriever]
+    graphdef: nnx.GraphDef[Encoder]
     state: nnx.State
     sketches: Features
     photos: Features
@@ -56,7 +56,7 @@ class _Task(NamedTuple):
 
 
 def similarity(
-    retriever: Retriever,
+    retriever: Encoder,
     sketches: Features,
     photos: Features,
     ranking: str,
@@ -85,7 +85,7 @@ def similarity(
 
 
 def similarity_blocks(
-    retriever: Retriever,
+    retriever: Encoder,
     sketches: Features,
     photos: Features,
     ranking: str,
@@ -145,7 +145,7 @@ def similarity_blocks(
     return _score_blocks(task, tile, progress, file)
 
 
-def ranking_kind(retriever: Retriever, ranking: str) -> Kind:
+def ranking_kind(retriever: Encoder, ranking: str) -> Kind:
     """Which method of the retriever computes the ranking of this name.
 
     Raises:
@@ -277,7 +277,7 @@ def _check(nan: Bool[np.ndarray, "q g"], row: int, column: int, ranking: str) ->
 
 @functools.partial(jax.jit, static_argnames=("graphdef", "sharding"))
 def _score(
-    graphdef: nnx.GraphDef[Retriever],
+    graphdef: nnx.GraphDef[Encoder],
     state: nnx.State,
     sketches: Features,
     photos: Features,
@@ -350,7 +350,7 @@ def _vectors_at_once(features: Features, items: int, devices: int) -> int:
 
 @functools.partial(jax.jit, static_argnames=("graphdef",))
 def _embed(
-    graphdef: nnx.GraphDef[Retriever], state: nnx.State, features: Features
+    graphdef: nnx.GraphDef[Encoder], state: nnx.State, features: Features
 ) -> Float[Array, "b d"]:
     retriever = nnx.merge(graphdef, state)
     embedding = retriever.embedding(features)

@@ -24,7 +24,7 @@ from tqdm import tqdm
 from zse_jax.retrieval import scoring
 from zse_jax.retrieval.encoding import evaluation_state, fetched, progress_bar, whole
 from zse_jax.retrieval.storage import item_bytes, read
-from zse_jax.retrievers.base import Features, Retriever
+from zse_jax.retrievers.base import Encoder, Features
 
 Block = tuple[slice, Float32[Array, "rows g"]]
 
@@ -38,7 +38,7 @@ _LARGEST_GALLERY = 2**24
 
 
 def two_stage_blocks(
-    retriever: Retriever,
+    retriever: Encoder,
     sketches: Features,
     photos: Features,
     k: int,
@@ -117,7 +117,7 @@ def two_stage_blocks(
     return _blocks(shortlists, scorer, progress_bar(progress, queries * k, unit="pair"), second)
 
 
-def _ranking(retriever: Retriever, name: str | None, kind: scoring.Kind) -> str:
+def _ranking(retriever: Encoder, name: str | None, kind: scoring.Kind) -> str:
     """The ranking of this name, or the retriever's first one, if it is of this kind."""
     known = [name for name, of_kind in retriever.rankings.items() if of_kind == kind]
     if name is None and known:
@@ -181,7 +181,7 @@ class _Scorer:
         are filled up with copies, whose scores are thrown away.
     """
 
-    graphdef: nnx.GraphDef[Retriever]
+    graphdef: nnx.GraphDef[Encoder]
     state: nnx.State
     sketches: _Side
     photos: _Side
@@ -276,7 +276,7 @@ def _values(
 
 @functools.partial(jax.jit, static_argnames=("graphdef", "sharding"))
 def _score(
-    graphdef: nnx.GraphDef[Retriever],
+    graphdef: nnx.GraphDef[Encoder],
     state: nnx.State,
     sketches: tuple[Features | None, Features],
     photos: tuple[Features | None, Features],

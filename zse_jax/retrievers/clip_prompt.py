@@ -1,11 +1,11 @@
 """CLIP-AT: "CLIP for All Things Zero-Shot SBIR, Fine-Grained or Not" (Sain et al., CVPR 2023).
 
-arXiv 2303.13440. CLIP, adapted by a few learned tokens (prompts) and its LayerNorms. One network
-with two recipes of training: by categories, and by instances within them (fine-grained).
+arXiv 2303.13440. CLIP is adapted by a few learned tokens (prompts) and its LayerNorms. There are
+two training recipes: category-level, and instance-level within categories (fine-grained).
 
-The published code has the category-level triplet alone. The classification term, all of the
+The published code contains only the category-level triplet. The classification term, the whole
 fine-grained recipe (hard negatives, L_delta, patch shuffling), `encoders="separate"` and the
-weights of the terms follow the paper's text and re-implementers' notes; they are our reading.
+weights of the terms follow the paper's text and notes of re-implementations; they are our reading.
 """
 
 import itertools
@@ -25,14 +25,16 @@ from zse_jax.losses import (
     text_classification,
     unit,
 )
-from zse_jax.models.clip import CLIP, LocalImage, VisionTower, tokenize
-from zse_jax.retrievers.base import Correspondence, Modality, Retriever
+from zse_jax.models.clip import CLIP, CLIPSizes, LocalImage, VisionTower, tokenize
+from zse_jax.models.layers import IMAGENET_MEAN, IMAGENET_STD, normalise
+from zse_jax.retrievers import base
+from zse_jax.retrievers.base import Correspondence, Explainable, Modality, Retriever
 
 PIXELS = {
-    "imagenet": ((0.485, 0.456, 0.406), (0.229, 0.224, 0.225)),  # CLIP-AT's published code
+    "imagenet": (IMAGENET_MEAN, IMAGENET_STD),  # CLIP-AT's published code
     "clip": ((0.48145466, 0.4578275, 0.40821073), (0.26862954, 0.26130258, 0.27577711)),
 }
-"""Mean and standard deviation of the channels, of pixels in [0, 1]."""
+"""Mean and standard deviation by channel, for pixels in [0, 1]."""
 
 CHOICES: Mapping[str, Sequence[str]] = {
     "recipe": ("category", "fine_grained"),
@@ -42,49 +44,50 @@ CHOICES: Mapping[str, Sequence[str]] = {
     "pixels": tuple(PIXELS),
 }
 
-# What the published code's freezing rule leaves trainable beside LayerNorms.
+# What the freezing rule of the published code leaves trainable in addition to LayerNorms.
 _PUBLISHED = {"class_token", "positions", "projection", "qkv"}
 
-# Every order of 2 x 2 patches.
+# All orders of 2 x 2 patches.
 _ORDERS = tuple(itertools.permutations(range(4)))
 
 Terms = dict[str, Array]
 
 
 class ClassText(nnx.Variable):
-    """Text features of the seen classes, L2-normalised: no parameter, but saved with them."""
+    """L2-normalised text features of the seen classes; saved with the parameters, not trained."""
 
 
-class ClipPrompt(Retriever):
+class ClipPrompt(Retriever, Explainable):
     """CLIP with visual prompts; its features are the projected class tokens.
 
     Args:
-      image_size, ..., position_std: sizes and initial values of CLIP; see `models.clip.CLIP`.
+      image_size, ..., position_std: see `models.clip.CLIPSizes`.
       text_tower: keep the text tower after the class texts are encoded, to rank by words too.
       recipe: "category" (sampler "triplet") or "fine_grained" (sampler "instance_group").
       prompts: one for each modality, or one for both (the paper's fine-grained model).
-      prompt_length: tokens of a prompt; 0 is CLIP as it is.
+      prompt_length: tokens of a prompt; 0 is CLIP without prompts.
       prompt_std: standard deviation of the prompts' initial values.
       encoders: one image tower for both modalities, or a copy for each.
-      trainable: beside the prompts, "layer_norm" (the image towers' LayerNorms), "published" (also
-        what the published code's rule leaves: query, key and value projections, class token,
-        positions, output projection), or "all" of the image towers. The text tower and the scale
-        of the cosines are frozen.
-      pixels: whose statistics normalise them.
+      trainable: in addition to the prompts, "layer_norm" (the image towers' LayerNorms),
+        "published" (also what the rule of the published code leaves trainable: query, key and
+        value projections, class token, positions, output projection), or "all" of the image
+        towers. The text tower and the scale of the cosines are frozen.
+      pixels: statistics that normalise the images, a key of `PIXELS`.
       class_names: the seen classes, in the order of the labels; None: only retrieval.
-      template: of the class texts; {} stands for the class.
+      template: of the class texts; {} is replaced by the class name.
       triplet_margin: in cosine distance.
-      classification_weight, delta_weight, shuffle_weight: of the terms beside the triplet; the
-        last two are of the fine-grained recipe. 0 leaves a term out.
-      hardest_negative: a sketch's negative is the nearest other photo of its group, not any.
+      classification_weight, delta_weight, shuffle_weight: of the terms added to the triplet; the
+        last two belong to the fine-grained recipe. A term of weight 0 is not computed.
+      hardest_negative: use the nearest other photo of its group as a sketch's negative, instead of
+        the next one.
       dtype: of activations; parameters are float32.
 
     Attributes:
-      clip: the photos' image tower (also the sketches', if shared), the scale of the cosines, and
-        the text tower where it is kept.
-      sketch_visual: the sketches' image tower, or None where it is shared.
-      photo_prompt, sketch_prompt: [prompt_length, width]; None without prompts, the latter also
-        where it is shared.
+      clip: the image tower of photos (and of sketches, if shared), the scale of the cosines, and
+        the text tower if it is kept.
+      sketch_visual: the image tower of sketches, or None if it is shared.
+      photo_prompt, sketch_prompt: [prompt_length, width]; None without prompts. The latter is None
+        if the prompt is shared.
       class_text: text features of the classes, [classes, embed_dim], or None without names.
     """
 
@@ -94,17 +97,17 @@ class ClipPrompt(Retriever):
     def __init__(
         self,
         *,
-        image_size: int = 224,
-        patch_size: int = 32,
-        width: int = 768,
-        depth: int = 12,
-        heads: int = 12,
-        embed_dim: int = 512,
-        context_length: int = 77,
-        text_width: int = 512,
-        text_depth: int = 12,
-        text_heads: int = 8,
-        position_std: float | None = None,
+        image_size: int = CLIPSizes.image_size,
+        patch_size: int = CLIPSizes.patch_size,
+        width: int = CLIPSizes.width,
+        depth: int = CLIPSizes.depth,
+        heads: int = CLIPSizes.heads,
+        embed_dim: int = CLIPSizes.embed_dim,
+        context_length: int = CLIPSizes.context_length,
+        text_width: int = CLIPSizes.text_width,
+        text_depth: int = CLIPSizes.text_depth,
+        text_heads: int = CLIPSizes.text_heads,
+        position_std: float | None = CLIPSizes.position_std,
         text_tower: bool = False,
         recipe: Literal["category", "fine_grained"] = "category",
         prompts: Literal["separate", "shared"] = "separate",
@@ -123,7 +126,7 @@ class ClipPrompt(Retriever):
         dtype: jnp.dtype = jnp.float32,
         rngs: nnx.Rngs,
     ):
-        """Random weights; `pretrained.openai_clip.load` fills in CLIP's.
+        """Random weights; `pretrained.openai_clip.load` loads CLIP's.
 
         Raises:
           ValueError: an unknown choice, sizes that do not fit, class names longer than the context.
@@ -132,11 +135,11 @@ class ClipPrompt(Retriever):
         for (key, known), value in zip(CHOICES.items(), chosen, strict=True):
             if value not in known:
                 raise ValueError(f"config.model.{key}={value!r}: choose one of {', '.join(known)}.")
-        self._sizes: tuple[Any, ...] = (
+        sizes = CLIPSizes(
             image_size, patch_size, width, depth, heads, embed_dim,
-            context_length, text_width, text_depth, text_heads, position_std, dtype,
+            context_length, text_width, text_depth, text_heads, position_std,
         )  # fmt: skip
-        self.image_size, self.context_length = image_size, context_length
+        self.image_size = image_size
         self.recipe, self.trainable, self.pixels = recipe, trainable, pixels
         self.class_names, self.template = tuple(class_names or ()), template
         self.triplet_margin, self.hardest_negative = triplet_margin, hardest_negative
@@ -147,7 +150,7 @@ class ClipPrompt(Retriever):
             values = prompt_std * jax.random.normal(rngs.params(), (prompt_length, width))
             return nnx.Param(values) if prompt_length else None
 
-        self.clip = self.new_clip(rngs=rngs)
+        self.clip = CLIP(sizes, dtype=dtype, rngs=rngs)
         separate = encoders == "separate"
         self.sketch_visual = nnx.clone(self.clip.visual) if separate else None
         self.photo_prompt = prompt()
@@ -158,18 +161,10 @@ class ClipPrompt(Retriever):
             self.clip.text = None
         self.orders = rngs.dropout.fork() if recipe == "fine_grained" else None
 
-    def new_clip(self, *, rngs: nnx.Rngs) -> CLIP:
-        """A CLIP of this retriever's sizes, both towers, with random weights."""
-        names = (
-            "image_size", "patch_size", "width", "depth", "heads", "embed_dim",
-            "context_length", "text_width", "text_depth", "text_heads", "position_std", "dtype",
-        )  # fmt: skip
-        return CLIP(**dict(zip(names, self._sizes, strict=True)), rngs=rngs)
-
     def adopt(self, clip: CLIP) -> None:
-        """Takes over the weights of a complete CLIP, in place; prompts stay as they are.
+        """Copies the weights of a CLIP with text tower, in place; prompts are not changed.
 
-        Both image towers start from its one, and the class texts are encoded anew.
+        Both image towers get the weights of its image tower, and the class texts are encoded again.
         """
         for tower in (self.clip.visual, self.sketch_visual):
             if tower is not None:
@@ -180,37 +175,15 @@ class ClipPrompt(Retriever):
         if self.class_text is not None:
             self.class_text[...] = self._class_features(clip)
 
-    def start_from(self, source: Retriever) -> None:
-        """Takes over a complete CLIP (`text_tower`), with its prompts, or all of its own kind."""
-        self._check_kind(source)
-        assert isinstance(source, ClipPrompt)
-        if source.clip.text is None:
-            if source._sentences(source.class_names) != self._sentences(self.class_names):
-                raise ValueError("it has no text tower for other classes: start from CLIP's own.")
-            super().start_from(source)
-            if self.class_text is not None and (given := source.class_text) is not None:
-                self.class_text[...] = jnp.copy(given[...])
-            return
-        if source._sizes[:-2] != self._sizes[:-2]:
-            raise ValueError("it is a CLIP of another size.")
-        self.adopt(source.clip)
-        prompts = (
-            (self.photo_prompt, self.sketch_prompt),
-            (source.photo_prompt, source.sketch_prompt),
-        )
-        for own, given in zip(*prompts, strict=True):
-            if own is not None and given is not None:
-                own[...] = jnp.copy(given[...])
-
     def _class_features(self, clip: CLIP) -> Float[Array, "c e"]:
-        texts = tokenize(self._sentences(self.class_names), self.context_length)
+        texts = tokenize(self._sentences(self.class_names), clip.sizes.context_length)
         return unit(clip.encode_text(jnp.asarray(texts)))
 
     def _sentences(self, class_names: Sequence[str]) -> list[str]:
         return [self.template.format(name.replace("_", " ")) for name in class_names]
 
     def parameter_group(self, path: tuple[Any, ...]) -> str | None:
-        """One of "prompt", "layer_norm", "encoder" (more of the image towers); None: frozen."""
+        """One of "prompt", "layer_norm", "encoder" (other image tower parameters); None: frozen."""
         if path[0] in ("photo_prompt", "sketch_prompt"):
             return "prompt"
         if path[:2] in (("clip", "text"), ("clip", "logit_scale")):
@@ -221,7 +194,7 @@ class ClipPrompt(Retriever):
         return "encoder" if published or self.trainable == "all" else None
 
     def encode(self, images: UInt8[Array, "b h w 3"], modality: Modality) -> Float[Array, "b e"]:
-        """CLIP's embedding of each image, with its modality's prompt; not L2-normalised."""
+        """CLIP's embedding of each image with its modality's prompt; not L2-normalised."""
         return self._encode(images, modality)
 
     def _encode(self, images: Num[Array, "b h w 3"], modality: Modality) -> Float[Array, "b e"]:
@@ -229,7 +202,7 @@ class ClipPrompt(Retriever):
         return tower(self._normalise(images), prompt)
 
     def _side(self, modality: Modality) -> tuple[VisionTower, Array | None]:
-        """The tower of a modality and its prompt."""
+        """The image tower and the prompt of a modality."""
         sketch = modality == "sketch"
         own_tower, own_prompt = sketch and self.sketch_visual, sketch and self.sketch_prompt
         tower, prompt = own_tower or self.clip.visual, own_prompt or self.photo_prompt
@@ -246,9 +219,9 @@ class ClipPrompt(Retriever):
     def correspond(
         self, sketches: UInt8[Array, "b h w 3"], photos: UInt8[Array, "b h w 3"]
     ) -> Correspondence:
-        """Cosines of the patch tokens in the space of the embeddings; importance by rollout.
+        """Cosines of the patch tokens in the joint space; importance by attention rollout.
 
-        The similarity is the cosine of the embeddings, and no function of `match`.
+        The similarity is the cosine of the embeddings; it is not a function of `match`.
         """
 
         def local(images: Array, modality: Modality) -> LocalImage:
@@ -268,15 +241,16 @@ class ClipPrompt(Retriever):
         )
 
     def encode_text(self, texts: Sequence[str]) -> Float[Array, "b e"]:
-        """CLIP's embedding of each text as it stands, to rank photos by words.
+        """CLIP's embedding of each text, without the template, to rank photos by words.
 
         Raises:
-          ValueError: a text is longer than the context, or the text tower was left out.
+          ValueError: a text is longer than the context, or there is no text tower.
         """
-        return self.clip.encode_text(jnp.asarray(tokenize(texts, self.context_length)))
+        token_ids = tokenize(texts, self.clip.sizes.context_length)
+        return self.clip.encode_text(jnp.asarray(token_ids))
 
     def encode_classes(self, names: Sequence[str]) -> Float[Array, "b e"]:
-        """CLIP's embedding of "a photo of a [class]"; errors as `encode_text`."""
+        """CLIP's embedding of each class name in the template; raises like `encode_text`."""
         return self.encode_text(self._sentences(names))
 
     def embedding(self, features: Float[Array, "b e"]) -> Float[Array, "b e"]:
@@ -284,30 +258,27 @@ class ClipPrompt(Retriever):
         return unit(features)
 
     def _normalise(self, images: Num[Array, "b h w 3"]) -> Float[Array, "b h w 3"]:
-        """uint8 pixels to the chosen mean and deviation; floats pass through."""
-        if images.dtype != jnp.uint8:
-            return images
-        mean, deviation = (jnp.asarray(values) for values in PIXELS[self.pixels])
-        return (images.astype(jnp.float32) / 255 - mean) / deviation
+        return normalise(images, *PIXELS[self.pixels])
 
     def loss(self, batch: dict[str, Num[Array, "..."]]) -> tuple[Array, Terms]:
-        """The chosen recipe's weighted sum of terms, and the terms before weighting.
+        """The weighted sum of the recipe's terms, and the terms before weighting.
 
-        "category": triplet + 0.5 · (classification of sketch + of photo); batches of sampler
-        "triplet", `sketches` [b, 1, h, w, 3] and `photos` [b, 2, h, w, 3], the matching one first.
-        "fine_grained": triplet + 0.5 · classification + 0.1 · delta + 1.0 · shuffle; batches of
-        sampler "instance_group", `sketches` and `photos` [b, k, h, w, 3], pair by pair. Pixels are
-        uint8, or floats already normalised. `sketch_labels` [b, 1 or k] count `class_names`.
+        "category": triplet + 0.5 · (classification of sketch + of photo), on batches of the sampler
+        "triplet": `sketches` [b, 1, h, w, 3] and `photos` [b, 2, h, w, 3], the matching photo
+        first. "fine_grained": triplet + 0.5 · classification + 0.1 · delta + 1.0 · shuffle, on
+        batches of the sampler "instance_group": `sketches` and `photos` [b, k, h, w, 3], sketch i
+        matching photo i. Pixels are uint8 or normalised floats. `sketch_labels` [b, 1 or k] index
+        `class_names`.
 
         Raises:
-          ValueError: a batch of another sampler, or a classification without class names.
+          ValueError: a batch of another sampler, or a classification term without class names.
         """
         shape = batch["sketches"].shape[1], batch["photos"].shape[1]
         fine = self.recipe == "fine_grained"
         if (shape[0] != shape[1] or shape[0] < 2) if fine else shape != (1, 2):
             wanted = "instance_group" if fine else "triplet"
             raise ValueError(
-                f"The recipe {self.recipe!r} trains on other samples than {shape[0]} sketches and "
+                f"The recipe {self.recipe!r} cannot train on samples of {shape[0]} sketches and "
                 f"{shape[1]} photos: set config.train.sampler={wanted!r}."
             )
         terms = self._fine_grained(batch) if fine else self._category(batch)
@@ -366,7 +337,7 @@ class ClipPrompt(Retriever):
         return terms
 
     def _encode_all(self, images: list[Array], modality: Modality) -> list[Array]:
-        # Side by side and not one after the other: a batch split over devices stays split.
+        # Stacked along axis 1, not concatenated along axis 0: a sharded batch stays sharded.
         features = self._encode(_flat(jnp.stack(images, axis=1)), modality)
         together = features.reshape(-1, len(images), features.shape[-1])
         return [together[:, i] for i in range(len(images))]
@@ -384,13 +355,40 @@ class ClipPrompt(Retriever):
         return {"classification": terms[0] + terms[1]}
 
     def _two_orders(self, count: int) -> tuple[Int[Array, "n 4"], Int[Array, "n 4"]]:
-        """Two different random orders of 2 x 2 patches for each of `count` pairs."""
+        """Two different random patch orders for each of `count` pairs."""
         assert self.orders is not None
         first, second = jax.random.split(self.orders())
         table = jnp.asarray(_ORDERS)
         one = jax.random.randint(first, (count,), 0, len(table))
         other = (one + jax.random.randint(second, (count,), 1, len(table))) % len(table)
         return table[one], table[other]
+
+
+def copy_parameters(target: ClipPrompt, source: ClipPrompt) -> None:
+    """Takes over a complete CLIP (`text_tower`) and its prompts, or else all parameters, in place.
+
+    Raises:
+      ValueError: another size, or a source without text tower for other classes.
+    """
+    if source.clip.text is None:
+        if source._sentences(source.class_names) != target._sentences(target.class_names):
+            raise ValueError(
+                "it has no text tower to encode other class names with: use CLIP's own weights."
+            )
+        base.copy_parameters(target, source)
+        if target.class_text is not None and (given := source.class_text) is not None:
+            target.class_text[...] = jnp.copy(given[...])
+        return
+    if source.clip.sizes != target.clip.sizes:
+        raise ValueError("it is a CLIP of another size.")
+    target.adopt(source.clip)
+    prompts = (
+        (target.photo_prompt, source.photo_prompt),
+        (target.sketch_prompt, source.sketch_prompt),
+    )
+    for own, given in prompts:
+        if own is not None and given is not None:
+            own[...] = jnp.copy(given[...])
 
 
 def _flat(images: Array) -> Array:

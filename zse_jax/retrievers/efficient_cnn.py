@@ -1,17 +1,16 @@
-r"""EfficientCNN: one ResNet-50 for sketches and photos, three objectives, no online teacher.
+"""EfficientCNN: one CNN for sketches and photos, three losses, no teacher during training.
 
 Tursun et al., "An efficient framework for zero-shot sketch-based image retrieval", Pattern
 Recognition 126, 2022, arXiv 2102.04016. The abstract states the parts; their formulas are our
-reading, and stand in `zse_jax.losses`. What the untouched ImageNet network knows of each seen class
-is computed once, before training:
+reading, in `zse_jax.losses`. The teacher's predictions for each seen class are computed once,
+before training:
 
-    python -m zse_jax.retrievers.efficient_cnn --prepare \
+    python -m zse_jax.training.distillation --prepare \
         --config=configs/efficient_sketchy.py --config.teacher.weights=resnet50.safetensors \
         --config.teacher.knowledge=sketchy.npz
 """
 
 from collections.abc import Mapping, Sequence
-from importlib import import_module
 from typing import Any, ClassVar
 
 import jax
@@ -27,35 +26,32 @@ from zse_jax.losses import (
     semantic_classification,
     unit,
 )
-from zse_jax.models.layers import linear
-from zse_jax.models.resnet import ResNet50
-from zse_jax.retrievers.base import Correspondence, Modality, Retriever
-
-MEAN, STD = (0.485, 0.456, 0.406), (0.229, 0.224, 0.225)
-"""Of ImageNet's pixels by channel, as torchvision's weights expect them."""
+from zse_jax.models.backbone import Backbone, create_backbone
+from zse_jax.models.layers import linear, normalise
+from zse_jax.retrievers.base import Correspondence, Encoder, Explainable, Modality, Retriever
 
 
 class Knowledge(nnx.Variable):
-    """The teacher's distribution over ImageNet's classes for each seen class; it never trains."""
+    """The teacher's distribution over ImageNet's classes for each seen class; not trained."""
 
 
-class EfficientCNN(Retriever):
-    """A ResNet-50 with an embedding, a seen-class head and its ImageNet head.
+class EfficientCNN(Retriever, Explainable):
+    """A backbone (ResNet-50 by default) with an embedding and a classifier of the seen classes.
 
-    The seen-class head reads the embedding before it is normalised.
+    The classifier reads the embedding before normalisation.
 
     Attributes:
-      backbone: the network, which starts as the teacher; its head is the ImageNet head.
+      backbone: the network with its ImageNet head; it starts with the teacher's weights.
       knowledge: [seen_classes, imagenet_classes], saved with the parameters; NaN until it is
-        prepared, None where `knowledge_weight` is 0.
+        computed, None if `knowledge_weight` is 0.
     """
 
     batch_kind: ClassVar[str] = "class_group"
-    starter: ClassVar[str] = "zse_jax.training.distillation:start"
 
     def __init__(
         self,
         *,
+        backbone: str = "resnet50",
         image_size: int = 224,
         depths: Sequence[int] = (3, 4, 6, 3),
         width: int = 64,
@@ -72,22 +68,23 @@ class EfficientCNN(Retriever):
         dtype: DTypeLike = jnp.float32,
         rngs: nnx.Rngs,
     ):
-        """Builds the network: ResNet-50 by default; weights and margins are our choices.
+        """Builds the network; the default weights and margins are our choices.
 
         Args:
+          backbone: key of `models.backbone.BACKBONES`.
           image_size: pixels.
           depths, width: of the backbone; see `models.resnet.ResNet50`.
-          imagenet_classes: of the teacher.
+          imagenet_classes: classes of the teacher.
           embedding_width: 512 in the paper.
-          seen_classes: of the split that trains.
-          frozen_statistics: the backbone's batch statistics stay those of its weights.
+          seen_classes: number of classes of the training split.
+          frozen_statistics: keep the batch statistics that come with the backbone's weights.
           margin, cross_margin, label_smoothing: see `losses`.
-          quadruplet_weight, classification_weight, knowledge_weight: of the three losses; one of
-            weight 0 is not computed.
+          quadruplet_weight, classification_weight, knowledge_weight: of the three losses; a loss
+            of weight 0 is not computed.
           dtype: of activations; parameters, embeddings and losses are float32.
 
         Raises:
-          ValueError: sizes that are not positive; the message names them.
+          ValueError: sizes that are not positive, or settings that the backbone does not support.
         """
         if min(image_size, embedding_width, seen_classes) < 1:
             raise ValueError(
@@ -101,52 +98,57 @@ class EfficientCNN(Retriever):
         self.quadruplet_weight = quadruplet_weight
         self.classification_weight = classification_weight
         self.knowledge_weight = knowledge_weight
-        self.backbone = ResNet50(
-            depths=depths,
-            width=width,
-            classes=imagenet_classes,
-            frozen_statistics=frozen_statistics,
-            dtype=dtype,
-            rngs=rngs,
-        )
+        settings = {
+            "depths": tuple(depths), "width": width, "classes": imagenet_classes,
+            "frozen_statistics": frozen_statistics,
+        }  # fmt: skip
+        self.backbone: Backbone = create_backbone(backbone, settings, dtype=dtype, rngs=rngs)
+        if self.backbone.image_size not in (None, image_size):
+            raise ValueError(
+                f"The backbone {backbone!r} takes images of {self.backbone.image_size} pixels: set "
+                f"config.model.image_size to that, not to {image_size}."
+            )
+        if knowledge_weight and not self.backbone.classes:
+            raise ValueError(
+                f"The backbone {backbone!r} has no ImageNet classifier, which the knowledge "
+                "preservation loss needs: set config.model.knowledge_weight to 0."
+            )
         float32 = jnp.dtype("float32")
         self.projection = linear(self.backbone.features, embedding_width, dtype=float32, rngs=rngs)
         self.classifier = linear(embedding_width, seen_classes, dtype=float32, rngs=rngs)
-        shape = seen_classes, imagenet_classes
+        shape = seen_classes, self.backbone.classes
         self.knowledge = Knowledge(jnp.full(shape, jnp.nan)) if knowledge_weight else None
 
     def loss(self, batch: Mapping[str, Num[Array, "..."]]) -> tuple[Array, dict[str, Array]]:
-        """Weighted sum of the three losses on P x K x both domains.
+        """Weighted sum of the three losses on P classes with K sketches and K photos each.
 
         Args:
           batch: `sketches` and `photos` [P, K, h, w, 3], uint8 pixels or normalised floats, with
-            `sketch_labels` and `photo_labels` [P, K]: row p of all four is of one class, and at
-            least two rows differ (`data_pipelines.sampling`, "class_group").
+            `sketch_labels` and `photo_labels` [P, K]. Row p of all four belongs to one class, and
+            at least two rows differ (`data_pipelines.sampling`, "class_group").
 
         Returns:
           The loss, its terms before weighting (`quadruplet`, `classification`, `knowledge`), and
-          `accuracy`, of the seen-class head.
+          the `accuracy` of the seen-class classifier.
 
         Raises:
-          ValueError: fewer than two classes, or one that has images of one domain only; within
-            `jax.jit`, only what the shapes tell.
+          ValueError: see `check_groups`; under `jax.jit` only shapes are checked.
         """
         check_groups(batch, self.seen_classes)
         sketches, photos = batch["sketches"], batch["photos"]
         images = jnp.concatenate([sketches, photos], axis=1)  # a class stays on its device
         labels = jnp.concatenate([batch["sketch_labels"], batch["photo_labels"]], axis=1).ravel()
-        features, imagenet_logits = self.backbone(normalise(images.reshape(-1, *images.shape[2:])))
+        images = images.reshape(-1, *images.shape[2:])
+        features, imagenet_logits = self.backbone(_normalise(images, self.backbone))
         embeddings = self.projection(features)
         logits = self.classifier(embeddings)
         terms = {"accuracy": (logits.argmax(axis=1) == labels).mean()}
         loss = jnp.zeros(())
         if self.quadruplet_weight:
-            groups = embeddings.reshape(*images.shape[:2], -1)
-            split = sketches.shape[1]
-            width = embeddings.shape[1]
+            groups = embeddings.reshape(len(sketches), -1, embeddings.shape[1])
+            domains = jnp.split(groups, [sketches.shape[1]], axis=1)
             terms["quadruplet"] = domain_balanced_quadruplet(
-                groups[:, :split].reshape(-1, width),
-                groups[:, split:].reshape(-1, width),
+                *(domain.reshape(-1, embeddings.shape[1]) for domain in domains),
                 batch["sketch_labels"].ravel(),
                 batch["photo_labels"].ravel(),
                 margin=self.margin,
@@ -159,6 +161,7 @@ class EfficientCNN(Retriever):
             )
             loss += self.classification_weight * terms["classification"]
         if self.knowledge is not None:
+            assert imagenet_logits is not None  # checked in __init__
             terms["knowledge"] = knowledge_preservation(
                 imagenet_logits, self.knowledge[...][labels]
             )
@@ -166,33 +169,35 @@ class EfficientCNN(Retriever):
         return loss, terms
 
     def encode(self, images: UInt8[Array, "b h w 3"], modality: Modality) -> Float[Array, "b d"]:
-        """The L2-normalised embedding of each image; one network serves both modalities."""
+        """The L2-normalised embedding of each image; both modalities share the network."""
         del modality
-        return unit(self.projection(self.backbone(normalise(images))[0]))
+        return unit(self.projection(self.backbone(_normalise(images, self.backbone))[0]))
 
     def embedding(self, features: Float[Array, "b d"]) -> Float[Array, "b d"]:
-        """The features, which are the embedding."""
+        """The features, unchanged."""
         return features
 
     @property
     def local_evidence(self) -> str:
-        """The pooled similarity, taken apart."""
+        """The contributions of pairs of places to the similarity."""
         return (
-            "what each pair of places adds to the pooled similarity; summed over one image, its "
-            "class-activation map"
+            "contribution of each pair of places to the pooled similarity; summed over one image, "
+            "this is its class-activation map"
         )
 
     def correspond(
         self, sketches: UInt8[Array, "b h w 3"], photos: UInt8[Array, "b h w 3"]
     ) -> Correspondence:
-        """The cosine of the embeddings, taken apart into places of the last stage's maps.
+        """The cosine of the embeddings, decomposed over the cells of the local features.
 
-        Pooling and projection are linear, so the cosine is exactly the mean of the products of
-        the projected places over the norms of the whole (Stylianou et al., "Visualizing deep
-        similarity networks", WACV 2019): `match` may exceed 1, and its mean is the similarity.
+        Pooling and projection are linear, so the cosine is exactly the mean over pairs of cells of
+        the product of their projections, divided by the norms of both embeddings (Stylianou et
+        al., "Visualizing deep similarity networks", WACV 2019). `match` may exceed 1, and its mean
+        is the similarity.
         """
-        maps = self.backbone.maps(normalise(jnp.concatenate([sketches, photos])))
-        places = self.projection(maps.reshape(len(maps), -1, maps.shape[-1]))
+        images = jnp.concatenate([sketches, photos])
+        local = self.backbone.local_features(_normalise(images, self.backbone))
+        places = self.projection(local.reshape(len(local), -1, local.shape[-1]))
         whole = places.mean(axis=1)
         norm = jnp.maximum(jnp.linalg.norm(whole, axis=1), 1e-12)[:, None, None]
         sketch, photo = jnp.split(places / norm, 2)
@@ -200,17 +205,23 @@ class EfficientCNN(Retriever):
         return Correspondence(match.mean(axis=(1, 2)), match)
 
 
-class Teacher(Retriever):
-    """The untouched network; its features are its softmax over ImageNet's classes."""
+class Teacher(Encoder):
+    """The pretrained network; its features are its softmax over ImageNet's classes."""
 
-    def __init__(self, backbone: ResNet50, image_size: int):
-        """`backbone` is shared, not copied."""
+    def __init__(self, backbone: Backbone, image_size: int):
+        """`backbone` has a classifier; it is shared, not copied."""
         self.backbone, self.image_size = backbone, image_size
 
     def encode(self, images: UInt8[Array, "b h w 3"], modality: Modality) -> Float[Array, "b n"]:
-        """What the network takes each image for."""
+        """The predicted distribution over classes for each image."""
         del modality
-        return jax.nn.softmax(self.backbone(normalise(images))[1])
+        _, logits = self.backbone(_normalise(images, self.backbone))
+        assert logits is not None
+        return jax.nn.softmax(logits)
+
+    def embedding(self, features: Float[Array, "b n"]) -> Float[Array, "b n"]:
+        """The features, L2-normalised."""
+        return unit(features)
 
 
 def class_knowledge(
@@ -219,20 +230,19 @@ def class_knowledge(
     """The mean prediction for the photos of each class, float32.
 
     Args:
-      predictions: the teacher's, for each photo.
+      predictions: the teacher's distribution for each photo.
       labels: an index into `classes` for each photo.
-      classes: their names.
+      classes: names.
 
     Raises:
-      ValueError: a class without photos; lists them.
+      ValueError: classes without photos, listed.
     """
     counts = np.bincount(labels, minlength=len(classes))
     empty = [name for name, count in zip(classes, counts, strict=True) if not count]
     if empty:
         raise ValueError(
             f"The teacher has no photos of {len(empty)} of {len(classes)} seen classes: "
-            f"{', '.join(empty)}. Every seen class needs one: add photos, or leave the class out "
-            "of the split."
+            f"{', '.join(empty)}. Add photos of them, or remove them from the split."
         )
     means = [
         predictions[labels == label].mean(axis=0, dtype=np.float64) for label in range(len(classes))
@@ -240,15 +250,12 @@ def class_knowledge(
     return np.stack(means).astype(np.float32)
 
 
-def normalise(images: Num[Array, "b h w 3"]) -> Float[Array, "b h w 3"]:
-    """uint8 pixels to ImageNet's mean 0 and std 1 per channel; floats pass through."""
-    if images.dtype != jnp.uint8:
-        return images
-    return (images.astype(jnp.float32) / 255 - jnp.asarray(MEAN)) / jnp.asarray(STD)
+def _normalise(images: Num[Array, "b h w 3"], backbone: Backbone) -> Float[Array, "b h w 3"]:
+    return normalise(images, backbone.mean, backbone.std)
 
 
 def check_groups(batch: Mapping[str, Any], seen_classes: int) -> None:
-    """Raises ValueError unless a batch holds groups of at least two classes, in both domains."""
+    """Raises ValueError unless a batch has groups of at least two classes, each in both domains."""
     sketches, photos = (batch[name].shape for name in ("sketches", "photos"))
     if len(sketches) != 5 or len(photos) != 5 or sketches[0] != photos[0]:
         raise ValueError(
@@ -263,30 +270,26 @@ def check_groups(batch: Mapping[str, Any], seen_classes: int) -> None:
         )
     if sketches[0] < 2:
         raise ValueError(
-            f"This batch has {sketches[0]} class, and no other from which to tell it: give at "
-            "least two (config.train.batch_size)."
+            f"This batch has {sketches[0]} class: set config.train.batch_size to at least 2 "
+            "classes."
         )
     labels = batch["sketch_labels"], batch["photo_labels"]
     if any(isinstance(x, jax.core.Tracer) for x in labels):
-        return  # Their values are not known while jit compiles; the sampler guarantees them.
+        return  # The values are unknown while jit traces; the sampler guarantees them.
     of_sketches, of_photos = (set(np.asarray(x).ravel().tolist()) for x in labels)
     if alone := of_sketches ^ of_photos:
         kinds = [f"{c} ({'sketches' if c in of_sketches else 'photos'})" for c in sorted(alone)]
         raise ValueError(
-            f"Classes with images of one domain only in this batch: {', '.join(kinds)}. Every "
+            f"Classes with images of only one domain in this batch: {', '.join(kinds)}. Every "
             "class needs sketches and photos: sample with 'class_group'."
         )
     if len(of_sketches) < 2:
         raise ValueError(
             f"All images of this batch are of class {min(of_sketches)}: at least two classes are "
-            "needed, to have negatives."
+            "needed for negatives."
         )
     if max(of_sketches) >= seen_classes or min(of_sketches) < 0:
         raise ValueError(
             f"A label of this batch is {max(of_sketches)}, but the network has seen_classes="
             f"{seen_classes}: set config.model.seen_classes to the number of classes of the split."
         )
-
-
-if __name__ == "__main__":
-    import_module("zse_jax.training.distillation").run()

@@ -23,7 +23,7 @@ from zse_jax.models.relation_network import (
 )
 from zse_jax.models.tokenizer import Tokenizer
 from zse_jax.models.vit import Encoder, tokens_after_selection
-from zse_jax.retrievers.base import Correspondence, Modality, Retriever
+from zse_jax.retrievers.base import Correspondence, Explainable, Modality, Retriever
 
 # Tokens of the photos that a sketch meets at once on a CPU: 8 of B/16 in float32.
 _CACHED_BYTES = 5 * 2**20
@@ -46,7 +46,7 @@ class PairOutput(NamedTuple):
     score: Float[Array, "b"]
 
 
-class ZSE(Retriever):
+class ZSE(Retriever, Explainable):
     """The ZSE network; its features are each image's tokens before cross-attention.
 
     Attributes:
@@ -225,6 +225,12 @@ class ZSE(Retriever):
 
         scores = jax.lax.map(group_scores, padded.reshape(groups, size, *photos.shape[1:]))
         return scores.swapaxes(0, 1).reshape(len(sketches), -1)[:, :count]
+
+    def score_pairs(
+        self, sketches: Float[Array, "b n d"], photos: Float[Array, "b n d"]
+    ) -> Float[Array, "b"]:
+        """Relation score of sketch i with photo i, in (0, 1): the diagonal of `score`."""
+        return self.pairs(sketches, photos).score
 
     @property
     def local_evidence(self) -> str:

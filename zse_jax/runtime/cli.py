@@ -126,6 +126,8 @@ def parse(options: flags.FlagValues, argv: Sequence[str]) -> list[str]:
       ValueError, OSError, flags.Error: an argument is wrong; suggests the nearest right one.
     """
     path, overrides = config_arguments(argv)
+    if (path is not None or overrides) and "config" not in options:
+        raise ValueError("This program takes no --config: it uses the checkpoint's. See --help.")
     if path is not None:
         check_config_file(path)
         config = config_flags.ConfigFileFlagParser("config").parse(path)
@@ -183,3 +185,14 @@ def enable_compilation_cache() -> None:
         cache = Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache")
         jax.config.update("jax_compilation_cache_dir", str(cache / "zse_jax" / "jax"))
     jax.config.update("jax_persistent_cache_min_compile_time_secs", 0.2)
+
+
+def require(options: flags.FlagValues, **examples: str) -> None:
+    """Checks that flags have values.
+
+    Raises:
+      ValueError: names the first flag without a value, and its value in `examples`.
+    """
+    for name, example in examples.items():
+        if not options[name].value:
+            raise ValueError(f"--{name} is missing: give, for example, --{name}={example}.")

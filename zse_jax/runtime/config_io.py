@@ -35,6 +35,9 @@ RENAMED = {"train.vary": "train.augment"}
 """Keys of earlier versions and their present names, in the same group. `from_plain` accepts the old
 names; in a command line or a config file they are errors."""
 
+ADDED = {"model.backbone": "resnet50"}
+"""Keys that configs of earlier versions do not have, and the value that they stand for."""
+
 
 def flat(config: ConfigDict | Mapping[str, Any], prefix: str = "") -> dict[str, Any]:
     """Leaf values by their dotted keys: {"train.steps": 20000, ...}."""
@@ -76,7 +79,7 @@ def differences(old: ConfigDict, new: ConfigDict) -> dict[str, tuple[Any, Any]]:
     return {
         key: (before.get(key, "-"), after.get(key, "-"))
         for key in sorted(before.keys() | after.keys())
-        if before.get(key) != after.get(key)  # a key that an earlier version lacked counts as None
+        if before.get(key, ADDED.get(key)) != after.get(key, ADDED.get(key))
     }
 
 

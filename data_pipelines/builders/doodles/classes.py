@@ -1,43 +1,14 @@
-"""The 32 classes of `doodles`, as plain names: 24 to train on, 8 that training never sees.
+"""The 32 classes of `doodles`: 24 seen and 8 unseen.
 
-The unseen classes recombine parts that seen ones have (wheels, boxes, rings, domes, discs, blades,
-leaves), so that a network can know the pieces without ever having seen the whole.
+The unseen classes recombine parts of the seen classes (wheels, boxes, rings, domes, discs, blades,
+leaves), so that a network can know the parts without having seen the whole.
 """
 
-SEEN = (
-    "apple",
-    "balloon",
-    "bird",
-    "butterfly",
-    "cactus",
-    "car",
-    "castle",
-    "chair",
-    "fish",
-    "flower",
-    "glasses",
-    "guitar",
-    "hammer",
-    "house",
-    "ice_cream",
-    "key",
-    "lamp",
-    "mug",
-    "rocket",
-    "sailboat",
-    "tree",
-    "truck",
-    "turtle",
-    "umbrella",
-)
+from data_pipelines.class_names import names
 
-UNSEEN = (
-    "airplane",
-    "bicycle",
-    "mushroom",
-    "pineapple",
-    "scissors",
-    "snowman",
-    "teapot",
-    "windmill",
-)
+SEEN = names("""
+    apple, balloon, bird, butterfly, cactus, car, castle, chair, fish, flower, glasses, guitar,
+    hammer, house, ice_cream, key, lamp, mug, rocket, sailboat, tree, truck, turtle, umbrella
+""")
+
+UNSEEN = names("airplane, bicycle, mushroom, pineapple, scissors, snowman, teapot, windmill")

@@ -1,4 +1,4 @@
-"""The TFDS builder of `doodles`: draws the data set and packs it, PNG by PNG."""
+"""The TFDS builder of `doodles`: draws the images and stores them as PNG."""
 
 import functools
 from collections.abc import Iterator
@@ -12,7 +12,7 @@ from data_pipelines.builders.doodles import generation
 
 
 class Doodles(tfds.core.GeneratorBasedBuilder):
-    """Drawn things, 64 x 64, 32 classes; TFDS splits `sketch` and `photo`, paired by instance."""
+    """Drawn objects, 64 x 64, 32 classes; TFDS splits `sketch` and `photo`, paired by instance."""
 
     VERSION = tfds.core.Version("1.0.0")
     RELEASE_NOTES: ClassVar = {"1.0.0": "48 instances of each of 32 classes."}
@@ -26,7 +26,7 @@ class Doodles(tfds.core.GeneratorBasedBuilder):
         file_format: str = "array_record",
         **kwargs: Any,
     ):
-        """The arguments of `generation.generate`; with others than these, give a `data_dir`."""
+        """See `generation.generate`. With other values than the defaults, set a `data_dir`."""
         self._generate = functools.partial(
             generation.generate, seed, instances_per_class, workers=workers
         )
@@ -37,7 +37,7 @@ class Doodles(tfds.core.GeneratorBasedBuilder):
             builder=self,
             description=doodles.__doc__,
             features=features.record_features(),
-            disable_shuffling=True,  # Read at random anyway; files stay in the order of names.
+            disable_shuffling=True,  # The loader shuffles; records stay sorted by name.
         )
 
     def _split_generators(self, dl_manager: Any) -> dict[str, Iterator[tuple[int, dict[str, Any]]]]:

@@ -1,7 +1,7 @@
-"""`doodles` as a pure function of a seed: which instances exist, how each is posed, both pictures.
+"""`doodles` as a pure function of a seed: the instances, their poses, and both images of each.
 
 Every random choice comes from a generator seeded by (seed, class, index, purpose), so an instance
-looks the same whoever asks for it, alone or among others, in any order, on any number of processes.
+does not depend on the other instances, their order or the number of processes.
 """
 
 import concurrent.futures
@@ -35,11 +35,11 @@ SIZE = 64
 
 @dataclasses.dataclass(frozen=True)
 class Doodle:
-    """One picture of one instance.
+    """One image of one instance.
 
     Attributes:
       class_name: one of `CLASSES`.
-      instance: what a photo and its sketch share, e.g. "house_0012".
+      instance: id shared by a photo and its sketch, e.g. "house_0012".
       name: relative path, e.g. "photo/house/house_0012.png".
       image: uint8 [64, 64, 3].
     """
@@ -61,20 +61,20 @@ def generate(
     """Draws the instances of each class, class by class, in one modality.
 
     Args:
-      seed: another seed is another data set.
-      instances_per_class: how many; a larger number extends the smaller one's list.
-      modality: "photo" or "sketch"; the same seed gives the two sides of the same instances.
-      classes: names out of `CLASSES`.
-      workers: drawing processes; 0 draws in this one, None takes as many as there are CPU cores.
+      seed: each seed gives another data set.
+      instances_per_class: a larger number adds instances to those of a smaller one.
+      modality: "photo" or "sketch"; the same seed gives both images of the same instances.
+      classes: a subset of `CLASSES`.
+      workers: number of drawing processes; 0: draw in this process; None: one per CPU core.
 
     Raises:
-      ValueError: a class that does not exist, or another modality.
+      ValueError: for an unknown class or modality.
     """
     unknown = sorted(set(classes) - set(CLASSES))
     if unknown or modality not in MODALITIES:
         raise ValueError(
-            f"doodles cannot draw modality {modality!r} of classes {unknown or list(classes)}: it "
-            f"has 'sketch' and 'photo' of {', '.join(CLASSES)}."
+            f"doodles cannot draw modality {modality!r} of classes {unknown or list(classes)}. Use "
+            f"'sketch' or 'photo' and classes among {', '.join(CLASSES)}."
         )
     jobs = [(c, i) for c in classes for i in range(instances_per_class)]
     task = functools.partial(_doodle, seed=seed, modality=modality)
@@ -82,7 +82,7 @@ def generate(
     if workers == 0:
         yield from itertools.starmap(task, jobs)
         return
-    # Not forked: the caller may hold the threads of TensorFlow or JAX, which do not survive that.
+    # Not fork: the threads of TensorFlow and JAX do not support it.
     context = multiprocessing.get_context("spawn")
     with concurrent.futures.ProcessPoolExecutor(workers, context) as pool:
         yield from pool.map(task, *zip(*jobs, strict=True), chunksize=16)
@@ -91,15 +91,15 @@ def generate(
 def render(
     class_name: str, index: int, modality: Modality, seed: int = 0
 ) -> UInt8[np.ndarray, "64 64 3"]:
-    """One picture of instance `index` of a class."""
+    """One image of instance `index` of a class."""
     parts = posed(class_name, index, seed)
     draw = photo.draw if modality == "photo" else sketch.draw
-    return draw(parts, SIZE, _random(seed, class_name, index, modality))
+    return draw(parts, SIZE, random(seed, class_name, index, modality))
 
 
 def posed(class_name: str, index: int, seed: int = 0) -> list[Part]:
-    """The parts of an instance, placed in the frame; coordinates in units of the frame, 0 to 1."""
-    rng = _random(seed, class_name, index, "parts")
+    """The parts of an instance, placed in the frame; coordinates are in [0, 1]."""
+    rng = random(seed, class_name, index, "parts")
     parts = _DRAW[class_name](rng)
     flip, stretch = rng.choice([-1, 1]), rng.uniform(0.88, 1.14)
     angle, extent = rng.uniform(-10, 10), rng.uniform(0.76, 0.93)
@@ -112,8 +112,8 @@ def posed(class_name: str, index: int, seed: int = 0) -> list[Part]:
     points = np.concatenate([loop for p in moved for loop in p.loops])
     low, high = points.min(0), points.max(0)
     scale = extent / (high - low).max()
-    room = (1 - scale * (high - low)) / 2 - 0.03
-    center = 0.5 + rng.uniform(-1, 1, 2) * np.clip(room, 0, 0.1)
+    free = (1 - scale * (high - low)) / 2 - 0.03
+    center = 0.5 + rng.uniform(-1, 1, 2) * np.clip(free, 0, 0.1)
     return [
         dataclasses.replace(
             p,
@@ -125,11 +125,12 @@ def posed(class_name: str, index: int, seed: int = 0) -> list[Part]:
 
 
 def _doodle(class_name: str, index: int, *, seed: int, modality: Modality) -> Doodle:
-    cv2.setNumThreads(1)  # The images are small; processes are the better way to use the cores.
+    cv2.setNumThreads(1)  # The images are small; several processes use the cores better.
     instance = f"{class_name}_{index:04d}"
     image = render(class_name, index, modality, seed)
     return Doodle(class_name, instance, f"{modality}/{class_name}/{instance}.png", image)
 
 
-def _random(seed: int, class_name: str, index: int, purpose: str) -> np.random.Generator:
+def random(seed: int, class_name: str, index: int, purpose: str) -> np.random.Generator:
+    """The random generator of an instance; `purpose`: "parts", "photo" or "sketch"."""
     return np.random.default_rng([seed, zlib.crc32(f"{class_name}/{purpose}".encode()), index])

@@ -1,6 +1,6 @@
-"""The plants, the animals and the food of `doodles`: one function per class, instance -> parts.
+"""The plants, the animals and the food of `doodles`: one function per class.
 
-Each takes the instance's random generator and returns its parts from back to front.
+Each takes the random generator of the instance and returns its parts from back to front.
 """
 
 import numpy as np
@@ -50,13 +50,9 @@ def bird(rng: Random) -> list[Part]:
     fat, up = rng.uniform(0.36, 0.5), rng.uniform(0.4, 0.62)
     head, hx = rng.uniform(0.24, 0.32), rng.uniform(0.5, 0.62)
     body = smooth(
-        (-0.85, 0.05),
-        (-0.3, -0.75 * fat),
-        (0.35, -fat),
-        (0.7, -0.05),
-        (0.35, fat),
+        (-0.85, 0.05), (-0.3, -0.75 * fat), (0.35, -fat), (0.7, -0.05), (0.35, fat),
         (-0.3, 0.8 * fat),
-    )
+    )  # fmt: skip
     tail = polygon((-0.6, -0.15), (-1.25, -0.3 * rng.uniform(0.2, 1.6)), (-1.2, 0.2), (-0.6, 0.15))
     parts = [
         line(polygon((x, 0.3), (x - 0.03, 0.95), (x + 0.15, 0.97)), color=3, width=0.06)
@@ -82,19 +78,13 @@ def butterfly(rng: Random) -> list[Part]:
     """Two upper and two lower wings, a long body, feelers."""
     reach, high, low = rng.uniform(0.85, 1.05), rng.uniform(0.7, 0.95), rng.uniform(0.55, 0.75)
     upper = smooth(
-        (0.05, -0.1),
-        (0.45 * reach, -high),
-        (reach, -0.95 * high),
-        (0.95 * reach, -0.25),
+        (0.05, -0.1), (0.45 * reach, -high), (reach, -0.95 * high), (0.95 * reach, -0.25),
         (0.45, 0.08),
-    )
+    )  # fmt: skip
     lower = smooth(
-        (0.05, 0.05),
-        (0.6 * reach, 0.05),
-        (0.8 * reach, 0.55 * low),
-        (0.45 * reach, 1.2 * low),
+        (0.05, 0.05), (0.6 * reach, 0.05), (0.8 * reach, 0.55 * low), (0.45 * reach, 1.2 * low),
         (0.15, 0.5 * low),
-    )
+    )  # fmt: skip
     parts = [fill(w, color=1) for w in (lower, mirrored(lower))]
     parts += [fill(w) for w in (upper, mirrored(upper))]
     if rng.random() < 0.7:
@@ -146,15 +136,9 @@ def fish(rng: Random) -> list[Part]:
             fill(polygon((-0.15, 0.7 * h), (-0.3, h + 0.25), (0.25, 0.8 * h)), color=1, omit=0.2)
         )
     body = smooth(
-        (-0.75, 0),
-        (-0.3, -0.75 * h),
-        (0.25, -h),
-        (0.75, -0.6 * h),
-        (1.0, 0),
-        (0.75, 0.6 * h),
-        (0.25, h),
-        (-0.3, 0.75 * h),
-    )
+        (-0.75, 0), (-0.3, -0.75 * h), (0.25, -h), (0.75, -0.6 * h), (1.0, 0), (0.75, 0.6 * h),
+        (0.25, h), (-0.3, 0.75 * h),
+    )  # fmt: skip
     parts.append(fill(body))
     if rng.random() < 0.5:
         for x in (-0.25, 0.0):

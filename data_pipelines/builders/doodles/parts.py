@@ -1,8 +1,8 @@
-"""Drawing primitives of `doodles`: parts in vector form and the curves they are made of.
+"""Drawing primitives of `doodles`: parts in vector form and their curves.
 
-Coordinates are those of an image, x to the right and y down, in a free unit: an object spans about
-[-1, 1] and `generation.py` fits it into the frame. Curves are sampled finely enough that only real
-corners turn by more than 30 degrees; `sketch.py` relies on it to tell strokes apart.
+x points right and y down. An object spans about [-1, 1] and `generation.py` fits it into the frame.
+Curves are sampled so finely that only real corners turn by more than 30 degrees; `sketch.py` relies
+on this to separate strokes.
 """
 
 import dataclasses
@@ -17,14 +17,14 @@ Point = tuple[Number, Number]
 
 @dataclasses.dataclass(frozen=True)
 class Part:
-    """One piece of an object, painted over the pieces before it.
+    """One part of an object, painted over the parts before it.
 
     Attributes:
       loops: outlines; a second loop inside the first is a hole. An open line has one loop.
-      color: slot of the instance's palette.
+      color: index into the instance's palette.
       width: 0 for a filled part; the thickness of an open line, in object units.
-      omit: how dispensable it is, 0 to 1: the chance that a hand of average diligence skips it.
-      solid: the hand inks it instead of outlining it (eyes, buttons).
+      omit: probability, 0 to 1, that an average sketch omits it.
+      solid: whether sketches fill it with ink instead of outlining it (eyes, buttons).
     """
 
     loops: tuple[Curve, ...]

@@ -1,8 +1,8 @@
-"""An instance of `doodles` as a photo: lit, textured, casting a shadow, on a busy background.
+"""An instance of `doodles` as a photo: lit, textured, with a shadow, on a busy background.
 
-Colours are drawn per instance and tell nothing of the class; the background has texture, blobs,
-stripes and clutter, but less contrast than the object's outline. It is light, like
-paper, so that there is the outline to learn from and not the lightness of the ground.
+Colours are random per instance and independent of the class. The background has texture, blobs,
+stripes and clutter, but less contrast than the object's outline. It is light, like paper, so that a
+network learns from the outline instead of the brightness of the background.
 """
 
 import math
@@ -96,8 +96,8 @@ def _cast_shadow(
 
 
 def _background(side: int, ground: Float[np.ndarray, "3"], rng: np.random.Generator) -> Pixels:
-    """Gradient, perhaps a horizon, a pattern, clutter; all out of focus and near one lightness."""
-    full, side = side, side // 2  # It is blurred anyway.
+    """Gradient, sometimes a horizon, a pattern and clutter; blurred, with similar lightness."""
+    full, side = side, side // 2  # Half the resolution is enough: it is blurred.
     y, x = np.mgrid[0 : 1 : side * 1j, 0 : 1 : side * 1j].astype(np.float32)
     turn = rng.uniform(0, 2 * np.pi)
     along = math.cos(turn) * (x - 0.5) + math.sin(turn) * (y - 0.5)
@@ -127,7 +127,7 @@ def _background(side: int, ground: Float[np.ndarray, "3"], rng: np.random.Genera
 
 
 def _distractor(rng: np.random.Generator) -> Curve:
-    """A small thing that lies around, in units of the frame."""
+    """A small background object, in units of the frame."""
     r = rng.uniform(0.05, 0.12)
     shape = (
         ellipse(0, 0, r, r * rng.uniform(0.5, 1)),
@@ -147,7 +147,7 @@ def _clutter(canvas: Pixels, shape: Curve, color: Float[np.ndarray, "3"], opacit
 
 
 def _palette(ground: Float[np.ndarray, "3"], rng: np.random.Generator) -> list[np.ndarray]:
-    """Five colours whose lightness stands off the background's and off the main colour's."""
+    """Five colours whose lightness differs from the background's and the main colour's."""
     palette: list[np.ndarray] = []
     for _ in range(5):
         tries = np.stack([_color(rng, (0.06, 0.96)) for _ in range(12)])
@@ -179,7 +179,7 @@ def _near(
 
 
 def _noise(side: int, cells: int, rng: np.random.Generator) -> Float[np.ndarray, "{side} {side}"]:
-    """Smooth noise of about unit range, with `cells` bumps per side."""
+    """Smooth noise of about unit range, with `cells` cells per side."""
     coarse = rng.uniform(-1, 1, (cells, cells)).astype(np.float32)
     return cv2.resize(coarse, (side, side), interpolation=cv2.INTER_CUBIC)
 

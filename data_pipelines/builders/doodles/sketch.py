@@ -1,7 +1,7 @@
-"""An instance of `doodles` as a sketch: black lines of a wobbly, abbreviating hand, on white.
+"""An instance of `doodles` as a sketch: imprecise black lines on white.
 
-The hand follows the same outlines as the photo. It misplaces each part a little, trembles, presses
-unevenly, stops short of corners or runs past them, and leaves out what it finds dispensable.
+The lines follow the same outlines as the photo. Each part is slightly misplaced. Lines
+tremble, vary in width and end before or after corners. Some optional parts are omitted.
 """
 
 import dataclasses
@@ -17,14 +17,14 @@ from data_pipelines.builders.doodles.parts import Curve, Part, turned
 SCALE = 4
 """Supersampling."""
 CORNER = 35.0
-"""Degrees; a sharper turn begins a new stroke."""
+"""Degrees; a sharper turn starts a new stroke."""
 STEP = 1.0
 """Distance between the points of a stroke, in pixels of the result."""
 
 
 @dataclasses.dataclass(frozen=True)
 class Hand:
-    """How one person draws; lengths in pixels of the result."""
+    """The drawing style of one person; lengths in pixels of the result."""
 
     width: float
     wobble: float
@@ -35,7 +35,7 @@ class Hand:
 
     @classmethod
     def sample(cls, rng: np.random.Generator) -> "Hand":
-        """Someone."""
+        """A random drawing style."""
         return cls(
             width=rng.uniform(1.1, 1.8),
             wobble=rng.uniform(0.3, 1.0),
@@ -52,7 +52,7 @@ def draw(
     """Draws the parts, whose coordinates are in units of the frame, back to front."""
     hand = Hand.sample(rng)
     canvas = np.full((size * SCALE, size * SCALE), 255, np.uint8)
-    for part in _replaced(parts, size, rng):
+    for part in placed(parts, size, rng):
         if rng.random() < part.omit * hand.lazy:
             continue
         _part(canvas, part, hand, rng)
@@ -60,8 +60,8 @@ def draw(
     return np.repeat(gray[..., None], 3, axis=2)
 
 
-def _replaced(parts: Sequence[Part], size: int, rng: np.random.Generator) -> list[Part]:
-    """The whole drawing a bit turned, stretched and moved on the paper, in pixels."""
+def placed(parts: Sequence[Part], size: int, rng: np.random.Generator) -> list[Part]:
+    """The whole drawing, randomly rotated, stretched and moved on the canvas, in pixels."""
     angle, stretch = rng.uniform(-7, 7), rng.uniform(0.9, 1.1, 2)
     points = np.concatenate([loop for p in parts for loop in p.loops])
     points = turned((points - 0.5) * stretch, angle)
@@ -94,7 +94,7 @@ def _part(canvas: np.ndarray, part: Part, hand: Hand, rng: np.random.Generator) 
 
 
 def _strokes(curve: Curve, closed: bool, rng: np.random.Generator) -> list[Curve]:
-    """Cuts an outline at its corners, each piece evenly sampled; some corners are drawn through."""
+    """Splits an outline at most of its corners into evenly sampled strokes."""
     if closed:
         edges = np.roll(curve, -1, 0) - curve
         heading = np.degrees(np.arctan2(edges[:, 1], edges[:, 0]))
@@ -119,7 +119,7 @@ def _resampled(curve: Curve) -> Curve:
 
 
 def _tremble(stroke: Curve, hand: Hand, rng: np.random.Generator) -> Curve:
-    """Slow drift and a little fast shaking."""
+    """Adds slow drift and fast shaking."""
     drift = np.stack([_drift(len(stroke), 9, rng) for _ in "xy"], 1)
     shake = np.stack([_drift(len(stroke), 3, rng) for _ in "xy"], 1)
     return stroke + hand.wobble * (0.75 * drift + 0.25 * shake)
@@ -135,7 +135,7 @@ def _drift(count: int, period: int, rng: np.random.Generator) -> Float[np.ndarra
 
 
 def _ends(stroke: Curve, hand: Hand, rng: np.random.Generator) -> Curve:
-    """Starts and stops a little too early or too late."""
+    """Shortens or extends both ends of a stroke."""
     for _ in range(2):
         stroke = stroke[::-1]
         miss = rng.normal(0, hand.overshoot) / STEP
@@ -148,7 +148,7 @@ def _ends(stroke: Curve, hand: Hand, rng: np.random.Generator) -> Curve:
 
 
 def _ink(canvas: np.ndarray, stroke: Curve, hand: Hand, rng: np.random.Generator) -> None:
-    """Lays down the line; pressure, and with it the width, drifts."""
+    """Draws the line; its width varies smoothly."""
     pressure = np.clip(1 + 0.22 * _drift(len(stroke), 12, rng), 0.6, 1.5)
     points = _fixed(stroke)
     for a, b, force in zip(points, points[1:], pressure, strict=False):

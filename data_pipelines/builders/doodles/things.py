@@ -1,6 +1,6 @@
-"""The buildings, furniture and tools of `doodles`: one function per class, instance -> parts.
+"""The buildings, furniture and tools of `doodles`: one function per class.
 
-Each takes the instance's random generator and returns its parts from back to front.
+Each takes the random generator of the instance and returns its parts from back to front.
 """
 
 import itertools
@@ -177,13 +177,9 @@ def mug(rng: Random) -> list[Part]:
         fill(ellipse(w, 0.05, grip, 1.15 * grip), ellipse(w, 0.05, grip - 0.13, 1.15 * grip - 0.13))
     ]
     side = smooth(
-        (foot * w, h),
-        (0.5 * foot * w, h + 0.1),
-        (0, h + 0.13),
-        (-0.5 * foot * w, h + 0.1),
-        (-foot * w, h),
-        closed=False,
-    )
+        (foot * w, h), (0.5 * foot * w, h + 0.1), (0, h + 0.13), (-0.5 * foot * w, h + 0.1),
+        (-foot * w, h), closed=False,
+    )  # fmt: skip
     parts.append(fill(np.concatenate([polygon((-w, -h), (w, -h)), side])))
     if rng.random() < 0.5:
         parts.append(fill(box(0, 0.1, 0.93 * w, 0.13), color=2, omit=0.35))
@@ -191,12 +187,9 @@ def mug(rng: Random) -> list[Part]:
     if rng.random() < 0.5:
         for x in (-0.2, 0.15):
             wave = smooth(
-                (x, -h - 0.2),
-                (x + 0.1, -h - 0.35),
-                (x, -h - 0.5),
-                (x + 0.1, -h - 0.65),
+                (x, -h - 0.2), (x + 0.1, -h - 0.35), (x, -h - 0.5), (x + 0.1, -h - 0.65),
                 closed=False,
-            )
+            )  # fmt: skip
             parts.append(line(wave, color=4, width=0.05, omit=0.4))
     return parts
 
@@ -284,12 +277,8 @@ def windmill(rng: Random) -> list[Part]:
     spin, broad = rng.uniform(15, 75), rng.uniform(0.09, 0.14)
     for quarter in range(4):
         arm = polygon(
-            (0.05, -0.03),
-            (reach, -0.03),
-            (reach, 2 * broad),
-            (0.3, 2 * broad),
-            (0.3, 0.03),
+            (0.05, -0.03), (reach, -0.03), (reach, 2 * broad), (0.3, 2 * broad), (0.3, 0.03),
             (0.05, 0.03),
-        )
+        )  # fmt: skip
         parts.append(fill(turned(arm, spin + 90 * quarter) + [0, -0.4], color=3))
     return [*parts, fill(ellipse(0, -0.4, 0.08), color=4)]

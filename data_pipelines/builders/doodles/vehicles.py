@@ -1,6 +1,6 @@
-"""The vehicles of `doodles`: one function per class, instance -> parts.
+"""The vehicles of `doodles`: one function per class.
 
-Each takes the instance's random generator and returns its parts from back to front.
+Each takes the random generator of the instance and returns its parts from back to front.
 """
 
 import numpy as np
@@ -49,16 +49,9 @@ def balloon(rng: Random) -> list[Part]:
         line(polygon((s * neck, bottom), (s * 0.14, 0.95)), color=3, width=0.04) for s in (-1, 1)
     ]
     hull = smooth(
-        (0, -1.1),
-        (0.7 * w, -0.85),
-        (w, -0.3),
-        (0.7 * w, 0.15),
-        (neck, bottom),
-        (-neck, bottom),
-        (-0.7 * w, 0.15),
-        (-w, -0.3),
-        (-0.7 * w, -0.85),
-    )
+        (0, -1.1), (0.7 * w, -0.85), (w, -0.3), (0.7 * w, 0.15), (neck, bottom), (-neck, bottom),
+        (-0.7 * w, 0.15), (-w, -0.3), (-0.7 * w, -0.85),
+    )  # fmt: skip
     parts.append(fill(hull))
     for t in (-0.75, -0.28, 0.28, 0.75)[:: rng.integers(1, 3)]:
         seam = smooth((0.1 * t, -1.05), (0.9 * t * w, -0.3), (t * neck, bottom), closed=False)
@@ -103,30 +96,19 @@ def car(rng: Random) -> list[Part]:
         (back - 0.12, 0.02), (back + 0.1, -roof), (front - 0.25, -roof), (front + 0.12, 0.02)
     )
     body = smooth(
-        (-1.1, 0.35),
-        (-1.1, 0.05),
-        (-0.7, -0.04),
-        (0, -0.04),
-        (0.6, -0.02),
-        (1.1, 0.12),
-        (1.12, 0.35),
-        (0.6, 0.4),
-        (-0.6, 0.4),
-    )
+        (-1.1, 0.35), (-1.1, 0.05), (-0.7, -0.04), (0, -0.04), (0.6, -0.02), (1.1, 0.12),
+        (1.12, 0.35), (0.6, 0.4), (-0.6, 0.4),
+    )  # fmt: skip
     parts = [fill(cabin), fill(body)]
     middle = rng.uniform(-0.2, 0.0)
     left = polygon(
-        (back + 0.08, -0.04),
-        (back + 0.18, -roof + 0.1),
-        (middle - 0.04, -roof + 0.1),
+        (back + 0.08, -0.04), (back + 0.18, -roof + 0.1), (middle - 0.04, -roof + 0.1),
         (middle - 0.04, -0.04),
-    )
+    )  # fmt: skip
     right = polygon(
-        (middle + 0.06, -0.04),
-        (middle + 0.06, -roof + 0.1),
-        (front - 0.28, -roof + 0.1),
+        (middle + 0.06, -0.04), (middle + 0.06, -roof + 0.1), (front - 0.28, -roof + 0.1),
         (front - 0.04, -0.04),
-    )
+    )  # fmt: skip
     parts += [fill(left, color=1), fill(right, color=1)]
     for x in (-0.6, 0.62):
         parts += wheel(x, 0.4, r)
@@ -160,13 +142,9 @@ def sailboat(rng: Random) -> list[Part]:
         (mast - gap, -0.8 * tall), (mast - gap, 0.38), (mast - rng.uniform(0.5, 0.65), 0.38)
     )
     keel = smooth(
-        (w, 0.5),
-        (0.7 * w, 0.5 + deep),
-        (0, 0.55 + deep),
-        (-0.7 * w, 0.5 + deep),
-        (-w, 0.5),
+        (w, 0.5), (0.7 * w, 0.5 + deep), (0, 0.55 + deep), (-0.7 * w, 0.5 + deep), (-w, 0.5),
         closed=False,
-    )
+    )  # fmt: skip
     parts = [line(polygon((mast, -tall - 0.12), (mast, 0.5)), color=3, width=0.06)]
     parts += [fill(main), fill(jib, color=1), fill(keel, color=2)]
     if rng.random() < 0.4:
@@ -180,18 +158,13 @@ def truck(rng: Random) -> list[Part]:
     tall, r, split = rng.uniform(0.75, 0.95), rng.uniform(0.18, 0.23), rng.uniform(0.3, 0.42)
     cab = rng.uniform(0.45, 0.6)
     nose = polygon(
-        (split, 0.4),
-        (split, 0.4 - cab - 0.15),
-        (split + 0.4, 0.4 - cab - 0.15),
-        (1.1, 0.05),
+        (split, 0.4), (split, 0.4 - cab - 0.15), (split + 0.4, 0.4 - cab - 0.15), (1.1, 0.05),
         (1.1, 0.4),
-    )
+    )  # fmt: skip
     window = polygon(
-        (split + 0.1, 0.02),
-        (split + 0.1, 0.3 - cab),
-        (split + 0.36, 0.3 - cab),
+        (split + 0.1, 0.02), (split + 0.1, 0.3 - cab), (split + 0.36, 0.3 - cab),
         (split + 0.55, 0.02),
-    )
+    )  # fmt: skip
     cargo = box((split - 1.1) / 2, 0.4 - tall / 2, (split + 1.1) / 2 - 0.03, tall / 2)
     parts = [fill(nose, color=1), fill(window, color=2, omit=0.15), fill(cargo)]
     if rng.random() < 0.5:

@@ -1,7 +1,7 @@
-"""`folder`: a user's own sketches and photos, of whatever classes.
+"""`folder`: a user's own sketches and photos, of any classes.
 
-`layout.py` finds the files, `pairs.py` ties sketches to their own photos, `folder.py` is the TFDS
-builder. There is no fixed list of classes: they are the folders.
+`layout.py` finds the files, `pairs.py` pairs sketches with photos, `folder.py` is the TFDS builder.
+The folders define the classes.
 """
 
 from data_pipelines.builders.folder.layout import scan as scan

@@ -4,14 +4,14 @@
     <root>/photo/<class>/**/*
     <root>/pairs.csv                       (optional)
 
-The classes are the folders, the same for sketches and photos: a class without sketches cannot be
-asked for, one without photos not be found, and neither can train.
+The class folders must be the same for sketches and photos, because training and evaluation need
+both.
 
-Pairs, for fine-grained retrieval: `pairs.csv` says which sketch was drawn from which photo, one
-pair a line below the header `sketch,photo`, as paths relative to the root. Without it, names say
-so: sketch/cat/tom.png, tom-1.png and tom_2.png belong to photo/cat/tom.jpg. Where equal names mean
-nothing, because both are just numbered, a `pairs.csv` with its header alone says that there are no
-pairs.
+Pairs, for fine-grained retrieval: `pairs.csv` lists which sketch was drawn from which photo, one
+pair per line below the header `sketch,photo`, as paths relative to the root. Without it, pairs are
+found by name: sketch/cat/tom.png, tom-1.png and tom_2.png belong to photo/cat/tom.jpg. If equal
+names do not mean pairs, for example because all files are numbered, add a `pairs.csv` that contains
+only the header.
 """
 
 import dataclasses
@@ -21,19 +21,20 @@ from pathlib import Path
 from data_pipelines import splits
 from data_pipelines.builders import folders
 from data_pipelines.builders.folder import pairs
+from data_pipelines.suggestions import suggest
 
 logger = logging.getLogger(__name__)
 
 
 def scan(manual_dir: Path) -> folders.Source:
-    """Lists sketches and photos below `manual_dir`, with the instances that are known.
+    """Lists sketches and photos below `manual_dir`, with their instances if known.
 
     Args:
-      manual_dir: the folder that holds `sketch/` and `photo/`, or one above it.
+      manual_dir: the folder that contains `sketch/` and `photo/`, or its parent.
 
     Raises:
-      FileNotFoundError: when `sketch/` or `photo/` is missing; says where it was looked for.
-      ValueError: when a class has no sketches or no photos, or `pairs.csv` is wrong.
+      FileNotFoundError: if `sketch/` or `photo/` is missing; lists the expected paths.
+      ValueError: if a class has no sketches or no photos, or `pairs.csv` has errors.
     """
     root = folders.find_root(manual_dir, "sketch", "photo")
     sketch_folder = folders.find_folder(root / "sketch")
@@ -44,21 +45,19 @@ def scan(manual_dir: Path) -> folders.Source:
 
     photos = [dataclasses.replace(photo, instance=photo.name) for photo in photos]
     table = root / "pairs.csv"
-    own = (
-        pairs.from_csv(table, sketches, photos)
-        if table.is_file()
-        else pairs.by_name(sketches, photos)
-    )
-    sketches = [dataclasses.replace(s, instance=own.get(s.name, "")) for s in sketches]
-    if own and len(own) < len(sketches):
-        lacking = [file.name for file in sketches if not file.instance]
+    if table.is_file():
+        photo_of = pairs.from_csv(table, sketches, photos)
+    else:
+        photo_of = pairs.by_name(sketches, photos)
+    sketches = [dataclasses.replace(s, instance=photo_of.get(s.name, "")) for s in sketches]
+    unpaired = [file.name for file in sketches if not file.instance]
+    if photo_of and unpaired:
         logger.warning(
-            "%d of %d sketches in %s have no photo of their own, for example %s: they make no "
-            "instance pair.",
-            len(lacking),
+            "%d of %d sketches in %s have no paired photo, for example %s.",
+            len(unpaired),
             len(sketches),
             root,
-            lacking[0],
+            unpaired[0],
         )
     return folders.Source(root, {"sketch": sketches, "photo": photos}, ignored + more)
 
@@ -73,15 +72,14 @@ def _check_classes(sketch_folder: Path, photo_folder: Path) -> None:
     for here, there in ((sketch_folder, photo_folder), (photo_folder, sketch_folder)):
         ours, theirs = (set(folders.class_folders(folder)) for folder in (here, there))
         if not ours:
-            parts.append(f"{here} has no folder of a class")
+            parts.append(f"{here} has no class folders")
         if only := sorted(ours - theirs):
-            near = {name: splits.nearest(name, theirs - ours) for name in only}
-            names = ", ".join(n + f" (is it {near[n]} there?)" * bool(near[n]) for n in only)
+            names = ", ".join(name + suggest(name, theirs - ours) for name in only)
             parts.append(f"{len(only)} of {len(ours)} in {here} are not in {there}: {names}")
     if parts:
         splits.raise_or_collect(
             ValueError(
-                f"Sketches and photos must be of the same classes, but {'; '.join(parts)}. Rename "
-                "the folders, or move away what has no counterpart."
+                f"Sketches and photos must have the same classes, but {'; '.join(parts)}. Rename "
+                "or remove folders so that they match."
             )
         )

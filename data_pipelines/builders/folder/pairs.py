@@ -1,4 +1,4 @@
-"""Which sketch was drawn from which photo: by their names, or by a table."""
+"""Pairs of sketches and photos, from their names or from a CSV file."""
 
 import csv
 import logging
@@ -9,18 +9,19 @@ from pathlib import Path, PurePosixPath
 
 from data_pipelines import splits
 from data_pipelines.builders.folders import ImageFile
+from data_pipelines.suggestions import suggest
 
 logger = logging.getLogger(__name__)
 
 _MAX_WRONG = 20
-"""Wrong lines of a table that are named before its reading stops."""
+"""Number of wrong lines after which reading stops."""
 
 
 def by_name(sketches: Sequence[ImageFile], photos: Sequence[ImageFile]) -> dict[str, str]:
-    """Sketch -> the photo of its class that is called the same but for a number at its end.
+    """Sketch -> the photo of its class with the same name, ignoring a number at the end.
 
-    A whole name comes before one without its number, and a name with the folders below the class
-    before the name alone. Where several photos are called so, there is no pair, and a warning.
+    Names are compared first with their folders below the class, then without; first with the
+    number, then without. If several photos match, the sketch is not paired, with a warning.
     """
     found: dict[str, str] = {}
     ambiguous: dict[str, list[str]] = {}
@@ -40,8 +41,8 @@ def by_name(sketches: Sequence[ImageFile], photos: Sequence[ImageFile]) -> dict[
     if ambiguous:
         example, same = next(iter(ambiguous.items()))
         logger.warning(
-            "%d sketches have the name of several photos and are paired with none, for example %s: "
-            "%s. Say which in pairs.csv, with the header sketch,photo.",
+            "%d sketches match the name of several photos and are not paired, for example %s: %s. "
+            "List their pairs in pairs.csv, with the header sketch,photo.",
             len(ambiguous),
             example,
             ", ".join(same),
@@ -52,10 +53,10 @@ def by_name(sketches: Sequence[ImageFile], photos: Sequence[ImageFile]) -> dict[
 def from_csv(
     path: Path, sketches: Sequence[ImageFile], photos: Sequence[ImageFile]
 ) -> dict[str, str]:
-    """Sketch -> photo as a table has it: header `sketch,photo`, paths relative to its folder.
+    """Sketch -> photo from a CSV file with header `sketch,photo` and paths relative to its folder.
 
     Raises:
-      ValueError: naming the lines that are wrong, the first twenty.
+      ValueError: lists the first 20 wrong lines.
     """
     by_path = {"sketch": _by_path(sketches), "photo": _by_path(photos)}
     found: dict[str, str] = {}
@@ -68,13 +69,13 @@ def from_csv(
             sketch, photo = (_find(kind, row, by_path[kind]) for kind in ("sketch", "photo"))
             if sketch.class_name != photo.class_name:
                 raise ValueError(
-                    f"{sketch.name} is of class {sketch.class_name!r}, its photo {photo.name} of "
-                    f"{photo.class_name!r}"
+                    f"{sketch.name} has class {sketch.class_name!r}, but its photo {photo.name} "
+                    f"has class {photo.class_name!r}"
                 )
             if found.setdefault(sketch.name, photo.name) != photo.name:
                 raise ValueError(
-                    f"{sketch.name} is drawn from {photo.name}, but in line "
-                    f"{first_line[sketch.name]} from {found[sketch.name]}"
+                    f"{sketch.name} is paired with {photo.name}, but in line "
+                    f"{first_line[sketch.name]} with {found[sketch.name]}"
                 )
             first_line.setdefault(sketch.name, number)
         except ValueError as error:
@@ -82,30 +83,27 @@ def from_csv(
     if wrong:
         splits.raise_or_collect(
             ValueError(
-                f"{path} has wrong lines, of which at most {_MAX_WRONG} are listed. Correct them, "
-                f"or remove the file to pair by name:{''.join(wrong)}"
+                f"{path} has wrong lines (at most {_MAX_WRONG} are listed). Correct them, or "
+                f"remove the file to pair by name:{''.join(wrong)}"
             )
         )
     return found
 
 
 def _rows(path: Path) -> list[tuple[int, dict[str, str]]]:
-    """Line number and content of each line that is not empty."""
+    """Line number and content of each non-empty line."""
     try:
-        with path.open(
-            encoding="utf-8-sig", newline=""
-        ) as file:  # Excel writes a mark at its start.
+        # utf-8-sig: Excel writes a byte order mark.
+        with path.open(encoding="utf-8-sig", newline="") as file:
             reader = csv.DictReader(file, strict=True)
             header = [name.strip() for name in reader.fieldnames or ()]
             reader.fieldnames = header
             rows = [(reader.line_num, row) for row in reader]
     except (UnicodeDecodeError, csv.Error) as error:
-        raise ValueError(
-            f"{path} is no table of comma-separated values in UTF-8: {error}"
-        ) from error
+        raise ValueError(f"{path} is not a CSV file in UTF-8: {error}") from error
     if not {"sketch", "photo"} <= set(header):
         raise ValueError(
-            f"{path} must begin with the line sketch,photo, but its line 1 is {','.join(header)!r}."
+            f"The first line of {path} must be sketch,photo, but is {','.join(header)!r}."
         )
     return rows
 
@@ -113,12 +111,11 @@ def _rows(path: Path) -> list[tuple[int, dict[str, str]]]:
 def _find(kind: str, row: Mapping[str, str | None], files: Mapping[str, ImageFile]) -> ImageFile:
     name = (row[kind] or "").strip()
     if not name:
-        raise ValueError(f"it names no {kind}")
+        raise ValueError(f"the {kind} is missing")
     path = _normal(PurePosixPath(name).as_posix())
     if path not in files:
         folder = path.rpartition("/")[0]
-        near = splits.nearest(path, [f for f in files if f.rpartition("/")[0] == folder])
-        hint = f" (did you mean {near}?)" if near else ""
+        hint = suggest(path, [f for f in files if f.rpartition("/")[0] == folder])
         raise ValueError(f"there is no {kind} {name!r}{hint}")
     return files[path]
 
@@ -130,7 +127,7 @@ def _by_path(files: Sequence[ImageFile]) -> dict[str, ImageFile]:
 def _group(
     photos: Sequence[ImageFile], key: Callable[[ImageFile], str]
 ) -> dict[tuple[str, str], list[str]]:
-    """Names of the photos that have a class and key in common."""
+    """(class, key) -> names of the photos with this class and key."""
     grouped: dict[tuple[str, str], list[str]] = {}
     for photo in photos:
         grouped.setdefault((photo.class_name, key(photo)), []).append(photo.name)
@@ -148,5 +145,5 @@ def _stem(file: ImageFile) -> str:
 
 
 def _normal(name: str) -> str:
-    """Unicode has several spellings of an accented letter; a Mac writes another than a PC."""
+    """Normalises Unicode: macOS and other systems encode accented letters differently."""
     return unicodedata.normalize("NFC", name)

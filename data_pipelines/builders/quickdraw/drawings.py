@@ -1,4 +1,4 @@
-"""Google's Quick, Draw! drawings: strokes, one drawing a line, rendered to a sketch.
+"""Google's Quick, Draw! drawings: strokes, one drawing per line, rendered as sketches.
 
 The format (https://github.com/googlecreativelab/quickdraw-dataset): every line of a .ndjson file is
 a JSON object whose `drawing` is a list of strokes [[x0, x1, ...], [y0, y1, ...]], and, in the raw
@@ -19,33 +19,33 @@ from data_pipelines import images
 from data_pipelines.builders import folders
 
 SIZE = 256
-"""Side of a rendered sketch, in pixels, as the simplified format's."""
+"""Side of a rendered sketch in pixels, as in the simplified format."""
 
 LINE_WIDTH = 2
-"""As OpenCV counts: anti-aliased, a line of 2 is 4 pixels wide on the canvas."""
+"""In OpenCV's units: an anti-aliased line of width 2 covers 4 pixels."""
 
 MARGIN = 12
-"""Pixels between a drawing's outermost points and the canvas's edge."""
+"""Pixels between the outermost points of a drawing and the edge of the canvas."""
 
 _ENCODING = [
     *(cv2.IMWRITE_PNG_STRATEGY, cv2.IMWRITE_PNG_STRATEGY_RLE),
     *(cv2.IMWRITE_PNG_FILTER, cv2.IMWRITE_PNG_FILTER_NONE),
 ]
-"""Of line drawings, smaller than by default, and written in a quarter of the time."""
+"""PNG options for line drawings: smaller files, written in a quarter of the time."""
 
 _FRACTION_BITS = 4
-"""OpenCV takes coordinates in sixteenths of a pixel."""
+"""Coordinates for OpenCV are in sixteenths of a pixel."""
 
 
 @dataclasses.dataclass(frozen=True, slots=True)
 class Drawing(folders.ImageFile):
-    """A line of a .ndjson file; rendered when it is read.
+    """A line of a .ndjson file, rendered on reading.
 
     Attributes:
       size: bytes of the line.
-      source: the file, relative to the root.
-      line: counts from 1.
-      offset: where the line starts, in bytes.
+      source: path of the file, relative to the root.
+      line: line number, from 1.
+      offset: byte offset of the line.
     """
 
     source: str = ""
@@ -61,8 +61,8 @@ class Drawing(folders.ImageFile):
         """The drawing as PNG.
 
         Raises:
-          images.UnreadableImageError: naming the line that is no drawing.
-          OSError: when the file cannot be read.
+          images.UnreadableImageError: if the line is not a drawing.
+          OSError: if the file cannot be read.
         """
         with self.path.open("rb") as file:
             file.seek(self.offset)
@@ -71,30 +71,30 @@ class Drawing(folders.ImageFile):
             sketch = render(strokes(line))
         except ValueError as error:
             raise images.UnreadableImageError(
-                f"line {self.line} of {self.source} is no drawing: {error}"
+                f"line {self.line} of {self.source} is not a drawing: {error}"
             ) from error
         return cv2.imencode(".png", sketch, _ENCODING)[1].tobytes()
 
 
 class Listing(NamedTuple):
-    """What is in a file.
+    """The drawings of one file.
 
     Attributes:
-      drawings: those that are taken, in the file's order.
-      unrecognized: how many the game did not recognize, up to the last that is taken.
-      cut: whether there are more.
+      drawings: the selected drawings, in the order of the file.
+      unrecognized: number of drawings that the game did not recognize, up to the last selected one.
+      truncated: whether the file has more drawings.
     """
 
     drawings: list[Drawing]
     unrecognized: int
-    cut: bool
+    truncated: bool
 
 
 def list_drawings(path: Path, root: Path, class_name: str, *, limit: int | None) -> Listing:
     """Lists the recognized drawings of a file, at most `limit`, named by their `key_id`.
 
-    Lines that are no drawings are listed too, named by their number, and fail when read: so they
-    are reported together with all other unreadable images.
+    Malformed lines are listed too, named by their line number. Reading them fails, so that they are
+    reported with all other unreadable images.
     """
     found: list[Drawing] = []
     names: set[str] = set()
@@ -128,10 +128,10 @@ def _key(line: bytes) -> tuple[str, bool]:
 
 
 def strokes(line: bytes) -> list[Float64[np.ndarray, "_ 2"]]:
-    """The strokes of one line, points (x, y) of any scale.
+    """The strokes of one line: points (x, y) of any scale.
 
     Raises:
-      ValueError: saying what is wrong with the line.
+      ValueError: if the line is malformed.
     """
     try:
         entry = json.loads(line)
@@ -149,16 +149,16 @@ def strokes(line: bytes) -> list[Float64[np.ndarray, "_ 2"]]:
         if points.ndim != 2 or points.shape[1] != 2 or not len(points):
             raise ValueError(f"stroke {number} is not two lists of equally many coordinates")
         if not np.abs(points).max() < 1e9:
-            raise ValueError(f"stroke {number} has coordinates that are not finite, or beyond 1e9")
+            raise ValueError(f"stroke {number} has coordinates that are not finite or exceed 1e9")
         found.append(points)
     return found
 
 
 def render(drawn: Sequence[Float64[np.ndarray, "_ 2"]]) -> UInt8[np.ndarray, "256 256"]:
-    """Black lines, anti-aliased, on a white canvas; centred, the longer side filling it.
+    """Draws anti-aliased black lines on a white canvas, centred, scaled to its size.
 
     Args:
-      drawn: strokes of points (x, y), of any scale; a stroke of one point becomes a dot.
+      drawn: strokes of points (x, y), of any scale; a stroke with one point becomes a dot.
     """
     points = np.concatenate(drawn)
     low, high = points.min(axis=0), points.max(axis=0)
@@ -169,6 +169,6 @@ def render(drawn: Sequence[Float64[np.ndarray, "_ 2"]]) -> UInt8[np.ndarray, "25
         centred = (stroke - (low + high) / 2) * scale + (SIZE - 1) / 2
         fixed = np.rint(centred * 2**_FRACTION_BITS).astype(np.int32)
         if len(fixed) == 1:
-            fixed = fixed.repeat(2, axis=0)  # OpenCV draws nothing from one point.
+            fixed = fixed.repeat(2, axis=0)  # OpenCV does not draw a single point.
         cv2.polylines(canvas, [fixed], False, 0, LINE_WIDTH, cv2.LINE_AA, _FRACTION_BITS)
     return canvas

@@ -1,19 +1,19 @@
 """Finds the files of QuickDraw Extended, and of Google's own drawings.
 
-    <root>/sketches/<class>/*.png          or QuickDraw_sketches_final/, as the archive calls it
+    <root>/sketches/<class>/*.png          or QuickDraw_sketches_final/, as in the archive
     <root>/images/<class>/*.jpg            or QuickDraw_images_final/
 
-In place of the sketches, Google's drawings, one file per class, simplified or raw:
+Instead of the sketches, Google's drawings, one file per class, simplified or raw:
 
     <root>/ndjson/<class>.ndjson           or sketches/<class>.ndjson
 
-Google spells classes in its own way ("The Eiffel Tower" for "eiffel tower", "crocodile" for
-"crocodilian"), and its website puts "full_simplified_" before them; both are understood, and
-Google's other classes left out. A class has more than 100,000 drawings, the benchmark 3,000 of it:
-so many are taken by default, the first of each file that the game recognized. They need not be the
-benchmark's own; numbers to lay beside a paper's come from its sketches.
+Google's class names ("The Eiffel Tower" for "eiffel tower", "crocodile" for "crocodilian") and the
+prefix "full_simplified_" of files from its website are recognized. Google's other classes are
+ignored. Google has more than 100,000 drawings per class, the benchmark 3,000. By default, the first
+3,000 drawings of each file that the game recognized are used. They may differ from those of the
+benchmark: use its sketches for results that are comparable with papers.
 
-Nobody drew the sketches from the photos: there are no instances.
+The sketches were not drawn from the photos, so there are no instances.
 """
 
 import logging
@@ -41,14 +41,13 @@ def scan(
     """Lists sketches and photos below `manual_dir`.
 
     Args:
-      manual_dir: the folder that holds `sketches/` or `ndjson/`, and `images/`, or one above it.
-      drawings_per_class: how many recognized drawings to take of a .ndjson file, from its start;
-        None takes all.
+      manual_dir: the folder that contains `images/` and `sketches/` or `ndjson/`, or its parent.
+      drawings_per_class: largest number of recognized drawings per .ndjson file; None: all.
 
     Raises:
-      FileNotFoundError: when a folder of the layout is missing; says where it was looked for.
-      ValueError: when classes are missing or unknown, one is empty or there twice, or there are
-        both drawings and images of sketches.
+      FileNotFoundError: if a folder of the layout is missing; lists the expected paths.
+      ValueError: if classes are missing, unknown, empty or duplicated, or if there are both
+        drawings and images of sketches.
     """
     sketch_names = ("sketches", "QuickDraw_sketches_final")
     photo_names = ("images", "QuickDraw_images_final")
@@ -71,8 +70,8 @@ def _check_only_drawings(ndjson: Sequence[Path], sketch_folders: Sequence[Path])
     for folder in sketch_folders:
         if folder.is_dir() and folders.class_folders(folder):
             raise ValueError(
-                f"There are drawings ({ndjson[0]} and {len(ndjson) - 1} more) and folders of "
-                f"images ({folder}), and no telling which are the sketches. Move one away."
+                f"The sketches are ambiguous: there are drawings ({ndjson[0]} and "
+                f"{len(ndjson) - 1} more) and folders of images ({folder}). Remove one of them."
             )
 
 
@@ -81,7 +80,7 @@ def _list_drawings(
 ) -> tuple[list[folders.ImageFile], list[str]]:
     """The drawings of every class, sorted by name, and the names of the files of other classes."""
     file_of: dict[str, Path] = {}
-    ignored: dict[str, str] = {}  # Google's class -> the file.
+    ignored: dict[str, str] = {}  # Google's class name -> file.
     for path in ndjson:
         word = re.sub(r"^full[_-](simplified|raw)[_-]", "", path.stem)
         class_name = _CLASS_OF.get(splits.canonical(word))
@@ -89,8 +88,8 @@ def _list_drawings(
             ignored[word] = path.relative_to(root).as_posix()
         elif class_name in file_of:
             raise ValueError(
-                f"Both {file_of[class_name]} and {path} hold drawings of {class_name!r}. Move one "
-                "away."
+                f"Both {file_of[class_name]} and {path} contain drawings of {class_name!r}. Remove "
+                "one of them."
             )
         else:
             file_of[class_name] = path
@@ -98,27 +97,27 @@ def _list_drawings(
     splits.check_classes([*file_of, *ignored], CLASSES, where, allow_more=True)
 
     found: list[folders.ImageFile] = []
-    unrecognized = cut = 0
+    unrecognized = truncated = 0
     empty: list[str] = []
     for class_name, path in file_of.items():
         listing = drawings.list_drawings(path, root, class_name, limit=limit)
         found += listing.drawings
         unrecognized += listing.unrecognized
-        cut += listing.cut
+        truncated += listing.truncated
         if not listing.drawings:
             empty.append(str(path))
     if empty:
         splits.raise_or_collect(
-            ValueError(f"No recognized drawing is in {', '.join(empty)}. Get them again.")
+            ValueError(f"No recognized drawings in {', '.join(empty)}. Download the files again.")
         )
-    if unrecognized or cut:
+    if unrecognized or truncated:
         logger.warning(
-            "Of the drawings in %s, %d are taken. Left out are %d that the game did not recognize "
-            "and, in %d of %d files, all that come after the first %s recognized.",
-            root,
+            "Using %d drawings in %s. Skipped: %d that the game did not recognize and, in %d of %d "
+            "files, all after the first %s recognized.",
             len(found),
+            root,
             unrecognized,
-            cut,
+            truncated,
             len(file_of),
             limit,
         )

@@ -1,12 +1,12 @@
-"""Finds the files of Sketchy Extended in the layouts that are in circulation.
+"""Finds the files of Sketchy Extended in its published layouts.
 
     <root>/256x256/sketch/tx_000000000000[_ready]/<class>/<photo id>-<n>.png
     <root>/256x256/photo/tx_000000000000[_ready]/<class>/<photo id>.jpg
     <root>/EXTEND_image_sketchy[_ready]/<class>/*.jpg          (optional: the extension)
 
-A sketch's own photo is its name without `-<n>`: the instance pairs of fine-grained retrieval. The
-published photo lists take photo and extension together, although the extension repeats the 12,500
-photos that were drawn; so does this, for comparable galleries.
+The name of a sketch without `-<n>` is its photo; they form the instance pairs of fine-grained
+retrieval. As in the published lists, the photos include the extension, although it repeats the
+12,500 drawn photos, so that galleries are comparable.
 """
 
 import dataclasses
@@ -26,11 +26,11 @@ def scan(manual_dir: Path) -> folders.Source:
     """Lists sketches and photos below `manual_dir`, with their instances.
 
     Args:
-      manual_dir: the folder that holds `256x256/`, or one above it.
+      manual_dir: the folder that contains `256x256/`, or its parent.
 
     Raises:
-      FileNotFoundError: when a folder of the layout is missing; says where it was looked for.
-      ValueError: when a folder lacks classes, holds unknown ones, or a class is empty.
+      FileNotFoundError: if a folder of the layout is missing; lists the expected paths.
+      ValueError: if classes are missing, unknown or empty.
     """
     root = folders.find_root(manual_dir, "256x256")
     sketch_folder = folders.find_folder(*folders.spellings(root / "256x256/sketch/tx_000000000000"))
@@ -46,8 +46,7 @@ def scan(manual_dir: Path) -> folders.Source:
     orphans = [file.name for file in sketches if file.instance not in drawn]
     if orphans:
         logger.warning(
-            "%d of %d sketches in %s were drawn from a photo that is not there, for example %s: "
-            "they make no instance pair.",
+            "%d of %d sketches in %s have no photo and form no instance pair, for example %s.",
             len(orphans),
             len(sketches),
             root,
@@ -55,7 +54,7 @@ def scan(manual_dir: Path) -> folders.Source:
         )
     extension = folders.spellings(root / "EXTEND_image_sketchy")
     if any(folder.is_dir() for folder in extension):
-        # Without instances: its copies would make pairs ambiguous.
+        # Without instances, because copies would make pairs ambiguous.
         extra, more = folders.list_images(folders.find_folder(*extension), root, CLASSES)
         photos += extra
         ignored += more

@@ -1,25 +1,23 @@
 """The TFDS builder of Sketchy Extended."""
 
-from pathlib import Path
 from typing import ClassVar
 
 import tensorflow_datasets as tfds
 
-from data_pipelines.builders import folders, unpacked
+from data_pipelines.builders import unpacked
 from data_pipelines.builders.sketchy import layout
 
 
 class Sketchy(unpacked.UnpackedImages):
-    """Sketchy Extended: 125 classes, sketches drawn from photos, and further photos."""
+    """Sketchy Extended: 125 classes, sketches drawn from photos, and extension photos."""
 
     VERSION = tfds.core.Version("1.0.0")
     RELEASE_NOTES: ClassVar = {"1.0.0": "Sketches, photos, instance pairs, optional extension."}
     MANUAL_DOWNLOAD_INSTRUCTIONS = """
-    Sketchy is free for research, but has no address that a program could fetch it from. Get the
-    Sketchy Database (256x256 renderings) from its project page, and the extension
-    (EXTEND_image_sketchy, optional) from where the zero-shot papers link it, and unpack both into
-    one folder, so that it holds 256x256/sketch/, 256x256/photo/ and EXTEND_image_sketchy/. Give
-    that folder as manual_dir.
+    Sketchy is free for research but cannot be downloaded automatically. Get the Sketchy Database
+    (256x256 renderings) from its project page, and the extension (EXTEND_image_sketchy, optional)
+    from the links in the zero-shot papers. Unpack both into one folder that then contains
+    256x256/sketch/, 256x256/photo/ and EXTEND_image_sketchy/. Set manual_dir to that folder.
     """
     HOMEPAGE = "https://sketchy.eye.gatech.edu/"
     CITATION = """@article{sangkloy2016sketchy,
@@ -29,6 +27,4 @@ class Sketchy(unpacked.UnpackedImages):
   year={2016}
 }"""
 
-    def scan(self, manual_dir: Path) -> folders.Source:
-        """Sketches and photos, with their instances."""
-        return layout.scan(manual_dir)
+    scan = staticmethod(layout.scan)

@@ -1,10 +1,10 @@
-"""Finds the files of TU-Berlin Extended in the layouts that are in circulation.
+"""Finds the files of TU-Berlin Extended in its published layouts.
 
     <root>/png[_ready]/<class>/<n>.png
     <root>/ImageResized[_ready]/<class>/*.JPEG|*.jpg
 
-Class names hold spaces, parentheses and hyphens: "car (sedan)", "hot-dog". Nobody drew the
-sketches from the photos: there are no instances.
+Class names contain spaces, parentheses and hyphens: "car (sedan)", "hot-dog". The sketches were not
+drawn from the photos, so there are no instances.
 """
 
 from pathlib import Path
@@ -19,11 +19,11 @@ def scan(manual_dir: Path) -> folders.Source:
     """Lists sketches and photos below `manual_dir`.
 
     Args:
-      manual_dir: the folder that holds `png/` and `ImageResized/`, or one above it.
+      manual_dir: the folder that contains `png/` and `ImageResized/`, or its parent.
 
     Raises:
-      FileNotFoundError: when a folder of the layout is missing; says where it was looked for.
-      ValueError: when a folder lacks classes, holds unknown ones, or a class is empty.
+      FileNotFoundError: if a folder of the layout is missing; lists the expected paths.
+      ValueError: if classes are missing, unknown or empty.
     """
     root = folders.find_root(manual_dir, "png_ready", "png", "ImageResized_ready", "ImageResized")
     sketch_folder = folders.find_folder(*folders.spellings(root / "png"))

@@ -1,11 +1,10 @@
 """The TFDS builder of TU-Berlin Extended."""
 
-from pathlib import Path
 from typing import ClassVar
 
 import tensorflow_datasets as tfds
 
-from data_pipelines.builders import folders, unpacked
+from data_pipelines.builders import unpacked
 from data_pipelines.builders.tuberlin import layout
 
 
@@ -16,8 +15,8 @@ class Tuberlin(unpacked.UnpackedImages):
     RELEASE_NOTES: ClassVar = {"1.0.0": "Sketches and photos."}
     MANUAL_DOWNLOAD_INSTRUCTIONS = """
     Get the sketches of TU-Berlin (PNG) from their project page, and the photos (ImageResized) from
-    where the zero-shot papers link them, and unpack both into one folder, so that it holds
-    png/<class>/ and ImageResized/<class>/. Give that folder as manual_dir.
+    the links in the zero-shot papers. Unpack both into one folder that then contains png/<class>/
+    and ImageResized/<class>/. Set manual_dir to that folder.
     """
     HOMEPAGE = "https://cybertron.cg.tu-berlin.de/eitz/projects/classifysketch/"
     CITATION = """@article{eitz2012hdhso,
@@ -27,6 +26,4 @@ class Tuberlin(unpacked.UnpackedImages):
   year={2012}
 }"""
 
-    def scan(self, manual_dir: Path) -> folders.Source:
-        """Sketches and photos, without instances."""
-        return layout.scan(manual_dir)
+    scan = staticmethod(layout.scan)

@@ -1,4 +1,4 @@
-"""Known correspondence of doodles: where a sketch's strokes lie in the photo."""
+"""Ground-truth correspondence of doodles."""
 
 import cv2
 import numpy as np
@@ -13,8 +13,8 @@ INSTANCES = [(UNSEEN[0], 3), (UNSEEN[4], 0), (SEEN[7], 11)]
 
 @pytest.mark.parametrize("canvas", [(64, 64), (90, 150), (200, 80)])
 @pytest.mark.parametrize("size", [64, 224])
-def test_points_of_a_prepared_sketch_are_traced_back_to_the_canvas(canvas, size):
-    """A dot drawn on the canvas is found, prepared, where the map says."""
+def test_points_of_a_prepared_sketch_map_back_to_the_canvas(canvas, size):
+    """Dots on the canvas are mapped back from the prepared sketch to their position."""
     rng = np.random.default_rng(size + canvas[0])
     image = np.full((*canvas, 3), 255, np.uint8)
     corners = rng.integers(8, np.array(canvas) - 8, (2, 2))
@@ -31,7 +31,7 @@ def test_points_of_a_prepared_sketch_are_traced_back_to_the_canvas(canvas, size)
 
 @pytest.mark.parametrize("instance", INSTANCES)
 def test_strokes_lie_on_the_objects_outline_in_the_photo(instance):
-    """The map carries most ink to within 3 of 64 pixels of an outline of the posed parts."""
+    """Most ink maps to within 3 of 64 pixels of an outline of the posed parts."""
     canvas = generation.render(*instance, "sketch")
     rows, columns = np.nonzero(canvas.sum(axis=2) <= 300)
     points = np.stack([columns + 0.5, rows + 0.5, np.full(len(rows), 64)], axis=1) / 64
@@ -46,7 +46,7 @@ def test_strokes_lie_on_the_objects_outline_in_the_photo(instance):
     assert np.mean(distance[at[:, 1], at[:, 0]] <= 3) > 0.9
 
 
-def test_cells_with_strokes_have_a_place_in_the_photo_and_blank_ones_have_none():
+def test_only_inked_cells_have_a_position_in_the_photo():
     places, inked = truth.true_places(*INSTANCES[0], 8)
     assert places.shape == (64, 2)
     ink = prepare_sketch(generation.render(*INSTANCES[0], "sketch"), 64).sum(axis=2) <= 300
@@ -58,7 +58,7 @@ def test_cells_with_strokes_have_a_place_in_the_photo_and_blank_ones_have_none()
     assert (np.abs(places[inked] - 4) < 4.5).all()
 
 
-def test_another_grid_names_the_same_points_in_its_own_cells():
+def test_positions_do_not_depend_on_the_image_size():
     fine, inked = truth.true_places(*INSTANCES[1], 2, size=64)
     large, _ = truth.true_places(*INSTANCES[1], 2, size=128)
     np.testing.assert_allclose(fine[inked], large[inked], atol=0.1)

@@ -1,4 +1,4 @@
-"""`doodles`: deterministic by seed, paired by instance, sketches drawn, photos painted."""
+"""`doodles`: deterministic by seed, paired by instance, line sketches, coloured photos."""
 
 import subprocess
 import sys
@@ -24,7 +24,7 @@ def test_has_24_seen_and_8_other_unseen_classes() -> None:
     assert len(generation.CLASSES) == 32
 
 
-def test_class_names_come_without_drawing_libraries_and_tensorflow() -> None:
+def test_class_names_import_neither_opencv_nor_tensorflow() -> None:
     program = (
         "import sys, data_pipelines.builders.doodles.classes;"
         "print(sorted({'cv2', 'tensorflow', 'tensorflow_datasets'} & set(sys.modules)))"
@@ -72,7 +72,7 @@ def test_every_instance_lies_in_the_frame_and_fills_it(class_name) -> None:
 
 
 def test_sketch_and_photo_show_the_same_instance() -> None:
-    """The drawing is about as wide for its height as the thing that the photo shows."""
+    """The aspect ratio of the drawing correlates with that of the photographed object."""
     sketches = list(generation.generate(0, 6, modality="sketch", classes=FEW, workers=0))
     ink = np.stack([d.image[..., 0] < 128 for d in sketches])
     drawn_shape = ink.any(1).sum(1) / ink.any(2).sum(1)
@@ -92,7 +92,7 @@ def test_seed_determines_every_pixel(drawn) -> None:
 
 
 def test_an_instance_does_not_depend_on_the_others(drawn) -> None:
-    """Neither on its place in the list nor on the process that draws it."""
+    """It depends neither on its position nor on the process that draws it."""
     found = list(generation.generate(0, 2, modality="sketch", classes=FEW[::-1], workers=1))
     assert [d.class_name for d in found] == [c for c in FEW[::-1] for _ in range(2)]
     first = {d.name: d.image for d in drawn["sketch"]}

@@ -1,4 +1,4 @@
-"""A user's own folder: any depth, any image type, pairs by name or by a table."""
+"""A user's own folder: any depth, any image type, pairs by name or from a CSV file."""
 
 import numpy as np
 import pytest
@@ -27,7 +27,7 @@ def root(tmp_path):
 
 
 def pairs(root):
-    """Sketch -> its photo, without the names' first parts; sketches without one are left out."""
+    """Sketch -> its photo, without the modality folder; skips unpaired sketches."""
     sketches = folder.scan(root).images["sketch"]
     return {
         sketch.name.removeprefix("sketch/"): sketch.instance.removeprefix("photo/")
@@ -68,7 +68,7 @@ def test_pairs_reach_the_items(root, tmp_path):
     assert set(sketches.instances) == {"photo/cat/tom.JPG"}
 
 
-def test_the_folder_above_is_as_good(root):
+def test_the_parent_folder_is_accepted(root):
     assert folder.scan(root.parent).root == root
 
 
@@ -81,42 +81,42 @@ def test_names_pair_with_or_without_a_number(root):
     }
 
 
-def test_the_whole_name_comes_before_the_name_without_its_number(root):
+def test_the_whole_name_has_priority_over_the_name_without_number(root):
     trees.write(root, ["photo/cat/tom-1.jpg"])
     assert pairs(root)["cat/tom-1.PNG"] == "cat/tom-1.jpg"
     assert pairs(root)["cat/tom.png"] == "cat/tom.JPG"
 
 
-def test_names_pair_within_their_class_only(root):
+def test_names_pair_only_within_their_class(root):
     trees.write(root, ["sketch/cat/rex.png"])
     assert "cat/rex.png" not in pairs(root)
 
 
-def test_equal_folders_tell_equal_names_apart(root):
+def test_equal_subfolders_disambiguate_equal_names(root):
     trees.write(root, [f"{m}/cat/{day}/1.png" for m in ("sketch", "photo") for day in "ab"])
     found = pairs(root)
     assert (found["cat/a/1.png"], found["cat/b/1.png"]) == ("cat/a/1.png", "cat/b/1.png")
 
 
-def test_a_name_of_several_photos_is_no_pair_and_reported(root, caplog):
+def test_a_name_of_several_photos_is_reported_and_not_paired(root, caplog):
     trees.write(root, ["photo/cat/a/1.png", "photo/cat/b/1.png", "sketch/cat/1-1.png"])
     assert "cat/1-1.png" not in pairs(root)
-    assert "1 sketches have the name of several photos" in caplog.text
+    assert "1 sketches match the name of several photos" in caplog.text
     assert "sketch/cat/1-1.png: photo/cat/a/1.png, photo/cat/b/1.png" in caplog.text
 
 
-def test_sketches_without_a_photo_are_counted(root, caplog):
+def test_unpaired_sketches_are_reported(root, caplog):
     pairs(root)
     assert "1 of 5 sketches" in caplog.text
     assert "sketch/grüner Hund/unknown.tif" in caplog.text
 
 
-def test_accents_pair_however_they_are_spelled(root):
+def test_names_pair_in_any_unicode_normalisation(root):
     trees.write(root, ["sketch/cat/caf\u00e9.png", "photo/cat/cafe\u0301.png"])
     assert pairs(root)["cat/caf\u00e9.png"] == "cat/cafe\u0301.png"
 
 
-def test_a_table_pairs_and_names_do_not(root):
+def test_a_csv_file_replaces_pairing_by_name(root):
     (root / "pairs.csv").write_text(
         "\ufeffsketch,photo,artist\r\nsketch/cat/tom.png,./photo/cat/2019/felix.webp,me\r\n\r\n"
         '"sketch/cat/by anna (5)/tom_2.bmp",photo/cat/tom.JPG,"anna, 5"\r\n'
@@ -127,7 +127,7 @@ def test_a_table_pairs_and_names_do_not(root):
     }
 
 
-def test_a_table_of_nothing_says_that_there_are_no_pairs(root):
+def test_a_csv_file_with_only_a_header_means_no_pairs(root):
     (root / "pairs.csv").write_text("sketch,photo\n")
     assert pairs(root) == {}
 
@@ -135,8 +135,8 @@ def test_a_table_of_nothing_says_that_there_are_no_pairs(root):
 @pytest.mark.parametrize(
     ("lines", "error"),
     [
-        ("photo,drawing\n", "must begin with the line sketch,photo, .* 'photo,drawing'"),
-        ("", "must begin with the line sketch,photo, .* ''"),
+        ("photo,drawing\n", "first line of .*pairs.csv must be sketch,photo, .* 'photo,drawing'"),
+        ("", "first line of .*pairs.csv must be sketch,photo, .* ''"),
         (
             "sketch,photo\nsketch/cat/tim.png,photo/cat/tom.JPG\n",
             r"line 2: there is no sketch 'sketch/cat/tim.png' \(did you mean sketch/cat/tom.png\?",
@@ -145,38 +145,38 @@ def test_a_table_of_nothing_says_that_there_are_no_pairs(root):
             "sketch,photo\n\nsketch/cat/tom.png,photo/x/y.jpg\n",
             "line 3: there is no photo 'photo/x",
         ),
-        ("sketch,photo\nsketch/cat/tom.png\n", "line 2: it names no photo"),
+        ("sketch,photo\nsketch/cat/tom.png\n", "line 2: the photo is missing"),
         (
             "sketch,photo\nsketch/cat/tom.png,photo/grüner Hund/2020/summer/rex.jpeg\n",
-            "line 2: sketch/cat/tom.png is of class 'cat', its photo .* of 'grüner Hund'",
+            "line 2: sketch/cat/tom.png has class 'cat', but its photo .* has class 'grüner Hund'",
         ),
         (
             "sketch,photo\nsketch/cat/tom.png,photo/cat/tom.JPG\n"
             "sketch/cat/tom.png,photo/cat/2019/felix.webp\n",
-            "line 3: sketch/cat/tom.png is drawn from .*felix.webp, but in line 2 from .*tom.JPG",
+            "line 3: sketch/cat/tom.png is paired with .*felix.webp, but in line 2 with .*tom.JPG",
         ),
     ],
 )
-def test_a_wrong_line_of_the_table_is_named(root, lines, error):
+def test_a_wrong_line_of_the_csv_file_is_named(root, lines, error):
     (root / "pairs.csv").write_text(lines)
     with pytest.raises(ValueError, match=error):
         folder.scan(root)
 
 
-def test_many_wrong_lines_are_cut(root):
+def test_at_most_20_wrong_lines_are_listed(root):
     (root / "pairs.csv").write_text("sketch,photo\n" + "a,b\n" * 1000)
     with pytest.raises(ValueError, match=r"(?s)at most 20 .*line 21: ") as error:
         folder.scan(root)
     assert "line 22" not in str(error.value)
 
 
-def test_a_table_in_another_encoding_is_named(root):
+def test_a_csv_file_in_another_encoding_is_an_error(root):
     (root / "pairs.csv").write_bytes("sketch,photo\nsketch/grüner Hund,x\n".encode("latin-1"))
-    with pytest.raises(ValueError, match="pairs.csv is no table .* in UTF-8"):
+    with pytest.raises(ValueError, match="pairs.csv is not a CSV file in UTF-8"):
         folder.scan(root)
 
 
-def test_other_pairs_than_the_prepared_ones_are_an_error(root, tmp_path):
+def test_pairs_that_differ_from_the_prepared_ones_are_an_error(root, tmp_path):
     where = {"data_dir": tmp_path / "tfds"}
     prepared.prepare("folder", manual_dir=root, **where)
     changed = trees.write(tmp_path / "copy", NAMES)
@@ -185,7 +185,7 @@ def test_other_pairs_than_the_prepared_ones_are_an_error(root, tmp_path):
         prepared.prepare("folder", manual_dir=changed, **where)
 
 
-def test_another_folder_than_the_prepared_one_is_an_error(root, tmp_path):
+def test_a_folder_that_differs_from_the_prepared_one_is_an_error(root, tmp_path):
     where = {"data_dir": tmp_path / "tfds"}
     prepared.prepare("folder", manual_dir=root, **where)
     other = trees.write(tmp_path / "other", ["sketch/ant/1.png", "photo/ant/1.png"])
@@ -194,11 +194,11 @@ def test_another_folder_than_the_prepared_one_is_an_error(root, tmp_path):
     assert prepared.prepare("folder", manual_dir=other, data_dir=tmp_path / "b").is_dir()
 
 
-def test_a_class_of_one_modality_is_named_with_the_nearest(root):
+def test_a_class_of_one_modality_suggests_the_nearest(root):
     trees.write(root, ["sketch/kat/1.png", "photo/bird/1.png"])
     (root / "photo/cat").rename(root / "photo/Cat")
     with pytest.raises(
-        ValueError, match=r"cat \(is it Cat there\?\), kat.*2 of 3 in .*: Cat .*bird"
+        ValueError, match=r"cat \(did you mean Cat\?\), kat.*2 of 3 in .*: Cat .*bird"
     ):
         folder.scan(root)
 
@@ -206,13 +206,13 @@ def test_a_class_of_one_modality_is_named_with_the_nearest(root):
 def test_a_class_without_images_is_named(root):
     for modality in ("sketch", "photo"):
         (root / modality / "dog").mkdir()
-    with pytest.raises(ValueError, match="1 of 3 class folders in .* hold no image .*dog"):
+    with pytest.raises(ValueError, match="1 of 3 class folders in .* contain no image .*dog"):
         folder.scan(root)
 
 
-def test_images_outside_of_classes_are_no_data_set(tmp_path):
+def test_images_outside_of_class_folders_are_an_error(tmp_path):
     root = trees.write(tmp_path, ["sketch/1.png", "photo/1.png"])
-    with pytest.raises(ValueError, match="sketch has no folder of a class"):
+    with pytest.raises(ValueError, match="sketch has no class folders"):
         folder.scan(root)
 
 
@@ -222,17 +222,17 @@ def test_a_missing_modality_is_named(tmp_path):
         folder.scan(root)
 
 
-def test_hidden_files_and_files_that_are_no_images_are_remembered(root):
+def test_hidden_files_and_other_file_types_are_ignored_and_listed(root):
     hidden = ["cat/.DS_Store", "cat/deep/._1.png", "cat/deep/notes.txt", "cat/.git/1.png"]
     trees.write(root, [f"sketch/{name}" for name in [*hidden, "stray.png"]])
     expected = ["stray.png", "cat/.DS_Store", "cat/.git", "cat/deep/._1.png", "cat/deep/notes.txt"]
     assert folder.scan(root).ignored == [f"sketch/{name}" for name in expected]
 
 
-def test_links_to_folders_are_followed_and_circles_named(root):
+def test_links_are_followed_and_cycles_are_an_error(root):
     elsewhere = trees.write(root.parent / "elsewhere", ["1.png"])
     (root / "photo/cat/more").symlink_to(elsewhere)
     assert "photo/cat/more/1.png" in {file.name for file in folder.scan(root).images["photo"]}
     (root / "photo/cat/2019/up").symlink_to("..")
-    with pytest.raises(ValueError, match=r"cat/2019/up leads back"):
+    with pytest.raises(ValueError, match=r"cat/2019/up points to"):
         folder.scan(root)

@@ -1,4 +1,4 @@
-"""QuickDraw Extended's layout, and Google's drawings rendered in place of its sketches."""
+"""The layout of QuickDraw Extended, and Google's drawings rendered as sketches."""
 
 import json
 import pickle
@@ -25,13 +25,13 @@ GOOGLE = {
     "motorcycle": "motorbike",
     "teddy_bear": "teddy-bear",
 }
-"""Class -> the name of its file among Google's."""
+"""Class -> Google's name of its file."""
 
 CROSS = [[[0, 255], [0, 255]], [[0, 255], [255, 0]]]
 
 
 def line(key, drawing=CROSS, **fields):
-    """One drawing as Google writes it."""
+    """One drawing in Google's format."""
     known = {"word": "x", "countrycode": "DE", "timestamp": "2017-03-09 00:28:55.637750 UTC"}
     return json.dumps(
         {**known, "recognized": True, "key_id": str(key), "drawing": drawing, **fields}
@@ -55,13 +55,13 @@ def with_drawings(root, content=None, *, folder="ndjson", name="{}.ndjson"):
 
 @pytest.fixture(scope="module")
 def photos(tmp_path_factory):
-    """A folder with photos alone, to be copied."""
+    """A folder with only photos, to be copied."""
     return with_photos(tmp_path_factory.mktemp("photos"))
 
 
 @pytest.fixture
 def root(photos, tmp_path):
-    """A folder with photos alone, which a test may change."""
+    """A folder with only photos, which a test may change."""
     return shutil.copytree(photos, tmp_path / "QuickDraw")
 
 
@@ -74,7 +74,7 @@ def sketches(root, **options):
     return found
 
 
-def test_images_are_loaded_as_the_archive_holds_them(root, tmp_path):
+def test_images_of_the_archive_are_loaded(root, tmp_path):
     trees.write(root, [f"sketches/{c}/{n}.png" for c in SPLIT.classes for n in range(3)])
     where = {"data_dir": tmp_path / "tfds", "manual_dir": root.parent}
     items = loading.load_items("quickdraw", "sketch", SPLIT.unseen, **where)
@@ -84,7 +84,7 @@ def test_images_are_loaded_as_the_archive_holds_them(root, tmp_path):
     assert len(loading.load_items("quickdraw", "photo", SPLIT.seen, **where)) == 160
 
 
-def test_the_archives_own_folder_names_are_found(root):
+def test_the_folder_names_of_the_archive_are_found(root):
     (root / "images").rename(root / "QuickDraw_images_final")
     trees.write(root, [f"QuickDraw_sketches_final/{c}/1.png" for c in SPLIT.classes])
     assert quickdraw.scan(root).file_count == 330
@@ -102,24 +102,24 @@ def test_drawings_are_loaded_as_sketches(root, tmp_path, folder):
     assert sketch.min() < 100 and sketch.max() == 255
 
 
-def test_all_spellings_of_google_are_understood(root):
+def test_google_class_names_are_recognized(root):
     with_drawings(root)
     assert set(sketches(root)) == set(SPLIT.classes)
 
 
-def test_names_as_the_cloud_console_saves_them_are_understood(root):
+def test_file_names_of_the_cloud_console_are_recognized(root):
     with_drawings(root, name="full_simplified_{}.ndjson")
     assert set(sketches(root)) == set(SPLIT.classes)
 
 
-def test_googles_other_classes_are_left_out_and_named(root):
+def test_other_google_classes_are_ignored_and_listed(root):
     with_drawings(root)
     for name in ("yoga", "ice cream"):
         (root / f"ndjson/{name}.ndjson").write_text(line(1))
     assert quickdraw.scan(root).ignored == ["ndjson/ice cream.ndjson", "ndjson/yoga.ndjson"]
 
 
-def test_a_missing_class_is_named_with_the_nearest(root):
+def test_a_missing_class_suggests_the_nearest(root):
     with_drawings(root)
     (root / "ndjson/sea turtle.ndjson").rename(root / "ndjson/sea turtles.ndjson")
     with pytest.raises(ValueError, match=r"1 of 110 .*sea_turtle \(did you mean sea turtles\?\)"):
@@ -129,11 +129,11 @@ def test_a_missing_class_is_named_with_the_nearest(root):
 def test_a_class_in_two_files_is_named(root):
     with_drawings(root)
     (root / "ndjson/full_raw_bee.ndjson").write_text(line(1))
-    with pytest.raises(ValueError, match=r"bee.ndjson and .*bee.ndjson hold drawings of 'bee'"):
+    with pytest.raises(ValueError, match=r"bee.ndjson and .*bee.ndjson contain drawings of 'bee'"):
         quickdraw.scan(root)
 
 
-def test_drawings_beside_images_of_sketches_are_ambiguous(root):
+def test_both_drawings_and_images_of_sketches_are_ambiguous(root):
     trees.write(with_drawings(root), ["sketches/bee/1.png"])
     with pytest.raises(ValueError, match=r"drawings .*ndjson.* and folders of images .*sketches"):
         quickdraw.scan(root)
@@ -144,23 +144,24 @@ def test_missing_sketches_are_named(root):
         quickdraw.scan(root)
 
 
-def test_the_first_recognized_drawings_are_taken_and_the_others_counted(root, caplog):
+def test_the_first_recognized_drawings_are_used_and_the_others_counted(root, caplog):
     bee = [line(n, recognized=n != 1) for n in range(5)]
     with_drawings(root, {"bee": bee})
     assert sketches(root, drawings_per_class=2)["bee"] == ["0", "2"]
-    assert "220 are taken. Left out are 1 that" in caplog.text
-    assert "in 1 of 110 files, all that come after the first 2 recognized" in caplog.text
+    assert "Using 220 drawings" in caplog.text
+    assert "Skipped: 1 that" in caplog.text
+    assert "in 1 of 110 files, all after the first 2 recognized" in caplog.text
     assert sketches(root, drawings_per_class=None)["bee"] == ["0", "2", "3", "4"]
 
 
-def test_the_builder_takes_as_many_as_it_is_told(root, tmp_path):
+def test_the_builder_limits_drawings_per_class(root, tmp_path):
     builder = Quickdraw(data_dir=tmp_path, drawings_per_class=1)
     assert len(builder.scan(with_drawings(root)).images["sketch"]) == 110
 
 
 def test_a_class_without_recognized_drawings_is_named(root):
     with_drawings(root, {"bee": [line(1, recognized=False)]})
-    with pytest.raises(ValueError, match=r"No recognized drawing is in .*bee.ndjson"):
+    with pytest.raises(ValueError, match=r"No recognized drawings in .*bee.ndjson"):
         quickdraw.scan(root)
 
 
@@ -184,17 +185,17 @@ def test_every_malformed_line_is_named_with_its_number(root, tmp_path):
     with pytest.raises(ValueError, match=f"{len(BROKEN)} of ") as error:
         prepared.prepare("quickdraw", data_dir=tmp_path, manual_dir=root)
     for number, reason in enumerate(BROKEN.values(), start=2):
-        assert f"line {number} of ndjson/bee.ndjson is no drawing: {reason}" in str(error.value)
+        assert f"line {number} of ndjson/bee.ndjson is not a drawing: {reason}" in str(error.value)
 
 
-def test_malformed_lines_can_be_left_out(root, tmp_path):
+def test_malformed_lines_can_be_skipped(root, tmp_path):
     with_drawings(root, {"bee": [line(1), *BROKEN, "", line(2)]})
     where = {"data_dir": tmp_path, "manual_dir": root, "skip_unreadable": True}
     items = loading.load_items("quickdraw", "sketch", ["bee"], **where)
     assert items.names == ("sketches/bee/1.png", "sketches/bee/2.png")
 
 
-def test_names_are_unique_where_keys_repeat_or_lack(root):
+def test_names_are_unique_if_keys_repeat_or_are_missing(root):
     with_drawings(root, {"bee": [line(1), line(1), json.dumps({"drawing": CROSS})]})
     assert sketches(root)["bee"] == ["1", "1_2", "line_3"]
 
@@ -207,7 +208,7 @@ def test_a_drawing_is_small_until_it_is_read(root):
 
 
 def drawn(strokes):
-    """The sketch of a drawing, through the bytes that are stored."""
+    """The rendered sketch of a drawing."""
     return drawings.render(drawings.strokes(line(1, strokes).encode()))
 
 
@@ -219,11 +220,8 @@ def test_strokes_become_black_lines_on_white():
     assert 0 < np.isin(sketch, [0, 255], invert=True).mean() < 0.05  # anti-aliased edges
 
 
-@given(
-    st.floats(0.01, 1e4),
-    st.tuples(st.floats(-1e4, 1e4), st.floats(-1e4, 1e4)),
-)
-def test_scale_and_place_of_a_raw_drawing_mean_nothing(scale, shift):
+@given(st.floats(0.01, 1e4), st.tuples(st.floats(-1e4, 1e4), st.floats(-1e4, 1e4)))
+def test_rendering_ignores_scale_and_offset_of_a_raw_drawing(scale, shift):
     house = [[[0, 80, 80, 0, 0], [90, 90, 30, 30, 90]], [[0, 40, 80], [30, 0, 30]]]
     raw = [
         [(np.array(axis) * scale + by).tolist() for axis, by in zip(stroke, shift, strict=True)]
@@ -234,20 +232,20 @@ def test_scale_and_place_of_a_raw_drawing_mean_nothing(scale, shift):
     assert difference.mean() < 0.1 and drawn(house).min() == 0
 
 
-def test_a_dot_is_seen():
+def test_a_dot_is_visible():
     sketch = drawn([[[5], [5]]])
     assert sketch[127:129, 127:129].max() < 100
     assert (sketch < 255).sum() < 40
 
 
-def test_a_line_stays_a_line():
+def test_a_straight_line_fills_the_width():
     ink = drawn([[[0, 200], [7, 7]]]) < 128
     columns = np.flatnonzero(ink.any(0))
     assert columns[0] == 255 - columns[-1] and 8 <= columns[0] <= 12
     assert ink.any(1).sum() == 4
 
 
-def test_rendering_is_the_same_each_time():
+def test_rendering_is_deterministic():
     assert (drawn(CROSS) == drawn(CROSS)).all()
 
 

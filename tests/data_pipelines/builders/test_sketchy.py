@@ -1,4 +1,4 @@
-"""Sketchy's layouts, what is wrong with a folder, and what a prepared data set remembers."""
+"""The layouts of Sketchy, errors in a folder, and the metadata of the prepared data set."""
 
 import json
 import shutil
@@ -19,7 +19,7 @@ def test_both_spellings_of_the_folders_are_found(new_sketchy, suffix):
     assert (len(source.images["sketch"]), len(source.images["photo"])) == (500, 375)
 
 
-def test_the_folder_above_is_as_good(new_sketchy):
+def test_the_parent_folder_is_accepted(new_sketchy):
     folder = new_sketchy()
     assert sketchy.scan(folder.parent).root == folder
 
@@ -28,7 +28,7 @@ def test_the_extension_is_optional(new_sketchy):
     assert len(sketchy.scan(new_sketchy()).images["photo"]) == 250
 
 
-def test_a_sketch_is_tied_to_the_photo_it_was_drawn_from(sketchy_source):
+def test_a_sketch_is_paired_with_its_photo(sketchy_source):
     found = sketchy.scan(sketchy_source).images
     drawn = {file.name: file.instance for file in found["sketch"]}
     assert drawn[f"{SKETCHES}/airplane/n0000_1-2.png"] == "n0000_1"
@@ -37,7 +37,7 @@ def test_a_sketch_is_tied_to_the_photo_it_was_drawn_from(sketchy_source):
     assert photos["EXTEND_image_sketchy_ready/airplane/n0000_9.JPEG"] == ""
 
 
-def test_files_come_in_the_order_of_their_names(sketchy_source):
+def test_files_are_sorted_by_name(sketchy_source):
     names = [file.name for file in sketchy.scan(sketchy_source).images["sketch"]]
     assert names == sorted(names)
 
@@ -45,13 +45,13 @@ def test_files_come_in_the_order_of_their_names(sketchy_source):
 def test_a_missing_folder_is_named(tmp_path):
     (tmp_path / "empty").mkdir()
     for folder in (tmp_path / "empty", tmp_path / "nowhere"):
-        with pytest.raises(FileNotFoundError, match=f"nothing in manual_dir {folder}"):
+        with pytest.raises(FileNotFoundError, match=f"manual_dir {folder} is empty or missing"):
             prepared.prepare("sketchy", data_dir=tmp_path, manual_dir=folder)
     with pytest.raises(FileNotFoundError, match="256x256/"):
         sketchy.scan(tmp_path)
 
 
-def test_photos_without_sketches_are_half_a_data_set(new_sketchy):
+def test_missing_sketches_are_an_error(new_sketchy):
     folder = new_sketchy()
     shutil.rmtree(folder / "256x256/sketch")
     with pytest.raises(FileNotFoundError, match=r"not complete.*sketch/tx_000000000000_ready"):
@@ -65,7 +65,7 @@ def test_a_class_in_one_modality_only_is_named(new_sketchy):
         sketchy.scan(folder)
 
 
-def test_a_class_of_another_name_is_named_with_the_nearest(new_sketchy):
+def test_an_unknown_class_suggests_the_nearest(new_sketchy):
     folder = new_sketchy()
     (folder / PHOTOS / "wine_bottle").rename(folder / PHOTOS / "wine-bottle")
     with pytest.raises(ValueError, match=r"wine-bottle \(did you mean wine_bottle\?\)"):
@@ -76,7 +76,7 @@ def test_an_empty_class_is_named(new_sketchy):
     folder = new_sketchy()
     for file in (folder / SKETCHES / "bee").iterdir():
         file.unlink()
-    with pytest.raises(ValueError, match=r"hold no image.*bee"):
+    with pytest.raises(ValueError, match=r"contain no image.*bee"):
         sketchy.scan(folder)
 
 
@@ -93,7 +93,7 @@ def damage(folder):
     return names
 
 
-def test_unreadable_images_stop_the_preparation_and_are_all_listed(new_sketchy, tmp_path):
+def test_unreadable_images_are_an_error_that_lists_all(new_sketchy, tmp_path):
     folder = new_sketchy()
     names = damage(folder)
     with pytest.raises(ValueError, match="3 of 750 images") as error:
@@ -102,7 +102,7 @@ def test_unreadable_images_stop_the_preparation_and_are_all_listed(new_sketchy, 
     assert not (tmp_path / "sketchy/1.0.0").exists()
 
 
-def test_unreadable_images_can_be_left_out_and_are_named(new_sketchy, tmp_path, caplog):
+def test_unreadable_images_can_be_skipped_and_are_listed(new_sketchy, tmp_path, caplog):
     folder = new_sketchy()
     names = damage(folder)
     made = prepared.prepare("sketchy", data_dir=tmp_path, manual_dir=folder, skip_unreadable=True)
@@ -114,7 +114,7 @@ def test_unreadable_images_can_be_left_out_and_are_named(new_sketchy, tmp_path, 
     assert not set(names) & set(index.names)
 
 
-def test_files_that_are_no_images_are_remembered(new_sketchy):
+def test_files_that_are_not_images_are_listed(new_sketchy):
     folder = new_sketchy()
     (folder / SKETCHES / "bee" / "checked.txt").write_text("ok")
     assert sketchy.scan(folder).ignored == [f"{SKETCHES}/bee/checked.txt"]

@@ -1,4 +1,4 @@
-"""TU-Berlin Extended's layouts, spellings and what is wrong with a folder."""
+"""The layouts of TU-Berlin Extended, and errors in a folder."""
 
 import shutil
 
@@ -13,7 +13,7 @@ SPLIT = splits.get("tuberlin")
 
 
 def tree(root, suffix="_ready"):
-    """Every class with one sketch and one photo, hot-dog with three, named as by the archives."""
+    """Every class with one sketch and one photo, hot-dog with three, named as in the archives."""
     names = [f"png{suffix}/{name}/{c + 1}.png" for c, name in enumerate(SPLIT.classes)]
     names += [f"ImageResized{suffix}/{name}/n0_1.JPEG" for name in SPLIT.classes]
     names += [f"ImageResized{suffix}/hot-dog/{name}" for name in ("image (3).jpg", "é.JPG")]
@@ -49,34 +49,34 @@ def test_both_spellings_of_the_folders_are_found_also_one_deeper(tmp_path, suffi
         }
 
 
-def test_no_case_of_a_suffix_is_skipped(folder):
+def test_suffixes_match_in_any_case(folder):
     found = {file.name for file in tuberlin.scan(folder).images["photo"]}
     photos = folder / "ImageResized_ready/hot-dog"
     assert {p.suffix for p in photos.iterdir()} == {".JPEG", ".jpg", ".JPG"}
     assert {f"ImageResized_ready/hot-dog/{p.name}" for p in photos.iterdir()} <= found
 
 
-def test_files_come_in_the_order_of_their_names(folder):
+def test_files_are_sorted_by_name(folder):
     names = [file.name for file in tuberlin.scan(folder).images["photo"]]
-    assert names == sorted(names)  # "door handle/" stands before "door/".
+    assert names == sorted(names)  # "door handle/" comes before "door/".
 
 
-def test_an_apple_double_folder_beside_it_is_none(folder):
+def test_a_macosx_folder_is_ignored(folder):
     trees.write(folder.parent, ["__MACOSX/png_ready/ant/._1.png"])
     assert tuberlin.scan(folder.parent).root == folder
 
 
-def test_two_data_sets_below_are_ambiguous(folder):
+def test_two_data_sets_in_a_folder_are_ambiguous(folder):
     shutil.copytree(folder, folder.with_name("copy"))
-    with pytest.raises(FileNotFoundError, match=r"several: .*TUBerlin.*Give the one"):
+    with pytest.raises(FileNotFoundError, match=r"several: .*TUBerlin.*Set manual_dir"):
         tuberlin.scan(folder.parent)
 
 
 def test_a_missing_folder_is_named(folder):
     shutil.rmtree(folder / "ImageResized_ready")
-    with pytest.raises(FileNotFoundError, match=r"not complete.*ImageResized_ready nor .*Resized"):
+    with pytest.raises(FileNotFoundError, match=r"not complete.*ImageResized_ready or .*Resized"):
         tuberlin.scan(folder)
-    with pytest.raises(FileNotFoundError, match=r"holds png_ready/.*found none"):
+    with pytest.raises(FileNotFoundError, match=r"contains png_ready/.*found none"):
         tuberlin.scan(folder / "nowhere")
 
 
@@ -86,7 +86,7 @@ def test_a_missing_class_is_named(folder):
         tuberlin.scan(folder)
 
 
-def test_an_unknown_class_is_named_with_the_nearest(folder):
+def test_an_unknown_class_suggests_the_nearest(folder):
     (folder / "png_ready/car (sedan)").rename(folder / "png_ready/car_(sedan)")
     with pytest.raises(ValueError, match=r"car_\(sedan\) \(did you mean car \(sedan\)\?\)"):
         tuberlin.scan(folder)
@@ -95,25 +95,25 @@ def test_an_unknown_class_is_named_with_the_nearest(folder):
 def test_an_empty_class_is_named(folder):
     shutil.rmtree(folder / "ImageResized_ready/t-shirt")
     trees.write(folder, ["ImageResized_ready/t-shirt/._1.jpg"])
-    with pytest.raises(ValueError, match=r"1 of 250 .* hold no image.*t-shirt"):
+    with pytest.raises(ValueError, match=r"1 of 250 .* contain no image.*t-shirt"):
         tuberlin.scan(folder)
 
 
 def test_an_unreadable_file_is_named_with_the_reason(folder, tmp_path):
     (folder / "ImageResized_ready/hot-dog/image (3).jpg").write_bytes(b"<html>404</html>")
     with pytest.raises(
-        ValueError, match=r"hot-dog/image \(3\).jpg: its 16 bytes are no known image"
+        ValueError, match=r"hot-dog/image \(3\).jpg: the 16 bytes are not a known image"
     ):
         loading.load_items("tuberlin", "photo", SPLIT.seen, data_dir=tmp_path, manual_dir=folder)
 
 
-def test_a_broken_link_is_unreadable_not_lost(folder, tmp_path):
+def test_a_broken_link_is_reported_as_unreadable(folder, tmp_path):
     (folder / "png_ready/ant/gone.png").symlink_to("nowhere.png")
     with pytest.raises(ValueError, match=r"png_ready/ant/gone.png: .*No such file"):
         loading.load_items("tuberlin", "photo", SPLIT.seen, data_dir=tmp_path, manual_dir=folder)
 
 
-def test_a_name_that_is_no_text_is_named(folder):
+def test_a_name_that_is_not_utf8_is_an_error(folder):
     odd = b"caf\xe9.png"  # Latin-1
     (folder / "png_ready/ant" / odd.decode("utf-8", "surrogateescape")).write_bytes(b"")
     with pytest.raises(ValueError, match=r"caf\\udce9.png' in .*ant is not UTF-8"):

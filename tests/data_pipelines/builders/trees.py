@@ -1,4 +1,4 @@
-"""Folders of tiny images in a publisher's layout."""
+"""Folders of tiny images in the layout of a data set."""
 
 import functools
 from collections.abc import Iterable
@@ -13,12 +13,12 @@ FORMATS = {"png": "PNG", "bmp": "BMP", "gif": "GIF", "webp": "WEBP", "tif": "TIF
 
 @functools.cache
 def tiny(grey: int, suffix: str) -> bytes:
-    """An image of one grey; JPEG where `suffix` is none of `FORMATS`."""
+    """A grey image; JPEG if `suffix` is not in `FORMATS`."""
     return encode(np.full((4, 6, 3), grey, np.uint8), FORMATS.get(suffix.lower(), "JPEG"))
 
 
 def write(root: Path, names: Iterable[str]) -> Path:
-    """Writes an image for each name, of the format that the name says; returns `root`."""
+    """Writes an image for each name, in the format of its suffix; returns `root`."""
     for number, name in enumerate(names):
         path = root / name
         path.parent.mkdir(parents=True, exist_ok=True)

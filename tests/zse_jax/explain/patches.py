@@ -1,4 +1,4 @@
-"""A retrieval system with local evidence that can be checked by hand, and pairs it explains."""
+"""A retrieval system with simple local evidence, and pairs for it to explain."""
 
 from typing import Any
 
@@ -6,18 +6,18 @@ import jax.numpy as jnp
 import numpy as np
 
 from tests.zse_jax import tiny
-from zse_jax import retrievers
-from zse_jax.retrievers.base import Correspondence
+from zse_jax.retrievers import registry
+from zse_jax.retrievers.base import Correspondence, Explainable
 
 GRID = 2
 
 
-class Patches(tiny.Tiny):
-    """`Tiny`, with patches as places: they match as their mean greys are alike."""
+class Patches(tiny.Tiny, Explainable):
+    """`Tiny`, with patches as places, which match if their mean grey values are similar."""
 
     @property
     def local_evidence(self) -> str:
-        return "likeness of grey patches"
+        return "similarity of grey patches"
 
     def correspond(self, sketches, photos) -> Correspondence:
         sketch, photo = (self._greys(x) for x in (sketches, photos))
@@ -39,13 +39,14 @@ class Patches(tiny.Tiny):
 
 
 def install(patch: Any = setattr) -> None:
-    """System "tiny" is `Patches`, on the data of `tiny`."""
+    """Registers `Patches` as system "tiny", with the data of `tiny`."""
     tiny.install(patch)
-    patch(retrievers, "SYSTEMS", {**retrievers.SYSTEMS, "tiny": f"{__name__}:Patches"})
+    entry = tiny.system(f"{__name__}:Patches")
+    patch(registry, "SYSTEMS", {**registry.SYSTEMS, "tiny": entry})
 
 
 def drawn(size: int = 32) -> np.ndarray:
-    """A sketch: a stroke through the upper half of the paper."""
+    """A sketch with one stroke in the upper half."""
     sketch = np.full((size, size, 3), 255, np.uint8)
     sketch[size // 4, 2:-2] = 0
     return sketch

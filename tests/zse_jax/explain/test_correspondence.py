@@ -7,14 +7,14 @@ from flax import nnx
 
 from tests.zse_jax.retrieval.fakes import fake
 from tests.zse_jax.retrievers import test_zse as zse
-from zse_jax.explain import correspondence as explain
-from zse_jax.retrievers.base import Correspondence, Retriever
+from zse_jax.explain import correspondence
+from zse_jax.retrievers.base import Correspondence, Explainable
 
 SIZE, SIDE = 16, 4
 PLACES = SIDE * SIDE
 
 
-class Blocks(Retriever):
+class Blocks(Explainable):
     """Places match as the products of their grey values; the first ones count most."""
 
     local_evidence = "grey blocks"
@@ -23,6 +23,12 @@ class Blocks(Retriever):
         self.image_size = image_size
         self.weights = nnx.Param(jnp.linspace(2, -1, PLACES * PLACES).reshape(PLACES, PLACES))
         self.dropout = nnx.Dropout(0.5, rngs=nnx.Rngs(0))
+
+    def encode(self, images, modality):
+        return images.reshape(len(images), -1) / 255
+
+    def embedding(self, features):
+        return features / jnp.linalg.norm(features, axis=1, keepdims=True)
 
     def correspond(self, sketches, photos):
         def places(images):
@@ -51,10 +57,10 @@ def pictures(count, seed=0):
 
 @pytest.fixture(scope="module")
 def explained():
-    return explain.explain(spatial(), pictures(3), pictures(3, 1))
+    return correspondence.Explainer(spatial())(pictures(3), pictures(3, 1))
 
 
-def test_an_explanation_is_of_evaluation_whatever_mode_the_retriever_is_in(explained):
+def test_explanations_use_evaluation_mode(explained):
     model = spatial()
     assert model.loss(zse.quadruplets(1))[0] != model.loss(zse.quadruplets(1))[0]  # dropout is on
     still = nnx.view(model, deterministic=True).correspond(zse.images(3), zse.images(3, 1))
@@ -75,14 +81,14 @@ def test_everything_is_a_numpy_array_of_the_documented_shape(explained):
     assert explained.evidence == spatial().local_evidence
 
 
-def test_a_pair_is_explained_alike_alone_and_among_others(explained):
-    explainer = explain.Explainer(spatial())
+def test_an_explanation_does_not_depend_on_the_other_pairs(explained):
+    explainer = correspondence.Explainer(spatial())
     alone = explainer(pictures(3)[1:2], pictures(3, 1)[1:2])
     np.testing.assert_allclose(alone.attribution[0], explained.attribution[1], atol=1e-6)
     np.testing.assert_array_equal(alone.best[0], explained.best[1])
 
 
-def test_attribution_is_what_a_small_change_of_a_match_does_times_the_match(explained):
+def test_attribution_is_the_numerical_gradient_times_the_match(explained):
     model = nnx.view(spatial(), deterministic=True)
     step = 1e-2
     for pair, s, p in ((0, 1, 2), (2, 3, 0)):
@@ -96,22 +102,22 @@ def test_attribution_is_what_a_small_change_of_a_match_does_times_the_match(expl
 
 
 def test_attribution_of_a_linear_similarity_sums_to_it():
-    found = explain.explain(Blocks(), images(2), images(2, 1))
+    found = correspondence.Explainer(Blocks())(images(2), images(2, 1))
     np.testing.assert_allclose(found.attribution.sum(axis=(1, 2)), found.similarity, rtol=1e-4)
     np.testing.assert_allclose(found.sketch_relevance, found.attribution.sum(axis=2))
     np.testing.assert_allclose(found.photo_relevance, found.attribution.sum(axis=1))
 
 
-def test_best_and_mutual_matches_of_a_matrix_by_hand():
+def test_best_and_mutual_matches_of_a_small_matrix():
     match = np.array([[[0.9, 0.1, 0.0], [0.8, 0.7, 0.0], [0.0, 0.6, 0.5]]])
-    best, mutual = explain.best_matches(match, np.ones((1, 3), bool))
+    best, mutual = correspondence.best_matches(match, np.ones((1, 3), bool))
     assert best.tolist() == [[0, 0, 1]]
     assert mutual.tolist() == [[True, False, False]]  # photo place 1 prefers sketch place 1
 
 
-def test_blank_places_are_nobodys_mutual_match_and_do_not_stand_in_the_way():
+def test_blank_places_are_ignored_in_mutual_matches():
     match = np.array([[[0.9, 0.1, 0.0], [0.8, 0.7, 0.0], [0.0, 0.6, 0.5]]])
-    _, mutual = explain.best_matches(match, np.array([[False, True, False]]))
+    _, mutual = correspondence.best_matches(match, np.array([[False, True, False]]))
     assert mutual.tolist() == [[False, True, False]]
 
 
@@ -120,26 +126,26 @@ def test_ink_is_the_share_of_a_place_that_differs_from_the_paper(paper, stroke):
     sketch = np.full((1, 8, 8, 3), paper, np.uint8)
     sketch[0, :4, 4] = stroke  # one of four columns of the upper right place
     sketch[0, 7, 0] = stroke
-    np.testing.assert_allclose(explain.ink_share(sketch, 2), [[0, 0.25, 1 / 16, 0]])
+    np.testing.assert_allclose(correspondence.ink_share(sketch, 2), [[0, 0.25, 1 / 16, 0]])
 
 
 def test_a_grid_that_does_not_divide_the_image_still_gives_shares():
     sketch = np.full((1, 7, 7, 3), 255, np.uint8)
     sketch[0, :, 5:] = 0
-    np.testing.assert_allclose(explain.ink_share(sketch, 3)[0, ::3], 0)
-    np.testing.assert_allclose(explain.ink_share(sketch, 3)[0, 2::3], 2 / 3, rtol=1e-6)
+    np.testing.assert_allclose(correspondence.ink_share(sketch, 3)[0, ::3], 0)
+    np.testing.assert_allclose(correspondence.ink_share(sketch, 3)[0, 2::3], 2 / 3, rtol=1e-6)
 
 
-def test_a_sketch_without_strokes_has_nothing_to_show_and_is_no_error():
+def test_a_sketch_without_strokes_is_not_an_error():
     blank = np.full((1, 32, 32, 3), 255, np.uint8)
-    found = explain.explain(spatial(), blank, pictures(1))
+    found = correspondence.Explainer(spatial())(blank, pictures(1))
     assert not found.ink.any()
     assert not found.mutual.any()
 
 
 def test_dropped_tokens_match_nothing_on_the_whole_grid():
     model = zse.build(keep_rate=0.5, keep_blocks=(1,), anchors=8)
-    found = explain.explain(model, pictures(2), pictures(2, 1))
+    found = correspondence.Explainer(model)(pictures(2), pictures(2, 1))
     assert found.match.shape == (2, 16, 16)
     for i in range(2):
         gone = np.setdiff1d(np.arange(16), found.sketch_places[i])
@@ -151,15 +157,15 @@ def test_dropped_tokens_match_nothing_on_the_whole_grid():
         best = found.best[i, found.sketch_places[i]]
         assert np.isin(best, found.photo_places[i]).all()
     order = np.tile(np.arange(256), (2, 1))
-    curve = explain.deletion_curve(model, found, order, steps=4)
+    curve = correspondence.deletion_curve(model, found, order, steps=4)
     np.testing.assert_allclose(curve[:, 0], found.similarity, rtol=1e-4)
 
 
-def test_deletion_starts_at_the_similarity_and_ends_at_that_of_nothing():
+def test_deletion_goes_from_all_matches_to_none():
     model = Blocks()
-    found = explain.explain(model, images(2), images(2, 1))
+    found = correspondence.Explainer(model)(images(2), images(2, 1))
     order = (-found.attribution.reshape(2, -1)).argsort(axis=1)
-    curve = explain.deletion_curve(model, found, order, steps=7)
+    curve = correspondence.deletion_curve(model, found, order, steps=7)
     assert curve.shape == (2, 8)
     np.testing.assert_allclose(curve[:, 0], found.similarity, rtol=1e-4)
     np.testing.assert_allclose(curve[:, -1], 0, atol=1e-4)
@@ -167,22 +173,22 @@ def test_deletion_starts_at_the_similarity_and_ends_at_that_of_nothing():
 
 def test_deletion_removes_in_the_order_given():
     model = Blocks()
-    found = explain.explain(model, images(1), images(1, 1))
+    found = correspondence.Explainer(model)(images(1), images(1, 1))
     order = np.random.default_rng(0).permutation(PLACES**2)[None]
-    curve = explain.deletion_curve(model, found, order, steps=PLACES**2)
+    curve = correspondence.deletion_curve(model, found, order, steps=PLACES**2)
     left = found.match.copy().reshape(-1)
     left[order[0, :10]] = 0
     expected = model.similarity_of(jnp.asarray(left.reshape(found.match.shape)))
     np.testing.assert_allclose(curve[0, 10], expected[0], rtol=1e-4)
 
 
-def test_removing_what_is_attributed_most_lowers_the_similarity_more_than_removing_any():
+def test_removing_the_largest_attributions_lowers_the_similarity_most():
     model = spatial()
-    found = explain.explain(model, pictures(20), pictures(20, 1))
+    found = correspondence.Explainer(model)(pictures(20), pictures(20, 1))
     attribution = found.attribution.reshape(20, -1)
     random = np.random.default_rng(0).random(attribution.shape)
     area = {
-        name: explain.deletion_curve(model, found, order, steps=16).mean()
+        name: correspondence.deletion_curve(model, found, order, steps=16).mean()
         for name, order in {
             "most": (-attribution).argsort(axis=1),
             "random": random.argsort(axis=1),
@@ -195,10 +201,10 @@ def test_removing_what_is_attributed_most_lowers_the_similarity_more_than_removi
 @pytest.mark.parametrize(
     "order", [np.zeros((2, PLACES**2), int), np.tile(np.arange(PLACES), (2, 1))], ids=str
 )
-def test_an_order_that_is_none_is_an_error(order):
-    found = explain.explain(Blocks(), images(2), images(2, 1))
+def test_an_invalid_order_is_an_error(order):
+    found = correspondence.Explainer(Blocks())(images(2), images(2, 1))
     with pytest.raises(ValueError, match="each of the 16 x 16 matches of 2 pairs once"):
-        explain.deletion_curve(Blocks(), found, order)
+        correspondence.deletion_curve(Blocks(), found, order)
 
 
 @pytest.mark.parametrize(
@@ -206,18 +212,18 @@ def test_an_order_that_is_none_is_an_error(order):
     [
         (images(1)[:, :8], images(1), r"sketches to explain must be uint8 .*prepare_sketch"),
         (images(1), images(1)[:, :8, :8], r"photos .* \(1, 8, 8, 3\): prepare .*prepare_photo"),
-        (images(1) / 255, images(1), "uint8 .* but are float64"),
+        (images(1) / 255, images(1), "uint8 .* but they are float64"),
         (images(1)[0], images(1), r"shape \(16, 16, 3\)"),
         (images(0), images(0), r"shape \(0, 16, 16, 3\)"),
-        (images(2), images(3), "2 sketches and 3 photos: .* pairs"),
+        (images(2), images(3), "2 sketches and 3 photos, .* pairs"),
     ],
 )
-def test_images_that_are_no_pairs_are_errors_that_say_what_to_do(sketches, photos, message):
+def test_images_that_do_not_form_pairs_are_errors(sketches, photos, message):
     with pytest.raises(ValueError, match=message):
-        explain.explain(Blocks(), sketches, photos)
+        correspondence.Explainer(Blocks())(sketches, photos)
 
 
 def test_a_retriever_without_local_evidence_is_an_error():
     image = np.zeros((1, 4, 4, 3), np.uint8)
-    with pytest.raises(ValueError, match="no local evidence to explain a result with"):
-        explain.explain(fake(), image, image)
+    with pytest.raises(ValueError, match="no local evidence with which to explain"):
+        correspondence.Explainer(fake())(image, image)

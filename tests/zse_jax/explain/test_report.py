@@ -146,7 +146,7 @@ def test_names_from_outside_are_escaped(page):
 
 def test_the_run_is_told(page):
     text = Page(page).text
-    for part in ("runs/x", '{"seed": 0}', "a, b", "not zero-shot", "likeness of grey patches"):
+    for part in ("runs/x", '{"seed": 0}', "a, b", "not zero-shot", "similarity of grey patches"):
         assert part in text
 
 
@@ -246,7 +246,7 @@ def test_the_program_writes_the_report(workdir, tmp_path, protocol, capsys):
     )  # fmt: skip
     found = Page(file.read_text())
     assert f"wrote {file}" in capsys.readouterr().out
-    for part in (str(workdir), "likeness of grey patches", "relation@4", "(t-SNE)", "train"):
+    for part in (str(workdir), "similarity of grey patches", "relation@4", "(t-SNE)", "train"):
         assert part in found.text
     headline = {"category": "relation/exact/mAP@all", "fine_grained": "relation/class/Acc@1"}
     assert f"By {headline[protocol]}, worst first." in found.text

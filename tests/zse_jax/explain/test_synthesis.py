@@ -1,4 +1,4 @@
-"""Universal replacement: which patches a sketch is rebuilt from, what stays blank, the seams."""
+"""Universal replacement: the source of each patch, blank places, and seams."""
 
 import numpy as np
 import pytest
@@ -103,7 +103,7 @@ def test_blending_softens_the_seams():
     """Two grey levels side by side: the step between them gets smaller."""
     source = np.zeros((SIZE, SIZE, 3), np.uint8)
     source[:, SIZE // 2 :] = 200
-    places = np.where(np.arange(PLACES) % 2, 0, SIDE - 1)  # dark and light in turns
+    places = np.where(np.arange(PLACES) % 2, 0, SIDE - 1)  # alternating dark and light
     steps = [
         np.abs(np.diff(synthesise(paper(), source, matching(places), ALL, blend=b).astype(int),
                        axis=1)).max()
@@ -113,7 +113,7 @@ def test_blending_softens_the_seams():
     assert steps[1] < 150
 
 
-def test_a_coarser_grid_of_the_photo_serves_too():
+def test_the_photo_grid_can_be_coarser():
     match = np.zeros((PLACES, 4), np.float32)
     match[:, 3] = 1
     image = photo()
@@ -126,15 +126,15 @@ def test_a_coarser_grid_of_the_photo_serves_too():
     [
         (photo()[:8, :8], matching(np.arange(PLACES)), ALL, r"\(8, 8, 3\) .* cannot replace"),
         (photo(), matching(np.arange(PLACES))[:4], ALL, "with 16 places: prepare both"),
-        (photo(), np.zeros((PLACES, 5), np.float32), ALL, "5 places are no square grid"),
-        (photo(), matching(np.arange(PLACES))[:5], ALL[:5], "5 places are no square grid"),
+        (photo(), np.zeros((PLACES, 5), np.float32), ALL, "5 places do not form a square grid"),
+        (photo(), matching(np.arange(PLACES))[:5], ALL[:5], "5 places do not form a square grid"),
     ],
 )
-def test_what_does_not_fit_is_an_error(image, match, ink, message):
+def test_incompatible_shapes_are_errors(image, match, ink, message):
     with pytest.raises(ValueError, match=message):
         synthesise(paper(), image, match, ink)
 
 
 def test_an_empty_gallery_is_an_error():
-    with pytest.raises(ValueError, match="no photo in the gallery"):
+    with pytest.raises(ValueError, match="gallery contains no photos"):
         synthesise_from_gallery(paper(), [], ALL)

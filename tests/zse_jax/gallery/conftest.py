@@ -1,4 +1,4 @@
-"""A small ZSE with random weights as a checkpoint, an album, and a drawing."""
+"""A checkpoint of a small ZSE with random weights, an album, and a drawing."""
 
 import shutil
 from collections.abc import Iterator
@@ -17,7 +17,7 @@ from zse_jax.retrievers import create
 
 
 def written_checkpoint(folder: Path, system: str = "zse", seed: int = 0) -> Path:
-    """A checkpoint of random weights."""
+    """Writes a checkpoint with random weights."""
     config = small_systems.config(system)
     settings = config.model.to_dict()
     made = drawn(lambda: create(settings, rngs=nnx.Rngs(params=0, dropout=1)), seed)
@@ -26,7 +26,7 @@ def written_checkpoint(folder: Path, system: str = "zse", seed: int = 0) -> Path
 
 
 def photo(file: Path, number: int, size: tuple[int, int] = (48, 40)) -> Path:
-    """A photo that differs from every other one, in the format of its name."""
+    """Writes a random photo, different for each number, in the format of its extension."""
     pixels = np.random.default_rng(number).integers(0, 256, (*size[::-1], 3), np.uint8)
     file.parent.mkdir(parents=True, exist_ok=True)
     Image.fromarray(pixels).save(file)
@@ -41,7 +41,7 @@ def zse(tmp_path_factory) -> Path:
 
 @pytest.fixture
 def album(tmp_path) -> Path:
-    """Five photos, one of them in a folder below, and a text."""
+    """Five photos, one of them in a subfolder, and a text file."""
     for number in range(5):
         photo(tmp_path / "album" / ("deep" if number == 4 else "") / f"p{number}.png", number)
     (tmp_path / "album" / "notes.txt").write_text("no photo")

@@ -1,9 +1,9 @@
-"""Additions that are killed: the index opens, verifies, and goes on.
+"""Kills additions: the index must open, verify, and continue.
 
     python -m tests.zse_jax.gallery.kills CHECKPOINT FOLDER [KILLS]
 
-FOLDER/album holds photos; FOLDER/killed gets the index. Each of KILLS (20) additions, a process of
-its own, gets SIGKILL at a moment drawn between its first commit and about its last.
+FOLDER/album contains photos; the index is written to FOLDER/killed. Each of KILLS (20) additions
+runs in a separate process, which gets SIGKILL at a random time between its first and last commits.
 """
 
 import os
@@ -16,16 +16,16 @@ import time
 from pathlib import Path
 
 COMMIT, PAUSE = 4, 0.02
-"""Photos in a commit, and seconds that are spent before and after each."""
+"""Photos per commit, and seconds of sleep before and after each."""
 
 
 def child(checkpoint: str, folder: Path, seconds: float) -> None:
-    """Adds the album, and kills itself `seconds` after its first commit begins; 0: never."""
-    from zse_jax.gallery import index, ingest
+    """Adds the album, and kills this process `seconds` after its first commit begins; 0: never."""
+    from zse_jax.gallery import encoder, index, ingest
     from zse_jax.gallery.tables import Tables
 
     ingest.COMMIT_PHOTOS = COMMIT
-    ingest.BATCH = COMMIT
+    encoder.BATCH = COMMIT
     put = Tables.put
     begun = threading.Event()
 
@@ -44,7 +44,7 @@ def child(checkpoint: str, folder: Path, seconds: float) -> None:
 
 
 def main() -> None:
-    """Kills, and looks each time."""
+    """Kills additions, and verifies the index after each."""
     checkpoint, folder = sys.argv[1], Path(sys.argv[2])
     if sys.argv[3:4] == ["--child"]:
         child(checkpoint, folder, float(sys.argv[4]))

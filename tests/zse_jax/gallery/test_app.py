@@ -1,4 +1,4 @@
-"""The page's answers, and what its server refuses."""
+"""The page's backend, and requests that its server rejects."""
 
 import base64
 import contextlib
@@ -16,7 +16,7 @@ from absl import flags
 from PIL import Image, ImageDraw
 
 from zse_jax.gallery import app, app_backend, index, middleware
-from zse_jax.gallery.app_backend import Answers
+from zse_jax.gallery.app_backend import Backend
 from zse_jax.gallery.photos import identity
 from zse_jax.gallery.search import Searcher
 from zse_jax.runtime import cli
@@ -50,20 +50,20 @@ def album(tmp_path_factory):
 
 
 @pytest.fixture(scope="module")
-def asked(zse, album, tmp_path_factory):
-    """What answers, with an index of seven photos."""
+def backend(zse, album, tmp_path_factory):
+    """A backend with an index of seven photos."""
     where = tmp_path_factory.mktemp("app") / "index"
     index.build([album], where, zse)
-    return Answers(Searcher(index.open(where)), k=5)
+    return Backend(Searcher(index.open(where)), k=5)
 
 
-def final(asked, drawing, rerank=3.0):
-    *_, last = asked.search(drawing, rerank)
+def final(backend, drawing, rerank=3.0):
+    *_, last = backend.search(drawing, rerank)
     return last
 
 
-def test_photos_appear_as_thumbnails_and_nothing_else(asked, album):
-    answer = final(asked, circle())
+def test_photos_appear_as_thumbnails_and_nothing_else(backend, album):
+    answer = final(backend, circle())
     assert len(answer.results.hits) == 5
     assert answer.html.count("data:image/jpeg;base64,") == 5
     assert len(re.findall('data-photo="[0-9a-f]{24}"', answer.html)) == 5
@@ -72,36 +72,36 @@ def test_photos_appear_as_thumbnails_and_nothing_else(asked, album):
     assert "src=" not in re.sub(r'src="data:image/jpeg;base64,[\w+/=]+"', "", answer.html)
 
 
-def test_names_of_files_are_no_html(asked):
-    asked = Answers(asked.searcher, k=7)
-    html = final(asked, circle()).html
+def test_file_names_are_escaped(backend):
+    backend = Backend(backend.searcher, k=7)
+    html = final(backend, circle()).html
     assert "<b onclick" not in html
     assert "&lt;b onclick=x&gt;" in html
 
 
-def test_the_slider_decides_how_many_are_compared(asked):
-    assert asked.most == asked.usual == 7
-    fast = final(asked, circle(), 0)
+def test_the_slider_decides_how_many_are_compared(backend):
+    assert backend.most_pairs == backend.default_pairs == 7
+    fast = final(backend, circle(), 0)
     assert {hit.stage for hit in fast.results.hits} == {"shortlist"}
     assert "by embedding alone" in fast.html
-    exact = final(asked, circle(), 1e9)
+    exact = final(backend, circle(), 1e9)
     assert {hit.stage for hit in exact.results.hits} == {"rerank"}
-    assert final(asked, circle(), -5.0).results.hits == fast.results.hits
+    assert final(backend, circle(), -5.0).results.hits == fast.results.hits
 
 
-def test_where_comparing_is_slow_there_is_a_first_glance(asked, monkeypatch):
-    monkeypatch.setattr(asked, "_seconds_of_pair", 1.0)
-    first, last = asked.search(circle(), 3)
+def test_slow_scoring_is_preceded_by_a_preview(backend, monkeypatch):
+    monkeypatch.setattr(backend, "_seconds_of_pair", 1.0)
+    first, last = backend.search(circle(), 3)
     assert "comparing pairs" in first.html
     assert {hit.stage for hit in first.results.hits} == {"shortlist"}
     assert "comparing pairs" not in last.html
-    assert asked._seconds_of_pair < 1
+    assert backend._seconds_of_pair < 1
 
 
 @pytest.mark.parametrize("drawing", [None, "", data_url(paper())], ids=["none", "empty", "white"])
-def test_no_drawing_is_no_error(asked, drawing):
-    answer = final(asked, drawing)
-    assert answer == asked.empty()
+def test_an_empty_drawing_is_not_an_error(backend, drawing):
+    answer = final(backend, drawing)
+    assert answer == backend.empty()
     assert "Draw an object, and the most similar of 7 photos appear here" in answer.html
 
 
@@ -115,70 +115,70 @@ def bomb():
 @pytest.mark.parametrize(
     ("drawing", "problem"),
     [
-        ("hello", "no picture"),
-        ("data:text/html;base64,PGI+", "no picture"),
-        ("data:image/png;base64,!!!", "no picture"),
-        ("data:image/png;base64,PGh0bWw+", "no picture"),
+        ("hello", "not a picture"),
+        ("data:text/html;base64,PGI+", "not a picture"),
+        ("data:image/png;base64,!!!", "not a picture"),
+        ("data:image/png;base64,PGh0bWw+", "not a picture"),
         ("data:image/png;base64," + "A" * app_backend.LARGEST_DRAWING, "too large"),
-        ("data:image/png;base64," + bomb(), "no picture"),
+        ("data:image/png;base64," + bomb(), "not a picture"),
         (data_url(paper((2049, 8))), "2049 x 8 pixels"),
-        ("/etc/passwd", "no picture"),
+        ("/etc/passwd", "not a picture"),
     ],
 )
-def test_what_is_no_drawing_is_said(asked, drawing, problem):
-    answer = final(asked, drawing)
+def test_invalid_drawings_are_reported(backend, drawing, problem):
+    answer = final(backend, drawing)
     assert problem in answer.html
     assert 'role="alert"' in answer.html
     assert answer.results is None
 
 
-def test_a_photo_that_was_found_is_explained(asked):
-    results = final(asked, circle()).results
-    html = asked.explain(results, results.hits[1].id)
+def test_a_photo_that_was_found_is_explained(backend):
+    results = final(backend, circle()).results
+    html = backend.explain(results, results.hits[1].id)
     assert "Why photo 2" in html
     assert html.count("<img") > 4
     assert "src=" not in re.sub(r'src="data:image/webp;base64,[\w+/=]+"', "", html)
 
 
-def test_nothing_is_explained_but_what_was_found(asked, album):
-    results = final(asked, circle(), 7).results
+def test_only_results_are_explained(backend, album):
+    results = final(backend, circle(), 7).results
     shown = {hit.id for hit in results.hits}
     others = identity(Path("/etc/passwd")), str(album / "p0.png"), "None", ""
     for other in others:
         assert other not in shown
-        assert "choose one of the photos found" in asked.explain(results, other)
-    assert "Draw first" in asked.explain(None, next(iter(shown)))
+        assert "choose one of the photos" in backend.explain(results, other)
+    assert "Draw first" in backend.explain(None, next(iter(shown)))
 
 
-def test_a_photo_that_is_gone_is_said_without_its_path(zse, tmp_path):
+def test_a_missing_photo_is_reported_without_its_path(zse, tmp_path):
     file = photo(tmp_path / "album/p.png", 0)
     index.build([file], tmp_path / "index", zse)
-    asked = Answers(Searcher(index.open(tmp_path / "index")))
-    results = final(asked, circle()).results
+    backend = Backend(Searcher(index.open(tmp_path / "index")))
+    results = final(backend, circle()).results
     file.unlink()
-    html = asked.explain(results, results.hits[0].id)
-    assert "gone since it was indexed" in html
+    html = backend.explain(results, results.hits[0].id)
+    assert "no longer exists" in html
     assert str(tmp_path) not in html
 
 
-def test_a_system_that_scores_no_pairs_has_no_slider(asked, monkeypatch):
-    monkeypatch.setattr(asked.searcher, "reranks", False)
-    fast = Answers(asked.searcher)
+def test_a_system_that_scores_no_pairs_has_no_slider(backend, monkeypatch):
+    monkeypatch.setattr(backend.searcher, "reranks", False)
+    fast = Backend(backend.searcher)
     fast.warm_up()
-    assert fast.most == fast.usual == 0
+    assert fast.most_pairs == fast.default_pairs == 0
     assert "by embedding alone" in final(fast, circle()).html
 
 
 @pytest.fixture(scope="module")
-def server(asked):
-    page = app.create(asked)
+def server(backend):
+    page = app.create(backend)
     address = app.serve(page)
     yield urlsplit(address)
     page.close()
 
 
 def request(server, method, path, body=None, headers=None):
-    """Status and body, of a path that nobody has tidied up."""
+    """Status and body of a request, whose path is sent unchanged."""
     connection = http.client.HTTPConnection(server.hostname, server.port, timeout=30)
     try:
         connection.request(method, path, body, headers or {})
@@ -195,9 +195,9 @@ def test_only_this_machine_is_served_by_default(server):
     assert app.TITLE.encode() in text
 
 
-def test_a_port_that_is_taken_is_said(server, asked):
-    with pytest.raises(OSError, match=f"127.0.0.1:{server.port}: the port is taken.*--port=7900"):
-        app.serve(app.create(asked), port=server.port)
+def test_a_port_in_use_is_reported(server, backend):
+    with pytest.raises(OSError, match=f"127.0.0.1:{server.port}: the port is in use.*--port=7900"):
+        app.serve(app.create(backend), port=server.port)
 
 
 def test_no_path_leads_to_a_file(server, album):
@@ -216,16 +216,16 @@ def test_no_path_leads_to_a_file(server, album):
             assert secret.read_bytes() not in body
 
 
-def test_there_is_no_upload_and_no_request_larger_than_a_drawing(server):
+def test_uploads_and_large_requests_are_rejected(server):
     boundary = b"--b\r\nContent-Disposition: form-data; name=files; filename=a\r\n\r\nx\r\n--b--"
     headers = {"Content-Type": "multipart/form-data; boundary=b"}
     assert request(server, "POST", "/gradio_api/upload", boundary, headers)[0] == 404
     status, text = request(
         server, "POST", "/gradio_api/queue/join", b"x" * (middleware.LARGEST_REQUEST + 1)
     )
-    assert (status, text) == (413, b"That is larger than a drawing.")
-    chunks = iter([b"x" * 2**20] * 9)  # of a length that is not said
-    with contextlib.suppress(ConnectionError, http.client.HTTPException):  # hung up on
+    assert (status, text) == (413, b"The request is larger than a drawing.")
+    chunks = iter([b"x" * 2**20] * 9)  # without Content-Length
+    with contextlib.suppress(ConnectionError, http.client.HTTPException):  # closed by the server
         assert request(server, "POST", "/gradio_api/queue/join", chunks)[0] >= 400
 
 
@@ -248,12 +248,12 @@ def test_errors_on_the_command_line(tmp_path):
 def test_an_empty_index_says_what_to_do(zse, album, tmp_path):
     index.build([album], tmp_path / "index", zse)
     index.remove(tmp_path / "index", [album])
-    asked = Answers(Searcher(index.open(tmp_path / "index")))
-    asked.warm_up()
-    assert "add some with zse_jax.gallery.index add" in final(asked, circle()).html
+    backend = Backend(Searcher(index.open(tmp_path / "index")))
+    backend.warm_up()
+    assert "add some with zse_jax.gallery.index add" in final(backend, circle()).html
 
 
-def test_a_sketch_on_a_transparent_ground_is_found_too():
+def test_a_transparent_background_becomes_white():
     image = Image.new("RGBA", (64, 64), (0, 0, 0, 0))
     ImageDraw.Draw(image).line((5, 5, 60, 60), fill="black", width=4)
     drawing = app_backend.decoded(data_url(image))

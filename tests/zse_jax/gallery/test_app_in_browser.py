@@ -1,7 +1,7 @@
-"""The page in headless Chromium: somebody draws, finds, asks why, on a desk and on a phone.
+"""The page in headless Chromium: draw, search and explain, on a desktop and on a phone.
 
-Skipped where there is no Chromium, or no Playwright to drive it. Screenshots lie in the test's
-temporary folder, or in the folder that $ZSE_SCREENSHOTS names.
+Skipped without Chromium or Playwright. Screenshots are written to the test's temporary folder, or
+to the folder $ZSE_SCREENSHOTS.
 """
 
 import numpy as np
@@ -25,9 +25,9 @@ def address(zse, tmp_path_factory):
     for number in range(PHOTOS):
         photo(folder / f"album/photo {number}.png", number, (64, 48))
     index.build([folder / "album"], folder / "index", zse)
-    asked = app_backend.Answers(Searcher(index.open(folder / "index")))
-    asked.warm_up()
-    page = app.create(asked)
+    backend = app_backend.Backend(Searcher(index.open(folder / "index")))
+    backend.warm_up()
+    page = app.create(backend)
     yield app.serve(page)
     page.close()
 
@@ -99,9 +99,9 @@ def test_rub_out_undo_clear_slide_and_upload(browser, address, tmp_path):
     page.set_input_files("#pad input[type=file]", tmp_path / "sketch.jpg")
     page.wait_for_selector(".zse-tile")
     assert visitor.ink() > 0.01
-    (tmp_path / "page.png").write_text("<html>no picture</html>")
+    (tmp_path / "page.png").write_text("<html></html>")
     page.set_input_files("#pad input[type=file]", tmp_path / "page.png")
-    page.locator(".zse-note", has_text="no picture").wait_for()
+    page.locator(".zse-note", has_text="not a picture").wait_for()
     with (tmp_path / "huge.png").open("wb") as file:
         file.truncate(21 * 2**20)
     page.set_input_files("#pad input[type=file]", tmp_path / "huge.png")

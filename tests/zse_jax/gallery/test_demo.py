@@ -10,7 +10,7 @@ from .conftest import photo, written_checkpoint
 
 
 def doodles(modality, classes, count=2):
-    """A stand-in for the prepared data set, whose images are noise."""
+    """A replacement for the prepared data set, with random images."""
     names = [f"{modality}/{name}/{number}.png" for name in classes for number in range(count)]
     labels = np.repeat(np.arange(len(classes)), count)
     return SimpleNamespace(

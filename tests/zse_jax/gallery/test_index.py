@@ -1,4 +1,4 @@
-"""An index grows with its photos, encodes nothing twice, and never mixes checkpoints."""
+"""Photos can be added to an index, are encoded once, and belong to one checkpoint."""
 
 import os
 import re
@@ -17,7 +17,7 @@ from data_pipelines import images
 from tests.source import ROOT
 from tests.zse_jax.gallery.conftest import photo, written_checkpoint
 from zse_jax.gallery import index, ingest, tables
-from zse_jax.gallery.encoder import Encoder
+from zse_jax.gallery.encoder import CompiledEncoder
 from zse_jax.runtime import cli
 
 
@@ -30,16 +30,16 @@ def built(album, zse, tmp_path):
 
 @pytest.fixture
 def encodings(monkeypatch):
-    """How many photos went through the network since."""
+    """The number of photos in each call of the encoder."""
     counted = []
-    encode = Encoder.__call__
+    encode = CompiledEncoder.__call__
 
     def counting(self, images, modality, batch):
         counted.append(len(images))
-        assert batch < 2 * len(images)  # what fills it up is less than what is in it
+        assert batch < 2 * len(images)  # less than half of it is padding
         return encode(self, images, modality, batch)
 
-    monkeypatch.setattr(Encoder, "__call__", counting)
+    monkeypatch.setattr(CompiledEncoder, "__call__", counting)
     return counted
 
 
@@ -55,7 +55,7 @@ def run(command, *arguments):
     index.main(options, *cli.parse(options, argv)[1:])
 
 
-def test_it_holds_every_photo_with_its_embedding_and_thumbnail(built, album, zse):
+def test_it_contains_every_photo_with_its_embedding_and_thumbnail(built, album, zse):
     gallery = index.open(built)
     assert gallery.photos == 5
     assert gallery.info()["search"] == "exact"
@@ -73,7 +73,7 @@ def test_it_holds_every_photo_with_its_embedding_and_thumbnail(built, album, zse
             gallery.file(strange)
 
 
-def test_what_has_not_changed_is_not_encoded_again(built, album, encodings):
+def test_unchanged_photos_are_not_encoded_again(built, album, encodings):
     changes = index.add(built, album)
     assert (changes.unchanged, changes.added, encodings) == (5, 0, [])
     photo(album / "new.png", 99)
@@ -82,7 +82,7 @@ def test_what_has_not_changed_is_not_encoded_again(built, album, encodings):
     assert index.open(built).photos == 6
 
 
-def test_a_changed_photo_takes_the_place_of_the_old_one(built, album, encodings):
+def test_a_changed_photo_replaces_the_old_one(built, album, encodings):
     before = index.open(built).tables.columns("path", "embedding").to_pylist()
     photo(album / "p1.png", 77)
     changes = index.add(built, album)
@@ -93,7 +93,7 @@ def test_a_changed_photo_takes_the_place_of_the_old_one(built, album, encodings)
     assert len(after) == 5
 
 
-def test_content_that_is_known_is_not_encoded_again(built, album, encodings):
+def test_known_content_is_not_encoded_again(built, album, encodings):
     shutil.copy(album / "p0.png", album / "copy.png")
     os.utime(album / "p2.png")
     (album / "p3.png").rename(album / "moved.png")
@@ -106,13 +106,13 @@ def test_content_that_is_known_is_not_encoded_again(built, album, encodings):
     assert vectors["moved.png"] == vectors["p3.png"]
 
 
-def test_bad_files_are_named_kept_out_and_tried_again_when_they_change(built, album, encodings):
+def test_bad_files_are_reported_and_read_again_when_they_change(built, album, encodings):
     (album / "page.jpg").write_bytes(b"<html>no photo</html>")
     (album / "empty.png").write_bytes(b"")
     refused = index.add(built, album).refused
     assert [Path(name).name for name, _ in refused] == ["empty.png", "page.jpg"]
     assert index.open(built).refused() == refused
-    assert index.add(built, album).refused == refused  # still said, and not read again
+    assert index.add(built, album).refused == refused  # reported again, but not read
     photo(album / "empty.png", 5)
     changes = index.add(built, album)
     assert (changes.added, len(changes.refused)) == (1, 1)
@@ -124,7 +124,7 @@ def test_bad_files_are_named_kept_out_and_tried_again_when_they_change(built, al
     assert encodings == [1]
 
 
-def test_a_file_that_cannot_be_read_is_tried_again_every_time(built, album, monkeypatch):
+def test_a_file_that_cannot_be_read_is_read_again_every_time(built, album, monkeypatch):
     photo(album / "locked.png", 8)
     with monkeypatch.context() as patch:
 
@@ -139,7 +139,7 @@ def test_a_file_that_cannot_be_read_is_tried_again_every_time(built, album, monk
     assert index.open(built).refused() == []
 
 
-def test_names_that_are_no_text(built, album):
+def test_file_names_that_are_not_utf8(built, album):
     strange = os.fsencode(album) + b"/caf\xe9.png"
     shutil.copy(album / "p0.png", strange)
     assert index.add(built, album).added == 1
@@ -150,7 +150,7 @@ def test_names_that_are_no_text(built, album):
     assert index.add(built, album).unchanged == 6
 
 
-def test_deleted_photos_are_said_and_removed_when_asked(built, album):
+def test_deleted_photos_are_reported_and_removed_on_request(built, album):
     (album / "p0.png").unlink()
     assert index.verify(built).gone == [str(album / "p0.png")]
     assert index.add(built, album).gone == 1
@@ -162,7 +162,7 @@ def test_deleted_photos_are_said_and_removed_when_asked(built, album):
     with pytest.raises(ValueError, match="has no photo in .*deep"):
         index.remove(built, album / "deep")
     shutil.rmtree(album)
-    with pytest.raises(ValueError, match="None of the 3 photos .* is a disk not mounted"):
+    with pytest.raises(ValueError, match="None of the files of the 3 photos .* disk mounted"):
         index.remove(built)
     assert index.remove(built, album) == 3
 
@@ -174,22 +174,22 @@ def test_an_index_of_another_checkpoint_is_refused(built, album, zse, tmp_path):
         lambda: index.add(built, album, checkpoint=other),
         lambda: index.open(built).retriever(other),
     ):
-        with pytest.raises(ValueError, match=f"is of another checkpoint: {zse}, step 0"):
+        with pytest.raises(ValueError, match=f"belongs to another checkpoint: {zse}, step 0"):
             call()
     moved = shutil.copytree(zse, tmp_path / "moved")
     index.open(built).retriever(moved)
 
 
-def test_a_checkpoint_that_moved_is_asked_for(album, zse, tmp_path):
+def test_a_moved_checkpoint_is_reported(album, zse, tmp_path):
     first = shutil.copytree(zse, tmp_path / "first")
     index.build(photos=[album], index=tmp_path / "index", checkpoint=first)
     first.rename(tmp_path / "second")
-    with pytest.raises(FileNotFoundError, match="no longer at .*first: say where it is now"):
+    with pytest.raises(FileNotFoundError, match="no longer exists at .*first: give its new"):
         index.add(tmp_path / "index", album)
     assert index.add(tmp_path / "index", album, checkpoint=tmp_path / "second").unchanged == 5
 
 
-def test_two_writers_do_not_meet(built, album):
+def test_there_is_one_writer_at_a_time(built, album):
     with (
         index.Tables(built).writing(),
         pytest.raises(BlockingIOError, match="Another process is writing to the index"),
@@ -198,19 +198,19 @@ def test_two_writers_do_not_meet(built, album):
     assert index.add(built, album).unchanged == 5
 
 
-def test_places_that_are_no_index(album, zse, tmp_path):
-    with pytest.raises(FileNotFoundError, match="There is no index .*nothing: make one with"):
+def test_places_without_an_index(album, zse, tmp_path):
+    with pytest.raises(FileNotFoundError, match="There is no index at .*nothing: build one with"):
         index.open(tmp_path / "nothing")
     with pytest.raises(FileNotFoundError, match="There is no index at"):
         index.open(album)
-    with pytest.raises(FileExistsError, match=r"holds other content \(deep, notes.txt, p0.png\)"):
+    with pytest.raises(FileExistsError, match=r"contains other files \(deep, notes.txt, p0.png\)"):
         index.build(photos=[album], index=album, checkpoint=zse)
-    with pytest.raises(FileNotFoundError, match="matches nothing"):
+    with pytest.raises(FileNotFoundError, match="no file, folder or match"):
         index.build(photos=["nothing"], index=tmp_path / "new", checkpoint=zse)
     assert not (tmp_path / "new").exists()
 
 
-def test_verification_finds_what_is_twice_damaged_or_changed(built, album):
+def test_verification_finds_duplicate_damaged_and_changed_photos(built, album):
     table = index.Tables(built)
     row = table.columns(*table._photos.schema.names).to_pylist()[0]
     table.put([row, row | {"id": "a" * 24, "path": "bad", "embedding": [0.0] * 32}], False)
@@ -219,14 +219,14 @@ def test_verification_finds_what_is_twice_damaged_or_changed(built, album):
     assert found.twice == [row["path"]]
     assert found.damaged == ["bad"]
     assert found.changed == [str(album / "deep" / "p4.png")]
-    with pytest.raises(ValueError, match="is damaged: 1 photos are in it twice, and 1 have no"):
+    with pytest.raises(ValueError, match="is damaged: 1 photos are duplicates, and 1 have an"):
         index.show_verification(found, "x")
     shutil.rmtree(built / "photos.lance" / "data")
     with pytest.raises(ValueError, match="cannot be read or written"):
         index.verify(built)
 
 
-def test_an_index_lies_in_a_bucket_too(album, zse, tmp_path):
+def test_an_index_can_be_in_a_bucket(album, zse, tmp_path):
     uri = f"file://{tmp_path}/bucket/index"
     assert index.build(photos=[album], index=uri, checkpoint=zse).added == 5
     assert index.add(uri, album).unchanged == 5
@@ -258,19 +258,19 @@ def test_above_a_size_the_search_is_approximate_and_finds_the_same(built, album,
     assert similarity[-1] <= exact[-10] + 1e-5
 
 
-def test_the_program_says_what_it_did(album, zse, tmp_path, capsys):
+def test_the_program_reports_what_it_did(album, zse, tmp_path, capsys):
     place = tmp_path / "index"
     (album / "page.jpg").write_bytes(b"<html>")
     (album / "again").symlink_to(album, target_is_directory=True)
     run("build", f"--photos={album}", f"--index={place}", f"--checkpoint={zse}")
-    said = capsys.readouterr().out
-    assert "5 photos added, 0 updated, 0 unchanged" in said
-    assert "1 refused:\n" in said
-    assert "page.jpg: it is no image of a known format (it is a web page)" in said
-    assert "1 links to folders lead to what was searched already" in said
-    assert "1 files are no photos by their names" in said
+    output = capsys.readouterr().out
+    assert "5 photos added, 0 updated, 0 unchanged" in output
+    assert "1 skipped:\n" in output
+    assert "page.jpg: it is not an image of a known format (it is a web page)" in output
+    assert "1 links to folders were skipped" in output
+    assert "1 files were skipped: their names" in output
     run("verify", f"--index={place}")
-    assert "everything is in order" in capsys.readouterr().out
+    assert "no problems found" in capsys.readouterr().out
     run("info", f"--index={place}")
     assert "photos           5" in capsys.readouterr().out
     run("remove", f"--index={place}", f"--photos={album}/deep")
@@ -287,7 +287,7 @@ def test_the_program_says_what_it_did(album, zse, tmp_path, capsys):
         (["add", "--index=x", "--config.model.width=3"], "takes no --config"),
     ],
 )  # fmt: skip
-def test_the_program_says_what_is_missing(arguments, message):
+def test_the_program_reports_missing_flags(arguments, message):
     with pytest.raises(ValueError, match=message):
         run(*arguments)
 
@@ -301,11 +301,13 @@ def test_the_database_is_imported_when_an_index_is_opened():
 
 
 @pytest.mark.slow
-def test_kills_at_any_moment_lose_nothing_and_double_nothing(zse, tmp_path):
+def test_kills_at_any_time_neither_lose_nor_duplicate_photos(zse, tmp_path):
     for number in range(60):
         photo(tmp_path / "album" / f"{number:03}.png", number)
     command = [sys.executable, "-m", "tests.zse_jax.gallery.kills", zse, tmp_path, "4"]
     done = subprocess.run(command, cwd=ROOT, capture_output=True, text=True, check=False)
     assert done.returncode == 0, done.stderr[-2000:]
-    said = done.stdout.splitlines()[-1]
-    assert re.fullmatch("[34] of 4 additions killed: 60 photos, each once, none lost", said), said
+    output = done.stdout.splitlines()[-1]
+    assert re.fullmatch("[34] of 4 additions killed: 60 photos, each once, none lost", output), (
+        output
+    )

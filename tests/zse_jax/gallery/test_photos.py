@@ -1,4 +1,4 @@
-"""Whatever lies in a folder: found once, read in bounded memory, or named with its reason."""
+"""Photos are found once and read in bounded memory; other files are reported with a reason."""
 
 import io
 import os
@@ -23,7 +23,7 @@ def test_folders_patterns_and_files_are_found_once_each(album, tmp_path):
     assert photos.find(str(album)).files == found.files
 
 
-def test_links_in_circles_end(album):
+def test_cyclic_links_end(album):
     (album / "deep" / "up").symlink_to(album, target_is_directory=True)
     (album / "self").symlink_to("self")
     (album / "broken.jpg").symlink_to("nowhere.jpg")
@@ -35,7 +35,7 @@ def test_links_in_circles_end(album):
     ]
 
 
-def test_names_that_are_no_text_and_what_is_no_file(album):
+def test_file_names_that_are_not_utf8_and_files_that_are_not_regular(album):
     strange = os.fsencode(album) + b"/caf\xe9.png"
     (album / "p1.png").rename(os.fsdecode(strange))
     os.mkfifo(album / "pipe.jpg")
@@ -44,11 +44,11 @@ def test_names_that_are_no_text_and_what_is_no_file(album):
     assert photos.name_of(next(c.file for c in found.files if b"caf" in os.fsencode(c.file))) == (
         f"{album}/caf\\xe9.png"
     )
-    assert [reason for _, reason in found.refused] == ["it is no regular file"]
+    assert [reason for _, reason in found.refused] == ["it is not a regular file"]
 
 
-@pytest.mark.skipif(os.geteuid() == 0, reason="everything is open to root")
-def test_a_folder_that_nobody_may_open_is_named(album):
+@pytest.mark.skipif(os.geteuid() == 0, reason="root can open every folder")
+def test_a_folder_without_read_permission_is_reported(album):
     (album / "deep").chmod(0)
     try:
         found = photos.find([album])
@@ -59,12 +59,12 @@ def test_a_folder_that_nobody_may_open_is_named(album):
     ]
 
 
-def test_a_folder_that_cannot_be_opened_is_named(album, monkeypatch):
+def test_a_folder_that_cannot_be_opened_is_reported(album, monkeypatch):
     scandir = os.scandir
 
     def closed(path):
         if str(path).endswith("deep"):
-            raise PermissionError(13, "Permission denied")
+            raise PermissionError(13, "Permission denied", str(path))
         return scandir(path)
 
     monkeypatch.setattr(os, "scandir", closed)
@@ -73,12 +73,12 @@ def test_a_folder_that_cannot_be_opened_is_named(album, monkeypatch):
     assert found.refused == [(album / "deep", "the folder cannot be opened: Permission denied")]
 
 
-def test_places_that_stand_for_nothing():
-    with pytest.raises(ValueError, match="Say which photos, such as --photos=album"):
+def test_places_that_do_not_exist():
+    with pytest.raises(ValueError, match="--photos is missing: .*--photos=album"):
         photos.find([])
-    with pytest.raises(FileNotFoundError, match="nothing is no file, no folder, and matches"):
+    with pytest.raises(FileNotFoundError, match="--photos=nothing: no file, folder or match"):
         photos.find(["nothing"])
-    with pytest.raises(ValueError, match="photos are read from a disk"):
+    with pytest.raises(ValueError, match="photos are read from a local disk"):
         photos.find(["s3://bucket/album"])
 
 
@@ -96,36 +96,37 @@ def test_a_photo_is_prepared_as_for_the_evaluation(album):
 @pytest.mark.parametrize(
     ("name", "contents", "reason"),
     [
-        ("page.jpg", b"<!DOCTYPE html><html><body>404</body></html>", r"no image .*a web page"),
+        ("page.jpg", b"<!DOCTYPE html><html><body>404</body></html>", r"not an image .*a web page"),
         ("empty.png", b"", r"the file is empty \(0 bytes\)"),
-        ("noise.jpg", b"\xff\xd8\xff" + bytes(100), "its head cannot be read"),
-        ("script.png", b"%!PS-Adobe-3.0 EPSF-3.0\n", "no image of a known format"),
+        ("noise.jpg", b"\xff\xd8\xff" + bytes(100), "its header cannot be read"),
+        ("script.png", b"%!PS-Adobe-3.0 EPSF-3.0\n", "not an image of a known format"),
     ],
 )
-def test_what_is_no_photo_says_why(tmp_path, name, contents, reason):
+def test_files_that_are_not_photos_are_refused_with_a_reason(tmp_path, name, contents, reason):
     (tmp_path / name).write_bytes(contents)
-    with pytest.raises(photos.UnfitError, match=reason):
+    with pytest.raises(images.UnreadableImageError, match=reason):
         photos.read(tmp_path / name, 32)
 
 
 def test_photos_that_are_cut_off_or_too_small(tmp_path):
     whole = photo(tmp_path / "whole.png", 1, (64, 64)).read_bytes()
     (tmp_path / "cut.png").write_bytes(whole[: len(whole) // 2])
-    with pytest.raises(photos.UnfitError, match="do not decode"):
+    with pytest.raises(images.UnreadableImageError, match="do not decode"):
         photos.read(tmp_path / "cut.png", 32)
-    with pytest.raises(photos.UnfitError, match="its 40 x 8 pixels are too small"):
+    with pytest.raises(images.UnreadableImageError, match="its 40 x 8 pixels are too small"):
         photos.read(photo(tmp_path / "thin.png", 1, (40, 8)), 32)
 
 
 LARGE = """
 import resource, sys
 from PIL import Image
+from data_pipelines import images
 from zse_jax.gallery import photos
 before = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
 for name in sys.argv[1:]:
     try:
         print(photos.read(photos.Path(name), 32)[3:])
-    except photos.UnfitError as error:
+    except images.UnreadableImageError as error:
         print(error)
 print((resource.getrusage(resource.RUSAGE_SELF).ru_maxrss - before) // 1024)
 """
@@ -145,5 +146,5 @@ def test_photos_of_200_megapixels_take_little_memory(tmp_path):
     plain, png, progressive, mebibytes = done.stdout.splitlines()
     assert plain == "(20000, 10000)"
     assert "it has too many pixels" in png
-    assert "10000 x 6000 pixels are more than the 50 million" in progressive
+    assert "10000 x 6000 pixels are more than 50 million" in progressive
     assert int(mebibytes) < 200

@@ -1,4 +1,4 @@
-"""Search: the order is that of the system's own rankings, and every hit says where it is from."""
+"""Search: the order is that of the system's rankings, and every hit has its file."""
 
 import json
 from pathlib import Path
@@ -31,7 +31,7 @@ def searcher(gallery):
 
 
 def similarities(gallery, drawing, ranking):
-    """File name -> similarity, by the evaluation's own means."""
+    """File name -> similarity, computed as in an evaluation."""
     retriever = zse_jax.load(gallery.checkpoint)
     rows = gallery.tables.columns("id", "path").to_pylist()
     photos = [
@@ -74,7 +74,7 @@ def test_only_the_head_of_the_shortlist_is_scored(searcher, drawing):
     assert len(searcher(drawing, k=3).hits) == 3
 
 
-def test_features_come_from_the_index_or_from_the_files_alike(gallery, zse, drawing, tmp_path):
+def test_features_from_the_index_or_from_files_give_equal_results(gallery, zse, drawing, tmp_path):
     folder = gallery.file(gallery.tables.columns("id")["id"][0].as_py()).parent
     index.build(photos=[folder], index=tmp_path / "bare", checkpoint=zse, features=False)
     bare = index.open(tmp_path / "bare")
@@ -86,7 +86,7 @@ def test_features_come_from_the_index_or_from_the_files_alike(gallery, zse, draw
     )
 
 
-def test_photos_that_are_gone_stay_at_their_place_in_the_shortlist(zse, drawing, album, tmp_path):
+def test_missing_photos_stay_in_the_shortlist(zse, drawing, album, tmp_path):
     index.build(photos=[album], index=tmp_path / "bare", checkpoint=zse, features=False)
     searcher = search.Searcher(index.open(tmp_path / "bare"))
     (album / "p1.png").unlink()
@@ -94,7 +94,7 @@ def test_photos_that_are_gone_stay_at_their_place_in_the_shortlist(zse, drawing,
     assert results.skipped == 1
     last = results.hits[-1]
     assert (last.path, last.stage) == (str(album / "p1.png"), "shortlist")
-    with pytest.raises(FileNotFoundError, match="is gone since it was indexed"):
+    with pytest.raises(FileNotFoundError, match="no longer exists"):
         searcher.explain(results.sketch, last)
 
 
@@ -130,13 +130,13 @@ def test_a_hit_is_explained(searcher, drawing):
 def test_sketches_that_cannot_be_searched_with(searcher, tmp_path):
     Image.new("RGB", (50, 50), "white").save(tmp_path / "blank.png")
     (tmp_path / "page.png").write_bytes(b"<html>")
-    with pytest.raises(ValueError, match=r"The sketch .*blank.png holds no strokes"):
+    with pytest.raises(ValueError, match=r"The sketch .*blank.png contains no strokes"):
         searcher(tmp_path / "blank.png")
-    with pytest.raises(ValueError, match=r"The sketch .*page.png cannot be used: it is no image"):
+    with pytest.raises(ValueError, match=r"The sketch .*page.png cannot be used: it is not an"):
         searcher(tmp_path / "page.png")
-    with pytest.raises(FileNotFoundError, match="There is no sketch"):
+    with pytest.raises(FileNotFoundError, match="The sketch .* does not exist"):
         searcher(tmp_path / "nothing.png")
-    with pytest.raises(ValueError, match=r"uint8 \[height, width, 3\], and this one float64"):
+    with pytest.raises(ValueError, match=r"uint8 \[height, width, 3\], but this one is float64"):
         searcher(np.zeros((4, 4, 3)))
     with pytest.raises(ValueError, match="k=0 must be at least 1"):
         searcher(np.zeros((40, 40, 3), np.uint8), k=0)
@@ -153,12 +153,12 @@ def run(*arguments):
 def test_the_program_prints_a_table_and_writes_json_and_a_page(gallery, drawing, tmp_path, capsys):
     given = f"--index={gallery.uri}", f"--sketch={drawing}", "--k=3", "--rerank=5"
     run(*given, f"--output={tmp_path}/found.json")
-    said = capsys.readouterr().out
-    assert "The nearest of 12 photos" in said
+    output = capsys.readouterr().out
+    assert "The nearest of 12 photos" in output
     found = json.loads((tmp_path / "found.json").read_text())
     assert [hit["rank"] for hit in found["hits"]] == [1, 2, 3]
     names = [Path(hit["path"]).name for hit in found["hits"]]
-    assert all(name in said for name in names)
+    assert all(name in output for name in names)
     run(*given, "--explain", f"--output={tmp_path}/found.html")
     page = (tmp_path / "found.html").read_text()
     assert page.count("Why photo") >= 3
@@ -172,10 +172,10 @@ def test_the_program_prints_a_table_and_writes_json_and_a_page(gallery, drawing,
         ([], "--index is missing"),
         (["--index=x"], "--sketch is missing"),
         (["--index=x", "--sketch=y", "--output=z.txt"], r"ends with .json or .html"),
-        (["--index=x", "--sketch=y", "--explain"], "--explain shows pictures"),
+        (["--index=x", "--sketch=y", "--explain"], "--explain draws pictures"),
         (["--config=c"], "takes no --config"),
     ],
 )  # fmt: skip
-def test_the_program_says_what_is_missing(arguments, message):
+def test_the_program_reports_wrong_flags(arguments, message):
     with pytest.raises(ValueError, match=message):
         run(*arguments)

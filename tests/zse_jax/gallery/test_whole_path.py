@@ -1,7 +1,7 @@
-"""From published weights to a drawing on the page, as a user types it, on real photos.
+"""From published weights to a drawing on the page, by the commands of a user, on real photos.
 
-The published weights are those of a small network with random values, by the publisher's names:
-what is found means nothing; that each command finds what the one before it wrote does.
+The published weights are those of a small network with random values under the publisher's names:
+the results are meaningless, but each command reads what the previous one wrote.
 """
 
 import json
@@ -26,7 +26,7 @@ from .visitor import SNOWMAN, Visitor, check_calm
 CLASSES = "airplane", "cup", "bell"
 
 
-def typed(*arguments):
+def run_command(*arguments):
     done = subprocess.run(
         [sys.executable, "-m", *map(str, arguments)], cwd=ROOT, capture_output=True, text=True,
         timeout=300, check=False,
@@ -36,9 +36,9 @@ def typed(*arguments):
 
 
 def first_line(process, seconds=120):
-    """What a program says first."""
+    """The first line of a program's output."""
     ready, _, _ = select.select([process.stdout], [], [], seconds)
-    assert ready, "it says nothing"
+    assert ready, "no output"
     return process.stdout.readline()
 
 
@@ -53,12 +53,12 @@ def test_convert_index_search_and_draw(sketchy_folder, browser, tmp_path):
     heads = [f"--config.model.{name}={config[name]}" for name in ("heads", "cross_heads")]
     run, where = tmp_path / "published", tmp_path / "my-index"
     weights = tmp_path / "best.safetensors"
-    typed("zse_jax.convert", "--from=zse_sbir", weights, run, *heads)
+    run_command("zse_jax.convert", "--from=zse_sbir", weights, run, *heads)
     folders = [images / "photo/tx_000000000000_ready" / name for name in CLASSES]
     count = sum(len([*folder.iterdir()]) for folder in folders)
     photos = [f"--photos={folder}" for folder in folders]
     command = "zse_jax.gallery.index", "build", *photos, f"--index={where}", f"--checkpoint={run}"
-    assert f"{count:,} photos added" in typed(*command)
+    assert f"{count:,} photos added" in run_command(*command)
     sketch = min((images / "sketch/tx_000000000000_ready/cup").iterdir())
     output = tmp_path / "found.json"
     command = (
@@ -67,14 +67,14 @@ def test_convert_index_search_and_draw(sketchy_folder, browser, tmp_path):
         f"--sketch={sketch}",
         f"--output={output}",
     )
-    assert f"nearest of {count:,} photos" in typed(*command)
+    assert f"nearest of {count:,} photos" in run_command(*command)
     assert len(json.loads(output.read_text())["hits"]) == 20
 
     command = [sys.executable, "-m", "zse_jax.gallery.app", f"--index={where}", "--k=10"]
     with subprocess.Popen(command, cwd=ROOT, stdout=subprocess.PIPE, text=True) as page:
         try:
-            said = first_line(page)
-            address = re.search(r"http://127\.0\.0\.1:\d+/", said)[0]
+            line = first_line(page)
+            address = re.search(r"http://127\.0\.0\.1:\d+/", line)[0]
             visitor = Visitor(browser, address, viewport={"width": 1280, "height": 900})
             for points in SNOWMAN:
                 visitor.stroke(points)

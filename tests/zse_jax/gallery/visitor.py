@@ -1,4 +1,4 @@
-"""Somebody who visits the page with headless Chromium, on a desk or on a phone."""
+"""A visitor of the page in headless Chromium, on a desktop or on a phone."""
 
 import math
 import os
@@ -8,7 +8,7 @@ from urllib.parse import urlsplit
 import numpy as np
 from PIL import Image
 
-# When the last stroke ended, and when the photos last changed, in the page's own milliseconds.
+# When the last stroke ended and when the photos last changed, in milliseconds of the page.
 WATCH = """() => {
   addEventListener("pointerup", () => { window.lifted = performance.now(); }, true);
   new MutationObserver(() => { window.answered = performance.now(); }).observe(
@@ -18,7 +18,7 @@ WATCH = """() => {
 
 
 class Visitor:
-    """Somebody with the page open, and what the page did meanwhile."""
+    """An open page, with a log of its requests and errors."""
 
     def __init__(self, browser, address, **context):
         self.page = browser.new_context(**context).new_page()
@@ -27,7 +27,7 @@ class Visitor:
         self.page.on("request", lambda request: self.asked.append(request.url))
         self.page.on("pageerror", lambda error: self.problems.append(str(error)))
         self.page.on(
-            "console", lambda said: said.type == "error" and self.problems.append(said.text)
+            "console", lambda line: line.type == "error" and self.problems.append(line.text)
         )
         self.page.goto(address)
         self.page.wait_for_selector("#pad canvas")
@@ -35,7 +35,7 @@ class Visitor:
         self.page.evaluate(WATCH)
 
     def at(self, x, y):
-        """A place on the paper, 0 to 1, on the page."""
+        """The page coordinates of a point on the canvas, given from 0 to 1."""
         box = self.page.locator("#pad canvas").bounding_box()
         return box["x"] + x * box["width"], box["y"] + y * box["height"]
 
@@ -57,7 +57,7 @@ class Visitor:
         client.send("Input.dispatchTouchEvent", {"type": "touchEnd", "touchPoints": []})
 
     def ink(self):
-        """How much of the paper is dark."""
+        """The share of dark pixels on the canvas."""
         return self.page.evaluate(
             """() => { const c = document.querySelector("#pad canvas");
               const data = c.getContext("2d").getImageData(0, 0, c.width, c.height).data;
@@ -74,11 +74,11 @@ class Visitor:
         )
 
     def status(self, wanted):
-        """Waits until the line above the photos says something."""
+        """Waits until the line above the photos contains `wanted`."""
         self.page.locator(".zse-status", has_text=wanted).wait_for()
 
     def shot(self, folder, name):
-        """A screenshot of the whole page; its pixels."""
+        """Takes a screenshot of the whole page; returns its pixels."""
         file = Path(os.environ.get("ZSE_SCREENSHOTS") or folder) / name
         self.page.screenshot(path=file, full_page=True)
         with Image.open(file) as image:
@@ -97,7 +97,7 @@ SNOWMAN = [
 
 
 def check_calm(visitor, address):
-    """Nothing went out, nothing went wrong, nothing is wider than the window."""
+    """No request to another host, no error, nothing wider than the window."""
     host = urlsplit(address).netloc
     outside = [url for url in visitor.asked if urlsplit(url).scheme not in ("data", "blob")]
     assert len(outside) > 3

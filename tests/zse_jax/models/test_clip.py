@@ -8,7 +8,7 @@ import pytest
 from flax import nnx
 
 from tests.zse_jax.pretrained.weights import GOLDEN
-from zse_jax.models.clip import CLIP, quick_gelu, tokenize
+from zse_jax.models.clip import CLIP, CLIPSizes, quick_gelu, tokenize
 
 TINY = {
     "image_size": 16, "patch_size": 8, "width": 16, "depth": 2, "heads": 2, "embed_dim": 12,
@@ -18,7 +18,7 @@ TINY = {
 
 @pytest.fixture(scope="module")
 def clip():
-    return CLIP(**TINY, rngs=nnx.Rngs(0))
+    return CLIP(CLIPSizes(**TINY), rngs=nnx.Rngs(0))
 
 
 def normal(*shape, seed=0):
@@ -52,7 +52,7 @@ def test_token_ids_beyond_the_context_are_an_error(clip):
 
 
 def test_a_clip_without_text_tower_says_so():
-    clip = CLIP(**TINY, rngs=nnx.Rngs(0))
+    clip = CLIP(CLIPSizes(**TINY), rngs=nnx.Rngs(0))
     clip.text = None
     with pytest.raises(ValueError, match="text_tower=True"):
         clip.encode_text(jnp.zeros((1, 3), jnp.int32))
@@ -79,7 +79,7 @@ def test_images_of_another_size_are_an_error(clip):
 
 def test_a_patch_size_that_does_not_divide_is_an_error():
     with pytest.raises(ValueError, match="image_size=16 is not a multiple of patch_size=5"):
-        CLIP(**{**TINY, "patch_size": 5}, rngs=nnx.Rngs(0))
+        CLIP(CLIPSizes(**{**TINY, "patch_size": 5}), rngs=nnx.Rngs(0))
 
 
 def test_the_activation_is_clips_own():
@@ -88,7 +88,7 @@ def test_the_activation_is_clips_own():
 
 
 def test_bfloat16_computes_in_bfloat16_with_float32_parameters():
-    clip = CLIP(**TINY, dtype=jnp.dtype("bfloat16"), rngs=nnx.Rngs(0))
+    clip = CLIP(CLIPSizes(**TINY), dtype=jnp.dtype("bfloat16"), rngs=nnx.Rngs(0))
     assert clip.encode_image(normal(1, 16, 16, 3), normal(3, 16)).dtype == jnp.bfloat16
     assert clip.encode_text(jnp.ones((1, 3), jnp.int32)).dtype == jnp.bfloat16
     leaves = [leaf[...] for _, leaf in nnx.to_flat_state(nnx.state(clip, nnx.Param))]

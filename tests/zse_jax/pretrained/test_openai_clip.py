@@ -15,7 +15,7 @@ from tests.zse_jax.models.test_clip import TINY
 from tests.zse_jax.pretrained.weights import GOLDEN, draw
 from tests.zse_jax.random_weights import drawn
 from zse_jax.losses import cosine_triplet
-from zse_jax.models.clip import CLIP, tokenize
+from zse_jax.models.clip import CLIP, CLIPSizes, tokenize
 from zse_jax.pretrained import files, openai_clip
 from zse_jax.pretrained.mapping import patch_matrix, transpose
 from zse_jax.retrievers import create
@@ -27,7 +27,7 @@ def relative_error(got, want) -> float:
 
 
 def tiny(seed=0, **changes) -> CLIP:
-    return drawn(lambda: CLIP(**{**TINY, **changes}, rngs=nnx.Rngs(0)), seed)
+    return drawn(lambda: CLIP(CLIPSizes(**{**TINY, **changes}), rngs=nnx.Rngs(0)), seed)
 
 
 def published(clip: CLIP) -> dict[str, np.ndarray]:

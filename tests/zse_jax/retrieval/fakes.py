@@ -8,20 +8,19 @@ import jax.numpy as jnp
 import numpy as np
 from flax import nnx
 
-from zse_jax.retrievers.base import Retriever
+from zse_jax.retrievers.base import Encoder
 
 SIZE, WIDTH, TOKENS = 4, 16, 3
 _serial = itertools.count()
 
 
-class Fake(Retriever):
+class Fake(Encoder):
     """Features: a float32 vector of each image, and bfloat16 tokens made of it.
 
     `score` is minus the L1 distance of the vectors, which no embedding reproduces. Each instance
     is a program of its own to jit, so that `traces` counts the compilations of one test.
     """
 
-    batch_kind: ClassVar[str] = "quadruplet"
     rankings: ClassVar[dict] = {"distance": "score", "cosine": "embedding"}
     traces: ClassVar[Counter] = Counter()
     tiles: ClassVar[list] = []

@@ -13,7 +13,7 @@ from zse_jax.retrieval import codes
 from zse_jax.retrieval.encoding import encode
 from zse_jax.retrieval.protocols import zero_shot
 from zse_jax.retrieval.scoring import similarity
-from zse_jax.retrievers.base import Retriever
+from zse_jax.retrievers.base import Encoder
 
 
 def embeddings(count=300, width=96, seed=0):
@@ -94,7 +94,7 @@ def test_search_is_a_stable_sort_of_all_distances(words, k, seed):
 def coded(bits=32):
     x = embeddings(width=16 * 4, seed=1)
 
-    class Wide(Retriever):
+    class Wide(Encoder):
         """A vector of 64 numbers for each image."""
 
         def __init__(self):

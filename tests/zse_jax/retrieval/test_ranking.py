@@ -60,7 +60,7 @@ def equal(first, second):
 @pytest.fixture
 def on_device(monkeypatch):
     """Everything a number type allows is sorted by XLA, although this is a CPU."""
-    monkeypatch.setattr(ranking, "_is_for_host", lambda similarity: False)
+    monkeypatch.setattr(ranking, "_sorts_on_device", lambda similarity: True)
 
 
 @settings(max_examples=60)
@@ -83,7 +83,7 @@ def test_is_a_stable_sort_of_the_candidates(problem):
 def test_a_device_gives_what_the_host_gives(problem):
     host = rank(**problem)
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(ranking, "_is_for_host", lambda similarity: False)
+        patch.setattr(ranking, "_sorts_on_device", lambda similarity: True)
         equal(rank(**problem | {"similarity": jnp.asarray(problem["similarity"])}), host)
 
 
@@ -123,7 +123,7 @@ def test_neither_do_those_within_the_host_or_the_device(monkeypatch, block):
     monkeypatch.setattr(ranking, "_HOST_BLOCK", block)
     monkeypatch.setattr(ranking, "_DEVICE_BLOCK", block)
     equal(rank(*problem), whole)
-    monkeypatch.setattr(ranking, "_is_for_host", lambda similarity: False)
+    monkeypatch.setattr(ranking, "_sorts_on_device", lambda similarity: True)
     equal(rank(jnp.asarray(problem[0]), *problem[1:]), whole)
 
 
@@ -141,18 +141,18 @@ def test_eight_devices_sort_their_share(on_device, sharding):
 
 def test_a_device_compiles_once_for_all_blocks_but_the_last(on_device):
     rng = np.random.default_rng(0)
-    ranking._rank_block.clear_cache()
+    ranking._sort_on_device.clear_cache()
     for rows in (16, 16, 13, 16):
         rank(
             jnp.asarray(rng.random((rows, 50), np.float32)),
             rng.integers(0, 3, rows),
             np.arange(50) % 3,
         )
-    assert ranking._rank_block._cache_size() == 2
+    assert ranking._sort_on_device._cache_size() == 2
 
 
 def test_arrays_of_a_cpu_are_sorted_by_the_host(monkeypatch):
-    monkeypatch.delattr(ranking, "_rank_on_device")
+    monkeypatch.delattr(ranking, "_sort_on_device")
     assert rank(jnp.array([[0.1, 0.9]]), jnp.array([3]), jnp.array([0, 3])).top.tolist() == [[1, 0]]
 
 
@@ -210,7 +210,7 @@ def test_nan_is_an_error_that_says_where(monkeypatch, path):
     similarity = np.zeros((3, 4), np.float32)
     similarity[2, 1] = np.nan
     if path == "device":
-        monkeypatch.setattr(ranking, "_is_for_host", lambda similarity: False)
+        monkeypatch.setattr(ranking, "_sorts_on_device", lambda similarity: True)
         similarity = jnp.asarray(similarity)
     with pytest.raises(ValueError, match="query 12 with gallery photo 1 is NaN"):
         rank(similarity, np.zeros(3, int), np.zeros(4, int), first_query=10)
@@ -242,5 +242,5 @@ def test_parts_of_different_rankings_are_an_error():
     parts = [rank(np.zeros((1, 4)), *labels, top=top) for top in (2, 3)]
     with pytest.raises(ValueError, match="keep 2, 3"):
         concatenate(parts)
-    with pytest.raises(ValueError, match="there is none"):
+    with pytest.raises(ValueError, match="there are no parts"):
         concatenate([])

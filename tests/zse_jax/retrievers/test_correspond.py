@@ -1,4 +1,4 @@
-"""Local evidence of every system: it belongs to the very similarity that the system ranks by."""
+"""Local evidence of every system: it is consistent with the similarity that the system ranks by."""
 
 import jax
 import jax.numpy as jnp
@@ -11,7 +11,7 @@ from tests.zse_jax.retrievers import test_clip_prompt as clip
 from tests.zse_jax.retrievers import test_efficient_cnn as cnn
 from tests.zse_jax.retrievers import test_zse as zse
 from zse_jax.models.relation_network import cosine_matrix
-from zse_jax.retrievers.base import Retriever
+from zse_jax.retrievers.base import Explainable
 
 SPATIAL = {"anchor_map": "spatial"}
 EVERY_TOKEN = {"anchors": 16}
@@ -28,7 +28,7 @@ def zse_pair(**changes):
 
 
 @pytest.mark.parametrize("changes", [{}, SPATIAL, EVERY_TOKEN, SELECTED], ids=str)
-def test_zse_ends_in_the_logit_of_the_score_it_ranks_by(changes):
+def test_zse_similarity_is_the_logit_of_its_score(changes):
     model, found = zse_pair(**changes)
     scores = model.score(
         model.encode(zse.images(3), "sketch"), model.encode(zse.images(3, 1), "photo")
@@ -37,7 +37,7 @@ def test_zse_ends_in_the_logit_of_the_score_it_ranks_by(changes):
 
 
 @pytest.mark.parametrize("changes", [SPATIAL, EVERY_TOKEN, SELECTED], ids=str)
-def test_zse_relation_network_reads_the_match_of_places(changes):
+def test_zse_relation_network_maps_the_match_to_the_similarity(changes):
     model, found = zse_pair(**changes)
     np.testing.assert_allclose(model.similarity_of(found.match), found.similarity, rtol=1e-5)
     assert "anchors" in model.local_evidence
@@ -48,7 +48,7 @@ def test_zse_relation_network_reads_the_match_of_places(changes):
     [{}, {"keep_rate": 0.25, "keep_blocks": (1,), "anchors": 1, **SPATIAL}],
     ids=["published", "merged after selection"],
 )
-def test_anchors_that_mix_the_image_are_not_passed_off_as_places(changes):
+def test_anchors_that_mix_the_image_are_replaced_by_tokens(changes):
     model, found = zse_pair(**changes)
     tokens = [model.encode(x, "photo") for x in (zse.images(3), zse.images(3, 1))]
     out = model.pairs(*tokens)
@@ -83,7 +83,7 @@ def test_zse_importance_is_the_retrieval_tokens_attention_in_the_last_block():
     np.testing.assert_allclose(found.sketch_importance, expected, rtol=1e-4)
 
 
-def test_zse_leaves_dropped_tokens_out_and_says_which_places_are_left():
+def test_zse_reports_which_places_remain_after_token_selection():
     _, found = zse_pair(**SELECTED)
     assert found.match.shape == (3, 8, 8)
     assert found.sketch_attention.shape == found.photo_attention.shape == (3, 16, 16)
@@ -101,7 +101,7 @@ def test_zse_leaves_dropped_tokens_out_and_says_which_places_are_left():
         np.testing.assert_allclose(weights.sum(), 1, rtol=1e-5)
 
 
-def test_efficient_cnn_takes_the_cosine_of_its_embeddings_apart_exactly():
+def test_efficient_cnn_decomposes_the_cosine_of_its_embeddings_exactly():
     model = nnx.view(cnn.build(), use_running_average=True)
     sketches, photos = cnn.pixels(3), cnn.pixels(3, seed=1)
     found = correspond(model, sketches, photos)
@@ -143,14 +143,10 @@ def test_clips_rollout_of_one_block_is_half_that_blocks_attention():
     np.testing.assert_allclose(tower.local(images).rollout, expected, rtol=1e-5)
 
 
-def test_a_system_without_local_evidence_says_so():
-    model = fake()
-    assert model.local_evidence == ""
-    images = jnp.zeros((1, model.image_size, model.image_size, 3), jnp.uint8)
-    with pytest.raises(ValueError, match="Fake has no local evidence"):
-        model.correspond(images, images)
+def test_a_system_without_local_evidence_is_not_explainable():
+    assert not isinstance(fake(), Explainable)
 
 
-def test_the_similarity_of_places_is_their_mean_unless_a_system_knows_better():
+def test_by_default_the_similarity_of_places_is_their_mean():
     match = jnp.arange(8.0).reshape(2, 2, 2)
-    np.testing.assert_allclose(Retriever.similarity_of(fake(), match), [1.5, 5.5])
+    np.testing.assert_allclose(Explainable.similarity_of(zse.build(), match), [1.5, 5.5])

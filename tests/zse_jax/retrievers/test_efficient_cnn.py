@@ -1,4 +1,4 @@
-"""EfficientCNN at a small size: its loss, interface, and the batches it refuses."""
+"""EfficientCNN at a small size: its loss, its interface, and the batches that it rejects."""
 
 import jax
 import jax.numpy as jnp
@@ -7,8 +7,9 @@ import pytest
 from flax import nnx
 
 from zse_jax import losses
+from zse_jax.models import layers
 from zse_jax.retrievers import create
-from zse_jax.retrievers.efficient_cnn import EfficientCNN, Teacher, class_knowledge, normalise
+from zse_jax.retrievers.efficient_cnn import EfficientCNN, Teacher, class_knowledge
 
 TINY = {
     "system": "efficient_cnn",
@@ -40,8 +41,12 @@ _loss = nnx.jit(lambda model, batch: model.loss(batch))
 
 
 def embed(model, images):
-    """As in evaluation."""
+    """Embeddings as in evaluation."""
     return _encode(nnx.view(model, use_running_average=True), images)
+
+
+def normalise(images):
+    return layers.normalise(images, layers.IMAGENET_MEAN, layers.IMAGENET_STD)
 
 
 def pixels(*shape, seed=0):
@@ -102,7 +107,7 @@ def test_loss_is_the_weighted_sum_of_its_three_terms_on_the_right_images():
     np.testing.assert_allclose(loss, want, rtol=1e-3)
 
 
-def test_every_parameter_receives_a_gradient_and_the_knowledge_is_none():
+def test_every_parameter_receives_a_gradient_and_the_knowledge_does_not():
     model, batch = taught(), groups()
     gradients = nnx.jit(nnx.grad(lambda model: model.loss(batch)[0]))(model)
     flat = dict(nnx.to_flat_state(gradients))
@@ -110,7 +115,7 @@ def test_every_parameter_receives_a_gradient_and_the_knowledge_is_none():
     assert not any("knowledge" in path for path in flat)
 
 
-def test_a_loss_of_weight_0_is_not_there():
+def test_a_loss_of_weight_0_is_not_computed():
     model = build(quadruplet_weight=0.0, knowledge_weight=0.0)
     assert model.knowledge is None
     loss, terms = _loss(model, groups())
@@ -118,7 +123,7 @@ def test_a_loss_of_weight_0_is_not_there():
     assert loss == terms["classification"]
 
 
-def test_knowledge_that_was_not_prepared_makes_no_number():
+def test_knowledge_that_was_not_prepared_makes_the_loss_nan():
     loss, terms = _loss(build(), groups())
     assert np.isnan(terms["knowledge"])
     assert np.isnan(loss)
@@ -140,7 +145,7 @@ def test_frozen_statistics_do_not_move():
     np.testing.assert_array_equal(embed(model, pixels(2)), before)
 
 
-def test_the_published_plan_is_a_resnet_50_with_two_more_heads():
+def test_the_published_network_is_a_resnet_50_with_two_more_heads():
     shapes = nnx.eval_shape(lambda: create({"system": "efficient_cnn"}, rngs=nnx.Rngs(0)))
     count = sum(x.size for x in jax.tree.leaves(nnx.state(shapes, nnx.Param)))
     assert count == 25_557_032 + 2049 * 512 + 513 * 100
@@ -163,7 +168,7 @@ def change(batch, **entries):
     ("entries", "message"),
     [
         ({"photo_labels": jnp.asarray([[3, 3], [0, 0], [1, 1]])},
-         r"one domain only .*: 1 \(photos\), 4 \(sketches\)"),
+         r"only one domain .*: 1 \(photos\), 4 \(sketches\)"),
         ({name: jnp.full((3, 2), 2) for name in ("sketch_labels", "photo_labels")},
          "All images of this batch are of class 2: at least two classes"),
         ({name: jnp.asarray([[9], [0], [1]]) for name in ("sketch_labels", "photo_labels")},
@@ -189,7 +194,7 @@ def test_sizes_must_be_positive():
         EfficientCNN(seen_classes=0, rngs=nnx.Rngs(0))
 
 
-def test_the_teacher_gives_the_softmax_of_the_imagenet_head():
+def test_the_teacher_returns_the_softmax_of_the_imagenet_head():
     model = nnx.view(taught(), use_running_average=True)
     predictions = _encode(Teacher(model.backbone, 16), pixels(3))
     _, logits = nnx.jit(lambda model, x: model(x))(model.backbone, normalise(pixels(3)))

@@ -80,6 +80,8 @@ def test_score_of_every_pair_is_the_score_of_that_pair(changes, atol):
         logits = gain * (logits - mean)
     expected = jax.nn.sigmoid(logits).reshape(3, 11)
     matrix = nnx.jit(type(model).score)(model, sketches, photos)
+    paired = nnx.jit(type(model).score_pairs)(model, sketches, photos[: len(sketches)])
+    np.testing.assert_allclose(paired, jnp.diagonal(matrix), atol=atol)
     assert matrix.shape == (3, 11)  # Two groups of photos, the last one filled up.
     np.testing.assert_allclose(matrix, expected, rtol=0, atol=atol)
     assert "dtype" in changes or np.diff(np.sort(expected, axis=None)).mean() > 100 * atol

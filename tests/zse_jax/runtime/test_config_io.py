@@ -2,6 +2,7 @@
 
 import pytest
 
+from configs import efficient_default
 from tests.zse_jax import tiny
 from zse_jax.runtime import config_io
 
@@ -17,6 +18,14 @@ def test_a_config_survives_json():
 def test_differences_name_keys_and_values():
     found = config_io.differences(tiny.config(), tiny.config(**{"train.steps": 99}))
     assert found == {"train.steps": (12, 99)}
+
+
+def test_a_key_added_in_a_later_version_differs_only_if_its_value_is_new():
+    old, new = efficient_default.get_config(), efficient_default.get_config()
+    del old.model.backbone
+    assert config_io.differences(old, new) == {}
+    new.model.backbone = "other"
+    assert config_io.differences(old, new) == {"model.backbone": ("-", "other")}
 
 
 def test_length_mesh_and_logging_may_change_when_resuming():

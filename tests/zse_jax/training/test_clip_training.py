@@ -109,5 +109,5 @@ def test_a_system_without_words_says_so():
          "cross_heads": 2, "cross_mlp_width": 8, "anchors": 4, "anchor_width": 8},
         rngs=nnx.Rngs(0),
     )  # fmt: skip
-    with pytest.raises(ValueError, match="ZSE understands no words.*queries=sketch"):
+    with pytest.raises(ValueError, match="ZSE cannot encode text.*queries=sketch"):
         text_baseline.ByName(model, ["cat"])

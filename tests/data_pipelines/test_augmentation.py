@@ -1,4 +1,4 @@
-"""Training batches whose images vary: pairs mirrored and moved, both images alike."""
+"""Augmentation of training batches: pairs are mirrored and shifted together."""
 
 import dataclasses
 
@@ -21,7 +21,7 @@ def pictures(modality):
     return dataclasses.replace(items, source=drawn)
 
 
-def test_varied_pairs_change_alike_and_the_same_are_drawn():
+def test_augmented_pairs_change_equally_and_the_samples_stay_the_same():
     def batches(**options):
         made = loading.train_batches(
             pictures("photo"), pictures("photo"), kind="instance_group:4", image_size=SIZE,
@@ -29,20 +29,22 @@ def test_varied_pairs_change_alike_and_the_same_are_drawn():
         )  # fmt: skip
         return take(made, 4)
 
-    plain, varied = batches(), batches(augment=0.25)
-    assert_same(varied, batches(augment=0.25))
+    plain, augmented = batches(), batches(augment=0.25)
+    assert_same(augmented, batches(augment=0.25))
     sides = []
-    for before, after in zip(plain, varied, strict=True):
+    for before, after in zip(plain, augmented, strict=True):
         np.testing.assert_array_equal(before["sketch_labels"], after["sketch_labels"])
         sides.append(after["photos"][..., SIZE // 2, 0, 0] < 150)
         darkest = [x["photos"].min(axis=(2, 3, 4)) for x in (before, after)]
         np.testing.assert_array_equal(*darkest)
-        np.testing.assert_array_equal(after["sketches"], after["photos"])  # as they were before
+        np.testing.assert_array_equal(
+            after["sketches"], after["photos"]
+        )  # equal before, equal after
         assert (before["photos"] != after["photos"]).any()
     assert 0 < np.mean(sides) < 1
 
 
 @pytest.mark.parametrize("augment", [-0.1, 0.6])
-def test_variation_is_a_share_of_the_side(augment):
-    with pytest.raises(ValueError, match=f"augment={augment} is no share"):
+def test_augment_must_be_a_fraction_of_the_side(augment):
+    with pytest.raises(ValueError, match=f"augment={augment} must be a fraction"):
         train(augment=augment)

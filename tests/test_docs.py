@@ -1,0 +1,364 @@
+"""The documentation: every link leads somewhere, and every command and Python block works.
+
+Fenced `bash` and `python` blocks of README.md, CONTRIBUTING.md and docs/ run in a temporary folder,
+page by page, with a small network trained by the commands of `make demo`. A block after the comment
+`<!-- not run: reason -->` does not run; its commands are parsed, so that an unknown program, flag,
+config key or make target fails. Commands and names within a line of text are checked as well.
+"""
+
+import argparse
+import ast
+import contextlib
+import functools
+import importlib
+import io
+import re
+import runpy
+import shlex
+import shutil
+import sys
+from collections.abc import Iterator, Sequence
+from pathlib import Path
+from typing import NamedTuple
+
+import jax
+import numpy as np
+import pytest
+from absl import flags
+from ml_collections import ConfigDict
+from PIL import Image
+
+from configs import clip_default, default, efficient_default
+from data_pipelines import loading
+from data_pipelines.builders.doodles import generation
+from tests.source import ROOT
+from zse_jax.runtime import cli, distributed, sharding
+
+PAGES = ["README.md", "CONTRIBUTING.md", *sorted(f"docs/{p.name}" for p in ROOT.glob("docs/*.md"))]
+LINKED = [
+    *PAGES, "CHANGELOG.md", "launch/README.md", "tests/golden/README.md",
+    "tests/benchmarks/RESULTS.md",
+]  # fmt: skip
+
+FENCE = re.compile(
+    r"(?:^<!-- not run: (?P<reason>[^\n]*\S) -->\n)?^```(?P<language>\S*)\n(?P<text>.*?)^```$",
+    re.MULTILINE | re.DOTALL,
+)
+CODE = re.compile(r"(?<!`)`([^`\n]+)`(?!`)")
+LINK = re.compile(r"!?\[[^\]]*\]\(([^)\s]+)\)")
+CONFIG_KEY = re.compile(r"--config\.([a-z_][a-z0-9_.]*)(?![\w.])")
+SOURCE_FILE = re.compile(r"(?:configs|data_pipelines|launch|tests|zse_jax)/[\w./]*\w")
+
+NETWORK = {
+    "image_size": 32, "patch_size": 8, "scale_channels": 4, "width": 64, "depth": 1, "heads": 4,
+    "mlp_width": 32, "cross_heads": 4, "cross_mlp_width": 32, "anchors": 16, "anchor_width": 16,
+}  # fmt: skip
+SMALL = {f"model.{name}": value for name, value in NETWORK.items()} | {
+    "train.steps": 2, "train.batch_size": 8, "optimizer.warmup_steps": 0, "data.workers": 0,
+    "evaluation.every": 2, "evaluation.batch_size": 8, "checkpoint.every": 2,
+    "log.tensorboard": False,
+}  # fmt: skip
+CONFIG_FILE = f'''"""A setting of the project at a small size."""
+
+from configs import NAME as setting
+
+
+def get_config(arg=""):
+    config = setting.get_config(arg)
+    config.update_from_flattened_dict({SMALL})
+    return config
+'''
+
+
+class Block(NamedTuple):
+    """A fenced block: its language, its text, and why it does not run ("" if it does)."""
+
+    line: int
+    language: str
+    text: str
+    reason: str
+
+
+class Stop(BaseException):
+    """Ends a program once its flags are defined, or its command line is parsed."""
+
+
+def text_of(page: str) -> str:
+    return (ROOT / page).read_text(encoding="utf-8")
+
+
+def blocks(page: str) -> Iterator[Block]:
+    text = text_of(page)
+    for match in FENCE.finditer(text):
+        line = text.count("\n", 0, match.start("text")) + 1
+        yield Block(line, match["language"], match["text"], match["reason"] or "")
+
+
+def commands(text: str) -> Iterator[list[str]]:
+    """The commands of a bash block, as words; `NAME=value` in front of a command is left out."""
+    for line in text.replace("\\\n", " ").splitlines():
+        words = shlex.split(line, comments=True)
+        while words and re.fullmatch(r"[A-Z_]+=.*", words[0]):
+            del words[0]
+        if words:
+            yield words
+
+
+def code_spans(page: str) -> Iterator[str]:
+    """The code within lines of text."""
+    yield from CODE.findall(FENCE.sub("", text_of(page)))
+
+
+def slugs(page: str) -> set[str]:
+    """The anchors of a page's headings, as GitHub makes them."""
+    found: set[str] = set()
+    for title in re.findall(r"^#+ (.+)$", FENCE.sub("", text_of(page)), re.MULTILINE):
+        slug = re.sub(r"[^\w\- ]", "", title.lower()).replace(" ", "-")
+        count = sum(slug == re.sub(r"-\d+$", "", other) for other in found)
+        found.add(f"{slug}-{count}" if slug in found else slug)
+    return found
+
+
+def execute(words: Sequence[str], run: bool) -> None:
+    """Runs one command in this process, or, without `run`, parses it.
+
+    Raises:
+      AssertionError: an unknown command, or one that fails.
+    """
+    match words:
+        case ["python" | ".venv/bin/python", "-m", module, *arguments]:
+            program(module, arguments, run)
+        case ["python", script, *arguments] if script.endswith(".py"):
+            program(script, arguments, run)
+        case ["make", *arguments] if not run:
+            targets = re.findall(r"^([a-z-]+):", (ROOT / "Makefile").read_text(), re.MULTILINE)
+            unknown = {word for word in arguments if "=" not in word} - set(targets)
+            assert not unknown, f"the Makefile has no target {unknown}"
+        case [".venv/bin/pip", "install", *arguments] if not run:
+            pins = (ROOT / "requirements.txt").read_text().splitlines()
+            for name, version in re.findall(r"([\w-]+)\[\w+\]==(\S+)", " ".join(arguments)):
+                assert f"{name}=={version}" in pins, f"{name}=={version} is not what is pinned"
+        case ["python", "-c", text] if not run:
+            compile(text, "-c", "exec")
+        case ["export" | "source" | "git" | ".venv/bin/pre-commit" | "hf", *_] if not run:
+            pass
+        case _:
+            raise AssertionError(f"this test cannot run: {shlex.join(words)}")
+
+
+def program(name: str, arguments: Sequence[str], run: bool) -> None:
+    """Runs or parses `python -m NAME ARGUMENTS`, or a script."""
+    with pytest.MonkeyPatch.context() as patch:
+        handed: list[tuple] = []
+
+        def start(main, define_flags, arguments=()):
+            handed.append((main, define_flags, arguments))
+            raise Stop
+
+        patch.setattr(cli, "run", start)
+        patch.setattr(sys, "argv", [name, *arguments])
+        if not run:
+            patch.setattr(argparse.ArgumentParser, "parse_known_args", parsed_only())
+        errors = io.StringIO()
+        try:
+            with contextlib.redirect_stderr(errors):
+                if name.endswith(".py"):
+                    runpy.run_path(str(ROOT / name), run_name="__main__")
+                else:
+                    runpy.run_module(name, run_name="__main__", alter_sys=True)
+        except SystemExit as end:
+            assert not end.code, f"exit code {end.code}: {errors.getvalue()}"
+        except Stop:
+            pass
+        else:
+            assert run, f"{name} has parsed nothing"
+    for main, define_flags, names in handed:
+        argv = [name, *(arguments if run else existing(arguments))]
+        options = flags.FlagValues()
+        distributed.define_flags(options)
+        define_flags(options, argv)
+        given = cli.parse(options, argv)[1:]
+        assert len(given) == len(names), f"{name} takes {names}, not {given}"
+        if run:
+            main(options, *given)
+
+
+def parsed_only():
+    """A `parse_known_args` that stops the program after it, and knows every argument."""
+    original = argparse.ArgumentParser.parse_known_args
+
+    def parse(self, *args, **kwargs):
+        _, unknown = original(self, *args, **kwargs)
+        assert not unknown, f"unknown arguments: {unknown}"
+        raise Stop
+
+    return parse
+
+
+def existing(arguments: Sequence[str]) -> list[str]:
+    """The arguments, with missing checkpoints and weights replaced by those of `world`."""
+    weights = ".pth", ".pt", ".npz", ".safetensors"
+    found = []
+    for argument in arguments:
+        flag, _, value = argument.partition("=")
+        if flag == "--checkpoint" and not Path(value).exists():
+            argument = "--checkpoint=demo"
+        elif argument[0] != "-" and argument.endswith(weights):
+            argument = "weights.safetensors"
+        found.append(argument)
+    return found
+
+
+def run_python(block: Block, page: str) -> None:
+    exec(compile(block.text, f"{page}:{block.line}", "exec"), {"__name__": "__main__"})
+
+
+def check_imports(text: str) -> None:
+    """Everything that a Python block imports exists."""
+    for node in ast.walk(ast.parse(text)):
+        if isinstance(node, ast.Import):
+            for alias in node.names:
+                importlib.import_module(alias.name)
+        elif isinstance(node, ast.ImportFrom):
+            module = importlib.import_module(node.module)
+            for alias in node.names:
+                if not hasattr(module, alias.name):
+                    importlib.import_module(f"{node.module}.{alias.name}")
+
+
+def has_key(config: ConfigDict, key: str) -> bool:
+    first, _, rest = key.partition(".")
+    return first in config and (not rest or has_key(config[first], rest))
+
+
+def draw(folder: Path, modality: str, classes: dict[str, str], count: int) -> None:
+    """Writes doodles as FOLDER/NAME/NUMBER.png, for each name the doodles of one class."""
+    for name, drawn_class in classes.items():
+        made = generation.generate(7, count, modality=modality, classes=[drawn_class], workers=0)
+        for number, doodle in enumerate(made):
+            file = folder / name / f"{modality}{number}.png"
+            file.parent.mkdir(parents=True, exist_ok=True)
+            Image.fromarray(doodle.image).save(file)
+
+
+@pytest.fixture(scope="module")
+def small_runs() -> Iterator[None]:
+    """Runs use one device, and doodles are drawn when needed, five of each class."""
+    whole = loading.load_items
+
+    def load_items(name, modality, classes, **options):
+        if name != "doodles":
+            return whole(name, modality, classes, **options)
+        made = list(generation.generate(0, 5, modality=modality, classes=classes, workers=0))
+        encoded = []
+        for doodle in made:
+            with io.BytesIO() as file:
+                Image.fromarray(doodle.image).save(file, "PNG")
+                encoded.append(file.getvalue())
+        return loading.Items(
+            modality, encoded, np.arange(len(made)),
+            np.array([classes.index(doodle.class_name) for doodle in made], np.int32),
+            tuple(classes), tuple(doodle.instance for doodle in made),
+            tuple(doodle.name for doodle in made),
+        )  # fmt: skip
+
+    one = functools.partial(sharding.make_mesh, devices=jax.devices()[:1])
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(loading, "load_items", load_items)
+        patch.setattr(sharding, "make_mesh", one)  # compiles faster than for eight devices
+        yield
+
+
+@pytest.fixture(scope="module")
+def world(small_runs, tmp_path_factory) -> Path:
+    """What the pages expect: `make demo`'s folder, an album, a sketch, and somebody's own data."""
+    folder = tmp_path_factory.mktemp("docs")
+    shutil.copytree(ROOT / "configs", folder / "configs")
+    for name in ("demo", "folder"):
+        (folder / "configs" / f"{name}.py").write_text(CONFIG_FILE.replace("NAME", name))
+    draw(folder, "photo", {"album": "mushroom"}, 4)
+    draw(folder, "sketch", {"cat": "apple"}, 1)
+    with Image.open(folder / "cat" / "sketch0.png") as sketch:
+        sketch.resize((200, 200)).save(folder / "cat.png")
+    own = {"cat": "apple", "dog": "bird", "hen": "fish", "pig": "tree"}
+    for modality in ("sketch", "photo"):
+        draw(folder / "my-data" / modality, modality, own, 4)
+    recipe = re.search(r"^demo:.*\n((?:\t.*\n)+)", (ROOT / "Makefile").read_text(), re.MULTILINE)
+    with contextlib.chdir(folder):
+        for words in commands(recipe[1].replace("$(BIN)/", "")):
+            execute(words, run=True)
+        program("zse_jax.convert", ["--to=zse_sbir", "demo", "weights.safetensors"], run=True)
+    return folder
+
+
+@pytest.fixture
+def copied(world, tmp_path, monkeypatch) -> Path:
+    """A copy of the world, as the current folder; prepared data sets go into it."""
+    constants = importlib.import_module("tensorflow_datasets").core.constants
+    folder = shutil.copytree(world, tmp_path / "world")
+    monkeypatch.setattr(constants, "DATA_DIR", str(folder / "prepared"))
+    monkeypatch.chdir(folder)
+    return folder
+
+
+@pytest.mark.parametrize("page", LINKED)
+def test_links_lead_to_files_and_headings(page):
+    wrong = []
+    for target in LINK.findall(FENCE.sub("", text_of(page))):
+        if target.startswith(("https://", "http://")):
+            continue
+        path, _, anchor = target.partition("#")
+        file = (ROOT / page).parent / path if path else ROOT / page
+        if not file.exists():
+            wrong.append(f"{target}: no such file")
+        elif anchor and anchor not in slugs(str(file.resolve().relative_to(ROOT))):
+            wrong.append(f"{target}: no such heading")
+    assert not wrong, f"{page}: {wrong}"
+
+
+@pytest.mark.parametrize("page", PAGES)
+def test_every_block_has_a_language_that_is_tested(page):
+    wrong = [block.line for block in blocks(page) if block.language not in ("bash", "python")]
+    assert not wrong, f"{page}: blocks at lines {wrong} are neither bash nor python"
+    text = text_of(page)
+    assert len(re.findall(r"^<!-- not run:", text, re.MULTILINE)) == sum(
+        bool(block.reason) for block in blocks(page)
+    ), page
+
+
+@pytest.mark.parametrize("page", PAGES)
+def test_files_and_config_keys_in_the_text_exist(page):
+    spans = "\n".join(code_spans(page))
+    missing = {path for path in SOURCE_FILE.findall(spans) if not (ROOT / path).exists()}
+    configs = [module.get_config() for module in (default, clip_default, efficient_default)]
+    for key in set(CONFIG_KEY.findall(text_of(page))):
+        if not any(has_key(config, key) for config in configs):
+            missing.add(f"--config.{key}")
+    assert not missing, f"{page}: {missing}"
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("page", PAGES)
+def test_blocks_run(page, copied):
+    for block in blocks(page):
+        if block.reason:
+            continue
+        if block.language == "python":
+            run_python(block, page)
+        else:
+            for words in commands(block.text):
+                execute(words, run=True)
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("page", [*PAGES, "tests/benchmarks/RESULTS.md"])
+def test_commands_that_are_not_run_have_known_programs_flags_and_keys(page, copied):
+    for block in blocks(page):
+        if block.reason and block.language == "python":
+            check_imports(block.text)
+        elif block.reason:
+            for words in commands(block.text):
+                execute(words, run=False)
+    for span in code_spans(page):
+        if span.startswith(("python -m ", "python launch/", "make ")) and "..." not in span:
+            execute(shlex.split(span), run=False)

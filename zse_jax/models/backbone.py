@@ -1,0 +1,78 @@
+"""Backbones: networks that turn images into a grid of local features and a pooled vector.
+
+A new backbone is one file in this folder and one entry in `BACKBONES`. EfficientCNN selects it by
+`config.model.backbone`.
+"""
+
+import inspect
+from collections.abc import Mapping, Sequence
+from typing import Any, Protocol, runtime_checkable
+
+from flax import nnx
+from jax.typing import DTypeLike
+from jaxtyping import Array, Float
+
+from zse_jax.models.resnet import ResNet50
+
+
+@runtime_checkable
+class Backbone(Protocol):
+    """A network whose pooled vector is the mean over its grid of local features.
+
+    Attributes:
+      image_size: side of the square input images, in pixels; None if any size works.
+      mean, std: statistics, by channel, of pixels in [0, 1] with which its inputs are normalised.
+      publishers: the weights it can be filled with, as keys of `pretrained.publishers`.
+      features: width of the local features and of the pooled vector.
+      classes: outputs of its ImageNet classifier; 0 if it has none.
+    """
+
+    image_size: int | None
+    mean: Sequence[float]
+    std: Sequence[float]
+    publishers: Sequence[str]
+    features: int
+    classes: int
+
+    def __call__(
+        self, images: Float[Array, "b h w 3"]
+    ) -> tuple[Float[Array, "b features"], Float[Array, "b classes"] | None]:
+        """Pooled vectors of normalised images, and class logits (None without a classifier)."""
+        ...
+
+    def local_features(self, images: Float[Array, "b h w 3"]) -> Float[Array, "b u v features"]:
+        """The features before pooling: one vector for each cell of a grid over the image."""
+        ...
+
+
+BACKBONES: dict[str, type] = {"resnet50": ResNet50}
+"""Name in `config.model.backbone` -> class that implements `Backbone`."""
+
+
+def create_backbone(
+    name: str, settings: Mapping[str, Any], *, dtype: DTypeLike, rngs: nnx.Rngs
+) -> Backbone:
+    """Creates a backbone with random parameters.
+
+    Args:
+      name: key of `BACKBONES`.
+      settings: any keyword arguments of `ResNet50`. Those that differ from its defaults are passed
+        to the backbone.
+      dtype: of activations; parameters are float32.
+      rngs: stream `params`.
+
+    Raises:
+      ValueError: an unknown name, or a setting that this backbone does not have.
+    """
+    if name not in BACKBONES:
+        raise ValueError(
+            f"config.model.backbone={name!r} is unknown: choose one of {', '.join(BACKBONES)}."
+        )
+    defaults = inspect.signature(ResNet50.__init__).parameters
+    changed = {key: value for key, value in settings.items() if value != defaults[key].default}
+    if unknown := changed.keys() - inspect.signature(BACKBONES[name].__init__).parameters:
+        raise ValueError(
+            f"The backbone {name!r} does not have the settings {', '.join(sorted(unknown))}: "
+            "leave them at their defaults."
+        )
+    return BACKBONES[name](**changed, dtype=dtype, rngs=rngs)
