@@ -20,11 +20,10 @@ from zse_jax.version import __version__ as __version__
 
 
 def load(path: "str | os.PathLike") -> "Retriever":
-    """The trained system in a checkpoint (a workdir, or one step's folder), ready to rank.
+    """The trained retriever in a checkpoint: a workdir, or the folder of one step.
 
-    Or in what `save_pretrained` wrote: a folder, or hf://owner/name on the Hugging Face Hub. See
-    `zse_jax.checkpoints.reading.load`. Nothing heavy is imported before the first call, and never
-    TensorFlow.
+    Also reads the output of `save_pretrained`: a folder, or hf://owner/name on the Hugging Face Hub.
+    See `zse_jax.checkpoints.reading.load`. JAX is imported on the first call, TensorFlow never.
     """
     from zse_jax.checkpoints import reading
 
@@ -40,7 +39,7 @@ def save_pretrained(
     license: str | None = None,
     private: bool = True,
 ) -> str:
-    """Writes a model, its config and its card to a folder, a bucket, or hf://owner/name.
+    """Writes a model with its config and model card to a folder, a bucket, or hf://owner/name.
 
     See `zse_jax.checkpoints.publishing.save_pretrained`.
     """

@@ -22,6 +22,7 @@ import os
 import re
 import sys
 from collections.abc import Callable, Iterator, Mapping
+from types import SimpleNamespace
 from typing import Any
 
 import orbax.checkpoint as ocp
@@ -282,14 +283,7 @@ def write(workdir: str | os.PathLike, step: int, retriever: nnx.Module, config: 
     """
     state = split_model(retriever)[1] | {"optimizer": nnx.State({})}
     with Checkpoints(workdir, select=config.evaluation.select) as checkpoints:
-        checkpoints.save(step, state, _NoBatches(), config, None)
-
-
-class _NoBatches:
-    """Stands for the position in the training data of a model that was not trained here."""
-
-    def get_state(self) -> dict[str, int]:
-        return {}
+        checkpoints.save(step, state, SimpleNamespace(get_state=dict), config, None)  # no position
 
 
 class _Position:

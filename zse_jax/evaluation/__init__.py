@@ -1,1 +1,1 @@
-"""Evaluation of trained systems on unseen classes."""
+"""Evaluation of trained retrievers on unseen classes."""

@@ -98,20 +98,20 @@ class Evaluator:
         if self.fine_grained:
             run = protocols.fine_grained
             given["sketch_instances"], given["photo_instances"] = self.instances
-        sketches = self.sketches
+        queries: Any = self.batches(self.sketches, retriever.image_size)
         if evaluation.queries == "text":
-            retriever = text_baseline.ByName(retriever, self.photos.class_names)
-            sketches = text_baseline.spelled(sketches)
-        batches = (self.batches(x, retriever.image_size) for x in (sketches, self.photos))
-        return run(retriever, *batches, **given | options)
+            queries = text_baseline.class_queries(retriever, self.sketches)
+        photos = self.batches(self.photos, retriever.image_size)
+        return run(retriever, queries, photos, **given | options)
 
     def _key(self, image_size: int) -> str:
-        """A digest of the evaluated images, their order and their size."""
+        """A digest of the queries and the gallery, with their order and the size of the images."""
         digest = hashlib.sha256()
         for items in (self.sketches, self.photos):
             for name in items.names:
                 digest.update(name.encode() + b"\n")
-        return f"{self.notes['data']}/{image_size}/{digest.hexdigest()[:16]}"
+        key = f"{self.notes['data']}/{image_size}/{digest.hexdigest()[:16]}"
+        return f"{key}/text" if self.config.evaluation.queries == "text" else key
 
     def batches(self, items: loading.Items, image_size: int) -> Any:
         """Evaluation batches of `items`, with square images of `image_size` pixels."""

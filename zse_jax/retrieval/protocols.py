@@ -21,13 +21,13 @@ from zse_jax.retrieval import metrics
 from zse_jax.retrieval.encoding import Batch
 from zse_jax.retrieval.metrics import Ranked
 from zse_jax.retrieval.results import Evaluation
-from zse_jax.retrieval.runner import Measured, Options, Task, Words, evaluate
+from zse_jax.retrieval.runner import Encoded, Measured, Options, Task, Words, evaluate
 from zse_jax.retrievers.base import Encoder
 
 
 def zero_shot(
     retriever: Encoder,
-    sketches: Iterable[Batch],
+    sketches: Iterable[Batch] | Encoded,
     photos: Iterable[Batch],
     *,
     conventions: Sequence[metrics.Convention] = metrics.CONVENTIONS,
@@ -37,7 +37,7 @@ def zero_shot(
 
     Args:
       retriever: the system; its dropout is off while it is evaluated.
-      sketches: evaluation batches of the queries; see `encoding.Batch`.
+      sketches: evaluation batches of the queries (see `encoding.Batch`), or encoded queries.
       photos: evaluation batches of the gallery, labelled by the same classes; it may hold classes
         of which there is no sketch.
       conventions: of average precision; all by default.
@@ -69,7 +69,7 @@ def zero_shot(
 
 def fine_grained(
     retriever: Encoder,
-    sketches: Iterable[Batch],
+    sketches: Iterable[Batch] | Encoded,
     photos: Iterable[Batch],
     *,
     sketch_instances: Int[np.ndarray, " q"],

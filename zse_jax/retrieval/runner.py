@@ -96,6 +96,13 @@ class Options(TypedDict, total=False):
     class_names: Sequence[str] | None
 
 
+class Encoded(NamedTuple):
+    """Queries that are already encoded: features with the query as leading axis, and labels [Q]."""
+
+    features: Features
+    labels: Int[np.ndarray, " q"]
+
+
 class Words(NamedTuple):
     """What a protocol calls itself, its scopes, and what sketches without a value lack."""
 
@@ -106,7 +113,7 @@ class Words(NamedTuple):
 
 def evaluate(
     retriever: Encoder,
-    sketches: Iterable[Batch],
+    sketches: Iterable[Batch] | Encoded,
     photos: Iterable[Batch],
     words: Words,
     tasks_of: Callable[[np.ndarray, np.ndarray], Sequence[Task]],
@@ -138,7 +145,9 @@ def evaluate(
                 storage=storage,
             )
 
-    sketch_features, sketch_labels = encoded("sketch", sketches)
+    if not isinstance(sketches, Encoded):
+        sketches = Encoded(*encoded("sketch", sketches))
+    sketch_features, sketch_labels = sketches
     photo_features, photo_labels = encoded("photo", photos)
     tasks = tasks_of(sketch_labels, photo_labels)
 

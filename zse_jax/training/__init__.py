@@ -1,1 +1,1 @@
-"""Training: the loop, the step, and what surrounds them."""
+"""Training: the loop, the step, initialisation, the optimizer and logging."""

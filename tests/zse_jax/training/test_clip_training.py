@@ -110,4 +110,4 @@ def test_a_system_without_words_says_so():
         rngs=nnx.Rngs(0),
     )  # fmt: skip
     with pytest.raises(ValueError, match="ZSE cannot encode text.*queries=sketch"):
-        text_baseline.ByName(model, ["cat"])
+        text_baseline.class_queries(model, tiny.load_items("doodles", "sketch", ["cat"]))
