@@ -22,7 +22,7 @@ from zse_jax.version import __version__ as __version__
 def load(path: "str | os.PathLike") -> "Retriever":
     """The trained retriever in a checkpoint: a workdir, or the folder of one step.
 
-    Also reads the output of `save_pretrained`: a folder, or hf://owner/name on the Hugging Face Hub.
+    Also reads the output of `save_pretrained`: a folder, or hf://owner/name (Hugging Face Hub).
     See `zse_jax.checkpoints.reading.load`. JAX is imported on the first call, TensorFlow never.
     """
     from zse_jax.checkpoints import reading
