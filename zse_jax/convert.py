@@ -38,6 +38,8 @@ def config_of(
 ) -> ConfigDict:
     """The config of a system, at the size of a publisher's arrays.
 
+    Inferred settings that the system does not have are left out.
+
     Args:
       publisher: a key of `publishers.PUBLISHERS`.
       arrays: the publisher's names and arrays.
