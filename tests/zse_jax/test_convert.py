@@ -119,7 +119,7 @@ def test_published_sizes_are_those_of_the_configs():
     ):  # fmt: skip
         arrays = shapes(manifest)
         config = convert.config_of(publisher, arrays)
-        default = convert.import_module(registry.SYSTEMS[config.model.system].config).get_config()
+        default = convert.default_config(config.model.system)
         differing = {k for k, v in config.model.items() if v != default.model[k]}
         assert differing <= {"prompt_length", "pixels", "text_tower", "knowledge_weight"}, publisher
 
