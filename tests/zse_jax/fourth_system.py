@@ -81,7 +81,7 @@ ENTRY = registry.System(
     f"{__name__}:Pooled",
     title="Pooled: a ResNet's pooled maps",
     paper="https://example.org/pooled",
-    config=__name__,
+    config=NAME,
     pretrained={
         "torchvision_resnet": registry.Pretrained(part="network", uninferred=("image_size",))
     },

@@ -1,6 +1,5 @@
 """Every retrieval system at a size that compiles in seconds, with a batch of random images."""
 
-from importlib import import_module
 from typing import Any
 
 import jax
@@ -8,7 +7,8 @@ import numpy as np
 from flax import nnx
 from ml_collections import ConfigDict
 
-from zse_jax.retrievers import create, registry
+from zse_jax import convert
+from zse_jax.retrievers import create
 from zse_jax.retrievers.base import Retriever
 from zse_jax.training import step
 
@@ -33,7 +33,7 @@ SIZES = {"zse": ZSE, "clip_prompt": CLIP, "efficient_cnn": EFFICIENT}
 
 def config(system: str, **flat: Any) -> ConfigDict:
     """A config of one of `SIZES`; `flat` sets dotted keys."""
-    made = import_module(registry.SYSTEMS[system].config).get_config()
+    made = convert.default_config(system)
     made.model.update(SIZES[system])
     made.train.update(steps=10, batch_size=16)
     made.optimizer.update(schedule="constant", warmup_steps=0)

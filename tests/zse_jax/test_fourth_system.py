@@ -1,6 +1,7 @@
 """A new system is one file and one registry entry: every program then works with it."""
 
 import json
+import sys
 
 import numpy as np
 import pytest
@@ -40,6 +41,7 @@ def test_a_fourth_system_is_converted_trained_evaluated_indexed_searched_and_exp
     tiny.install(monkeypatch.setattr)
     systems = {**registry.SYSTEMS, fourth_system.NAME: fourth_system.ENTRY}
     monkeypatch.setattr(registry, "SYSTEMS", systems)
+    monkeypatch.setitem(sys.modules, "configs.pooled", fourth_system)
 
     weights = written(tmp_path / "resnet.safetensors", resnet_arrays(seed=3))
     run(convert, weights, tmp_path / "converted", f"--system={fourth_system.NAME}")
