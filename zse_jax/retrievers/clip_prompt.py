@@ -27,6 +27,7 @@ from zse_jax.losses import (
 )
 from zse_jax.models.clip import CLIP, CLIPSizes, LocalImage, VisionTower, tokenize
 from zse_jax.models.layers import IMAGENET_MEAN, IMAGENET_STD, normalise
+from zse_jax.retrievers import base
 from zse_jax.retrievers.base import Correspondence, Explainable, Modality, Retriever
 
 PIXELS = {
@@ -173,30 +174,6 @@ class ClipPrompt(Retriever, Explainable):
         self.clip.logit_scale[...] = jnp.copy(clip.logit_scale[...])
         if self.class_text is not None:
             self.class_text[...] = self._class_features(clip)
-
-    def start_from(self, source: Retriever) -> None:
-        """Copies CLIP and prompts of a source with text tower, or all of one with equal classes."""
-        self._check_kind(source)
-        assert isinstance(source, ClipPrompt)
-        if source.clip.text is None:
-            if source._sentences(source.class_names) != self._sentences(self.class_names):
-                raise ValueError(
-                    "it has no text tower to encode other classes: start from CLIP's weights."
-                )
-            super().start_from(source)
-            if self.class_text is not None and (given := source.class_text) is not None:
-                self.class_text[...] = jnp.copy(given[...])
-            return
-        if source.clip.sizes != self.clip.sizes:
-            raise ValueError("it is a CLIP of another size.")
-        self.adopt(source.clip)
-        prompts = (
-            (self.photo_prompt, self.sketch_prompt),
-            (source.photo_prompt, source.sketch_prompt),
-        )
-        for own, given in zip(*prompts, strict=True):
-            if own is not None and given is not None:
-                own[...] = jnp.copy(given[...])
 
     def _class_features(self, clip: CLIP) -> Float[Array, "c e"]:
         texts = tokenize(self._sentences(self.class_names), clip.sizes.context_length)
@@ -385,6 +362,33 @@ class ClipPrompt(Retriever, Explainable):
         one = jax.random.randint(first, (count,), 0, len(table))
         other = (one + jax.random.randint(second, (count,), 1, len(table))) % len(table)
         return table[one], table[other]
+
+
+def copy_parameters(target: ClipPrompt, source: ClipPrompt) -> None:
+    """Takes over a complete CLIP (`text_tower`) and its prompts, or else all parameters, in place.
+
+    Raises:
+      ValueError: another size, or a source without text tower for other classes.
+    """
+    if source.clip.text is None:
+        if source._sentences(source.class_names) != target._sentences(target.class_names):
+            raise ValueError(
+                "it has no text tower to encode other class names with: use CLIP's own weights."
+            )
+        base.copy_parameters(target, source)
+        if target.class_text is not None and (given := source.class_text) is not None:
+            target.class_text[...] = jnp.copy(given[...])
+        return
+    if source.clip.sizes != target.clip.sizes:
+        raise ValueError("it is a CLIP of another size.")
+    target.adopt(source.clip)
+    prompts = (
+        (target.photo_prompt, source.photo_prompt),
+        (target.sketch_prompt, source.sketch_prompt),
+    )
+    for own, given in prompts:
+        if own is not None and given is not None:
+            own[...] = jnp.copy(given[...])
 
 
 def _flat(images: Array) -> Array:

@@ -43,7 +43,6 @@ class EfficientCNN(Retriever, Explainable):
     """
 
     batch_kind: ClassVar[str] = "class_group"
-    starter: ClassVar[str] = "zse_jax.training.distillation:start"
 
     def __init__(
         self,
@@ -290,7 +289,3 @@ def check_groups(batch: Mapping[str, Any], seen_classes: int) -> None:
             f"A label of this batch is {max(of_sketches)}, but the network has seen_classes="
             f"{seen_classes}: set config.model.seen_classes to the number of classes of the split."
         )
-
-
-if __name__ == "__main__":
-    raise SystemExit("Use python -m zse_jax.training.distillation instead.")
