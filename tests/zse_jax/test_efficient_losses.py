@@ -1,4 +1,4 @@
-"""The three losses of EfficientCNN against formulas written out in numpy, pair by pair."""
+"""The three losses of EfficientCNN against their formulas in numpy."""
 
 import jax
 import jax.numpy as jnp
@@ -26,7 +26,7 @@ def batch(seed, classes=3, per_class=2, width=5):
 
 
 def quadruplet_oracle(sketches, photos, sketch_labels, photo_labels, margin, cross_margin):
-    """One anchor after the other, as the docstring says."""
+    """The formula in the docstring, anchor by anchor."""
     domains = [
         (x.astype(np.float64) / np.linalg.norm(x.astype(np.float64), axis=1, keepdims=True), labels)
         for x, labels in ((sketches, sketch_labels), (photos, photo_labels))
@@ -63,7 +63,7 @@ def test_quadruplet_agrees_with_its_formula(seed, both):
 
 
 @given(seeds)
-def test_quadruplet_treats_both_domains_alike(seed):
+def test_quadruplet_is_symmetric_in_the_domains(seed):
     sketches, photos, sketch_labels, photo_labels = map(jnp.asarray, batch(seed))
     swapped = domain_balanced_quadruplet(photos, sketches, photo_labels, sketch_labels)
     loss = domain_balanced_quadruplet(sketches, photos, sketch_labels, photo_labels)
@@ -71,7 +71,7 @@ def test_quadruplet_treats_both_domains_alike(seed):
 
 
 @pytest.mark.parametrize("repeat", [2, 3])
-def test_quadruplet_weighs_domains_the_same_whatever_their_size(repeat):
+def test_quadruplet_does_not_depend_on_the_number_of_photos_per_class(repeat):
     sketches, photos, sketch_labels, photo_labels = map(jnp.asarray, batch(4))
     many = domain_balanced_quadruplet(
         sketches, jnp.tile(photos, (repeat, 1)), sketch_labels, jnp.tile(photo_labels, repeat)
@@ -80,7 +80,7 @@ def test_quadruplet_weighs_domains_the_same_whatever_their_size(repeat):
     np.testing.assert_allclose(many, once, rtol=1e-5)
 
 
-def test_quadruplet_of_classes_at_right_angles_is_0_and_of_one_point_its_margins():
+def test_quadruplet_is_0_for_orthogonal_classes_and_its_margins_for_equal_vectors():
     labels = jnp.asarray([0, 0, 1, 1])
     apart = jnp.eye(4)[labels]
     assert domain_balanced_quadruplet(apart, apart, labels, labels, margin=0.3) == 0
@@ -115,7 +115,7 @@ def test_knowledge_preservation_is_the_divergence_from_the_teacher(seed):
     np.testing.assert_allclose(got, want, rtol=1e-4, atol=1e-6)
 
 
-def test_knowledge_that_is_kept_costs_nothing_and_a_sure_teacher_is_finite():
+def test_knowledge_preservation_is_0_at_the_teacher_and_finite_for_a_certain_teacher():
     logits = jnp.asarray(np.random.default_rng(0).standard_normal((3, 5)), jnp.float32)
     assert abs(knowledge_preservation(logits, jax.nn.softmax(logits))) < 1e-6
     sure = jnp.eye(5)[:3]

@@ -46,7 +46,7 @@ def test_cosine_triplet_agrees_with_its_formula(seed, margin):
     np.testing.assert_allclose(found, want, rtol=1e-4, atol=1e-5)
 
 
-def test_cosine_triplet_at_equal_distances_is_the_margin_and_zero_vectors_are_harmless():
+def test_cosine_triplet_at_equal_distances_is_the_margin_with_a_finite_gradient():
     x = jnp.asarray(np.random.default_rng(0).standard_normal((3, 4), np.float32))
     for positive in (x, -x, jnp.zeros_like(x)):
         loss, gradient = jax.value_and_grad(losses.cosine_triplet)(
@@ -83,7 +83,7 @@ def divergence(delta, labels):
 
 
 @given(st.integers(0, 10**6))
-def test_relative_distance_divergence_is_the_mean_kl_of_pairs_of_two_classes(seed):
+def test_relative_distance_divergence_is_the_mean_kl_of_pairs_of_different_classes(seed):
     rng = np.random.default_rng(seed)
     delta = rng.standard_normal((4, 3), np.float32)
     labels = rng.integers(0, 3, 4).astype(np.int32)
@@ -99,7 +99,9 @@ def test_relative_distance_divergence_is_the_mean_kl_of_pairs_of_two_classes(see
 def test_relative_distance_divergence_is_zero_when_classes_agree():
     row = np.random.default_rng(0).standard_normal((1, 5)).astype(np.float32)
     labels = jnp.arange(4, dtype=jnp.int32)
-    agreeing = jnp.asarray(row + np.arange(4, dtype=np.float32)[:, None])  # softmax sees no shift
+    agreeing = jnp.asarray(
+        row + np.arange(4, dtype=np.float32)[:, None]
+    )  # equal by softmax
     found = losses.relative_distance_divergence(agreeing, labels)
     np.testing.assert_allclose(found, 0, atol=1e-6)
     alone = jnp.asarray(np.random.default_rng(1).standard_normal((4, 5)), jnp.float32)

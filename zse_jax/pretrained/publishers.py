@@ -12,6 +12,7 @@ from typing import Any, NamedTuple
 
 import numpy as np
 
+from zse_jax.models.backbone import Backbone
 from zse_jax.pretrained import files
 from zse_jax.retrievers import registry
 from zse_jax.retrievers.base import Encoder
@@ -122,8 +123,14 @@ def fill(retriever: Encoder, arrays: Mapping[str, np.ndarray], path: str, system
             f"{' or '.join(accepted) or 'that system'}."
         )
     part = accepted[found].part
+    target = getattr(retriever, part) if part else retriever
+    if isinstance(target, Backbone) and found not in target.publishers:
+        raise ValueError(
+            f"{path} contains weights of {found}, but the backbone {type(target).__name__} accepts "
+            f"{' or '.join(target.publishers) or 'no publisher'}."
+        )
     try:
-        _module(found).load(getattr(retriever, part) if part else retriever, arrays)
+        _module(found).load(target, arrays)
     except ValueError as error:
         raise ValueError(f"{path}: {error}") from error
     return found

@@ -51,7 +51,7 @@ def test_token_ids_beyond_the_context_are_an_error(clip):
         clip.encode_text(jnp.zeros((1, 13), jnp.int32))
 
 
-def test_a_clip_without_text_tower_says_so():
+def test_encoding_a_text_without_text_tower_is_an_error():
     clip = CLIP(CLIPSizes(**TINY), rngs=nnx.Rngs(0))
     clip.text = None
     with pytest.raises(ValueError, match="text_tower=True"):
@@ -82,7 +82,7 @@ def test_a_patch_size_that_does_not_divide_is_an_error():
         CLIP(CLIPSizes(**{**TINY, "patch_size": 5}), rngs=nnx.Rngs(0))
 
 
-def test_the_activation_is_clips_own():
+def test_the_activation_agrees_with_its_formula():
     x = normal(50)
     np.testing.assert_allclose(quick_gelu(x), x / (1 + np.exp(-1.702 * x)), rtol=1e-5, atol=1e-6)
 

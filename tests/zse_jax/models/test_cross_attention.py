@@ -23,7 +23,7 @@ def build(value="own") -> CrossAttention:
         dtype=jnp.dtype("float32"),
         rngs=nnx.Rngs(params=0, dropout=1),
     )
-    # Untie what starts out equal, so that a mix-up of projections or directions shows.
+    # Parameters start equal; change them so that swapped projections or directions are detected.
     keys = iter(jax.random.split(jax.random.key(7), 100))
     for _, parameter in nnx.to_flat_state(nnx.state(model, nnx.Param)):
         parameter[...] += 0.3 * jax.random.normal(next(keys), parameter.shape)
@@ -31,7 +31,7 @@ def build(value="own") -> CrossAttention:
 
 
 def oracle(layer, residual, query, key, value):
-    """One direction in plain numpy, written from the description in the paper."""
+    """One direction in numpy, following the description in the paper."""
     residual, query, key, value = (np.asarray(x, np.float64) for x in (residual, query, key, value))
 
     def affine(linear, x):
@@ -103,13 +103,13 @@ def test_parameters_that_start_equal_are_still_separate():
 
 
 def local(projected):
-    """Only local tokens ask; every token is still key and value."""
+    """Only local tokens are queries; all tokens are keys and values."""
     return projected._replace(tokens=projected.tokens[:, 1:], query=projected.query[:, :, 1:])
 
 
 @pytest.mark.parametrize("fused", [None, "xla"])
 @pytest.mark.parametrize("value", ["own", "other"])
-def test_meeting_many_photos_is_attending_to_each(value, fused):
+def test_meeting_equals_attending_to_each_photo(value, fused):
     model = build(value)
     s, p = (jax.random.normal(jax.random.key(i), (n, 5, WIDTH)) for i, n in enumerate((1, 4)))
     sketch, photos = local(model.project_sketches(s)), local(model.project_photos(p))
@@ -120,7 +120,7 @@ def test_meeting_many_photos_is_attending_to_each(value, fused):
 
 
 @pytest.mark.parametrize(
-    ("platform", "version", "dtype", "width", "serves"),
+    ("platform", "version", "dtype", "width", "used"),
     [
         ("gpu", "PJRT C API cuda 12090", "bfloat16", 96, True),
         ("gpu", "PJRT C API cuda 12090", "float32", 96, False),
@@ -131,12 +131,12 @@ def test_meeting_many_photos_is_attending_to_each(value, fused):
         ("tpu", "libtpu", "bfloat16", 96, False),
     ],
 )
-def test_cudnn_serves_half_precision_on_nvidia_gpus(
-    monkeypatch, platform, version, dtype, width, serves
+def test_cudnn_is_used_for_half_precision_on_nvidia_gpus(
+    monkeypatch, platform, version, dtype, width, used
 ):
     backend = SimpleNamespace(platform=platform, platform_version=version)
     monkeypatch.setattr("jax.extend.backend.get_backend", lambda: backend)
-    assert fused_attention(jnp.dtype(dtype), width) is serves
+    assert fused_attention(jnp.dtype(dtype), width) is used
 
 
 def test_unknown_value_is_an_error():

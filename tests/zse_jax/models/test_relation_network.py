@@ -1,4 +1,4 @@
-"""Anchors, their cosine matrix, and the perceptron that reads it."""
+"""Anchors, their cosine matrix, and the perceptron that computes the score from it."""
 
 import jax
 import jax.numpy as jnp

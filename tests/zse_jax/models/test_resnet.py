@@ -1,4 +1,4 @@
-"""ResNet: shapes, batch statistics on one device and eight, and those that are frozen."""
+"""ResNet: shapes, batch statistics on one device and on eight, and frozen statistics."""
 
 import jax
 import jax.numpy as jnp
@@ -44,7 +44,7 @@ def test_features_and_logits_have_the_documented_shapes_and_precision():
     assert {leaf.dtype for leaf in jax.tree.leaves(nnx.state(model))} == {jnp.dtype("float32")}
 
 
-def test_batch_normalisation_follows_its_formula_and_moves_the_running_averages():
+def test_batch_normalisation_follows_its_formula_and_updates_the_running_averages():
     norm = BatchNorm(3, frozen=False, rngs=nnx.Rngs(0))
     x = np.random.default_rng(1).normal(2, 3, (4, 5, 5, 3)).astype(np.float32)
     mean, var = x.mean((0, 1, 2)), x.var((0, 1, 2))
@@ -53,7 +53,7 @@ def test_batch_normalisation_follows_its_formula_and_moves_the_running_averages(
     np.testing.assert_allclose(norm.var[...], 0.9 + 0.1 * var, rtol=1e-5)
 
 
-def test_an_image_alone_and_in_company_is_the_same_in_evaluation():
+def test_features_do_not_depend_on_the_batch_in_evaluation():
     model = build()
     apply(model, images(8, seed=1))
     still = nnx.view(model, use_running_average=True)
@@ -62,7 +62,7 @@ def test_an_image_alone_and_in_company_is_the_same_in_evaluation():
     assert jax.tree.all(jax.tree.map(np.array_equal, before, statistics(model)))
 
 
-def test_frozen_statistics_are_used_in_training_and_never_move():
+def test_frozen_statistics_are_used_in_training_and_never_updated():
     model = build(frozen_statistics=True)
     before = statistics(model)
     trained = apply(model, images(4))

@@ -31,7 +31,7 @@ def encoder(keep_rates=None, depth=3, heads=2, dropout=0.0) -> Encoder:
     )
 
 
-def test_attention_agrees_with_jax_own():
+def test_attention_agrees_with_that_of_jax():
     q, k, v = (jax.random.normal(jax.random.key(i), (2, 5, 3, 4)) for i in range(3))
     out, weights = attend(*(x.swapaxes(1, 2) for x in (q, k, v)))
     np.testing.assert_allclose(
@@ -81,7 +81,7 @@ def test_published_rates_keep_144_of_196_tokens():
 
 
 def test_selection_happens_after_attention_within_its_block():
-    """With one block, kept tokens equal those of the unselected block at the same places."""
+    """With one block, kept tokens equal those without selection at the same places."""
     x = jax.random.normal(jax.random.key(0), (2, 10, 16))
     plain, selected = encoder(depth=1)(x), encoder({1: 0.5}, depth=1)(x)
     assert selected.tokens.shape == (2, 6, 16)

@@ -13,6 +13,7 @@ from tests.zse_jax.retrievers.test_efficient_cnn import groups, pixels
 from zse_jax.checkpoints import arrays
 from zse_jax.models.backbone import BACKBONES
 from zse_jax.models.resnet import convolution
+from zse_jax.pretrained import publishers
 from zse_jax.retrievers import create
 from zse_jax.runtime import sharding
 from zse_jax.training import step
@@ -99,3 +100,9 @@ def test_the_match_of_places_decomposes_the_cosine():
 def test_settings_that_the_backbone_does_not_support_are_errors(changes, message):
     with pytest.raises(ValueError, match=message):
         build(**changes)
+
+
+def test_weights_of_a_publisher_that_the_backbone_does_not_accept_are_an_error():
+    weights = {"layer1.0.conv3.weight": np.zeros((1, 1, 1, 1), np.float32)}
+    with pytest.raises(ValueError, match="torchvision_resnet, but the backbone Convolutions"):
+        publishers.fill(build(), weights, "w.safetensors", "efficient_cnn")

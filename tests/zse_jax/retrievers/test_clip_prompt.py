@@ -1,4 +1,4 @@
-"""The CLIP-AT retriever at a small size: interface, recipes, what trains, bad input."""
+"""CLIP-AT at a small size: interface, recipes, trainable parameters, invalid input."""
 
 import jax
 import jax.numpy as jnp
@@ -60,7 +60,7 @@ def test_features_are_clips_embeddings_of_normalised_images_with_the_modalitys_p
         np.testing.assert_allclose(jnp.linalg.norm(model.embedding(found), axis=1), 1, rtol=1e-5)
 
 
-def test_without_prompts_it_is_clip_as_it_is():
+def test_without_prompts_both_modalities_have_the_same_embedding():
     model = build(prompt_length=0)
     sketch, photo = (model.encode(images(2), modality) for modality in ("sketch", "photo"))
     np.testing.assert_array_equal(sketch, photo)
@@ -75,7 +75,7 @@ def test_prompts_and_towers_are_shared_or_separate(changes, prompts, towers):
     paths = [path for path, _ in nnx.to_flat_state(nnx.state(model, nnx.Param))]
     assert sum(model.parameter_group(path) == "prompt" for path in paths) == prompts
     assert sum("class_token" in path for path in paths) == towers
-    if towers == 2:  # they start as copies, and have buffers of their own
+    if towers == 2:  # copies in separate buffers
         one, other = (
             jax.tree.leaves(nnx.state(t)) for t in (model.clip.visual, model.sketch_visual)
         )
@@ -83,7 +83,7 @@ def test_prompts_and_towers_are_shared_or_separate(changes, prompts, towers):
             np.testing.assert_array_equal(a, b)
 
 
-def test_class_texts_are_cached_for_the_seen_classes_and_the_tower_let_go():
+def test_class_texts_are_cached_and_the_text_tower_is_removed():
     kept, model = build(text_tower=True), build()
     texts = [f"a photo of a {name}" for name in ("cat", "hot-air balloon", "tree")]
     want = kept.embedding(kept.encode_text(texts))
@@ -150,12 +150,12 @@ def test_the_fine_grained_loss_is_the_weighted_sum_of_its_terms():
 
 
 @pytest.mark.parametrize("term", ["classification", "delta", "shuffle"])
-def test_a_term_of_weight_zero_is_left_out(term):
+def test_a_term_of_weight_zero_is_not_computed(term):
     _, terms = build(**FINE, **{f"{term}_weight": 0.0}).loss(groups())
     assert {"triplet", "classification", "delta", "shuffle"} - terms.keys() == {term}
 
 
-def test_patches_are_shuffled_by_two_different_orders_that_are_new_each_time():
+def test_patches_are_shuffled_by_two_different_orders_drawn_for_each_batch():
     model = build(**FINE)
     first, second = model._two_orders(500)
     assert (np.asarray(first) != np.asarray(second)).any(axis=1).all()
@@ -173,7 +173,7 @@ GROUPS = {
 
 
 def run(steps=10, optimizer=(), **changes):
-    """A train state before and after some steps of the category recipe, and its set-up."""
+    """A train state before and after some steps of the category recipe, and its setup."""
     config = clip_default.get_config()
     config.model.update({**TINY, **changes})
     config.train.steps = steps
@@ -200,7 +200,7 @@ def test_only_what_is_trainable_changes_bit_for_bit(choice, encoders):
     changed = {name for name in before if not np.array_equal(before[name], after[name])}
     _, groups = trainable(setup.model)
     assert set(groups.values()) == GROUPS[choice]
-    # A key's bias has no gradient: softmax does not see it. It is a third of the fused one.
+    # The keys' bias has no gradient, because softmax ignores it. It is part of the fused bias.
     assert changed == set(groups)
     moments = {name for name in arrays.flat_arrays(state["optimizer"]) if "/mu/" in name}
     assert {name.partition("/mu/")[2] for name in moments} == set(groups)
@@ -216,7 +216,7 @@ def test_each_group_has_its_own_learning_rate():
         steps=1, optimizer={"learning_rates": {"prompt": 3e-2, "layer_norm": 1e-2}}
     )
     for name, rate in (("photo_prompt", 3e-2), ("clip/visual/norm_post/bias", 1e-2)):
-        # Adam's first step is the rate, for all but vanishing gradients.
+        # Adam's first step is the learning rate, except for very small gradients.
         np.testing.assert_allclose(np.abs(after[name] - before[name]).max(), rate, rtol=1e-2)
 
 
@@ -244,7 +244,7 @@ def test_the_optimizer_of_the_published_size_is_under_three_percent_of_the_model
         ({"class_names": None}, triplets, "needs the names of the seen classes"),
     ],
 )
-def test_a_batch_that_does_not_fit_is_an_error_that_says_what_would(changes, batch, message):
+def test_a_batch_of_another_sampler_is_an_error_that_names_the_setting(changes, batch, message):
     with pytest.raises(ValueError, match=message):
         build(**changes).loss(batch())
 
