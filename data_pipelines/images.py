@@ -118,9 +118,9 @@ def ink_box(rgb: UInt8[np.ndarray, "h w 3"]) -> tuple[tuple[int, int], tuple[int
     if not inked.any():
         return (0, rgb.shape[0]), (0, rgb.shape[1])
     bounds = []
-    for line in (inked.any(axis=1), inked.any(axis=0)):
-        first, last = np.flatnonzero(line)[[0, -1]].tolist()
-        bounds.append((max(0, first - CROP_MARGIN), min(last + CROP_MARGIN, len(line))))
+    for axis, side in enumerate(rgb.shape[:2]):
+        first, last = np.flatnonzero(inked.any(axis=1 - axis))[[0, -1]].tolist()
+        bounds.append((max(0, first - CROP_MARGIN), min(last + CROP_MARGIN, side)))
     return bounds[0], bounds[1]
 
 

@@ -3,6 +3,9 @@
 A sampler is a pure function of a random generator and of the items, grouped by class or instance.
 It returns positions of items, not images, so that drawing is cheap and the loader reads only the
 drawn images. To add a sampler, write one function and add one line to `SAMPLERS`.
+
+All samplers take the random generator, their only source of randomness, and the sketches and photos
+of the same non-empty groups in the same order.
 """
 
 import functools
@@ -53,14 +56,6 @@ def quadruplet(
 
     Classes c != c' are uniform over the seen classes. Index 0 is a sketch and a photo of c. Index 1
     is another sketch of c (the same one if c has only one) and a photo of c'.
-
-    Args:
-      rng: the only source of randomness.
-      sketches_by_class: at least two classes, all non-empty.
-      photos_by_class: the same classes in the same order.
-
-    Returns:
-      Two sketches and two photos.
     """
     c, other = _two_classes(rng, len(sketches_by_class))
     sketches = sketches_by_class[c]
@@ -82,15 +77,7 @@ def instance_quadruplet(
 
     The class is uniform. Index 0 is a sketch and the photo it was drawn from. Index 1 is another
     sketch of that photo (the same one if there is only one) and another photo of the class, so that
-    the two photos differ in instance but not in class.
-
-    Args:
-      rng: the only source of randomness.
-      sketches_by_instance: at least one class, each with at least two non-empty instances.
-      photos_by_instance: the same instances in the same order.
-
-    Returns:
-      Two sketches and two photos.
+    the two photos differ in instance but not in class. Every class needs at least two instances.
     """
     c = int(rng.integers(len(sketches_by_instance)))
     return quadruplet(rng, sketches_by_instance[c], photos_by_instance[c])
@@ -101,15 +88,7 @@ def triplet(
 ) -> Sample:
     """A sketch, a photo of its class and a photo of another class, as in CLIP-AT (CVPR 2023).
 
-    Classes c != c' are uniform over the seen classes.
-
-    Args:
-      rng: the only source of randomness.
-      sketches_by_class: at least two classes, all non-empty.
-      photos_by_class: the same classes in the same order.
-
-    Returns:
-      One sketch and two photos.
+    The two classes are uniform over the seen classes.
     """
     c, other = _two_classes(rng, len(sketches_by_class))
     photos = [rng.choice(photos_by_class[c]), rng.choice(photos_by_class[other])]
@@ -125,16 +104,8 @@ def instance_group(
     """`size` instances of one class, a sketch and a photo of each, for CLIP-AT's fine-grained loss.
 
     The class is uniform; its instances are uniform and in random order. Sketch i was drawn from
-    photo i. The other photos of the group, which have the same class, are hard negatives.
-
-    Args:
-      rng: the only source of randomness.
-      sketches_by_instance: at least one class, each with at least `size` non-empty instances.
-      photos_by_instance: the same instances in the same order.
-      size: K of the loss.
-
-    Returns:
-      `size` sketches and `size` photos.
+    photo i. The other photos of the group, which have the same class, are hard negatives. `size` is
+    K of the loss; every class needs at least `size` instances.
     """
     c = int(rng.integers(len(sketches_by_instance)))
     chosen = rng.choice(len(sketches_by_instance[c]), size, replace=False)
@@ -150,16 +121,7 @@ def class_group(
     """`size` sketches and `size` photos of one class; a P x K batch contains P such groups.
 
     The class is uniform. Items are drawn without replacement, unless the class has fewer than
-    `size`. As in EfficientCNN (Tursun et al., 2022); our reading.
-
-    Args:
-      rng: the only source of randomness.
-      sketches_by_class: at least one class, all non-empty.
-      photos_by_class: the same classes in the same order.
-      size: K.
-
-    Returns:
-      `size` sketches and `size` photos.
+    `size` = K. As in EfficientCNN (Tursun et al., 2022); our reading.
     """
     c = int(rng.integers(len(sketches_by_class)))
     sketches, photos = (

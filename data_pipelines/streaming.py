@@ -4,13 +4,13 @@ Adds to grain: a checkpoint that does not depend on the number of workers, the l
 streams, and global arrays on a mesh of several hosts.
 """
 
+import functools
 import os
 from collections.abc import Iterator
 from typing import Any
 
 import grain
 import jax
-import numpy as np
 from absl import flags
 
 Batch = dict[str, Any]
@@ -48,23 +48,6 @@ class Batches(grain.IterDataset):
                 grain.MultiprocessingOptions(num_workers=self._workers)
             )
         return iter(remaining)
-
-
-class OnDevice(grain.IterDataset):
-    """Batches as global arrays on the devices."""
-
-    def __init__(
-        self, batches: grain.IterDataset, sharding: jax.sharding.Sharding, buffer_size: int
-    ):
-        super().__init__(batches)
-        self._sharding = sharding
-        self._buffer_size = buffer_size
-
-    def __len__(self) -> int:
-        return len(self._parent)
-
-    def __iter__(self) -> grain.DatasetIterator:
-        return to_device(iter(self._parent), self._sharding, self._buffer_size)
 
 
 class _BatchIterator(grain.DatasetIterator):
@@ -106,44 +89,30 @@ class _BatchIterator(grain.DatasetIterator):
             self._reader = None
 
 
-class _TransferIterator(grain.DatasetIterator):
-    def __init__(self, batches: grain.DatasetIterator, sharding: jax.sharding.Sharding):
-        super().__init__(batches)
-        self._sharding = sharding
+class OnDevice(grain.experimental.ThreadPrefetchIterDataset):
+    """Batches as global `jax.Array`s, with a length; see `to_device`."""
 
-    def __next__(self) -> Batch:
-        def transfer(array: np.ndarray) -> jax.Array:
-            return jax.make_array_from_process_local_data(self._sharding, array)
+    def __init__(self, batches: Batches, sharding: jax.sharding.Sharding, buffer_size: int):
+        moved = batches.map(functools.partial(jax.make_array_from_process_local_data, sharding))
+        super().__init__(moved, prefetch_buffer_size=buffer_size)
+        self._count = len(batches)
 
-        return jax.tree.map(transfer, next(self._parent))
-
-    def get_state(self) -> dict[str, Any]:
-        return self._parent.get_state()
-
-    def set_state(self, state: dict[str, Any]) -> None:
-        self._parent.set_state(state)
+    def __len__(self) -> int:
+        return self._count
 
 
-def to_device(
-    batches: grain.IterDataset | grain.DatasetIterator,
-    sharding: jax.sharding.Sharding,
-    buffer_size: int = 2,
-) -> OnDevice | grain.DatasetIterator:
+def to_device(batches: Batches, sharding: jax.sharding.Sharding, buffer_size: int = 2) -> OnDevice:
     """Copies the next `buffer_size` batches to the devices while the current one is processed.
 
     Each process provides its shard of the global batch. The state of the iterators counts the
     batches returned, not the prefetched ones.
 
     Args:
-      batches: data set or iterator with the batches of this process.
+      batches: the batches of this process.
       sharding: sharding of the arrays along their leading axis.
       buffer_size: number of prefetched batches on the devices.
 
     Returns:
-      A data set or iterator, as given, of `jax.Array`s with the global shape.
+      A data set of `jax.Array`s with the global shape.
     """
-    if isinstance(batches, grain.IterDataset):
-        return OnDevice(batches, sharding, buffer_size)
-    return grain.experimental.ThreadPrefetchDatasetIterator(
-        _TransferIterator(batches, sharding), prefetch_buffer_size=buffer_size
-    )
+    return OnDevice(batches, sharding, buffer_size)

@@ -33,10 +33,10 @@ logger = logging.getLogger(__name__)
 _FORMAT = 1
 """Increase it when the content of shards changes, so that old ones are packed again."""
 
-_IMAGES_PER_SHARD, _MAX_SHARDS = 1000, 128
+IMAGES_PER_SHARD, MAX_SHARDS = 1000, 128
 """A killed run loses up to one shard per worker; readers keep all shards open."""
 
-_PARALLEL_FROM = 2000
+PARALLEL_FROM = 2000
 """With fewer images, starting processes takes longer than packing."""
 
 
@@ -116,7 +116,7 @@ def pack(
 
 def _shards(source: folders.Source, folder: Path) -> Iterator[Shard]:
     for modality, files in source.images.items():
-        count = min(_MAX_SHARDS, -(-len(files) // _IMAGES_PER_SHARD))
+        count = min(MAX_SHARDS, -(-len(files) // IMAGES_PER_SHARD))
         bounds = [len(files) * i // count for i in range(count + 1)] if count else []
         for number, (start, end) in enumerate(itertools.pairwise(bounds)):
             path = folder / f"{modality}-{number:03}-of-{count:03}.array_record"
@@ -147,7 +147,7 @@ def pack_shard(shard: Shard) -> int:
             except (ValueError, OSError) as error:
                 unreadable[file.name] = str(error)
                 continue
-            record = _record(file, encoded)
+            record = serialize(file, encoded)
             writer.write(record)
             count, size = count + 1, size + len(record)
         writer.close()
@@ -164,7 +164,7 @@ def pack_shard(shard: Shard) -> int:
     return len(shard.files)
 
 
-def _record(file: folders.ImageFile, encoded: bytes) -> bytes:
+def serialize(file: folders.ImageFile, encoded: bytes) -> bytes:
     """A record with the schema `features.record_features`, serialized like TFDS."""
     from tensorflow_datasets.proto import tf_example_pb2
 
@@ -209,8 +209,8 @@ def _manifest(shard: Shard) -> Manifest | None:
 
 def _run_here(shards: Sequence[Shard]) -> Iterator[int]:
     """Packs in one process per core, or in this process if there are few images."""
-    workers = min(_cores(), len(shards))
-    if workers < 2 or sum(len(shard.files) for shard in shards) < _PARALLEL_FROM:
+    workers = min(available_cores(), len(shards))
+    if workers < 2 or sum(len(shard.files) for shard in shards) < PARALLEL_FROM:
         yield from map(pack_shard, shards)
         return
     pool = concurrent.futures.ProcessPoolExecutor(
@@ -227,7 +227,7 @@ def _run_here(shards: Sequence[Shard]) -> Iterator[int]:
         pool.shutdown(cancel_futures=True)
 
 
-def _cores() -> int:
+def available_cores() -> int:
     """Number of cores that this process may use."""
     if hasattr(os, "sched_getaffinity"):
         return len(os.sched_getaffinity(0))

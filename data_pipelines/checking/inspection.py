@@ -16,7 +16,7 @@ from jaxtyping import UInt8
 from data_pipelines import images
 from data_pipelines.builders import folders
 
-_PARALLEL_FROM = 2000
+PARALLEL_FROM = 2000
 """With fewer files, starting processes takes longer than decoding."""
 
 
@@ -50,7 +50,7 @@ def inspect_all(files: Sequence[folders.ImageFile]) -> dict[str, Inspected]:
     progress = functools.partial(
         tqdm.tqdm, total=len(files), desc="Checking images", unit=" images", disable=not files
     )
-    if len(files) < _PARALLEL_FROM:
+    if len(files) < PARALLEL_FROM:
         found = list(progress(map(inspect, files)))
     else:
         with multiprocessing.get_context("spawn").Pool() as pool:

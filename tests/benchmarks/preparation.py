@@ -129,7 +129,7 @@ def first_batch(data_dir: Path, workers: int) -> float:
         workers=workers,
     )
     sharding = jax.sharding.SingleDeviceSharding(jax.devices()[0])
-    stream = loading.to_device(iter(batches), sharding)
+    stream = iter(loading.to_device(batches, sharding))
     jax.block_until_ready(next(stream))
     seconds = time.perf_counter() - start
     stream.close()

@@ -315,7 +315,7 @@ def test_json_output_is_one_object(clean, tmp_path):
 def test_several_processes_give_the_same_result(template, monkeypatch):
     files = folders.list_images(template / SKETCHES, template, CLASSES)[0][:8]
     alone = inspection.inspect_all(files)
-    monkeypatch.setattr(inspection, "_PARALLEL_FROM", 1)
+    monkeypatch.setattr(inspection, "PARALLEL_FROM", 1)
     assert inspection.inspect_all(files) == alone
 
 

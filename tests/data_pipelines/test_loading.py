@@ -8,7 +8,7 @@ import grain
 import jax
 import numpy as np
 import pytest
-from hypothesis import given
+from hypothesis import given, settings
 from hypothesis import strategies as st
 from jax.sharding import AxisType, NamedSharding, PartitionSpec
 
@@ -216,6 +216,7 @@ def test_worker_processes_give_the_same_batches_and_resume_the_state_of_threads(
     iterator.close()
 
 
+@settings(max_examples=25)
 @given(st.integers(1, 4), st.integers(1, 3))
 def test_concatenated_shards_equal_the_batch_of_one_process(shard_count, batch_size):
     whole = take(train(batch_size=shard_count * batch_size), 2)
@@ -322,6 +323,7 @@ def test_evaluation_pads_the_last_batch_and_masks_it():
     assert (last["label"].dtype, last["mask"].dtype) == (np.int32, np.bool_)
 
 
+@settings(max_examples=40)
 @given(st.lists(st.integers(0, 9), min_size=1, max_size=4), st.integers(1, 5), st.integers(1, 4))
 def test_concatenated_shards_contain_every_item_once_in_order(sizes, batch_size, shard_count):
     items = make_items(sizes=[*sizes, 1])
@@ -369,7 +371,7 @@ def test_a_finite_stream_keeps_its_length_on_the_devices(sharding):
 
 
 def test_prefetched_batches_are_not_lost_by_a_restart(sharding, tmp_path):
-    iterator = loading.to_device(iter(train(batch_size=8)), sharding, buffer_size=2)
+    iterator = iter(loading.to_device(train(batch_size=8), sharding, buffer_size=2))
     next(iterator)
     assert iterator.get_state() == {"next_index": 1}
     handler = grain.checkpoint.CheckpointHandler()

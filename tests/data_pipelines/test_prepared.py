@@ -22,27 +22,27 @@ from pathlib import Path
 from data_pipelines import prepared
 from data_pipelines.builders import packing
 
-packing._IMAGES_PER_SHARD = 50
+packing.IMAGES_PER_SHARD = 50
 """
 
 DIE_AT_RECORD_160 = """
-count, record = 0, packing._record
+count, record = 0, packing.serialize
 def record_or_die(*arguments):
     global count
     count += 1
     if count == 160:
         os.kill(os.getpid(), signal.SIGKILL)
     return record(*arguments)
-packing._record = record_or_die
+packing.serialize = record_or_die
 """
 
 IN_TWO_PROCESSES = """
-packing._PARALLEL_FROM = 0
-packing._cores = lambda: 2
+packing.PARALLEL_FROM = 0
+packing.available_cores = lambda: 2
 """
 
 NEVER_FINISH = """
-packing._record = lambda *_: time.sleep(600)
+packing.serialize = lambda *_: time.sleep(600)
 """
 
 TAIL = """
@@ -83,7 +83,7 @@ def contents(folder: Path) -> dict:
 @pytest.fixture
 def small_shards(monkeypatch):
     """Shards of 50 images."""
-    monkeypatch.setattr(packing, "_IMAGES_PER_SHARD", 50)
+    monkeypatch.setattr(packing, "IMAGES_PER_SHARD", 50)
 
 
 @pytest.fixture

@@ -100,12 +100,8 @@ def cactus(rng: Random) -> list[Part]:
     w = rng.uniform(0.2, 0.28)
     parts, sides = [], rng.permutation([-1, 1])
     for i in range(rng.choice([1, 2, 2])):
-        s, y, out, up = (
-            sides[i],
-            rng.uniform(-0.2, 0.25),
-            rng.uniform(0.55, 0.75),
-            rng.uniform(0.4, 0.65),
-        )
+        s, y = sides[i], rng.uniform(-0.2, 0.25)
+        out, up = rng.uniform(0.55, 0.75), rng.uniform(0.4, 0.65)
         arm = smooth(
             (0, y), (s * 0.7 * out, y), (s * out, y - 0.15), (s * out, y - up), closed=False
         )

@@ -87,13 +87,9 @@ def guitar(rng: Random) -> list[Part]:
     low, high = rng.uniform(0.48, 0.58), rng.uniform(0.34, 0.42)
     waist = 0.72 * high
     side = [
-        (0.0, 1.05),
-        (0.75 * low, 0.98),
-        (low, 0.62),
-        (waist, 0.22),
-        (high, -0.08),
+        (0.0, 1.05), (0.75 * low, 0.98), (low, 0.62), (waist, 0.22), (high, -0.08),
         (0.6 * high, -0.32),
-    ]
+    ]  # fmt: skip
     body = smooth(*side, *[(-x, y) for x, y in side[:0:-1]])
     neck = rng.uniform(-1.25, -1.05)
     parts = [

@@ -9,7 +9,6 @@ import dataclasses
 import json
 from collections.abc import Sequence
 from pathlib import Path
-from typing import NamedTuple
 
 import cv2
 import numpy as np
@@ -76,25 +75,17 @@ class Drawing(folders.ImageFile):
         return cv2.imencode(".png", sketch, _ENCODING)[1].tobytes()
 
 
-class Listing(NamedTuple):
-    """The drawings of one file.
-
-    Attributes:
-      drawings: the selected drawings, in the order of the file.
-      unrecognized: number of drawings that the game did not recognize, up to the last selected one.
-      truncated: whether the file has more drawings.
-    """
-
-    drawings: list[Drawing]
-    unrecognized: int
-    truncated: bool
-
-
-def list_drawings(path: Path, root: Path, class_name: str, *, limit: int | None) -> Listing:
+def list_drawings(
+    path: Path, root: Path, class_name: str, *, limit: int | None
+) -> tuple[list[Drawing], int, bool]:
     """Lists the recognized drawings of a file, at most `limit`, named by their `key_id`.
 
     Malformed lines are listed too, named by their line number. Reading them fails, so that they are
     reported with all other unreadable images.
+
+    Returns:
+      The drawings in the order of the file; the number of drawings that the game did not recognize,
+      up to the last listed one; and whether the file has more drawings.
     """
     found: list[Drawing] = []
     names: set[str] = set()
@@ -106,7 +97,7 @@ def list_drawings(path: Path, root: Path, class_name: str, *, limit: int | None)
             if not line.strip():
                 continue
             if limit is not None and len(found) == limit:
-                return Listing(found, unrecognized, True)
+                return found, unrecognized, True
             key, recognized = _key(line)
             if not recognized:
                 unrecognized += 1
@@ -115,7 +106,7 @@ def list_drawings(path: Path, root: Path, class_name: str, *, limit: int | None)
             name = f"sketches/{class_name}/{key if key not in names else f'{key}_{number}'}.png"
             names.add(key)
             found.append(Drawing(root, name, class_name, len(line), "", source, number, start))
-    return Listing(found, unrecognized, False)
+    return found, unrecognized, False
 
 
 def _key(line: bytes) -> tuple[str, bool]:

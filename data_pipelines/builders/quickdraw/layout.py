@@ -53,26 +53,20 @@ def scan(
     photo_names = ("images", "QuickDraw_images_final")
     root = folders.find_root(manual_dir, *sketch_names, "ndjson", *photo_names)
     photo_folder = folders.find_folder(*(root / name for name in photo_names))
-    ndjson = sorted(
-        path for name in ("sketches", "ndjson") for path in root.glob(f"{name}/*.ndjson")
-    )
+    ndjson = sorted([*root.glob("sketches/*.ndjson"), *root.glob("ndjson/*.ndjson")])
     if ndjson:
-        _check_only_drawings(ndjson, [root / name for name in sketch_names])
+        for folder in (root / name for name in sketch_names):
+            if folder.is_dir() and folders.class_folders(folder):
+                raise ValueError(
+                    f"The sketches are ambiguous: there are drawings ({ndjson[0]} and "
+                    f"{len(ndjson) - 1} more) and folders of images ({folder}). Remove one of them."
+                )
         sketches, ignored = _list_drawings(ndjson, root, drawings_per_class)
     else:
         sketch_folder = folders.find_folder(*(root / name for name in sketch_names))
         sketches, ignored = folders.list_images(sketch_folder, root, CLASSES)
     photos, more = folders.list_images(photo_folder, root, CLASSES)
     return folders.Source(root, {"sketch": sketches, "photo": photos}, ignored + more)
-
-
-def _check_only_drawings(ndjson: Sequence[Path], sketch_folders: Sequence[Path]) -> None:
-    for folder in sketch_folders:
-        if folder.is_dir() and folders.class_folders(folder):
-            raise ValueError(
-                f"The sketches are ambiguous: there are drawings ({ndjson[0]} and "
-                f"{len(ndjson) - 1} more) and folders of images ({folder}). Remove one of them."
-            )
 
 
 def _list_drawings(
@@ -100,11 +94,11 @@ def _list_drawings(
     unrecognized = truncated = 0
     empty: list[str] = []
     for class_name, path in file_of.items():
-        listing = drawings.list_drawings(path, root, class_name, limit=limit)
-        found += listing.drawings
-        unrecognized += listing.unrecognized
-        truncated += listing.truncated
-        if not listing.drawings:
+        listed, skipped, more = drawings.list_drawings(path, root, class_name, limit=limit)
+        found += listed
+        unrecognized += skipped
+        truncated += more
+        if not listed:
             empty.append(str(path))
     if empty:
         splits.raise_or_collect(

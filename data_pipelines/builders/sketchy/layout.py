@@ -37,9 +37,9 @@ def scan(manual_dir: Path) -> folders.Source:
     photo_folder = folders.find_folder(*folders.spellings(root / "256x256/photo/tx_000000000000"))
 
     sketches, ignored = folders.list_images(sketch_folder, root, CLASSES)
-    sketches = [_with_instance(file, re.sub(r"-\d+$", "", _stem(file))) for file in sketches]
+    sketches = [_with_instance(file, r"-\d+$") for file in sketches]
     photos, more = folders.list_images(photo_folder, root, CLASSES)
-    photos = [_with_instance(file, _stem(file)) for file in photos]
+    photos = [_with_instance(file) for file in photos]
     ignored += more
 
     drawn = {file.instance for file in photos}
@@ -61,9 +61,6 @@ def scan(manual_dir: Path) -> folders.Source:
     return folders.Source(root, {"sketch": sketches, "photo": photos}, ignored)
 
 
-def _with_instance(file: folders.ImageFile, instance: str) -> folders.ImageFile:
-    return dataclasses.replace(file, instance=instance)
-
-
-def _stem(file: folders.ImageFile) -> str:
-    return PurePosixPath(file.name).stem
+def _with_instance(file: folders.ImageFile, suffix: str = "$") -> folders.ImageFile:
+    stem = PurePosixPath(file.name).stem
+    return dataclasses.replace(file, instance=re.sub(suffix, "", stem))
