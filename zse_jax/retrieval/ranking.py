@@ -18,7 +18,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 from jax.sharding import Mesh, NamedSharding, PartitionSpec
-from jaxtyping import Bool, Float, Float32, Int, Int32, Real, Shaped
+from jaxtyping import Bool, Float32, Int, Int32, Real, Shaped
 
 # Similarities sorted at once: by each thread of the host, as many as fit a core's cache; on an
 # accelerator, 0.5 GB with the working memory of the sort.
