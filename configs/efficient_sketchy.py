@@ -6,7 +6,7 @@ r"""EfficientCNN on Sketchy Extended, split 1 (100 seen, 25 unseen classes).
 DIR holds the unpacked benchmark (256x256/, EXTEND_image_sketchy*/); the weights are torchvision's.
 What they know of each seen class is computed on first use (a pass over the seen photos), or before:
 
-    python -m zse_jax.retrievers.efficient_cnn --prepare --config=configs/efficient_sketchy.py \
+    python -m zse_jax.training.distillation --prepare --config=configs/efficient_sketchy.py \
         --config.teacher.weights=resnet50.safetensors --config.teacher.knowledge=sketchy.npz
 
 Variants: ResNet-50 (default), and tiny, which trains from scratch on the embedded data set without

@@ -20,9 +20,9 @@ from tests.zse_jax.random_weights import drawn
 from zse_jax import convert
 from zse_jax.checkpoints import reading, writing
 from zse_jax.models.resnet import ResNet50
-from zse_jax.pretrained import files, openai_clip, publishers, sizes, torchvision_resnet, zse_sbir
+from zse_jax.pretrained import files, openai_clip, publishers, torchvision_resnet, zse_sbir
 from zse_jax.pretrained.mapping import convolution, transpose
-from zse_jax.retrievers import create
+from zse_jax.retrievers import create, registry
 from zse_jax.runtime import cli, sharding
 from zse_jax.training import initialization, loop, step
 
@@ -98,10 +98,11 @@ def test_a_publishers_file_becomes_a_checkpoint_that_loads(publisher, tmp_path, 
     said = capsys.readouterr().out
     assert "million parameters" in said
     config = reading.read_config(tmp_path / "out")
-    for name in sizes.UNTOLD[publisher]:
+    [system] = publishers.systems_of(publisher)
+    for name in registry.SYSTEMS[system].pretrained[publisher].uninferred:
         assert f"{name}={config.model[name]}" in said
     retriever = zse_jax.load(tmp_path / "out")
-    assert config.model.system == publishers.PUBLISHERS[publisher].system
+    assert config.model.system == system
     settings = config.model.to_dict()
     fresh = nnx.jit(lambda: create(settings, rngs=nnx.Rngs(params=config.seed, dropout=1)))()
     publishers.start(fresh, file, config.model.system)
@@ -118,7 +119,7 @@ def test_published_sizes_are_those_of_the_configs():
     ):  # fmt: skip
         arrays = shapes(manifest)
         config = convert.config_of(publisher, arrays)
-        default = convert.import_module(convert.CONFIGS[config.model.system]).get_config()
+        default = convert.import_module(registry.SYSTEMS[config.model.system].config).get_config()
         differing = {k for k, v in config.model.items() if v != default.model[k]}
         assert differing <= {"prompt_length", "pixels", "text_tower", "knowledge_weight"}, publisher
 
@@ -130,12 +131,12 @@ def test_zse_goes_out_by_the_published_names_and_comes_back_to_the_bit(tmp_path,
     assert reading.step_of(tmp_path / "run") == 7
     run("--to=zse_sbir", tmp_path / "run", tmp_path / "best.safetensors")
     told = f"heads={config.model.heads}, cross_heads={config.model.cross_heads}"
-    assert f"do not tell {told}" in capsys.readouterr().out
+    assert f"keep them with it: {told}" in capsys.readouterr().out
     assert "sa.model.cls" in load_file(tmp_path / "best.safetensors")
     heads = [f"--config.model.{key}={config.model[key]}" for key in ("heads", "cross_heads")]
     run(tmp_path / "best.safetensors", tmp_path / "back", *heads)
     same(zse_jax.load(tmp_path / "back"), source)
-    with pytest.raises(FileExistsError, match=r"best.safetensors is there, and is not overwritten"):
+    with pytest.raises(FileExistsError, match=r"best.safetensors exists and is not overwritten"):
         run("--to=zse_sbir", tmp_path / "run", tmp_path / "best.safetensors")
     with pytest.raises(ValueError, match=r"name a file that ends with .safetensors"):
         run("--to=zse_sbir", tmp_path / "run", tmp_path / "best.pth")
@@ -150,7 +151,7 @@ def test_positions_are_interpolated_for_another_size(tmp_path):
 
 def test_what_cannot_be_converted_says_so(tmp_path):
     vit = written(tmp_path / "vit.npz", test_google_vit.published())
-    with pytest.raises(ValueError, match=r"vit.npz holds the weights of google_vit, not of zse_"):
+    with pytest.raises(ValueError, match=r"vit.npz contains weights of google_vit, not of zse_"):
         run("--from=zse_sbir", vit, tmp_path / "out")
     with pytest.raises(FileNotFoundError, match=r"There is no file of weights .*nothing.npz"):
         run(tmp_path / "nothing.npz", tmp_path / "out")
@@ -160,16 +161,16 @@ def test_what_cannot_be_converted_says_so(tmp_path):
         run(vit, tmp_path / "full")
     with pytest.raises(ValueError, match="Did you mean --config.model.heads"):
         run(vit, tmp_path / "out", "--config.model.head=3")
-    with pytest.raises(ValueError, match=r"takes no --config: the weights decide"):
+    with pytest.raises(ValueError, match=r"takes no --config: the weights determine"):
         run(vit, tmp_path / "out", "--config=configs/sketchy.py")
     arrays = test_google_vit.published()
     del arrays["embedding/kernel"]
-    with pytest.raises(ValueError, match=r"of google_vit lack what tells their size"):
-        sizes.model_settings("google_vit", arrays)
+    with pytest.raises(ValueError, match=r"cannot be inferred .* of google_vit: 'embedding/k"):
+        publishers.settings("google_vit", arrays)
     assert not (tmp_path / "out").exists()
     config = small_systems.config("clip_prompt")
     writing.write(tmp_path / "clip", 0, built(config.model), config)
-    with pytest.raises(ValueError, match="holds a ClipPrompt, and zse_sbir publishes ZSE"):
+    with pytest.raises(ValueError, match="a ClipPrompt, but zse_sbir has names only for ZSE"):
         run("--to=zse_sbir", tmp_path / "clip", tmp_path / "x.safetensors")
 
 
@@ -191,8 +192,9 @@ def test_the_program_takes_source_and_output_as_they_stand(tmp_path):
 
 def begun(config):
     """The model that training starts with, on a mesh that splits large parameters."""
-    setup = step.set_up(config, sharding.make_mesh(data=-1, fsdp=2))
-    state = initialization.initialised(config, setup, setup.init())
+    mesh = sharding.make_mesh(data=-1, fsdp=2)
+    setup = step.set_up(config, mesh)
+    state = initialization.first_state(config, mesh, setup, "")
     for leaf, like in zip(*map(jax.tree.leaves, (state, setup.abstract)), strict=True):
         assert leaf.sharding == like.sharding
     return step.merge_model(setup.definition, state)
@@ -261,11 +263,11 @@ def test_a_start_that_does_not_fit_says_so(tmp_path):
 
     with pytest.raises(ValueError, match=r"init_from=.*run: its parameters .* anchors.merge"):
         start("zse", tmp_path / "run", **{"model.anchors": 16})
-    with pytest.raises(ValueError, match="holds a ZSE, and this config trains a ClipPrompt"):
+    with pytest.raises(ValueError, match="contains a ZSE, but this config trains a ClipPrompt"):
         start("clip_prompt", tmp_path / "run")
     with pytest.raises(FileNotFoundError, match=r"init_from=.*nothing.*holds no checkpoint"):
         start("zse", tmp_path / "nothing")
     with pytest.raises(FileNotFoundError, match="no file of weights"):
         start("zse", tmp_path / "best.safetensors")
-    with pytest.raises(ValueError, match=r"give it as config.teacher.weights"):
+    with pytest.raises(ValueError, match=r"set config.teacher.weights instead"):
         start("efficient_cnn", written(tmp_path / "r.safetensors", resnet_arrays()))

@@ -27,7 +27,7 @@ from PIL import Image
 
 from configs import default
 from data_pipelines import loading
-from zse_jax import retrievers
+from zse_jax.retrievers import registry
 from zse_jax.retrievers.base import Modality, Retriever
 
 SIZE = 8
@@ -100,9 +100,14 @@ def config(**flat: Any) -> ConfigDict:
     return made.lock()
 
 
+def system(implementation: str) -> registry.System:
+    """A registry entry of a system that only the tests know."""
+    return registry.System(implementation, title="tiny", paper="", config="configs.default")
+
+
 def install(patch: Any = setattr) -> None:
     """Makes system "tiny" and its data known; `patch` is `monkeypatch.setattr` in tests."""
-    patch(retrievers, "SYSTEMS", {**retrievers.SYSTEMS, "tiny": f"{__name__}:Tiny"})
+    patch(registry, "SYSTEMS", {**registry.SYSTEMS, "tiny": system(f"{__name__}:Tiny")})
     patch(loading, "load_items", load_items)
 
 

@@ -27,26 +27,10 @@ from zse_jax.checkpoints import arrays as checkpoint_arrays
 from zse_jax.checkpoints import hub, reading
 from zse_jax.checkpoints.arrays import checksums
 from zse_jax.pretrained import files
+from zse_jax.retrievers import registry
 from zse_jax.retrievers.base import Retriever
 from zse_jax.runtime import config_io
 from zse_jax.version import __version__
-
-SYSTEMS = {
-    "zse": (
-        "ZSE: a ViT with a retrieval token, cross-attention between sketch and photo, and a "
-        "relation network over their matching places",
-        "https://arxiv.org/abs/2303.14348",
-    ),
-    "clip_prompt": (
-        "CLIP-AT: CLIP with prompts for sketches and photos",
-        "https://arxiv.org/abs/2303.13440",
-    ),
-    "efficient_cnn": (
-        "EfficientCNN: one ResNet for sketches and photos",
-        "https://arxiv.org/abs/2102.04016",
-    ),
-}
-"""What a system is, for cards, and its paper."""
 
 CONVENTIONS = {
     "exact": "divides the precisions at the hits by min(k, number of relevant photos)",
@@ -117,14 +101,14 @@ def card(about: Mapping[str, Any], *, name: str, license: str | None = None) -> 
     config = about["config"]
     data, model = config["data"], config["model"]
     split = splits.SPLITS.get(data["split"] or "")
-    system, paper = SYSTEMS.get(model["system"], (model["system"], None))
+    system = registry.system(model["system"])
     columns, rows = _table(about["metrics"])
     return _template().render(
         name=name,
         license=license,
         about=about,
-        system=system,
-        paper=paper,
+        system=system.title,
+        paper=system.paper,
         model=model,
         data=data,
         evaluated=target if (target := config["target"])["name"] else data,

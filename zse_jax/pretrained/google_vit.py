@@ -5,12 +5,14 @@ minimisation. It has no scale embedding, no cross-attention and no relation netw
 values they have. Positions for another number of patches are interpolated as in Google's own code.
 """
 
+import math
 from collections.abc import Mapping
+from typing import Any
 
 import numpy as np
 from scipy import ndimage
 
-from zse_jax.pretrained.mapping import Path, Source, fill
+from zse_jax.pretrained.mapping import Path, Source, count, fill
 from zse_jax.retrievers.zse import ZSE
 
 KEPT = ("cross_attention", "anchors", "relation_network")
@@ -35,6 +37,36 @@ def load(model: ZSE, arrays: Mapping[str, np.ndarray]) -> None:
         ignored=lambda name: name.startswith(_IGNORED),
         kept=lambda path: path[0] in KEPT or path[:2] == ("tokenizer", "scale_embedding"),
     )
+
+
+def settings(arrays: Mapping[str, np.ndarray]) -> dict[str, Any]:
+    """The settings in `config.model` that the shapes determine."""
+    patch, _, _, width = arrays["embedding/kernel"].shape
+    block = "Transformer/encoderblock_0"
+    tokens = arrays["Transformer/posembed_input/pos_embedding"].shape[1] - 1
+    return scaled_settings(width, patch, tokens) | {
+        "depth": count(arrays, r"Transformer/encoderblock_(\d+)/"),
+        "heads": arrays[f"{block}/MultiHeadDotProductAttention_1/query/kernel"].shape[1],
+        "mlp_width": arrays[f"{block}/MlpBlock_3/Dense_0/kernel"].shape[1],
+    }
+
+
+def scaled_settings(width: int, patch: int, tokens: int) -> dict[str, Any]:
+    """ZSE around a Vision Transformer of this size, scaled as the configs' B/16, S/16 and Ti/16.
+
+    An attention head is 64 wide in all published networks.
+    """
+    return {
+        "image_size": math.isqrt(tokens) * patch,
+        "patch_size": patch,
+        "width": width,
+        "heads": max(1, width // 64),
+        "cross_heads": max(1, width // 96),
+        "scale_channels": 64,
+        "cross_mlp_width": width * 4 // 3,
+        "anchor_width": width * 2 // 3,
+        "anchors": tokens // 4 if math.isqrt(tokens) % 2 == 0 else tokens,
+    }
 
 
 def table(model: ZSE) -> dict[Path, Source]:

@@ -4,6 +4,7 @@ A publisher's file in this package holds one table, parameter path here -> (publ
 how to lay the array out); this module applies it and refuses anything left over on either side.
 """
 
+import re
 from collections.abc import Callable, Iterable, Mapping
 from typing import Any, NamedTuple
 
@@ -35,6 +36,11 @@ def convolution(array: np.ndarray) -> np.ndarray:
 def patch_matrix(array: np.ndarray) -> np.ndarray:
     """The same for a convolution that `models.layers.patches` turned into a matrix product."""
     return convolution(array).reshape(-1, array.shape[0])
+
+
+def count(names: Iterable[str], pattern: str) -> int:
+    """How many different numbers the names contain at the group of `pattern`."""
+    return len({match[1] for name in names if (match := re.match(pattern, name))})
 
 
 def fill(

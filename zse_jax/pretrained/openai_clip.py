@@ -172,6 +172,17 @@ def _openai_name(name: str) -> tuple[str, bool]:
     return name, False
 
 
+def settings(arrays: Mapping[str, np.ndarray]) -> dict[str, Any]:
+    """The settings in `config.model` that the shapes determine; a head is 64 wide as published."""
+    if "vision_model.pre_layrnorm.weight" in arrays:
+        arrays = from_hugging_face(arrays)
+    sizes = size_of(arrays)
+    return sizes | {
+        "heads": max(1, sizes["width"] // 64),
+        "text_heads": max(1, sizes["text_width"] // 64),
+    }
+
+
 def size_of(arrays: Mapping[str, np.ndarray]) -> dict[str, int]:
     """The sizes of the CLIP that OpenAI's names and arrays are of, as far as they tell."""
     shapes = {name: np.shape(array) for name, array in arrays.items()}

@@ -1,68 +1,65 @@
-"""Whose weights a file holds, and which system starts from them.
+"""The publishers of weights: how their files are recognised, read and filled into a system.
 
-    publishers.start(retriever, "best_checkpoint.pth")
+    publishers.start(retriever, "best_checkpoint.pth", "zse")
 
-fills a retriever from any file of weights whose publisher is known here, recognised by its names.
+Which systems accept which publishers is in `zse_jax.retrievers.registry`.
 """
 
 import os
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Iterable, Mapping
 from importlib import import_module
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import numpy as np
 
 from zse_jax.pretrained import files
-from zse_jax.retrievers.base import Retriever
+from zse_jax.retrievers import registry
+from zse_jax.retrievers.base import Encoder
 
 
 class Publisher(NamedTuple):
     """One source of weights.
 
     Attributes:
-      system: name in `config.model.system` of the systems that start from it.
-      mark: a name that every one of its files has, and no other publisher's.
-      loader: "module:function" of (retriever, arrays), strict in both directions.
-      part: the part of the retriever that it fills; "" is the whole.
-      about: what it is, for people.
+      module: in this package; has `load(model, arrays)`, strict in both directions, and
+        `settings(arrays)`, the settings in `config.model` that the shapes determine.
+      mark: a parameter name that only this publisher's files contain.
+      about: description for messages.
     """
 
-    system: str
+    module: str
     mark: str
-    loader: str
-    part: str
     about: str
 
 
-_HERE = "zse_jax.pretrained"
-
 PUBLISHERS: Mapping[str, Publisher] = {
-    "zse_sbir": Publisher(
-        "zse", "sa.model.cls", f"{_HERE}.zse_sbir:load", "", "the published ZSE code's best_*.pth"
-    ),
+    "zse_sbir": Publisher("zse_sbir", "sa.model.cls", "the published ZSE code's best_*.pth"),
     "google_vit": Publisher(
-        "zse", "Transformer/encoder_norm/scale", f"{_HERE}.google_vit:load", "",
+        "google_vit",
+        "Transformer/encoder_norm/scale",
         "Google's sam/ViT-B_16.npz, from which ZSE starts",
     ),
-    "openai_clip": Publisher(
-        "clip_prompt", "visual.conv1.weight", f"{_HERE}.openai_clip:load", "", "OpenAI's ViT-*.pt"
-    ),
+    "openai_clip": Publisher("openai_clip", "visual.conv1.weight", "OpenAI's ViT-*.pt"),
     "huggingface_clip": Publisher(
-        "clip_prompt", "vision_model.pre_layrnorm.weight", f"{_HERE}.openai_clip:load", "",
+        "openai_clip",
+        "vision_model.pre_layrnorm.weight",
         "openai/clip-vit-* on Hugging Face, model.safetensors",
     ),
     "torchvision_resnet": Publisher(
-        "efficient_cnn", "layer1.0.conv3.weight", f"{_HERE}.torchvision_resnet:load", "backbone",
-        "torchvision's resnet50-*.pth",
+        "torchvision_resnet", "layer1.0.conv3.weight", "torchvision's resnet50-*.pth"
     ),
-}  # fmt: skip
+}
+
+
+EXPORTS = ("zse_sbir",)
+"""The publishers whose module also has `export(model)`, the inverse of `load`."""
 
 
 def publisher_of(names: Iterable[str]) -> str:
-    """Whose parameter names these are: a key of `PUBLISHERS`.
+    """The key in `PUBLISHERS` of the publisher that uses these parameter names.
 
     Raises:
-      ValueError: nobody's who is known here.
+      ValueError: none of them does.
     """
     names = set(names)
     for name, publisher in PUBLISHERS.items():
@@ -70,60 +67,83 @@ def publisher_of(names: Iterable[str]) -> str:
             return name
     known = "; ".join(f"{name}: {x.about} (has {x.mark})" for name, x in PUBLISHERS.items())
     raise ValueError(
-        f"Weights named {', '.join(sorted(names)[:4])}, ... are nobody's who is known here. Known "
+        f"Weights named {', '.join(sorted(names)[:4])}, ... are not of a known publisher. Known "
         f"are {known}."
     )
 
 
-def start(
-    retriever: Retriever, path: str | os.PathLike, system: str, publisher: str | None = None
-) -> str:
+def systems_of(publisher: str) -> list[str]:
+    """The systems that accept a publisher's files; the first one is the default of a conversion."""
+    return [name for name, x in registry.SYSTEMS.items() if publisher in x.pretrained]
+
+
+def settings(publisher: str, arrays: Mapping[str, np.ndarray]) -> dict[str, Any]:
+    """The settings in `config.model` that the shapes of `publisher`'s arrays determine.
+
+    Raises:
+      ValueError: arrays are missing, or have another number of axes.
+    """
+    try:
+        return _module(publisher).settings(arrays)
+    except (KeyError, IndexError, TypeError, ZeroDivisionError) as error:
+        raise ValueError(
+            f"The sizes cannot be inferred from the weights of {publisher}: {error} is missing, or "
+            "has another number of axes. Is the file complete, and of this publisher?"
+        ) from error
+
+
+def start(retriever: Encoder, path: str | os.PathLike, system: str) -> str:
     """Fills `retriever` in place from a file of weights.
 
     Args:
-      retriever: of the size of the weights; what its publisher's network lacks stays as it is.
+      retriever: of the size of the weights. Parameters that the publisher's network does not have
+        keep their values.
       path: see `files.read`.
       system: the retriever's `config.model.system`.
-      publisher: whose file it is, a key of `PUBLISHERS`; None: recognised by its names.
 
     Returns:
-      Whose weights they were.
+      The publisher of the weights.
 
     Raises:
       FileNotFoundError: there is no such file.
-      ValueError: it cannot be read, is of another publisher or for another system, or does not fit.
+      ValueError: it cannot be read, is not accepted by the system, or is of another size.
     """
-    if publisher is not None and publisher not in PUBLISHERS:
-        raise ValueError(f"There is no publisher {publisher!r}: choose {', '.join(PUBLISHERS)}.")
-    return fill(retriever, files.read(path), os.fspath(path), system, publisher)
+    return fill(retriever, files.read(path), os.fspath(path), system)
 
 
-def fill(
-    retriever: Retriever,
-    arrays: Mapping[str, np.ndarray],
-    path: str,
-    system: str,
-    publisher: str | None = None,
-) -> str:
+def fill(retriever: Encoder, arrays: Mapping[str, np.ndarray], path: str, system: str) -> str:
     """As `start`, from the arrays that were read from the file `path`."""
     found = publisher_of(arrays)
-    if publisher not in (None, found):
-        raise ValueError(f"{path} holds the weights of {found}, not of {publisher}.")
-    one = PUBLISHERS[found]
-    if one.system != system:
-        fitting = ", ".join(name for name, x in PUBLISHERS.items() if x.system == system)
+    accepted = registry.system(system).pretrained
+    if found not in accepted:
         raise ValueError(
-            f"{path} holds the weights of {found}, from which the system {one.system!r} starts, "
-            f"not {system!r}: choose a config of that system, or weights of {fitting}."
+            f"{path} contains weights of {found}, for the system {' or '.join(systems_of(found))}, "
+            f"not {system}: choose a config of that system, or weights of "
+            f"{' or '.join(accepted) or 'that system'}."
         )
-    part = getattr(retriever, one.part) if one.part else retriever
+    part = accepted[found].part
     try:
-        _function(one.loader)(part, arrays)
+        _module(found).load(getattr(retriever, part) if part else retriever, arrays)
     except ValueError as error:
         raise ValueError(f"{path}: {error}") from error
     return found
 
 
-def _function(name: str) -> Callable[[object, Mapping[str, np.ndarray]], None]:
-    module, function = name.split(":")
-    return getattr(import_module(module), function)
+def export(publisher: str, retriever: Encoder, path: str) -> dict[str, np.ndarray]:
+    """The arrays of a retriever, loaded from `path`, with a publisher's names.
+
+    Raises:
+      ValueError: the publisher has no names for this system.
+    """
+    systems = [registry.imported(registry.system(x).implementation) for x in systems_of(publisher)]
+    if not isinstance(retriever, tuple(systems)):
+        names = " or ".join(x.__name__ for x in systems)
+        raise ValueError(
+            f"{path} contains a {type(retriever).__name__}, but {publisher} has names only for "
+            f"{names}."
+        )
+    return _module(publisher).export(retriever)
+
+
+def _module(publisher: str) -> Any:
+    return import_module(f"{__package__}.{PUBLISHERS[publisher].module}")

@@ -5,11 +5,12 @@ and ignored.
 """
 
 from collections.abc import Mapping
+from typing import Any
 
 import numpy as np
 
 from zse_jax.models.resnet import ResNet50
-from zse_jax.pretrained.mapping import Path, Source, convolution, fill, transpose
+from zse_jax.pretrained.mapping import Path, Source, convolution, count, fill, transpose
 
 
 def load(model: ResNet50, arrays: Mapping[str, np.ndarray]) -> None:
@@ -21,6 +22,16 @@ def load(model: ResNet50, arrays: Mapping[str, np.ndarray]) -> None:
     """
     ignored = "num_batches_tracked"
     fill(model, arrays, table(model), ignored=lambda name: name.endswith(ignored))
+
+
+def settings(arrays: Mapping[str, np.ndarray]) -> dict[str, Any]:
+    """The settings in `config.model` that the shapes determine."""
+    stages = count(arrays, r"layer(\d+)\.")
+    return {
+        "depths": tuple(count(arrays, rf"layer{i + 1}\.(\d+)\.") for i in range(stages)),
+        "width": arrays["conv1.weight"].shape[0],
+        "imagenet_classes": arrays["fc.weight"].shape[0],
+    }
 
 
 def table(model: ResNet50) -> dict[Path, Source]:

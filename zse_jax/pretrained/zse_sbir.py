@@ -4,15 +4,19 @@ The published state dict also carries an unused third copy of the cross-attentio
 `ca.encoder.layers.*`, which is known and ignored.
 """
 
+import math
 from collections.abc import Mapping
+from typing import Any
 
 import numpy as np
 from flax import nnx
 
+from zse_jax.pretrained import google_vit
 from zse_jax.pretrained.mapping import (
     Path,
     Source,
     convolution,
+    count,
     fill,
     patch_matrix,
     transpose,
@@ -27,6 +31,22 @@ def load(model: ZSE, arrays: Mapping[str, np.ndarray]) -> None:
       ValueError: names without a place, parameters without a source or of another shape, listed.
     """
     fill(model, arrays, table(model), ignored=lambda name: name.startswith("ca.encoder.layers."))
+
+
+def settings(arrays: Mapping[str, np.ndarray]) -> dict[str, Any]:
+    """The settings in `config.model` that the shapes determine."""
+    width, _, patch, _ = arrays["sa.model.embedding.weight"].shape
+    tokens = arrays["sa.model.pos_embedding"].shape[1] - 1
+    found = google_vit.scaled_settings(width, patch, tokens) | {
+        "scale_channels": arrays["sa.model.scale.seq.0.weight"].shape[0],
+        "depth": count(arrays, r"sa\.model\.transformer\.layers\.(\d+)\."),
+        "mlp_width": arrays["sa.model.transformer.layers.0.0.mlp.net.0.weight"].shape[0],
+        "cross_mlp_width": arrays["ca.encoder.layer1.0.feed_forward.w_1.weight"].shape[0],
+        "anchors": math.isqrt(arrays["rn.rn.0.weight"].shape[1]),
+    }
+    if (merged := arrays.get("conv2d.weight")) is not None:
+        found["anchor_width"] = merged.shape[0]
+    return found
 
 
 def export(model: ZSE) -> dict[str, np.ndarray]:

@@ -116,36 +116,6 @@ class Retriever(Encoder):
         del path
         return "all"
 
-    def start_from(self, source: "Retriever") -> None:
-        """Takes over the parameters of a system of the same kind and size, in place.
-
-        Raises:
-          ValueError: parameters that one of them lacks or has in another shape, listed; then
-            nothing is taken over.
-        """
-        self._check_kind(source)
-        kinds = nnx.Any(nnx.Param, nnx.BatchStat)
-        own, given = (dict(nnx.to_flat_state(nnx.state(x, kinds))) for x in (self, source))
-        differing = [
-            f"{'.'.join(map(str, path))} ({_shape(given, path)} there, {_shape(own, path)} here)"
-            for path in own | given
-            if _shape(own, path) != _shape(given, path)
-        ]
-        if differing:
-            raise ValueError(
-                f"its parameters are not those of this config.model: {', '.join(differing[:8])}"
-                f"{', ...' if len(differing) > 8 else ''}. Give it the sizes of the source."
-            )
-        for path, parameter in own.items():
-            parameter[...] = jax.numpy.asarray(given[path][...], parameter.dtype)
-
-    def _check_kind(self, source: "Retriever") -> None:
-        if type(source) is not type(self):
-            raise ValueError(
-                f"it holds a {type(source).__name__}, and this config trains a "
-                f"{type(self).__name__}: choose a config of that system, or another source."
-            )
-
 
 class Explainable(Encoder):
     """An encoder that can show which places of a sketch and a photo correspond."""
@@ -177,6 +147,29 @@ class TextQueries(Protocol):
     def encode_classes(self, names: Sequence[str]) -> Features:
         """Features of classes known by their names, in place of sketches of them."""
         ...
+
+
+def copy_parameters(target: Encoder, source: Encoder) -> None:
+    """Copies all parameters and batch statistics of `source` into `target`, in place.
+
+    Raises:
+      ValueError: parameters that only one of them has, or that differ in shape, listed; nothing is
+        copied then.
+    """
+    kinds = nnx.Any(nnx.Param, nnx.BatchStat)
+    own, given = (dict(nnx.to_flat_state(nnx.state(x, kinds))) for x in (target, source))
+    differing = [
+        f"{'.'.join(map(str, path))} ({_shape(given, path)} there, {_shape(own, path)} here)"
+        for path in own | given
+        if _shape(own, path) != _shape(given, path)
+    ]
+    if differing:
+        raise ValueError(
+            f"its parameters are not those of this config.model: {', '.join(differing[:8])}"
+            f"{', ...' if len(differing) > 8 else ''}. Use the sizes of the source."
+        )
+    for path, parameter in own.items():
+        parameter[...] = jax.numpy.asarray(given[path][...], parameter.dtype)
 
 
 def _shape(parameters: Mapping[tuple[Any, ...], Any], path: tuple[Any, ...]) -> str:

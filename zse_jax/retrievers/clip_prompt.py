@@ -26,6 +26,7 @@ from zse_jax.losses import (
     unit,
 )
 from zse_jax.models.clip import CLIP, LocalImage, VisionTower, tokenize
+from zse_jax.retrievers import base
 from zse_jax.retrievers.base import Correspondence, Explainable, Modality, Retriever
 
 PIXELS = {
@@ -179,28 +180,6 @@ class ClipPrompt(Retriever, Explainable):
         self.clip.logit_scale[...] = jnp.copy(clip.logit_scale[...])
         if self.class_text is not None:
             self.class_text[...] = self._class_features(clip)
-
-    def start_from(self, source: Retriever) -> None:
-        """Takes over a complete CLIP (`text_tower`), with its prompts, or all of its own kind."""
-        self._check_kind(source)
-        assert isinstance(source, ClipPrompt)
-        if source.clip.text is None:
-            if source._sentences(source.class_names) != self._sentences(self.class_names):
-                raise ValueError("it has no text tower for other classes: start from CLIP's own.")
-            super().start_from(source)
-            if self.class_text is not None and (given := source.class_text) is not None:
-                self.class_text[...] = jnp.copy(given[...])
-            return
-        if source._sizes[:-2] != self._sizes[:-2]:
-            raise ValueError("it is a CLIP of another size.")
-        self.adopt(source.clip)
-        prompts = (
-            (self.photo_prompt, self.sketch_prompt),
-            (source.photo_prompt, source.sketch_prompt),
-        )
-        for own, given in zip(*prompts, strict=True):
-            if own is not None and given is not None:
-                own[...] = jnp.copy(given[...])
 
     def _class_features(self, clip: CLIP) -> Float[Array, "c e"]:
         texts = tokenize(self._sentences(self.class_names), self.context_length)
@@ -391,6 +370,33 @@ class ClipPrompt(Retriever, Explainable):
         one = jax.random.randint(first, (count,), 0, len(table))
         other = (one + jax.random.randint(second, (count,), 1, len(table))) % len(table)
         return table[one], table[other]
+
+
+def copy_parameters(target: ClipPrompt, source: ClipPrompt) -> None:
+    """Takes over a complete CLIP (`text_tower`) and its prompts, or else all parameters, in place.
+
+    Raises:
+      ValueError: another size, or a source without text tower for other classes.
+    """
+    if source.clip.text is None:
+        if source._sentences(source.class_names) != target._sentences(target.class_names):
+            raise ValueError(
+                "it has no text tower to encode other class names with: use CLIP's own weights."
+            )
+        base.copy_parameters(target, source)
+        if target.class_text is not None and (given := source.class_text) is not None:
+            target.class_text[...] = jnp.copy(given[...])
+        return
+    if source._sizes[:-2] != target._sizes[:-2]:
+        raise ValueError("it is a CLIP of another size.")
+    target.adopt(source.clip)
+    prompts = (
+        (target.photo_prompt, source.photo_prompt),
+        (target.sketch_prompt, source.sketch_prompt),
+    )
+    for own, given in prompts:
+        if own is not None and given is not None:
+            own[...] = jnp.copy(given[...])
 
 
 def _flat(images: Array) -> Array:

@@ -5,13 +5,12 @@ Recognition 126, 2022, arXiv 2102.04016. The abstract states the parts; their fo
 reading, and stand in `zse_jax.losses`. What the untouched ImageNet network knows of each seen class
 is computed once, before training:
 
-    python -m zse_jax.retrievers.efficient_cnn --prepare \
+    python -m zse_jax.training.distillation --prepare \
         --config=configs/efficient_sketchy.py --config.teacher.weights=resnet50.safetensors \
         --config.teacher.knowledge=sketchy.npz
 """
 
 from collections.abc import Mapping, Sequence
-from importlib import import_module
 from typing import Any, ClassVar
 
 import jax
@@ -51,7 +50,6 @@ class EfficientCNN(Retriever, Explainable):
     """
 
     batch_kind: ClassVar[str] = "class_group"
-    starter: ClassVar[str] = "zse_jax.training.distillation:start"
 
     def __init__(
         self,
@@ -290,7 +288,3 @@ def check_groups(batch: Mapping[str, Any], seen_classes: int) -> None:
             f"A label of this batch is {max(of_sketches)}, but the network has seen_classes="
             f"{seen_classes}: set config.model.seen_classes to the number of classes of the split."
         )
-
-
-if __name__ == "__main__":
-    import_module("zse_jax.training.distillation").run()

@@ -24,10 +24,10 @@ from jaxtyping import Float
 from ml_collections import ConfigDict, config_flags
 
 from data_pipelines import loading
-from zse_jax.checkpoints import reading
+from zse_jax.checkpoints import initial_weights, reading
 from zse_jax.evaluation import data_selection
-from zse_jax.pretrained import files, torchvision_resnet
 from zse_jax.retrieval.encoding import encode, fingerprint
+from zse_jax.retrievers import registry
 from zse_jax.retrievers.efficient_cnn import EfficientCNN, Teacher, class_knowledge
 from zse_jax.runtime import cli, sharding
 from zse_jax.training.step import Setup, State, merge_model, placed, set_up
@@ -95,7 +95,7 @@ def read(file: epath.Path, marks: Mapping[str, str]) -> Float[np.ndarray, "c k"]
     Raises:
       ValueError: it is stale, saying what differs, or damaged.
     """
-    again = "delete it, or make it anew with --prepare (see zse_jax.retrievers.efficient_cnn)"
+    again = "delete it, or make it again (python -m zse_jax.training.distillation --prepare)"
     try:
         with file.open("rb") as stream, np.load(stream) as saved:
             found = {name: str(saved[name]) for name in marks}
@@ -154,16 +154,13 @@ def _teacher_state(config: ConfigDict, setup: Setup) -> tuple[State, EfficientCN
     model = merge_model(setup.definition, state)
     assert isinstance(model, EfficientCNN)
     if config.teacher.weights:
-        arrays = files.read(config.teacher.weights)
-        try:
-            torchvision_resnet.load(model.backbone, arrays)
-        except ValueError as error:
-            raise ValueError(f"{config.teacher.weights}: {error}") from error
+        initial_weights.fill_from_file(model, config.teacher.weights, config.model.system)
     return state, model
 
 
 def _check(config: ConfigDict) -> None:
-    if config.model.system != "efficient_cnn" or "teacher" not in config:
+    system = registry.system(config.model.system)
+    if system.initialization != "distillation" or "teacher" not in config:
         raise ValueError(
             f"This config of the system {config.model.system!r} has no teacher to prepare: take "
             "one such as configs/efficient_sketchy.py."
@@ -206,6 +203,5 @@ def main(options: flags.FlagValues) -> None:
     print(f"wrote {file}: {model.seen_classes} classes, {len(photos):,} photos")
 
 
-def run() -> None:
-    """The program `python -m zse_jax.retrievers.efficient_cnn`."""
+if __name__ == "__main__":
     cli.run(main, define_flags)

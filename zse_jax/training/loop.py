@@ -13,7 +13,6 @@ import os
 import shutil
 import time
 from collections.abc import Mapping
-from importlib import import_module
 from typing import Any
 
 import jax
@@ -101,7 +100,7 @@ def train(config: ConfigDict, workdir: str | os.PathLike) -> dict[str, Any]:
         consistency.agree(data_facts(config, validation))
         start, state = checkpoints.resume(setup.abstract, batches, check) or (
             None,
-            first_state(config, mesh, setup, workdir),
+            initialization.first_state(config, mesh, setup, workdir),
         )
         headline = config.evaluation.select.partition("/")[2]
         with Reporter(
@@ -116,15 +115,6 @@ def train(config: ConfigDict, workdir: str | os.PathLike) -> dict[str, Any]:
                     run.loop(state, batches, start, notice)
                 notice.at_once()
                 return run.finish()
-
-
-def first_state(config: ConfigDict, mesh: Mesh, setup: Setup, workdir: epath.Path) -> State:
-    """The state before the first step: random values, what the system's `starter` makes, or both
-    with the weights of `config.init_from`.
-    """
-    module, _, function = (setup.model.starter or "").partition(":")
-    start = getattr(import_module(module), function) if module else lambda *_: setup.init()
-    return initialization.initialised(config, setup, start(config, mesh, setup, workdir))
 
 
 @dataclasses.dataclass

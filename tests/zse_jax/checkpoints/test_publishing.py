@@ -19,11 +19,11 @@ import zse_jax
 from tests.zse_jax import small_systems, tiny
 from tests.zse_jax.checkpoints.test_writing import Position
 from tests.zse_jax.gallery.conftest import photo
-from zse_jax import retrievers
 from zse_jax.checkpoints import hub as hub_
 from zse_jax.checkpoints import publishing, reading
 from zse_jax.checkpoints.writing import Checkpoints
 from zse_jax.gallery import index
+from zse_jax.retrievers import registry
 from zse_jax.runtime import config_io
 
 METRICS = {
@@ -111,7 +111,7 @@ class Normed(tiny.Tiny):
 
 
 def test_a_system_that_nobody_trained_with_its_running_statistics(tmp_path, monkeypatch):
-    monkeypatch.setattr(retrievers, "SYSTEMS", {"normed": f"{__name__}:Normed"})
+    monkeypatch.setattr(registry, "SYSTEMS", {"normed": tiny.system(f"{__name__}:Normed")})
     config = tiny.config().unlock()
     config.model.system = "normed"
     retriever = Normed(dtype=jnp.float32, rngs=nnx.Rngs(0))
@@ -124,18 +124,17 @@ def test_a_system_that_nobody_trained_with_its_running_statistics(tmp_path, monk
     assert loaded.norm.use_running_average
     assert np.array_equal(loaded.first.kernel[...], retriever.first.kernel[...])
     text = (tmp_path / "model/README.md").read_text()
-    assert "# model\n\nnormed.\n" in text
+    assert "# model\n\ntiny.\n" in text
     assert "nothing was trained here" in text
 
 
-@pytest.mark.parametrize("system", publishing.SYSTEMS)
+@pytest.mark.parametrize("system", small_systems.SIZES)
 def test_every_system_has_a_card(system):
     config = config_io.to_plain(small_systems.config(system))
     about = {
         "version": "0", "step": 9, "parameters": 1, "metrics": {}, "measured": "", "config": config,
     }  # fmt: skip
-    assert publishing.SYSTEMS[system][1] in publishing.card(about, name="ann/x")
-    assert set(publishing.SYSTEMS) == set(retrievers.SYSTEMS) - {"tiny"}
+    assert registry.SYSTEMS[system].paper in publishing.card(about, name="ann/x")
 
 
 def test_the_card_says_what_is_known(shared):

@@ -6,7 +6,7 @@ import jax.numpy as jnp
 import numpy as np
 
 from tests.zse_jax import tiny
-from zse_jax import retrievers
+from zse_jax.retrievers import registry
 from zse_jax.retrievers.base import Correspondence, Explainable
 
 GRID = 2
@@ -41,7 +41,8 @@ class Patches(tiny.Tiny, Explainable):
 def install(patch: Any = setattr) -> None:
     """System "tiny" is `Patches`, on the data of `tiny`."""
     tiny.install(patch)
-    patch(retrievers, "SYSTEMS", {**retrievers.SYSTEMS, "tiny": f"{__name__}:Patches"})
+    entry = tiny.system(f"{__name__}:Patches")
+    patch(registry, "SYSTEMS", {**registry.SYSTEMS, "tiny": entry})
 
 
 def drawn(size: int = 32) -> np.ndarray:

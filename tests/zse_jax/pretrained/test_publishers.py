@@ -63,7 +63,7 @@ def test_exported_shapes_are_those_of_the_published_code_at_its_size():
 def test_a_vision_transformer_starts_zse_and_clip_starts_clip(tmp_path):
     model = test_google_vit.zse()
     vit = written(tmp_path / "vit.safetensors", test_google_vit.published())
-    assert publishers.start(model, vit, "zse", "google_vit") == "google_vit"
+    assert publishers.start(model, vit, "zse") == "google_vit"
     np.testing.assert_array_equal(
         model.tokenizer.retrieval_token[...], test_google_vit.published()["cls"]
     )
@@ -76,14 +76,12 @@ def test_a_vision_transformer_starts_zse_and_clip_starts_clip(tmp_path):
 
 def test_weights_of_another_system_or_publisher_or_size_name_the_file(tmp_path):
     vit = written(tmp_path / "vit.safetensors", test_google_vit.published())
-    with pytest.raises(ValueError, match="of google_vit, from which the system 'zse' starts, not"):
+    with pytest.raises(ValueError, match="of google_vit, for the system zse, not clip_prompt"):
         publishers.start(clip(), vit, "clip_prompt")
-    with pytest.raises(ValueError, match=r"vit.safetensors holds .* google_vit, not of zse_sbir"):
-        publishers.start(test_google_vit.zse(), vit, "zse", "zse_sbir")
-    with pytest.raises(ValueError, match="no publisher 'google': choose zse_sbir, google_vit"):
-        publishers.start(test_google_vit.zse(), vit, "zse", "google")
     with pytest.raises(ValueError, match=r"vit.safetensors: These weights do not fit"):
         publishers.start(test_google_vit.zse(width=24), vit, "zse")
     strange = written(tmp_path / "x.safetensors", {"what": np.zeros(3, np.float32)})
-    with pytest.raises(ValueError, match=r"Weights named what, .*nobody's.*zse_sbir: the pub"):
+    with pytest.raises(
+        ValueError, match="named what, .*not of a known publisher.*zse_sbir: the pub"
+    ):
         publishers.start(test_google_vit.zse(), strange, "zse")

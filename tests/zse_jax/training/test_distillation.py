@@ -75,7 +75,7 @@ def test_knowledge_is_the_mean_prediction_of_the_untouched_network_for_each_seen
     network = torchvision_file(tmp_path / "w.safetensors")
     settings = config(**{"teacher.weights": str(tmp_path / "w.safetensors")})
     model, _, _ = begin(settings, tmp_path)
-    photos = distillation.settings.training_items(settings)[1]
+    photos = distillation.data_selection.training_items(settings)[1]
     images = np.stack([photos.image(i, tiny.SIZE) for i in range(len(photos))])
     teacher = distillation.Teacher(nnx.view(network, use_running_average=True), tiny.SIZE)
     predictions = np.asarray(
@@ -145,7 +145,7 @@ def test_stale_knowledge_is_refused(tmp_path, monkeypatch, change, differing):
 
 def test_a_damaged_knowledge_file_is_an_error(tmp_path):
     (tmp_path / distillation.FILE).write_bytes(b"nothing")
-    with pytest.raises(ValueError, match="cannot be read .*delete it, or make it anew"):
+    with pytest.raises(ValueError, match="cannot be read .*delete it, or make it again"):
         begin(config(), tmp_path)
 
 

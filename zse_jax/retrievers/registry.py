@@ -1,0 +1,178 @@
+"""The registry of retrieval systems: everything that the rest of the library knows about each.
+
+A new system is one file beside this one, one entry in `SYSTEMS` and one config.
+"""
+
+import difflib
+import inspect
+from collections.abc import Collection, Mapping, Sequence
+from dataclasses import dataclass, field
+from importlib import import_module
+from typing import Any, Literal
+
+import jax.numpy as jnp
+from flax import nnx
+from ml_collections import ConfigDict
+
+from zse_jax.models.rematerialisation import rematerialise
+from zse_jax.retrievers.base import Encoder, Retriever
+
+REMAT = ("none", "blocks")
+"""What the backward pass recomputes instead of storing: nothing, or the inside of each block."""
+
+
+@dataclass(frozen=True)
+class Pretrained:
+    """How a system uses the weights of one publisher.
+
+    Attributes:
+      part: attribute of the retriever that they fill; "" is the retriever itself.
+      uninferred: settings that cannot be inferred from the arrays, but change what the network
+        computes.
+      settings: of a system that is converted from these weights alone.
+    """
+
+    part: str = ""
+    uninferred: Sequence[str] = ()
+    settings: Mapping[str, Any] = field(default_factory=dict)
+
+
+@dataclass(frozen=True)
+class System:
+    """One retrieval system.
+
+    Attributes:
+      implementation: "module:class", imported on first use.
+      title: what it is, for model cards.
+      paper: its address.
+      config: module with the config of converted weights.
+      pretrained: the publishers (`zse_jax.pretrained.publishers`) whose files it accepts.
+      initialization: how training starts: at "random" values, or with "distillation" of a teacher
+        (`zse_jax.training.distillation`).
+      copy_parameters: "module:function" of (target, source), which takes over the parameters of
+        another retriever of this system.
+    """
+
+    implementation: str
+    title: str
+    paper: str
+    config: str
+    pretrained: Mapping[str, Pretrained] = field(default_factory=dict)
+    initialization: Literal["random", "distillation"] = "random"
+    copy_parameters: str = "zse_jax.retrievers.base:copy_parameters"
+
+
+_CLIP = Pretrained(
+    uninferred=("heads", "text_heads"),
+    # The original CLIP: without prompts, with its own pixel statistics and its text tower.
+    settings={"prompt_length": 0, "pixels": "clip", "text_tower": True},
+)
+
+SYSTEMS: Mapping[str, System] = {
+    "zse": System(
+        "zse_jax.retrievers.zse:ZSE",
+        title="ZSE: a ViT with a retrieval token, cross-attention between sketch and photo, and a "
+        "relation network over their matching places",
+        paper="https://arxiv.org/abs/2303.14348",
+        config="configs.default",
+        pretrained={
+            "zse_sbir": Pretrained(uninferred=("heads", "cross_heads", "anchor_map")),
+            "google_vit": Pretrained(uninferred=("cross_heads", "anchor_map")),
+        },
+    ),
+    "clip_prompt": System(
+        "zse_jax.retrievers.clip_prompt:ClipPrompt",
+        title="CLIP-AT: CLIP with prompts for sketches and photos",
+        paper="https://arxiv.org/abs/2303.13440",
+        config="configs.clip_default",
+        pretrained={"openai_clip": _CLIP, "huggingface_clip": _CLIP},
+        copy_parameters="zse_jax.retrievers.clip_prompt:copy_parameters",
+    ),
+    "efficient_cnn": System(
+        "zse_jax.retrievers.efficient_cnn:EfficientCNN",
+        title="EfficientCNN: one ResNet for sketches and photos",
+        paper="https://arxiv.org/abs/2102.04016",
+        config="configs.efficient_default",
+        pretrained={
+            "torchvision_resnet": Pretrained(
+                part="backbone",
+                uninferred=("image_size",),
+                settings={"knowledge_weight": 0.0},  # training prepares the teacher's knowledge
+            )
+        },
+        initialization="distillation",
+    ),
+}
+"""Name in `config.model.system` -> the system."""
+
+
+def system(name: object) -> System:
+    """The entry of `SYSTEMS`; raises ValueError, with the nearest name, if there is none."""
+    if name not in SYSTEMS:
+        raise ValueError(f"config.model.system={name!r} is unknown{_nearest(name, SYSTEMS)}")
+    return SYSTEMS[str(name)]
+
+
+def create(
+    config: Mapping[str, Any] | ConfigDict,
+    *,
+    dtype: str | jnp.dtype = jnp.float32,
+    remat: str = "none",
+    rngs: nnx.Rngs,
+) -> Retriever:
+    """The retriever that `config.model` describes.
+
+    Args:
+      config: `system`, and any keyword arguments of its class; the others are as published.
+      dtype: of activations ("float32" or "bfloat16"); parameters are float32.
+      remat: one of `REMAT`.
+      rngs: streams `params` and `dropout`.
+
+    Raises:
+      ValueError: an unknown system or key (the message gives the nearest valid name), or values
+        that are not compatible.
+    """
+    arguments = dict(config)
+    name = arguments.pop("system", None)
+    cls = imported(system(name).implementation)
+    known = set(inspect.signature(cls.__init__).parameters) - {"self", "dtype", "rngs"}
+    for key in arguments:
+        if key not in known:
+            raise ValueError(
+                f"config.model.{key} is not a setting of system {name!r}{_nearest(key, known)}"
+            )
+    if remat not in REMAT:
+        raise ValueError(f"config.train.remat={remat!r}: choose one of {', '.join(REMAT)}.")
+    model = cls(**arguments, dtype=jnp.dtype(dtype), rngs=rngs)
+    if remat == "blocks" and not rematerialise(model):
+        raise ValueError(
+            f"config.train.remat='blocks': the system {name!r} has no blocks that can be "
+            "recomputed; set it to 'none'."
+        )
+    return model
+
+
+def copy_parameters(name: str, target: Encoder, source: Encoder) -> None:
+    """Takes over the parameters of another retriever of the system `name`, in place.
+
+    Raises:
+      ValueError: it is of another system or size; nothing is copied then.
+    """
+    if type(source) is not type(target):
+        raise ValueError(
+            f"it contains a {type(source).__name__}, but this config trains a "
+            f"{type(target).__name__}: choose a config of that system, or another source."
+        )
+    imported(system(name).copy_parameters)(target, source)
+
+
+def imported(path: str) -> Any:
+    """The object at "module:name"."""
+    module, name = path.split(":")
+    return getattr(import_module(module), name)
+
+
+def _nearest(name: object, known: Collection[str]) -> str:
+    match = difflib.get_close_matches(str(name), known, n=1)
+    hint = f": did you mean {match[0]!r}?" if match else "."
+    return f"{hint} Known: {', '.join(sorted(known))}."
