@@ -1,11 +1,11 @@
-"""Binary codes for a trained system: learned on its seen classes, measured on the unseen ones.
+"""Learns binary codes for a trained system on its seen classes and measures them on unseen ones.
 
     python -m zse_jax.hashing --checkpoint=runs/efficient_sketchy --output=codes.json
 
-Embeds sketches and photos of the seen classes (no more than --examples of each, spread evenly),
-learns the projection to --bits signs from them, writes it to --projection (codes.npz in the
-workdir), and ranks the unseen classes twice, by the real-valued embedding and by Hamming distance,
-with the protocol of the checkpoint's config. Works for every system: all have an embedding.
+Embeds sketches and photos of the seen classes (at most --examples of each, spread evenly), learns
+the projection to --bits signs from them, writes it to --projection (codes.npz in the workdir), and
+ranks the unseen classes twice, by the real-valued embedding and by Hamming distance, with the
+protocol of the checkpoint's config. Works for every system: all have an embedding.
 """
 
 import os
@@ -37,7 +37,7 @@ FILE = "codes.npz"
 def seen_embeddings(
     retriever: Encoder, config: ConfigDict, mesh: Mesh, most: int
 ) -> Float[np.ndarray, "n d"]:
-    """Embeddings of sketches and photos that trained: at most `most` of each, spread evenly."""
+    """Embeddings of training sketches and photos: at most `most` of each, spread evenly."""
     found = []
     modalities: tuple[Modality, ...] = ("sketch", "photo")
     for modality, items in zip(modalities, data_selection.training_items(config), strict=True):
@@ -64,14 +64,14 @@ def seen_embeddings(
 def measure(
     retriever: Encoder, projection: codes.Projection, evaluator: Evaluator
 ) -> tuple[dict[str, float], dict[str, float]]:
-    """Metrics by the embedding, and by the codes, under the same names."""
+    """Metrics by the embedding and by the codes, under the same names."""
     real = evaluator(retriever, rankings=[_embedding_ranking(retriever)], progress=True)
     short = evaluator(codes.BinaryCodes(retriever, projection), rankings=None, progress=True)
     return _unnamed(real.flat()), _unnamed(short.flat())
 
 
 def table(real: dict[str, float], short: dict[str, float], bits: int, size: str) -> Table:
-    """What the codes lose, in points."""
+    """The metrics of embedding and codes, and the loss in points."""
     made = Table(
         title=f"Unseen classes: embedding and {bits}-bit codes", caption=f"percent; {size}"
     )
@@ -84,14 +84,16 @@ def table(real: dict[str, float], short: dict[str, float], bits: int, size: str)
 
 
 def _unnamed(flat: Mapping[str, float]) -> dict[str, float]:
-    """Metrics without the name of the ranking."""
+    """The metrics without the name of the ranking."""
     return {key.partition("/")[2]: value for key, value in flat.items()}
 
 
 def _embedding_ranking(retriever: Encoder) -> str:
     names = [name for name, kind in retriever.rankings.items() if kind == "embedding"]
     if not names:
-        raise ValueError(f"{type(retriever).__name__} ranks by no embedding, so it has no codes.")
+        raise ValueError(
+            f"{type(retriever).__name__} does not rank by an embedding, so it has no codes."
+        )
     return names[0]
 
 
@@ -99,13 +101,15 @@ def define_flags(options: flags.FlagValues, argv: Sequence[str]) -> None:
     """The command line; the config's default is the one inside --checkpoint."""
 
     def define(values: flags.FlagValues) -> None:
-        flags.DEFINE_string("checkpoint", None, "A workdir, or one step's folder.", values)
-        flags.DEFINE_integer("bits", 64, "Of a code: a multiple of 32.", 1, flag_values=values)
+        flags.DEFINE_string("checkpoint", None, "A workdir, or the folder of one step.", values)
         flags.DEFINE_integer(
-            "examples", 20_000, "Most seen images of each kind to learn from.", 1,
+            "bits", 64, "Length of a code, a multiple of 32.", 1, flag_values=values
+        )
+        flags.DEFINE_integer(
+            "examples", 20_000, "Most seen sketches, and photos, to learn from.", 1,
             flag_values=values,
         )  # fmt: skip
-        flags.DEFINE_string("projection", None, "File for the projection, .npz.", values)
+        flags.DEFINE_string("projection", None, "Output file for the projection, .npz.", values)
         flags.DEFINE_string("output", None, "Write the metrics to this JSON file.", values)
 
     define(options)
@@ -116,14 +120,14 @@ def define_flags(options: flags.FlagValues, argv: Sequence[str]) -> None:
     if first.checkpoint:
         config = reading.read_config(first.checkpoint)
         config_io.check_keys(config, cli.config_arguments(argv)[1])
-        config_flags.DEFINE_config_dict("config", config, "Of the checkpoint.", **where)
+        config_flags.DEFINE_config_dict("config", config, "The checkpoint's config.", **where)
 
 
 def main(options: flags.FlagValues) -> None:
-    """Learns, writes and measures what the flags say."""
+    """Learns, writes and measures the codes."""
     path = options.checkpoint
     if not path:
-        raise ValueError("Say whose codes to learn, such as --checkpoint=runs/x. See --help.")
+        raise ValueError("--checkpoint is missing: pass a workdir, such as runs/x. See --help.")
     config = options.config
     mesh = sharding.make_mesh(**config.mesh)
     evaluator = Evaluator(
@@ -145,7 +149,7 @@ def main(options: flags.FlagValues) -> None:
 
 
 def workdir_of(path: str | os.PathLike) -> epath.Path:
-    """The workdir of a checkpoint that is given as a workdir or as one step's folder."""
+    """The workdir of a checkpoint, given as a workdir or as the folder of one step."""
     found = reading.absolute(path)
     return found.parent.parent if found.name.isdigit() else found
 

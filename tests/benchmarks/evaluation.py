@@ -1,12 +1,12 @@
-"""A whole evaluation of real images, beside the least it could cost.
+"""A complete evaluation of real images, against a lower bound of its time.
 
     python -m tests.benchmarks.evaluation [--variant=Ti/16 --sketches=200 --photos=400]
 
 Encodes and ranks sketches and photos of Sketchy's unseen classes (split 1) with an untrained
-network through the evaluator that `zse_jax.evaluate` uses: read, decode, encode, score, measure.
-Before and after it, in the same process, the same network encodes a batch that is already on the
-device, and scores one tile of pairs, again and again: each image once, each pair once, at those
-rates, is the least. Compilation counts on neither side.
+network through the evaluator of `zse_jax.evaluate`: read, decode, encode, score, measure. Before
+and after it, in the same process, the same network repeatedly encodes a batch that is already on
+the device, and scores one tile of pairs: each image and each pair once at those rates is the lower
+bound. Both sides exclude compilation.
 """
 
 import argparse
@@ -32,7 +32,7 @@ LIMIT = 1.1
 
 
 def median_seconds(run: Callable[[], Any], at_least: float) -> float:
-    """Median seconds of `run`, which is repeated for `at_least` seconds and three times."""
+    """Median seconds of `run`, repeated for at least `at_least` seconds and three times."""
     jax.block_until_ready(run())
     spent: list[float] = []
     while sum(spent) < at_least or len(spent) < 3:
@@ -45,7 +45,7 @@ def median_seconds(run: Callable[[], Any], at_least: float) -> float:
 def least_seconds(
     retriever: retrievers.Retriever, images: int, pairs: int, batch_size: int
 ) -> tuple[float, float]:
-    """Seconds for so many images and pairs at the rate of one batch and of one tile."""
+    """Seconds for the images and pairs at the rate of one batch and of one tile."""
     side = retriever.image_size
     pixels = jax.numpy.zeros((batch_size, side, side, 3), np.uint8)
     graphdef, state = encoding.evaluation_state(retriever, None)
@@ -62,7 +62,7 @@ def least_seconds(
 
 
 def main() -> None:
-    """Measures both, prints the ratio."""
+    """Measures both and prints the ratio."""
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("--folder", type=Path, default=Path("../shared/data/Sketchy"))
     parser.add_argument("--variant", default="Ti/16")

@@ -1,11 +1,11 @@
-"""Ranking metrics beside loops over queries and ranks, as the published evaluator has them.
+"""Ranking metrics against loops over queries and ranks like those of the published evaluator.
 
     python -m tests.benchmarks.metrics [--queries 2000] [--gallery 20000] [--slice 40]
 
 Both sides get the same similarities in one process, in alternation; the loops get a slice of the
-queries, at most, and are counted per query. They sort each query's gallery, then walk over it once
-for every metric, with `voc` interpolation as a Python loop over all ranks. (The published evaluator
-starts processes for that; here one does it.) Their metrics must be equal.
+queries, and their time is divided by its size. They sort each query's gallery, then loop over it
+once for every metric, with `voc` interpolation as a Python loop over all ranks. (The published
+evaluator starts processes for that; here it is one process.) The metrics must be equal.
 """
 
 import argparse
@@ -17,7 +17,8 @@ import jax
 import numpy as np
 
 from tests.benchmarks.machine import describe
-from zse_jax.retrieval.metrics import CONVENTIONS, METRICS, query_metrics, query_metrics_of, rank
+from zse_jax.retrieval.metrics import CONVENTIONS, METRICS, query_metrics, query_metrics_of
+from zse_jax.retrieval.ranking import rank
 from zse_jax.retrieval.results import Evaluation
 
 
@@ -45,19 +46,19 @@ def interpolated(relevant, top):
 
 
 def timed(function, *arguments):
-    """The result, and the seconds it took: on the clock, and of all processors together."""
+    """The result, and the seconds it took: wall time and CPU time."""
     clock, processors = time.perf_counter(), time.process_time()
     result = function(*arguments)
     return result, np.array([time.perf_counter() - clock, time.process_time() - processors])
 
 
 def peak_memory():
-    """The most memory this process has held, in bytes."""
+    """Peak memory of this process, in bytes."""
     return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024
 
 
 def intervals(similarity, query_labels, gallery_labels):
-    """Seconds that bootstrap intervals of every metric in every convention take."""
+    """Seconds for bootstrap intervals of every metric in every convention."""
     ranked = rank(similarity, query_labels, gallery_labels)
     evaluation = Evaluation(
         name="",
@@ -78,7 +79,7 @@ def main():
     parser.add_argument("--queries", type=int, default=2000)
     parser.add_argument("--gallery", type=int, default=20000)
     parser.add_argument("--classes", type=int, default=30)
-    parser.add_argument("--slice", type=int, default=40, help="queries that the loops get")
+    parser.add_argument("--slice", type=int, default=40, help="queries for the loops")
     parser.add_argument("--rounds", type=int, default=3)
     options = parser.parse_args()
 
@@ -93,7 +94,7 @@ def main():
     for _ in range(options.rounds):
         _, seconds = timed(query_metrics, similarity, *labels)
         ours.append(seconds / options.queries)
-        peak = peak or peak_memory()  # Before the loops have taken any.
+        peak = peak or peak_memory()  # Before the loops allocate.
         expected, seconds = timed(looped, *part)
         theirs.append(seconds / len(part[0]))
     mine = {name: x.mean() for name, x in query_metrics(*part)["voc"].items()}
@@ -103,11 +104,11 @@ def main():
     size = f"{options.queries:,} x {options.gallery:,}"
     print(f"{size} float32 similarities, {len(METRICS)} metrics, {len(CONVENTIONS)} conventions")
     print(
-        f"ours: {our[0] * options.queries:.2f} s, {our[0] * 1e3:.3f} ms per query; of processors "
+        f"ours: {our[0] * options.queries:.2f} s, {our[0] * 1e3:.3f} ms per query; CPU time "
         f"{our[1] * 1e3:.3f} ms"
     )
     print(f"loops over {len(part[0])} queries, one convention: {their[0] * 1e3:.2f} ms per query")
-    print(f"ratio: {their[0] / our[0]:.0f} on the clock, {their[1] / our[1]:.0f} of processors")
+    print(f"ratio: {their[0] / our[0]:.0f} in wall time, {their[1] / our[1]:.0f} in CPU time")
     print(
         f"memory: peak {peak / 1e9:.2f} GB, {before / 1e9:.2f} GB before ranking; similarities "
         f"{similarity.nbytes / 1e9:.2f} GB"

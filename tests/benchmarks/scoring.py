@@ -1,17 +1,17 @@
-"""Relation scoring and encoding on this machine, beside its own matrix-product rate.
+"""Relation scoring and encoding on this machine, relative to its matrix-product rate.
 
     python -m tests.benchmarks.scoring [--variant=B/16] [--dtype=float32] [--sketches=16]
         [--photos=32] [--rounds=4] [--no-torch]
 
-All sides run in turn, round after round, so that a busy machine disturbs them alike; medians are
-printed. Shares of the matrix-product rate are given by wall time and by CPU time: the second says
-more where others work too, and nothing on an accelerator.
+All sides run in turn, round after round, so that a busy machine disturbs them equally; medians are
+printed. Shares of the matrix-product rate are given by wall time and by CPU time: CPU time is more
+reliable on a shared machine, and meaningless on an accelerator.
 
-Needs jax, flax, jaxtyping, ml_collections, psutil and tqdm. With the `torch` package, a PyTorch
-network of equal arithmetic that projects every pair anew, as the published code does, stands beside
-ours (on the CPU).
+Needs jax, flax, jaxtyping, ml_collections, psutil and tqdm. With the `torch` package, also measures
+a PyTorch network of equal arithmetic that projects both images of every pair, as the published code
+does (on the CPU).
 
-Only what depends on the pair is counted, from the formula in `pair_flop` (2.25 GFLOP for B/16).
+Only operations that depend on the pair are counted, as in `pair_flop` (2.25 GFLOP for B/16).
 """
 
 import argparse
@@ -72,7 +72,7 @@ class Variant(NamedTuple):
         return nnx.view(model, deterministic=True)
 
     def pair_flop(self) -> float:
-        """What depends on the pair, both directions; a multiply-add is 2."""
+        """FLOP that depend on the pair, both directions; a multiply-add is 2."""
         d, t = self.width, TOKENS
         attention = 2 * t * t * d * 2
         layer = attention + 2 * t * d * d + 2 * t * d * self.cross_mlp * 2
@@ -81,11 +81,11 @@ class Variant(NamedTuple):
         return 2 * (layer + anchors) + relation
 
     def projection_flop(self) -> float:
-        """Query, key and value of one image."""
+        """FLOP of query, key and value of one image."""
         return 3 * 2 * TOKENS * self.width**2
 
     def image_flop(self) -> float:
-        """Encoding one image with 12 blocks."""
+        """FLOP of encoding one image with 12 blocks."""
         d, t, c = self.width, TOKENS, self.scale_channels
         block = 2 * t * d * d * 4 + 4 * t * t * d + 4 * t * d * self.mlp
         scale = 2 * (112**2 * 147 * c + 56**2 * 18 * c**2 + 28**2 * 72 * c**2 + 196 * 36 * c * d)
@@ -111,7 +111,7 @@ def times(sides: dict[str, Callable[[], object]], rounds: int) -> dict[str, np.n
 
 
 def matrix_products(dtype: str) -> tuple[Callable[[], object], float]:
-    """Products of square matrices that stay where they are, and their FLOP."""
+    """Products of square matrices on the device, and their FLOP."""
     accelerator = jax.default_backend() != "cpu"
     size, count = (8192, 50) if accelerator else (2048, 20)
     a, b = (jax.random.normal(jax.random.key(i), (size, size), dtype) / size**0.5 for i in range(2))
@@ -132,7 +132,7 @@ def jitted(model: ZSE, method: Callable, *operands: jax.Array) -> Callable[[], o
 
 
 def torch_pairs(variant: Variant, count: int) -> Callable[[], object]:
-    """The published way with as many threads as there are cores: projects both of each pair."""
+    """The published method with one thread per core: projects both images of each pair."""
     import torch
 
     from tests.benchmarks.torch_zse import TorchRelation
@@ -151,7 +151,7 @@ def torch_pairs(variant: Variant, count: int) -> Callable[[], object]:
 
 
 class Fake(ZSE):
-    """ZSE's features without its work: what tiles, transfers and blocks take by themselves."""
+    """ZSE's features without its network: measures tiles, transfers and blocks alone."""
 
     def __init__(self, *, rngs: nnx.Rngs):
         self.image_size = IMAGE
@@ -168,7 +168,7 @@ def memory(queries: int, gallery: int, devices: int, width: int, folder: str) ->
     def features(name: str, items: int) -> np.ndarray:
         shape = (items, TOKENS, width)
         made = np.memmap(Path(folder, name), np.float32, "w+", shape=shape)
-        # A sparse file: pages that were never written read as zeros, and still take memory.
+        # A sparse file: pages that were never written are read as zeros and still use memory.
         made.flush()
         return np.memmap(made.filename, np.float32, "r", shape=shape)
 
@@ -181,7 +181,7 @@ def memory(queries: int, gallery: int, devices: int, width: int, folder: str) ->
     for _ in scoring.similarity_blocks(*operands, sharding=sharding):
         pass
     seconds = time.perf_counter() - started
-    # Not getrusage's, in which a process begins with the peak of the one that started it.
+    # Not getrusage: there a process starts with the peak of its parent.
     [peak] = re.findall(r"VmHWM:\s+(\d+) kB", Path("/proc/self/status").read_text())
     print(int(peak) / 2**20, seconds)
 
@@ -207,7 +207,7 @@ def peak(queries: int, gallery: int, devices: int = 1) -> tuple[float, float]:
 
 
 class Side(NamedTuple):
-    """Something measured: `count` pairs or images, `flop` each."""
+    """One measurement: `count` pairs or images, `flop` each."""
 
     title: str
     run: Callable[[], object]
@@ -226,11 +226,11 @@ def sides_of(variant: Variant, options: argparse.Namespace) -> dict[str, Side]:
     images = jax.random.randint(jax.random.key(3), (options.images, IMAGE, IMAGE, 3), 0, 256)
     one = jnp.broadcast_to(sketches[:1], (few, *sketches.shape[1:]))
 
-    def anew(model, sketches, photos):
+    def projected(model, sketches, photos):
         return model.pairs(sketches, photos).score
 
-    single = jitted(model, anew, one[:1], photos[:1])
-    together = jitted(model, anew, one, photos[:few])
+    single = jitted(model, projected, one[:1], photos[:1])
+    together = jitted(model, projected, one, photos[:few])
     pixels, flop = images.astype(jnp.uint8), variant.pair_flop()
     tile = f"ours, {options.sketches} sketches x {options.photos} photos"
     sides = {
@@ -238,9 +238,9 @@ def sides_of(variant: Variant, options: argparse.Namespace) -> dict[str, Side]:
             tile, jitted(model, ZSE.score, sketches, photos), sketches.shape[0] * len(photos), flop
         ),
         "single": Side(
-            "projected anew, pair by pair", lambda: [single() for _ in range(few)], few, flop
+            "projected, pair by pair", lambda: [single() for _ in range(few)], few, flop
         ),
-        "together": Side(f"projected anew, {few} together", together, few, flop),
+        "together": Side(f"projected, {few} together", together, few, flop),
         "encode": Side(
             f"encoding, {options.images} together",
             jitted(model, lambda m, x: m.encode(x, "photo"), pixels),
@@ -249,7 +249,7 @@ def sides_of(variant: Variant, options: argparse.Namespace) -> dict[str, Side]:
         ),
     }
     if options.torch:
-        title = f"PyTorch, projected anew, {few} together"
+        title = f"PyTorch, projected, {few} together"
         sides["torch"] = Side(title, torch_pairs(variant, few), few, flop)
     return sides
 
@@ -277,7 +277,7 @@ def report(variant: Variant, options: argparse.Namespace) -> None:
     tile = seconds["tile"][:, 0] / sides["tile"].count
     for name, side in sides.items():
         each = seconds[name] / side.count
-        # Round by round: what else the machine does disturbs both sides of a ratio.
+        # Round by round: other load on the machine disturbs both sides of a ratio.
         share, by_cpu = np.median(side.flop / each / rates, axis=0)
         slower = "" if name == "encode" else f"{np.median(each[:, 0] / tile):9.2f}"
         middle = np.median(each[:, 0])
@@ -286,7 +286,7 @@ def report(variant: Variant, options: argparse.Namespace) -> None:
             f"{side.flop / middle / 1e9:9.0f}{share:9.1%}{by_cpu:13.1%}{slower}"
         )
     if not options.torch:
-        print("PyTorch: not measured (asked not to, or the torch package is not installed)")
+        print("PyTorch: not measured (--no-torch, or the torch package is not installed)")
     print("projected for the full test sets, one such device:")
     pair, image = np.median(tile), np.median(seconds["encode"][:, 0]) / options.images
     for name, (q, g) in BENCHMARKS.items():
@@ -298,7 +298,7 @@ def growth(queries: int, gallery: int) -> None:
     """Prints peak memory and time as the task and the devices double."""
     item = VARIANTS["Ti/16"].width * TOKENS * 4
     print(
-        "\nblocks, tiles and transfers without the network's work: Ti/16 features on disk, "
+        "\nblocks, tiles and transfers without the network: Ti/16 features on disk, "
         f"{item / 1e6:.2f} MB an item"
     )
     print(f"{'sketches':>9}{'photos':>8}{'devices':>9}{'peak RSS':>10}{'seconds':>9}")
@@ -327,7 +327,7 @@ def main() -> None:
     parser.add_argument("--images", type=int, default=small[2], help="per encoding call")
     parser.add_argument("--rounds", type=int, default=4, help="counted runs of each side")
     parser.add_argument("--no-torch", dest="torch", action="store_false", help="ours only")
-    parser.add_argument("--no-growth", action="store_true", help="leave memory and growth out")
+    parser.add_argument("--no-growth", action="store_true", help="skip memory and growth")
     parser.add_argument("--growth", type=int, nargs=2, default=(256, 5000), metavar=("Q", "G"))
     options = parser.parse_args()
     options.torch &= importlib.util.find_spec("torch") is not None

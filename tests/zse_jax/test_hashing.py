@@ -39,7 +39,7 @@ def run(*arguments):
     hashing.main(options)
 
 
-def test_writes_the_projection_and_what_both_rankings_reach(workdir, capsys):
+def test_writes_the_projection_and_the_metrics_of_both_rankings(workdir, capsys):
     output = workdir / "codes.json"
     run(f"--checkpoint={workdir}", "--bits=32", f"--output={output}")
     assert codes.load(workdir / hashing.FILE).matrix.shape == (64, 32)
@@ -56,8 +56,8 @@ def test_the_projection_is_learned_on_seen_images_of_both_modalities(workdir):
     np.testing.assert_allclose(np.linalg.norm(found, axis=1), 1, rtol=1e-3)
 
 
-def test_says_whose_codes_are_wanted_and_how_many_bits_can_be():
-    with pytest.raises(ValueError, match="Say whose codes"):
+def test_a_missing_checkpoint_is_an_error():
+    with pytest.raises(ValueError, match="--checkpoint is missing"):
         run()
 
 

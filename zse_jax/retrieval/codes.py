@@ -1,12 +1,12 @@
-"""Binary codes: an embedding as 64 signs, ranked by Hamming distance, a few bytes an image.
+"""Binary codes: an embedding as 64 signs, ranked by Hamming distance, a few bytes per image.
 
-Iterative quantisation (ITQ; Gong and Lazebnik, CVPR 2011): embeddings are centred, brought to as
-many principal components as there are bits, and turned by the orthogonal matrix R for which the
-signs lose least, min |B - V R|; given R, B = sign(V R), and given B, R solves the orthogonal
+Iterative quantisation (ITQ; Gong and Lazebnik, CVPR 2011): embeddings are centred, projected to as
+many principal components as there are bits, and rotated by the orthogonal matrix R with the
+smallest quantisation error |B - V R|; given R, B = sign(V R), and given B, R solves the orthogonal
 Procrustes problem. Centre and projection are learned on embeddings of seen classes only.
 
-Codes are packed into words of 32 bits. A million of 64 bits are 8 MB, and searched on the host by
-XOR and popcount.
+Codes are packed into words of 32 bits: a million codes of 64 bits take 8 MB. They are searched on
+the host by XOR and popcount.
 """
 
 import os
@@ -27,31 +27,31 @@ WORD = 32
 
 
 class Projection(NamedTuple):
-    """What turns an embedding into signs: sign((x - mean) @ matrix), [d] and [d, bits]."""
+    """Maps an embedding to signs: sign((x - mean) @ matrix), with shapes [d] and [d, bits]."""
 
     mean: Float[np.ndarray, "d"]
     matrix: Float[np.ndarray, "d bits"]
 
     @property
     def bits(self) -> int:
-        """How long the codes are."""
+        """Length of the codes."""
         return self.matrix.shape[1]
 
 
 def learn(
     embeddings: Float[np.ndarray, "n d"], bits: int = 64, *, iterations: int = 50, seed: int = 0
 ) -> Projection:
-    """The ITQ projection of embeddings, which should be of seen classes and of both modalities.
+    """The ITQ projection for embeddings, which should be of seen classes and of both modalities.
 
     Raises:
-      ValueError: `bits` that are no multiple of 32 or more than the embedding has numbers, or fewer
-        embeddings than bits, or such that do not differ enough for as many components.
+      ValueError: `bits` is not a multiple of 32 or larger than the embedding's width, or there are
+        not more embeddings than bits, or they vary in fewer directions than bits.
     """
     count, width = embeddings.shape
     if bits < WORD or bits % WORD or bits > width or count <= bits:
         raise ValueError(
-            f"{bits} bits cannot be learned from {count} embeddings of {width} numbers: choose a "
-            f"multiple of {WORD} of at most {width}, and give more embeddings than bits."
+            f"{bits} bits cannot be learned from {count} embeddings of width {width}: choose a "
+            f"multiple of {WORD} of at most {width}, and pass more embeddings than bits."
         )
     x = embeddings.astype(np.float64)
     mean = x.mean(axis=0)
@@ -84,7 +84,7 @@ def load(path: str | os.PathLike) -> Projection:
 
 
 def quantisation_error(projection: Projection, embeddings: Float[np.ndarray, "n d"]) -> float:
-    """Mean squared distance of the projected embeddings from their signs, which ITQ lowers."""
+    """Mean squared distance of the projected embeddings from their signs; ITQ minimises it."""
     turned = (embeddings - projection.mean) @ projection.matrix
     return float(np.square(np.where(turned >= 0, 1, -1) - turned).mean())
 
@@ -92,7 +92,7 @@ def quantisation_error(projection: Projection, embeddings: Float[np.ndarray, "n 
 def pack(
     embeddings: Float[Array, "n d"], mean: Float[Array, "d"], matrix: Float[Array, "d bits"]
 ) -> UInt32[Array, "n words"]:
-    """The codes of embeddings: bit i of word w is 1 where projected number 32 w + i is not < 0."""
+    """The codes of embeddings: bit i of word w is 1 if component 32 w + i is not negative."""
     positive = jnp.matmul(embeddings - mean, matrix, precision="float32") >= 0
     groups = positive.reshape(len(positive), -1, WORD).astype(jnp.uint32)
     return (groups << jnp.arange(WORD, dtype=jnp.uint32)).sum(axis=-1, dtype=jnp.uint32)
@@ -101,7 +101,7 @@ def pack(
 def hamming(
     queries: UInt32[np.ndarray, "q words"], gallery: UInt32[np.ndarray, "g words"]
 ) -> Int[np.ndarray, "q g"]:
-    """How many bits of each pair differ, on the host."""
+    """Number of differing bits of each pair, on the host."""
     return np.stack(list(_distances(queries, gallery)))
 
 
@@ -114,12 +114,12 @@ def search(
     are spread over the cores.
 
     Raises:
-      ValueError: codes of different lengths, or `k` that is not between 1 and the gallery's size.
+      ValueError: codes of different lengths, or `k` not between 1 and the size of the gallery.
     """
     if queries.shape[1] != gallery.shape[1]:
         raise ValueError(
             f"The queries' codes have {WORD * queries.shape[1]} bits, the gallery's "
-            f"{WORD * gallery.shape[1]}: make both with one projection."
+            f"{WORD * gallery.shape[1]}: use the same projection for both."
         )
     if not 1 <= k <= len(gallery):
         raise ValueError(f"k={k} must be between 1 and the gallery's {len(gallery)} codes.")
@@ -127,7 +127,7 @@ def search(
 
     def nearest(query: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
         distance = _distance(query, columns)
-        # Distances are small numbers: counting them gives the radius that holds k codes.
+        # Distances are small integers: counting them gives the radius that contains k codes.
         within = np.cumsum(np.bincount(distance))
         inside = np.flatnonzero(distance <= np.searchsorted(within, k))
         order = inside[np.argsort(distance[inside], kind="stable")[:k]]
@@ -139,16 +139,16 @@ def search(
 
 
 class BinaryCodes(Encoder):
-    """Any system's embedding as binary codes: it ranks by "hamming", in the same protocols.
+    """Any system's embedding as binary codes, ranked by "hamming".
 
     Attributes:
-      retriever: the system, which is shared and not copied.
+      retriever: the system; shared, not copied.
     """
 
     rankings: ClassVar[Mapping[str, Literal["embedding", "score"]]] = {"hamming": "score"}
 
     def __init__(self, retriever: Encoder, projection: Projection):
-        """The codes of `retriever`'s embeddings by a projection that was learned on them."""
+        """Codes of the embeddings of `retriever` by a projection that was learned for it."""
         self.retriever = retriever
         self.image_size = retriever.image_size
         self.mean = nnx.Variable(jnp.asarray(projection.mean))
@@ -161,8 +161,8 @@ class BinaryCodes(Encoder):
         embedding = self.retriever.embedding(self.retriever.encode(images, modality))
         if embedding.shape[1] != len(self.mean[...]):
             raise ValueError(
-                f"The codes were learned for embeddings of {len(self.mean[...])} numbers, and "
-                f"these have {embedding.shape[1]}: learn them for this system."
+                f"The codes were learned for embeddings of width {len(self.mean[...])}, and these "
+                f"have width {embedding.shape[1]}: learn the codes for this system."
             )
         return pack(embedding.astype(jnp.float32), self.mean[...], self.matrix[...])
 
@@ -179,14 +179,14 @@ class BinaryCodes(Encoder):
 
 
 def _columns(codes: np.ndarray) -> np.ndarray:
-    """[w, n] words of 64 bits where the codes have an even number of 32, each column in one run."""
+    """The codes as contiguous columns [w, n], of 64-bit words if the number of words is even."""
     wide = codes.shape[1] % 2 == 0
     rows = np.ascontiguousarray(codes)
     return np.ascontiguousarray((rows.view(np.uint64) if wide else rows).T)
 
 
 def _distance(query: np.ndarray, columns: np.ndarray) -> np.ndarray:
-    """Of one query, [w], to every code, [w, n]; uint8 for codes of up to 255 bits, else uint16."""
+    """Distances of a query [w] to codes [w, n]; uint8 for codes of up to 255 bits, else uint16."""
     small = columns.shape[0] * columns.itemsize * 8 < 256
     total = np.bitwise_count(columns[0] ^ query[0])
     total = total if small else total.astype(np.uint16)

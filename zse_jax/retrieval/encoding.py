@@ -1,9 +1,9 @@
-"""Encode a data set: every image once, on one device or a mesh.
+"""Encodes a data set: every image once, on one device or a mesh.
 
-A sketch or photo takes part in thousands of pairs, but what a retriever's `encode` computes of it
-depends on the image alone. Batches are padded to one shape, so that there is one compilation, and
-masked, so that no image is dropped and no padding returned. While the device works on a batch, the
-host fetches the one before, keeps it (see `storage`) and reads the next.
+A sketch or photo takes part in thousands of pairs, but the result of a retriever's `encode` depends
+on the image alone. Batches are padded to one shape, so that there is one compilation, and masked,
+so that no image is dropped and no padding returned. While the device works on a batch, the host
+fetches and stores the previous one (see `storage`) and reads the next.
 """
 
 import collections
@@ -51,32 +51,32 @@ def encode(
     progress: str | None = None,
     storage: Storage = Storage(),  # noqa: B008  (frozen)
 ) -> tuple[Features, Int[np.ndarray, " n"]]:
-    """What the retriever keeps of each image, and the images' labels.
+    """The retriever's features of all images, and the images' labels.
 
-    Dropout and the like are off, whatever the retriever's own state. The parameters stay as they
-    lie on the mesh; a retriever that lies elsewhere is replicated to it for the call.
+    The retriever is in evaluation mode: dropout is off. Parameters on the mesh keep their sharding;
+    others are replicated to the mesh for the call.
 
     Args:
       retriever: the system.
-      batches: padded and masked batches of one shape. With several processes, each gives its share
-        of every global batch, and all give the same number of batches.
-      modality: which of the two the images are.
+      batches: padded and masked batches of one shape. With several processes, each passes its
+        share of every global batch, and all pass the same number of batches.
+      modality: of the images.
       sharding: how a batch is spread over a mesh (its leading axis). None: the default device.
-      progress: what to call this work in the progress bar; None for silence.
+      progress: description of the progress bar; None: no bar.
       storage: where the features are kept, and in which precision. With a folder, batches that an
-        interrupted call finished are not encoded again, nor read if the iterator of `batches` can
-        start later (its `get_state()` has a "next_index").
+        interrupted call finished are not encoded again, and not read if the iterator of `batches`
+        can be positioned (its `get_state()` has a "next_index").
 
     Returns:
-      Features whose leading axis is the N real images in the order of the batches, in the
-      retriever's own precision or the storage's: numpy arrays, read-only memory-mapped ones, or
-      (kept on the device) `jax.Array`s, on a mesh whole on each of its devices. And their labels,
-      int32 [N]. Every process gets all of them, ordered within a global batch by process.
+      Features of the N real images on the leading axis, in the order of the batches and in the
+      precision of the retriever or of the storage: numpy arrays, read-only memory-mapped ones, or
+      (kept on the device) `jax.Array`s, replicated over a mesh. And the labels, int32 [N]. Every
+      process gets all of them; within a global batch, images are ordered by process.
 
     Raises:
-      ValueError: no image, a batch without one of its three entries, a batch size that does not
+      ValueError: no images, a batch without one of its three entries, a batch size that does not
         divide over the mesh, features whose leading axis is not the image, or a storage folder
-        that holds features of another retriever or of other images, or is damaged.
+        that is damaged or contains features of another retriever or of other images.
       FloatingPointError: the features of an image are not finite. They are not recorded.
       OSError: the disk is too small.
     """
@@ -95,11 +95,11 @@ def encode(
     new = functools.partial(_new, storage, count=count, devices=devices)
     with progress_bar(progress, count, unit="batch", initial=finished) as bar:
         if finished:
-            bar.set_postfix_str(f"{finished} of them from {storage.folder}")
+            bar.set_postfix_str(f"{finished} read from {storage.folder}")
         kept, structure = _keep(fetched(dispatched), kept, new, modality, bar)
     if kept is None or not kept.items:
         raise ValueError(
-            f"There is no {modality} to encode: the batches hold no image. Check that the split "
+            f"There is no {modality} to encode: the batches are empty. Check that the split "
             f"has {modality} files on disk and that the stride keeps at least one."
         )
     if structure is None:  # Nothing was left to encode.
@@ -115,9 +115,9 @@ def encode(
 def fingerprint(retriever: Encoder) -> str:
     """A digest of a retriever's structure and parameter values, 32 hexadecimal digits.
 
-    Equal for equal retrievers, however their parameters are spread over devices and processes.
-    What evaluation does not depend on, the state of random generators and whether the retriever
-    is training, does not count. With several processes, all must ask.
+    Equal for equal retrievers, whatever the sharding of their parameters. The state of random
+    generators and the mode (training or evaluation) are ignored. With several processes, all must
+    call it.
     """
     digest = hashlib.blake2b(digest_size=16)
     for path, value in nnx.iter_graph(_evaluation_view(retriever)):
@@ -137,11 +137,11 @@ def evaluation_state(
 ) -> tuple[nnx.GraphDef[Encoder], nnx.State]:
     """The retriever in evaluation mode, split for `jax.jit`, on the mesh of `sharding`.
 
-    Parameters that lie on the mesh stay as they are; with `replicate`, those that are split over it
-    are gathered once, for programs that read all of them again and again.
+    Parameters on the mesh keep their sharding; with `replicate`, sharded ones are gathered once,
+    for programs that read all of them repeatedly.
 
-    `graphdef` is hashable and equal for retrievers of one structure: as a static argument it makes
-    jit compile once for all evaluations of a training run.
+    `graphdef` is hashable and equal for retrievers of one structure: with it as a static argument,
+    jit compiles once for all evaluations of a training run.
     """
     graphdef, state = nnx.split(_evaluation_view(retriever))
     if sharding is None:
@@ -158,10 +158,10 @@ def evaluation_state(
 
 
 def progress_bar(description: str | None, total: int, *, unit: str, initial: int = 0) -> tqdm:
-    """A progress bar with rate and ETA: live in a terminal, a line now and then in a log file.
+    """A progress bar with rate and ETA: live in a terminal, a line every 15 s in a log file.
 
-    `total` is 0 where it is not known; `initial` of it were done before. Silent
-    without a description, and on all but the first of several processes.
+    `total` is 0 if it is not known; `initial` of it are already finished. There is no bar without a
+    description, and only the first of several processes shows one.
     """
     silent = description is None or jax.process_index() != 0
     bar = tqdm(
@@ -198,7 +198,7 @@ def _evaluation_view(retriever: Encoder) -> Encoder:
 
 
 def _folder(storage: Storage, retriever: Encoder, modality: Modality, batches: int) -> OnDisk:
-    """What is kept in the storage's folder of these images by this retriever."""
+    """The features of these images by this retriever in the storage's folder."""
     about = {
         "checkpoint": fingerprint(retriever),
         "data": storage.key,
@@ -211,10 +211,10 @@ def _folder(storage: Storage, retriever: Encoder, modality: Modality, batches: i
 def _new(
     storage: Storage, features: Features, batch_size: int, *, count: int, devices: Devices
 ) -> InMemory | OnDisk:
-    """Where features without a folder go, by those of the first batch."""
+    """Storage for features without a folder, chosen by those of the first batch."""
     size = item_bytes(features) * batch_size * count or None
     place = storage.place(size, devices)
-    # On their way to the device they wait on the host, or on disk where the host is smaller.
+    # Features for the device are collected on the host, or on disk if the host is too small.
     on_disk = place == "disk" or (size or 0) > free_host_memory()
     return OnDisk(None, {}, count, place) if on_disk else InMemory(place)
 
@@ -226,7 +226,7 @@ def _keep(
     modality: Modality,
     bar: tqdm,
 ) -> tuple[InMemory | OnDisk | None, Any]:
-    """Keeps the real images of each batch; where, and the structure of their features."""
+    """Stores the real images of each batch; returns the storage and the features' structure."""
     structure = None
     try:
         for features, finite, label, mask in results:
@@ -234,11 +234,10 @@ def _keep(
             if not finite[mask].all():
                 item = kept.items + int(np.flatnonzero(~finite[mask])[0])
                 raise FloatingPointError(
-                    f"The features of {modality} {item}, counting from 0, hold NaN or infinity, "
-                    f"as do those of {(~finite[mask]).sum()} of the {mask.sum()} images of its "
-                    "batch. Most likely the parameters do: the training diverged, or the "
-                    "checkpoint is damaged. Use an earlier checkpoint, or train with a smaller "
-                    "learning rate."
+                    f"The features of {modality} {item}, counting from 0, contain NaN or infinity "
+                    f"(in its batch, {(~finite[mask]).sum()} of the {mask.sum()} images). Most "
+                    "likely the parameters do too: the training diverged, or the checkpoint is "
+                    "damaged. Use an earlier checkpoint, or train with a smaller learning rate."
                 )
             structure = jax.tree.structure(features)
             if not mask.all():
@@ -253,7 +252,7 @@ def _keep(
 
 
 def _moved(features: Features, place: Place, sharding: NamedSharding | None) -> Features:
-    """Features that lie in host memory or on disk, where they are to stay."""
+    """Moves features from host memory or disk to `place`."""
     if place == "disk":
         return features
     if place == "host":
@@ -273,7 +272,7 @@ def _encode(
     modality: Modality,
     dtype: str | None,
 ) -> tuple[Features, Bool[Array, " b"]]:
-    """Features of a batch, floats in `dtype`, and whether each image's are finite."""
+    """Features of a batch, floats in `dtype`, and whether those of each image are finite."""
     retriever = nnx.merge(graphdef, state)
     features = retriever.encode(images, modality)
     if dtype:
@@ -285,8 +284,9 @@ def _encode(
     for path, leaf in jax.tree.leaves_with_path(features):
         if leaf.shape[:1] != images.shape[:1]:
             raise ValueError(
-                f"{type(retriever).__name__}.encode gave features{jax.tree_util.keystr(path)} of "
-                f"shape {leaf.shape} for {len(images)} images; the leading axis must be the image."
+                f"{type(retriever).__name__}.encode returned features{jax.tree_util.keystr(path)} "
+                f"of shape {leaf.shape} for {len(images)} images; the leading axis must be the "
+                "image."
             )
         if jnp.issubdtype(leaf.dtype, jnp.inexact):
             finite &= jnp.isfinite(leaf).all(axis=tuple(range(1, leaf.ndim)))
@@ -294,7 +294,7 @@ def _encode(
 
 
 def _from(batches: Iterable[Batch], start: int) -> Iterator[Batch]:
-    """The batches from number `start` on; those before are not read where that can be helped."""
+    """The batches from number `start`; earlier ones are not read if the iterator can skip them."""
     iterator: Any = iter(batches)
     if not start:
         return iterator
@@ -307,11 +307,11 @@ def _from(batches: Iterable[Batch], start: int) -> Iterator[Batch]:
 def _placed(
     batches: Iterable[Batch], sharding: NamedSharding | None
 ) -> Iterator[list[np.ndarray | jax.Array]]:
-    """Image, label and mask of each batch, on the mesh where one is given."""
+    """Image, label and mask of each batch, on the mesh if one is given."""
     for number, batch in enumerate(batches):
         if missing := {"image", "label", "mask"} - set(batch):
             raise ValueError(
-                f"Evaluation batch {number} has no {', '.join(sorted(missing))}; it holds "
+                f"Evaluation batch {number} has no {', '.join(sorted(missing))}; its entries are "
                 f"{', '.join(sorted(batch))}."
             )
         entries = [batch["image"], batch["label"], batch["mask"]]
@@ -324,7 +324,7 @@ def _placed(
                 raise ValueError(
                     f"An evaluation batch of {size} images does not divide over the "
                     f"{sharding.num_devices} devices of the mesh {dict(sharding.mesh.shape)}: "
-                    "choose an evaluation batch size that is a multiple of their number."
+                    "choose a multiple of the number of devices."
                 )
         yield [
             entry
@@ -335,7 +335,7 @@ def _placed(
 
 
 def _replicate(leaf: jax.Array | np.ndarray, sharding: NamedSharding) -> jax.Array:
-    """A leaf that lies outside the mesh, on every device of it."""
+    """A leaf from outside the mesh, replicated over the mesh."""
     if sharding.is_fully_addressable:
         return jax.device_put(leaf, sharding)
     # With several processes, device_put takes neither keys nor arrays bound to a device.
@@ -346,7 +346,7 @@ def _replicate(leaf: jax.Array | np.ndarray, sharding: NamedSharding) -> jax.Arr
 
 
 def _described(value: Any) -> str:
-    """A static value of a module in words that are the same in every process."""
+    """A static value of a module as text that is the same in every process."""
     if value is None or isinstance(value, bool | int | float | str | bytes):
         return repr(value)
     if isinstance(value, np.dtype):
@@ -360,7 +360,7 @@ def _described(value: Any) -> str:
 
 
 def whole(leaf: jax.Array | np.ndarray) -> np.ndarray:
-    """An array in host memory, also where other processes hold parts of it."""
+    """An array in host memory, gathered from other processes if they have parts of it."""
     if not isinstance(leaf, jax.Array):
         return leaf
     if jnp.issubdtype(leaf.dtype, jax.dtypes.prng_key):
@@ -373,7 +373,7 @@ def whole(leaf: jax.Array | np.ndarray) -> np.ndarray:
 
 
 def _to_host(tree: Any) -> Any:
-    """The tree as numpy arrays, gathered from every process where it is spread over several."""
+    """The tree as numpy arrays, gathered from every process if it is spread over several."""
     leaves = [leaf for leaf in jax.tree.leaves(tree) if isinstance(leaf, jax.Array)]
     if all(leaf.is_fully_addressable for leaf in leaves):
         return jax.device_get(tree)

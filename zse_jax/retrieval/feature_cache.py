@@ -1,14 +1,14 @@
 """Features of a data set in files, written batch by batch.
 
-They are raw arrays that numpy maps into memory, with a record of what they are:
+The files are raw arrays that numpy maps into memory, and a record that describes them:
 
-    FOLDER/photo/record.json     retriever, data, shapes, and how many batches are finished
+    FOLDER/photo/record.json     retriever, data, shapes, and number of finished batches
     FOLDER/photo/features0.bin   one file for each array of the features, row-major, item by item
     FOLDER/photo/labels.bin      int32
 
-Batches are written as they come. The record is replaced in one step, after what it speaks of has
-reached the disk, so that a process killed at any moment leaves a folder that the next can go on
-with. Several processes may share a folder: they write the same bytes to the same places.
+The record is replaced atomically, after the batches that it counts have reached the disk: a process
+that is killed at any time leaves a folder from which the next one can resume. Several processes may
+share a folder: they write the same bytes to the same places.
 """
 
 import json
@@ -16,7 +16,7 @@ import os
 import shutil
 import tempfile
 import time
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import IO, Any
 
@@ -25,19 +25,14 @@ import jax.numpy as jnp
 import numpy as np
 from jaxtyping import Int
 
-from zse_jax.retrieval.storage import Place, across_processes
+from zse_jax.retrieval.storage import Place, across_processes, replace_json
 from zse_jax.retrievers.base import Features
 
 RECORD = "record.json"
 
 _FORMAT = 1
 
-_ENTRIES = {
-    *("format", "about", "arrays", "batches", "batch_size"),
-    *("finished", "items", "complete"),
-}
-
-# The disk is waited for this often; a killed process loses no more.
+# Interval between records; a killed process loses no more work than this.
 _RECORD_SECONDS = 5.0
 
 
@@ -45,10 +40,10 @@ class OnDisk:
     """Features in files, written batch by batch.
 
     Attributes:
-      items: how many images are kept.
-      finished: how many batches they came in.
-      place: where the features are to end, where that is known already.
-      complete: whether the folder held the whole data set when it was opened.
+      items: number of stored images.
+      finished: number of batches they came in.
+      place: where the features go in the end; None: not decided yet.
+      complete: whether the folder contained the whole data set when it was opened.
     """
 
     def __init__(
@@ -58,16 +53,16 @@ class OnDisk:
         batches: int,
         place: Place | None = None,
     ):
-        """Opens a folder, or files that vanish with the process.
+        """Opens a folder, or temporary files.
 
         Args:
-          folder: new, or what an earlier call left there, finished or not.
-          about: of the retriever and the images; plain values, by name.
-          batches: how many there are, 0 if that is not known.
-          place: see above.
+          folder: a new folder or one of an earlier call, finished or not; None: temporary files.
+          about: identifies the retriever and the images; plain values, by name.
+          batches: number of batches, 0 if it is not known.
+          place: see the attributes.
 
         Raises:
-          ValueError: the folder holds something else; the message says in what it differs.
+          ValueError: the folder contains something else or is damaged; the message says what.
         """
         self.items = self.finished = 0
         self.complete = False
@@ -86,7 +81,7 @@ class OnDisk:
             self._open(folder)
 
     def append(self, features: Features, labels: Int[np.ndarray, " b"], batch_size: int) -> None:
-        """Keeps the real images of a batch, which held `batch_size` with its padding.
+        """Stores the real images of a batch of `batch_size` with padding.
 
         Raises:
           ValueError: batches of another size were recorded.
@@ -100,7 +95,7 @@ class OnDisk:
             raise ValueError(
                 f"The features in {self._folder} were being encoded in batches of "
                 f"{self._record['batch_size']} images, and now come in batches of {batch_size}. "
-                f"Go on with {self._record['batch_size']}, or delete the folder to start again."
+                f"Continue with {self._record['batch_size']}, or delete the folder to start again."
             )
         arrays = [*jax.tree.leaves(features), labels.astype(np.int32)]
         for file, array in zip(self._files, arrays, strict=True):
@@ -112,7 +107,7 @@ class OnDisk:
             self._write_record(complete=False)
 
     def close(self) -> None:
-        """Records what is finished, before an error or an interrupt ends the encoding."""
+        """Records the finished batches when an error or an interrupt ends the encoding."""
         if self._files and not self.complete:
             self._write_record(complete=False)
         for file in self._files:
@@ -134,38 +129,36 @@ class OnDisk:
             for file, described in zip(self._files, self._record["arrays"], strict=True)
         ]
         for file in self._files:
-            file.close()  # A mapping does not need it.
+            file.close()  # The mapping stays valid.
         return jax.tree.unflatten(structure, arrays[:-1]), np.array(arrays[-1])
 
     def check_structure(self, features: Features) -> None:
-        """Raises ValueError unless the files hold arrays like these (without their items)."""
+        """Raises ValueError unless the files contain arrays of this structure, type and shape."""
         made = _described(features)
         if made != self._record["arrays"]:
             raise ValueError(
-                f"{self._folder} holds {self._record['arrays']}, and the retriever makes {made}. "
-                "Delete the folder to encode again, or name another one."
+                f"{self._folder} contains {self._record['arrays']}, but the retriever returns "
+                f"{made}. Delete the folder to encode again, or choose another one."
             )
 
     def _open(self, folder: Path) -> None:
-        """Takes up what is recorded; all processes agree on how much that is."""
+        """Resumes from the record; all processes agree on what is finished."""
         found: dict[str, Any] = {}
         problem = ""
         try:
-            found = _read_record(folder)
-            problem = self._difference(found)
-        except ValueError as error:
-            problem = str(error)
-        state = [
-            not problem,
-            found.get("complete", False),
-            found.get("finished", 0),
-            found.get("items", 0),
-        ]
+            if (folder / RECORD).exists():
+                found = json.loads((folder / RECORD).read_text(encoding="utf-8"))
+                problem = self._problem(folder, found)
+        except (KeyError, TypeError, json.JSONDecodeError) as error:
+            problem = f"{RECORD} is damaged ({error!r})"
+        state = [False] * 4
+        if not problem:
+            state = [True, *(found.get(name, 0) for name in ("complete", "finished", "items"))]
         sound, complete, finished, items = across_processes(state).min(axis=0).tolist()
         if not sound:
             raise ValueError(
                 f"{folder}: {problem or 'another process cannot use it'}. Delete the folder to "
-                "encode again, or name another one."
+                "encode again, or choose another one."
             )
         if not found:
             return
@@ -173,22 +166,33 @@ class OnDisk:
         self._record |= {name: found[name] for name in ("arrays", "batch_size")}
         self._open_files()
 
-    def _difference(self, found: Mapping[str, Any]) -> str:
-        """In what a record differs from what is to be encoded; empty if in nothing."""
-        if not found:
-            return ""
+    def _problem(self, folder: Path, found: Mapping[str, Any]) -> str:
+        """Why the folder with this record cannot be used; empty if it can."""
+        if found["format"] != _FORMAT:
+            return f"{RECORD} has format {found['format']}, not {_FORMAT}"
+        if missing := {*self._record, "finished", "items", "complete"} - set(found):
+            return f"{RECORD} lacks {', '.join(sorted(missing))}"
         for name, value in self._record["about"].items():
             if (other := found["about"].get(name)) != value:
                 return f"these are features of another {name}, {other!r} and not {value!r}"
         if found["batches"] != self._record["batches"] and not found["complete"]:
             return (
                 f"these features were being encoded in {found['batches']} batches, and now there "
-                f"are {self._record['batches']} of them: another batch size, or other images"
+                f"are {self._record['batches']}: another batch size, or other images"
             )
+        for index, described in enumerate(found["arrays"]):
+            file = folder / _file_name(found["arrays"], index)
+            size = found["items"] * _row_bytes(described)
+            there = file.stat().st_size if file.exists() else 0
+            if there < size or (found["complete"] and there != size):
+                return (
+                    f"{file.name} has {there:,} bytes, but the {found['items']:,} items of "
+                    f"{RECORD} take {size:,}: it is damaged or an incomplete copy"
+                )
         return ""
 
     def _begin(self, features: Features, batch_size: int) -> None:
-        """Describes and creates the files, by the first batch."""
+        """Creates the files for features like those of the first batch."""
         self._record["arrays"] = _described(features)
         self._record["batch_size"] = batch_size
         folder = Path(tempfile.gettempdir()) if self._folder is None else self._folder
@@ -203,19 +207,15 @@ class OnDisk:
         self._open_files()
 
     def _open_files(self) -> None:
-        names = [self._file_name(i) for i in range(len(self._record["arrays"]))]
+        arrays = self._record["arrays"]
         if self._folder is None:
-            self._files = [tempfile.TemporaryFile() for _ in names]  # noqa: SIM115
+            self._files = [tempfile.TemporaryFile() for _ in arrays]  # noqa: SIM115
             return
-        for name in names:
-            if not self.complete:  # Without emptying it: another process may have begun.
-                (self._folder / name).touch()
-            # Open until `result`: encoding takes hours, and closes them however it ends.
-            mode = "rb" if self.complete else "r+b"
-            self._files.append((self._folder / name).open(mode))
-
-    def _file_name(self, index: int) -> str:
-        return "labels.bin" if index == len(self._record["arrays"]) - 1 else f"features{index}.bin"
+        for index in range(len(arrays)):
+            path = self._folder / _file_name(arrays, index)
+            if not self.complete:  # Not truncated: another process may have written to it.
+                path.touch()
+            self._files.append(path.open("rb" if self.complete else "r+b"))
 
     def _write_record(self, *, complete: bool) -> None:
         for file in self._files:
@@ -228,46 +228,12 @@ class OnDisk:
                 "items": self.items,
                 "complete": complete,
             }
-            new = self._folder / f"{RECORD}.{jax.process_index()}.new"
-            with new.open("w", encoding="utf-8") as file:
-                json.dump(self._record, file, indent=2)
-                file.flush()
-                os.fsync(file.fileno())
-            new.replace(self._folder / RECORD)
+            replace_json(self._folder / RECORD, self._record)
         self._recorded = time.monotonic()
 
 
-def _read_record(folder: Path) -> dict[str, Any]:
-    """The record of a folder; empty where there is none.
-
-    Raises:
-      ValueError: it cannot be read, or the files hold less than it says.
-    """
-    if not (folder / RECORD).exists():
-        return {}
-    try:
-        record = json.loads((folder / RECORD).read_text(encoding="utf-8"))
-        if record["format"] != _FORMAT:
-            raise ValueError(f"{RECORD} is of format {record['format']}, not {_FORMAT}")
-        if missing := _ENTRIES - set(record):
-            raise ValueError(f"{RECORD} lacks {', '.join(sorted(missing))}")
-        arrays, items = record["arrays"], record["items"]
-        sizes = [items * _row_bytes(described) for described in arrays]
-    except (KeyError, TypeError, json.JSONDecodeError) as error:
-        raise ValueError(f"{RECORD} is damaged ({error!r})") from error
-    names = [f"features{index}.bin" for index in range(len(arrays) - 1)] + ["labels.bin"]
-    for name, size in zip(names, sizes, strict=True):
-        there = (folder / name).stat().st_size if (folder / name).exists() else 0
-        if there < size or (record["complete"] and there != size):
-            raise ValueError(
-                f"{name} holds {there:,} bytes, and {RECORD} speaks of {items:,} items, {size:,} "
-                "bytes: it is damaged or was copied in part"
-            )
-    return record
-
-
 def _described(features: Features) -> list[dict[str, Any]]:
-    """Name, precision and shape (without the items) of each array that is kept."""
+    """Name, type and shape (without the items) of each stored array."""
     arrays = [
         {
             "name": f"features{jax.tree_util.keystr(path)}",
@@ -281,3 +247,7 @@ def _described(features: Features) -> list[dict[str, Any]]:
 
 def _row_bytes(described: Mapping[str, Any]) -> int:
     return int(np.prod(described["shape"], dtype=np.int64)) * jnp.dtype(described["dtype"]).itemsize
+
+
+def _file_name(arrays: Sequence[Any], index: int) -> str:
+    return "labels.bin" if index == len(arrays) - 1 else f"features{index}.bin"

@@ -1,23 +1,23 @@
-"""How good a ranking is: mean average precision, precision at k and accuracy, by the papers' names.
+"""Metrics of a ranking: mean average precision, precision at k and accuracy, as in the papers.
 
-For one query, let the gallery be sorted by falling similarity, R of its photos be relevant (of the
-query's class), rel(i) be 1 if the photo at rank i is relevant and 0 if not, and
+For one query, sort the gallery by falling similarity. Let R be the number of relevant photos (of
+the query's class), rel(i) = 1 if the photo at rank i is relevant and 0 otherwise, and
 P(i) = (rel(1) + ... + rel(i)) / i. With N = min(k, R) the conventions of average precision at k are
 
 - `exact`: AP@k = sum over hits i <= k of P(i), divided by N. No interpolation.
 - `voc`: P(i) is first replaced by its running maximum max(P(i), ..., P(k)), the interpolation of
-  the PASCAL VOC challenge; divided by N. What ZSE (Lin et al., CVPR 2023) publishes.
+  the PASCAL VOC challenge; divided by N. ZSE (Lin et al., CVPR 2023) publishes this one.
 - `hits`: the sum of `exact`, divided by the number of hits among the first k instead (0 if there
-  are none). torchmetrics' `top_k`, and so what CLIP-AT's published evaluator computes.
+  are none). torchmetrics' `top_k`, used by CLIP-AT's published evaluator.
 
-`exact` never reads higher than the other two: name the convention wherever a number goes.
-`mAP@k` is the mean of AP@k over queries, `all` standing for the whole gallery. `P@k`, in every
-convention, is the share of relevant photos among the first N, as ZSE computes it. `Acc@k`, of
-fine-grained retrieval, is 1 if one of the first k photos is relevant and 0 if not.
+`exact` is never larger than the other two: always name the convention with a number. `mAP@k` is the
+mean of AP@k over queries, where `all` is the whole gallery. `P@k`, in every convention, is the
+share of relevant photos among the first N, as ZSE computes it. `Acc@k`, for fine-grained retrieval,
+is 1 if one of the first k photos is relevant and 0 otherwise.
 
-A gallery of fewer than k photos is looked at as a whole: N is R, Acc@k is 1. A query without a
-relevant photo has no metric: NaN in arrays over queries, left out of every mean. Precision changes
-at hits only, and at the i-th it is i / rank, so the ranks of the hits are all that is needed.
+If the gallery has fewer than k photos, all of them count: N is R, Acc@k is 1. A query without a
+relevant photo has no metric: NaN in arrays over queries, excluded from every mean. Precision
+changes only at hits, where it is i / rank for the i-th hit, so the ranks of the hits suffice.
 """
 
 import warnings
@@ -28,9 +28,7 @@ import jax
 import numpy as np
 from jaxtyping import Float, Int32, Real, Shaped
 
-from zse_jax.retrieval.ranking import Ranked, concatenate, rank
-
-__all__ = ["Ranked", "concatenate", "rank"]  # They are known by this module's name, too.
+from zse_jax.retrieval.ranking import Ranked, rank
 
 Convention = Literal["exact", "voc", "hits"]
 CONVENTIONS: tuple[Convention, ...] = get_args(Convention)
@@ -42,7 +40,7 @@ ACCURACY: tuple[str, ...] = ("Acc@1", "Acc@5", "Acc@10")
 
 QueryMetrics = dict[Convention, dict[str, Float[np.ndarray, " q"]]]
 
-# Hits whose precision is worked out at once: some 50 bytes for each.
+# Number of hits processed at once, about 50 bytes each.
 _BLOCK = 2**20
 
 
@@ -63,10 +61,10 @@ def rank_metrics(
 
     Returns:
       {"mAP@all", "mAP@200", "P@100", "P@200"}: means over the queries whose class has a photo in
-      the gallery; the others, for which no metric is defined, are left out with a warning.
+      the gallery; the others have no metric and are excluded with a warning.
 
     Raises:
-      ValueError: NaN similarities, shapes that do not fit each other, nothing to rank, an unknown
+      ValueError: NaN similarities, shapes that do not match, nothing to rank, an unknown
         convention, or no query whose class has a photo in the gallery.
     """
     by_query = query_metrics(similarity, query_labels, gallery_labels, (ap,))[ap]
@@ -74,7 +72,7 @@ def rank_metrics(
     if missing == len(query_labels):
         raise ValueError(
             f"None of the {missing} queries is of a class that has a photo in the gallery: "
-            "there is nothing to measure. Check that sketches and photos carry labels of one split."
+            "there is nothing to measure. Check that sketches and photos are labelled by one split."
         )
     if missing:
         warnings.warn(
@@ -91,14 +89,14 @@ def query_metrics(
     gallery_labels: Shaped[np.ndarray | jax.Array, " g"],
     conventions: Sequence[Convention] = CONVENTIONS,
 ) -> QueryMetrics:
-    """The metrics of every single query, in several conventions, from one sort of the gallery.
+    """The metrics of every query, in several conventions, from one sort of the gallery.
 
     Returns:
       For each convention, each of `METRICS` as an array over queries; NaN where the query's class
       has no photo in the gallery.
 
     Raises:
-      ValueError: as `rank_metrics`, except that queries without a photo are no error.
+      ValueError: as `rank_metrics`, except for queries without a photo.
     """
     check_conventions(conventions)
     return query_metrics_of(rank(similarity, query_labels, gallery_labels, top=0), conventions)
@@ -107,7 +105,7 @@ def query_metrics(
 def query_metrics_of(
     ranked: Ranked, conventions: Sequence[Convention] = CONVENTIONS
 ) -> QueryMetrics:
-    """The metrics of every single query from a ranking, in float64; see `query_metrics`.
+    """The metrics of every query from a ranking, in float64; see `query_metrics`.
 
     Raises:
       ValueError: an unknown convention.
@@ -130,26 +128,26 @@ def query_metrics_of(
 def accuracy_at(
     ranked: Ranked, ks: Sequence[int] = (1, 5, 10)
 ) -> dict[str, Float[np.ndarray, " q"]]:
-    """{"Acc@1": ...}: 1 for queries one of whose first k photos is relevant, 0 for others.
+    """{"Acc@1": ...}: 1 for queries with a relevant photo among the first k, 0 for others.
 
-    Of several relevant photos the first counts. NaN where none is relevant.
+    NaN where no photo is relevant.
     """
     first = ranked.hit_ranks.min(axis=1, initial=np.iinfo(np.int32).max, where=ranked.hit_ranks > 0)
     return {f"Acc@{k}": np.where(ranked.hit_ranks.any(axis=1), first <= k, np.nan) for k in ks}
 
 
 def chance(ranked: Ranked) -> Float[np.ndarray, " q"]:
-    """For every query, the share of relevant photos among the candidates: NaN where none is.
+    """For every query, the share of relevant photos among the candidates; NaN where it is 0.
 
-    It is the expected precision of a random ranking, and its Acc@1. `exact` mAP@all of a random
-    ranking lies a little above it, and approaches it as the gallery grows.
+    This is the expected precision and Acc@1 of a random ranking. Its `exact` mAP@all is slightly
+    higher, and approaches it as the gallery grows.
     """
     relevant = (ranked.hit_ranks > 0).sum(axis=1)
     return np.where(relevant > 0, relevant / np.maximum(ranked.candidates, 1), np.nan)
 
 
 def check_conventions(conventions: Sequence[str]) -> None:
-    """Raises ValueError for a name that is no convention of average precision."""
+    """Raises ValueError for a name that is not a convention of average precision."""
     for convention in conventions:
         if convention not in CONVENTIONS:
             raise ValueError(
@@ -161,7 +159,7 @@ def check_conventions(conventions: Sequence[str]) -> None:
 def _block_metrics(
     hit_ranks: Int32[np.ndarray, "q r"], conventions: Sequence[Convention]
 ) -> QueryMetrics:
-    """Metrics of some queries, one of which at least has a relevant photo."""
+    """Metrics of some queries, of which at least one has a relevant photo."""
     hit = hit_ranks > 0
     total = hit.sum(axis=1)
     defined = np.where(total > 0, total, np.nan)
@@ -194,5 +192,5 @@ def _block_metrics(
 
 
 def _sum(rows: Float[np.ndarray, "q r"]) -> Float[np.ndarray, " q"]:
-    """Row sums, term by term: zeros behind the last hit do not change a bit of them."""
+    """Sequential row sums: zeros after the last hit do not change a single bit."""
     return np.cumsum(rows, axis=1)[:, -1]

@@ -1,6 +1,7 @@
-"""What two-stage ranking costs and loses beside exact ranking, so that a user can choose K."""
+"""Cost and accuracy of two-stage ranking against exact ranking, to choose K."""
 
 import re
+from collections.abc import Mapping
 from typing import Any, NamedTuple
 
 from rich.table import Table
@@ -8,7 +9,7 @@ from rich.table import Table
 from zse_jax.retrieval.results import Evaluation
 
 CLOSE = 0.005
-"""What a shortlist may lose of the first metric to count as good as exact ranking."""
+"""Loss in the first metric up to which a shortlist counts as good as exact ranking."""
 
 
 class Shortlist(NamedTuple):
@@ -16,10 +17,10 @@ class Shortlist(NamedTuple):
 
     Attributes:
       ranking: the ranking of kind "score" that orders the shortlist.
-      k: photos in it; of exact ranking, the gallery.
-      share: of the gallery, in (0, 1].
-      cost: seconds of ranking over those of exact ranking in the same run. Encoding, which both
-        need, does not count; the compilation of each program does, unless it lay on disk.
+      k: number of photos in it; for exact ranking, the gallery's.
+      share: k as a fraction of the gallery, in (0, 1].
+      cost: ranking time relative to exact ranking in the same run. It excludes encoding, which both
+        need, and includes compilation, unless the program was cached on disk.
       values: metric -> mean in 0..1, by the first convention.
     """
 
@@ -33,7 +34,7 @@ class Shortlist(NamedTuple):
 def shortlists(evaluation: Evaluation) -> list[Shortlist]:
     """The two-stage rankings of an evaluation, each ranking's followed by the exact one.
 
-    They are those it names RANKING@K. Empty where none was asked for.
+    Two-stage rankings are those named RANKING@K. Empty if none was measured.
     """
     found: dict[str, list[Shortlist]] = {}
     for title, scopes in evaluation.values.items():
@@ -42,24 +43,13 @@ def shortlists(evaluation: Evaluation) -> list[Shortlist]:
             continue
         ranking, k = match[1], min(int(match[2]), evaluation.gallery)
         cost = evaluation.seconds[f"rank/{title}"] / evaluation.seconds[f"rank/{ranking}"]
-        values = dict(next(iter(scopes.values())))
-        found.setdefault(ranking, []).append(
-            Shortlist(ranking, k, k / evaluation.gallery, cost, values)
-        )
-    return [
-        row
-        for ranking, rows in found.items()
-        for row in (
-            *sorted(rows, key=lambda row: row.k),
-            Shortlist(
-                ranking,
-                evaluation.gallery,
-                1.0,
-                1.0,
-                dict(next(iter(evaluation.values[ranking].values()))),
-            ),
-        )
-    ]
+        row = Shortlist(ranking, k, k / evaluation.gallery, cost, _first_scope(scopes))
+        found.setdefault(ranking, []).append(row)
+    for ranking, rows in found.items():
+        rows.sort(key=lambda row: row.k)
+        exact = _first_scope(evaluation.values[ranking])
+        rows.append(Shortlist(ranking, evaluation.gallery, 1.0, 1.0, exact))
+    return [row for rows in found.values() for row in rows]
 
 
 def smallest(rows: list[Shortlist]) -> Shortlist:
@@ -75,20 +65,20 @@ def shortlists_dict(evaluation: Evaluation) -> dict[str, Any]:
 
 
 def shortlist_table(evaluation: Evaluation) -> Table | None:
-    """Metrics and cost by K, in percent, for `rich.print`; None where no K was asked for."""
+    """Metrics and cost by K, in percent, for `rich.print`; None if no K was measured."""
     rows = shortlists(evaluation)
     if not rows:
         return None
     metrics = evaluation.metrics
     rankings = dict.fromkeys(row.ranking for row in rows)
-    said = []
+    notes = []
     for ranking in rankings:
         best = smallest([row for row in rows if row.ranking == ranking])
         which = f"K = {best.k}" if best.share < 1 else "only the whole gallery"
-        said.append(f"{ranking}: {which} is within {100 * CLOSE:.1f} points of exact {metrics[0]}")
+        notes.append(f"{ranking}: {which} is within {100 * CLOSE:.1f} points of exact {metrics[0]}")
     table = Table(
         title=f"{evaluation.name}: two-stage ranking, {next(iter(evaluation.chances))}",
-        caption="percent; " + "; ".join(said),
+        caption="percent; " + "; ".join(notes),
     )
     table.add_column("ranking")
     for name in ("K", "of gallery", *metrics, "cost of ranking"):
@@ -104,3 +94,7 @@ def shortlist_table(evaluation: Evaluation) -> Table | None:
             end_section=exact,
         )
     return table
+
+
+def _first_scope(scopes: Mapping[str, Mapping[str, float]]) -> dict[str, float]:
+    return dict(next(iter(scopes.values())))

@@ -1,7 +1,9 @@
-"""What an evaluation found: means with their uncertainty, classes, confusions, and its tables."""
+"""The result of an evaluation: means with their uncertainty, classes, confusions, and tables."""
 
 import dataclasses
 import functools
+import json
+import operator
 from collections.abc import Callable, Mapping, Sequence
 from typing import Any, NamedTuple
 
@@ -16,11 +18,11 @@ Values = dict[str, dict[str, dict[str, float]]]
 """ranking -> scope -> metric -> value."""
 
 CONFUSION_DEPTH = 100
-"""Photos of a ranking that `Evaluation.confusion` looks at, at most."""
+"""Number of first photos of a ranking that `Evaluation.confusion` counts, at most."""
 
 
 class Interval(NamedTuple):
-    """Within these a mean lies with some confidence."""
+    """The bounds of a confidence interval."""
 
     low: float
     high: float
@@ -30,10 +32,10 @@ class ClassResult(NamedTuple):
     """One class of the queries.
 
     Attributes:
-      name: of the class; its label where there are no names.
-      sketches: of the class, all of them.
-      photos: of the class in the gallery.
-      values: as those of `Evaluation`; empty where no sketch of the class can be measured.
+      name: of the class; its label if there are no names.
+      sketches: number of its sketches.
+      photos: number of its photos in the gallery.
+      values: as `Evaluation.values`; empty if no sketch of the class has a value.
     """
 
     name: str
@@ -43,7 +45,7 @@ class ClassResult(NamedTuple):
 
 
 class Confusion(NamedTuple):
-    """Which share of the photos that sketches of one class find first are of another class."""
+    """The share of another class among the first photos of the sketches of one class."""
 
     sketch_class: str
     photo_class: str
@@ -52,25 +54,25 @@ class Confusion(NamedTuple):
 
 @dataclasses.dataclass(frozen=True, eq=False)
 class Evaluation:
-    """What a protocol measured.
+    """The measurements of a protocol.
 
-    A query for which there is nothing to find (no photo of its class in the gallery; fine-grained:
-    not its own photo) has no value: it is counted, and left out of every mean.
+    A query without a relevant photo in the gallery (of its class; fine-grained: its own photo) has
+    no value: it is counted, and excluded from every mean.
 
     Attributes:
-      name: of what was evaluated; the title of the tables.
-      by_query: ranking -> scope -> metric -> float64 [queries]. The scope is what a metric's name
-        leaves open: the convention of average precision, or in fine-grained retrieval, among which
-        photos was ranked, "class" or "all".
+      name: title of the tables.
+      by_query: ranking -> scope -> metric -> float64 [queries]. The scope completes a metric's
+        name: the convention of average precision, or in fine-grained retrieval the ranked photos,
+        "class" or "all".
       chances: scope -> expected precision (Acc@1) of a random ranking, in 0..1.
       seconds: wall time by stage: "encode/sketch", "encode/photo", "rank/RANKING", "metrics".
       sketch_labels, photo_labels: classes, in the order of the images.
       top: ranking -> indices of the first photos of the whole gallery for each sketch.
-      top_similarity: theirs. Of a two-stage ranking it is minus the rank.
-      scope: what the scopes are called.
-      missing: what a sketch that has no value lacks.
-      notes: what else identifies the protocol, as plain values: split, seed, excluded classes, ...
-      class_names: name of each class, by label; without them, labels are written.
+      top_similarity: ranking -> their similarities; of a two-stage ranking, minus the rank.
+      scope: name of the scopes in tables.
+      missing: what a sketch without a value lacks, for captions.
+      notes: further facts about the protocol, as plain values: split, seed, excluded classes, ...
+      class_names: name of each class, by label; without them, tables show labels.
     """
 
     name: str
@@ -89,22 +91,22 @@ class Evaluation:
 
     @property
     def queries(self) -> int:
-        """How many sketches were ranked for, those without a value included."""
+        """Number of sketches, including those without a value."""
         return len(self.sketch_labels)
 
     @property
     def gallery(self) -> int:
-        """How many photos were ranked."""
+        """Number of photos."""
         return len(self.photo_labels)
 
     @property
     def classes(self) -> int:
-        """How many classes sketches and photos are of."""
+        """Number of classes of sketches and photos."""
         return len(np.union1d(self.sketch_labels, self.photo_labels))
 
     @property
     def queries_without_match(self) -> int:
-        """How many sketches have no value."""
+        """Number of sketches without a value."""
         return int((~self._measured).sum())
 
     @property
@@ -119,17 +121,17 @@ class Evaluation:
 
     @functools.cached_property
     def query_classes(self) -> Int[np.ndarray, " c"]:
-        """Labels of the classes that have a sketch with a value: the rows of `confusion`."""
+        """Labels of the classes with at least one sketch that has a value: rows of `confusion`."""
         return np.unique(self.sketch_labels[self._measured])
 
     @functools.cached_property
     def gallery_classes(self) -> Int[np.ndarray, " c"]:
-        """Labels of the photos' classes: the columns of `confusion`."""
+        """Labels of the photos' classes: columns of `confusion`."""
         return np.unique(self.photo_labels)
 
     @functools.cached_property
     def values(self) -> Values:
-        """Means over the sketches that have a value, in 0..1: ranking -> scope -> metric."""
+        """Means over the sketches with a value, in 0..1: ranking -> scope -> metric."""
         return self._each(functools.partial(_mean, chosen=self._measured))
 
     def flat(self) -> dict[str, float]:
@@ -144,10 +146,10 @@ class Evaluation:
     def intervals(
         self, confidence: float = 0.95, resamples: int = 1000, seed: int = 0
     ) -> dict[str, dict[str, dict[str, Interval]]]:
-        """How far each mean might have differed with other sketches of the same classes.
+        """Confidence intervals of the means for other sketches of the same classes.
 
-        Percentiles of the means of bootstrap samples of the queries (Efron, 1979). The gallery and
-        the classes stay as they are, so the uncertainty of *which classes are unseen* is not in it.
+        Percentiles of the means of bootstrap samples of the queries (Efron, 1979). Gallery and
+        classes are fixed, so the choice of the unseen classes is not part of the uncertainty.
 
         Returns:
           ranking -> scope -> metric -> Interval, as `values`. With a single query, its value.
@@ -157,14 +159,14 @@ class Evaluation:
         """
         if not 0 < confidence < 1 or resamples < 1:
             raise ValueError(
-                f"confidence={confidence} must lie between 0 and 1, and resamples={resamples} be "
-                "at least 1."
+                f"confidence={confidence} must be between 0 and 1, and resamples={resamples} at "
+                "least 1."
             )
         key = confidence, resamples, seed
         if key not in self._intervals:
             rows: list[np.ndarray] = []
             self._each(rows.append)
-            # Precision is the same in every convention.
+            # Precision is equal in all conventions: resample equal rows once.
             unique, place = np.unique(
                 np.stack(rows)[:, self._measured], axis=0, return_inverse=True
             )
@@ -174,7 +176,7 @@ class Evaluation:
         return self._intervals[key]
 
     def by_class(self) -> list[ClassResult]:
-        """The sketches' classes by themselves, in the order of their labels."""
+        """Results of each class of the sketches, in the order of the labels."""
         results = []
         labels = np.unique(self.sketch_labels)
         for label, name in zip(labels.tolist(), self._names(labels), strict=True):
@@ -186,10 +188,10 @@ class Evaluation:
         return results
 
     def confusion(self, ranking: str) -> Float[np.ndarray, "c d"]:
-        """Of which classes are the photos that the sketches of each class find first.
+        """Shares of the classes among the first photos of the sketches of each class.
 
-        Of each sketch that has a value, the first min(100, R) photos of the whole gallery count, R
-        being the photos of its class; so the share of its own class is P@100.
+        For each sketch with a value, the first min(100, R) photos of the whole gallery count, where
+        R is the number of photos of its class: the share of its own class is P@100.
 
         Returns:
           Rows as `query_classes`, columns as `gallery_classes`: mean shares; a row's sum is 1.
@@ -210,7 +212,7 @@ class Evaluation:
         return total / np.bincount(query)[:, None]
 
     def most_confused(self, ranking: str, n: int = 10) -> list[Confusion]:
-        """The n greatest shares of `confusion` that are of another class, the greatest first."""
+        """The n largest shares of other classes in `confusion`, in descending order."""
         share = self.confusion(ranking)
         other = (self.query_classes[:, None] != self.gallery_classes) & (share > 0)
         rows, columns = np.nonzero(other)
@@ -220,7 +222,7 @@ class Evaluation:
         return [*map(Confusion, *names, share[rows, columns].tolist())]
 
     def to_dict(self) -> dict[str, Any]:
-        """Everything that is no array over images, ready for `json.dump`; intervals of 95 %."""
+        """Everything except arrays over images, ready for `json.dump`; with 95 % intervals."""
         names = {"query_classes": self.query_classes, "gallery_classes": self.gallery_classes}
         return _plain(
             {
@@ -242,7 +244,7 @@ class Evaluation:
         )
 
     def table(self, title: str | None = None, *, intervals: bool = False) -> Table:
-        """The values in percent, for `rich.print`; with `intervals`, those of 95 % beside them."""
+        """The values in percent, for `rich.print`; optionally with their 95 % intervals."""
         table = Table(title=title or self.name, caption=self._caption(intervals))
         for name in ("ranking", self.scope, *self.metrics):
             table.add_column(name, justify="right" if name in self.metrics else "left")
@@ -264,9 +266,9 @@ class Evaluation:
         return table
 
     def class_table(self, ranking: str | None = None, scope: str | None = None) -> Table:
-        """The classes by one ranking (the first unless named), worst first, in percent.
+        """The classes by one ranking (by default the first), worst first, in percent.
 
-        The last column is the class whose photos their sketches find most often instead.
+        The last column is the class that their sketches are most often confused with.
         """
         ranking = ranking or next(iter(self.values))
         scope = scope or next(iter(self.values[ranking]))
@@ -289,7 +291,7 @@ class Evaluation:
         return table
 
     def confusion_table(self, ranking: str | None = None, n: int = 10) -> Table:
-        """The pairs of classes that one ranking (the first unless named) confuses most."""
+        """The pairs of classes that one ranking (by default the first) confuses most."""
         ranking = ranking or next(iter(self.values))
         table = Table(
             title=f"{self.name}: confusions by {ranking}",
@@ -304,13 +306,13 @@ class Evaluation:
 
     @functools.cached_property
     def _measured(self) -> np.ndarray:
-        """Which sketches have values: the same in every ranking, scope and metric."""
+        """Which sketches have values; the same in every ranking, scope and metric."""
         return ~np.isnan(
             self.by_query[next(iter(self.by_query))][next(iter(self.chances))][self.metrics[0]]
         )
 
     def _each(self, function: Callable[[np.ndarray], Any]) -> dict[str, dict[str, dict[str, Any]]]:
-        """`function` of the values of the queries, by ranking, scope and metric."""
+        """Applies `function` to the values of the queries of each ranking, scope and metric."""
         return {
             ranking: {
                 scope: {name: function(values) for name, values in named.items()}
@@ -337,7 +339,7 @@ class Evaluation:
             f"chance {chance}",
         ]
         if self.queries_without_match:
-            parts.append(f"{self.queries_without_match} sketches without {self.missing} left out")
+            parts.append(f"{self.queries_without_match} sketches without {self.missing} excluded")
         parts.extend(f"{name} {_written(value)}" for name, value in self.notes.items())
         return "; ".join(parts)
 
@@ -345,8 +347,8 @@ class Evaluation:
 def _bootstrap(
     rows: Float[np.ndarray, "m q"], confidence: float, resamples: int, seed: int
 ) -> Float[np.ndarray, "m 2"]:
-    """Low and high percentile of the resampled means of each row, all by the same resamples."""
-    from scipy import stats  # a second, which training saves
+    """Low and high percentile of the resampled means of each row; rows share the resamples."""
+    from scipy import stats  # Takes a second to import.
 
     if rows.shape[1] == 1:
         return np.repeat(rows, 2, axis=1)
@@ -372,7 +374,7 @@ def _percent(value: float) -> str:
 
 
 def _written(value: Any) -> str:
-    """A note's value for a caption."""
+    """A note's value as text for a caption."""
     if isinstance(value, Mapping):
         return ", ".join(f"{key}: {_written(item)}" for key, item in value.items()) or "none"
     if isinstance(value, list | tuple | set | frozenset):
@@ -381,11 +383,5 @@ def _written(value: Any) -> str:
 
 
 def _plain(value: Any) -> Any:
-    """Mappings, sequences and arrays as what JSON knows, all the way down."""
-    if isinstance(value, Mapping):
-        return {str(key): _plain(item) for key, item in value.items()}
-    if isinstance(value, np.ndarray | np.generic):
-        return value.tolist()
-    if isinstance(value, list | tuple):
-        return [_plain(item) for item in value]
-    return value
+    """The value as JSON types: mappings with string keys, lists, numbers."""
+    return json.loads(json.dumps(value, default=operator.methodcaller("tolist")))

@@ -1,7 +1,7 @@
-"""One evaluation, whatever the protocol: encode once, score by blocks, measure every task.
+"""Runs an evaluation: encode once, score block by block, measure every task.
 
-Memory stays bounded: similarities live for a block of sketches, on the device that computed them;
-what is kept of each sketch is its metrics and the first photos.
+Memory is bounded: similarities exist for one block of sketches, on the device that computed them;
+only the metrics and the first photos of each sketch are kept.
 """
 
 import dataclasses
@@ -10,7 +10,7 @@ from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from os import PathLike
 from pathlib import Path
-from typing import Any, NamedTuple, TypedDict
+from typing import Any, NamedTuple, TypedDict, Unpack
 
 import jax
 import numpy as np
@@ -19,14 +19,14 @@ from jaxtyping import Float, Int, Real
 
 from zse_jax.retrieval import metrics, scoring
 from zse_jax.retrieval.encoding import Batch, encode
-from zse_jax.retrieval.metrics import Ranked
+from zse_jax.retrieval.ranking import Ranked, rank
 from zse_jax.retrieval.results import Evaluation
 from zse_jax.retrieval.storage import Storage
 from zse_jax.retrieval.two_stage import two_stage_blocks
 from zse_jax.retrievers.base import Encoder, Features, Modality
 
 KEPT = 200
-"""First photos of every sketch that an `Evaluation` keeps."""
+"""Number of first photos of every sketch that an `Evaluation` keeps."""
 
 Block = tuple[slice, np.ndarray | jax.Array]
 """Consecutive sketches, and their similarity with every photo."""
@@ -37,11 +37,11 @@ Measured = Mapping[str, Mapping[str, Float[np.ndarray, " q"]]]
 
 @dataclasses.dataclass(frozen=True, eq=False)
 class Task:
-    """What is asked of a ranking.
+    """Which photos are relevant and ranked, and how the ranking is measured.
 
     Attributes:
       query_labels, gallery_labels: a photo is relevant if its label is the query's.
-      measure: what is made of the ranking: scope -> metric -> value of every query.
+      measure: maps a ranking to scope -> metric -> value of every query.
       query_groups, gallery_groups: a photo is ranked if its group is the query's; None: all are.
     """
 
@@ -53,7 +53,7 @@ class Task:
 
     def rank(self, similarity: Real[np.ndarray | jax.Array, "b g"], rows: slice) -> Ranked:
         """The ranking of some consecutive queries, by their similarity with every photo."""
-        return metrics.rank(
+        return rank(
             similarity,
             self.query_labels[rows],
             self.gallery_labels,
@@ -65,22 +65,22 @@ class Task:
 
 
 class Options(TypedDict, total=False):
-    """What every protocol can be told.
+    """Options of every protocol.
 
     Attributes:
-      rankings: which of the retriever's rankings; all by default.
+      rankings: which of the retriever's rankings to measure; None, the default: all.
       shortlists: numbers of photos K. For each, every ranking of kind "score" is measured a second
         time as "RANKING@K": only the K photos that are nearest by the first ranking of kind
-        "embedding" are scored, which costs K of the gallery's photos instead of all. With K no
-        smaller than the gallery, it is the ranking itself.
+        "embedding" are scored, at the cost of K photos instead of the whole gallery. A K of at
+        least the gallery's size gives the ranking itself.
       sharding: how a batch is spread over a mesh; None, the default: the default device.
       tile: see `scoring.similarity_blocks`.
       storage: where features are kept, see `storage.Storage`.
-      folder: keeps the scores of each ranking of kind "score" as they are made, so that a run
-        that is killed continues; None, the default: nowhere.
-      progress: show what is being done, and how long it will take.
-      name: of what is evaluated, for the tables.
-      notes: plain values that go into the results: split, seed, excluded classes, ...
+      folder: keeps the scores of each ranking of kind "score" as they are computed, so that a
+        killed run can resume; None, the default: not kept.
+      progress: show progress bars.
+      name: title of the tables.
+      notes: plain values to store in the results: split, seed, excluded classes, ...
       class_names: name of each class, by label.
     """
 
@@ -104,7 +104,7 @@ class Encoded(NamedTuple):
 
 
 class Words(NamedTuple):
-    """What a protocol calls itself, its scopes, and what sketches without a value lack."""
+    """A protocol's words for tables: its name, its scopes, what sketches without a value lack."""
 
     name: str
     scope: str = "convention"
@@ -117,22 +117,24 @@ def evaluate(
     photos: Iterable[Batch],
     words: Words,
     tasks_of: Callable[[np.ndarray, np.ndarray], Sequence[Task]],
-    *,
-    rankings: Sequence[str] | None = None,
-    shortlists: Sequence[int] = (),
-    sharding: NamedSharding | None = None,
-    tile: tuple[int, int] | None = None,
-    storage: Storage = Storage(),  # noqa: B008  (frozen)
-    folder: str | PathLike | None = None,
-    progress: bool = False,
-    name: str | None = None,
-    notes: Mapping[str, Any] | None = None,
-    class_names: Sequence[str] | None = None,
+    **options: Unpack[Options],
 ) -> Evaluation:
-    """Encodes, ranks by every ranking, measures every task; pictures are of the last one."""
-    # Nothing misspelt shall cost an hour of encoding.
-    rankings = _checked_rankings(retriever, rankings, shortlists)
+    """Encodes, ranks by every ranking, measures every task; the first photos are the last task's.
+
+    Args:
+      retriever: the system.
+      sketches, photos: evaluation batches, see `encoding.Batch`.
+      words: for the tables.
+      tasks_of: makes the tasks from the labels of sketches and photos.
+      options: see `Options`.
+    """
+    shortlists, sharding = options.get("shortlists", ()), options.get("sharding")
+    storage, folder = options.get("storage", Storage()), options.get("folder")
+    rankings = _checked_rankings(retriever, options.get("rankings"), shortlists)
     watch = _Stopwatch()
+
+    def bar(description: str) -> str | None:
+        return description if options.get("progress") else None
 
     def encoded(modality: Modality, batches: Iterable[Batch]) -> tuple[Features, np.ndarray]:
         with watch(f"encode/{modality}"):
@@ -141,7 +143,7 @@ def evaluate(
                 batches,
                 modality,
                 sharding=sharding,
-                progress=_say(progress, "sketches" if modality == "sketch" else "photos"),
+                progress=bar("sketches" if modality == "sketch" else "photos"),
                 storage=storage,
             )
 
@@ -149,18 +151,41 @@ def evaluate(
         sketches = Encoded(*encoded("sketch", sketches))
     sketch_features, sketch_labels = sketches
     photo_features, photo_labels = encoded("photo", photos)
+    features = retriever, sketch_features, photo_features
     tasks = tasks_of(sketch_labels, photo_labels)
+
+    def ranked_blocks() -> Iterator[tuple[str, Iterator[Block]]]:
+        """The name of every ranking to measure, and its similarities by blocks of sketches."""
+        for ranking in rankings:
+            yield (
+                ranking,
+                scoring.similarity_blocks(
+                    *features,
+                    ranking,
+                    sharding=sharding,
+                    tile=options.get("tile"),
+                    progress=bar(ranking),
+                    folder=None if folder is None else Path(folder) / ranking,
+                    key=storage.key,
+                ),
+            )
+            if scoring.ranking_kind(retriever, ranking) == "score":
+                for k in shortlists:
+                    name = f"{ranking}@{k}"
+                    yield (
+                        name,
+                        two_stage_blocks(
+                            *features, k, second=ranking, sharding=sharding, progress=bar(name)
+                        ),
+                    )
 
     by_query, top, top_similarity = {}, {}, {}
     chances: Mapping[str, float] = {}
-    for title, blocks in _ranked_blocks(
-        retriever, sketch_features, photo_features, rankings, shortlists,
-        sharding=sharding, tile=tile, folder=folder, key=storage.key, progress=progress,
-    ):  # fmt: skip
+    for title, blocks in ranked_blocks():
         found, chances, first = _measure(watch.each(f"rank/{title}", blocks), tasks, watch)
         by_query[title], top[title], top_similarity[title] = found, *first
     return Evaluation(
-        name=name or words.name,
+        name=options.get("name") or words.name,
         by_query=by_query,
         chances=chances,
         seconds=watch.seconds,
@@ -170,8 +195,8 @@ def evaluate(
         top_similarity=top_similarity,
         scope=words.scope,
         missing=words.missing,
-        notes=notes or {},
-        class_names=class_names,
+        notes=options.get("notes") or {},
+        class_names=options.get("class_names"),
     )
 
 
@@ -181,68 +206,30 @@ def _checked_rankings(
     """The rankings to measure.
 
     Raises:
-      ValueError: no or an unknown ranking, or shortlists that are none or that nothing can make.
+      ValueError: no or an unknown ranking, a shortlist of less than 1 photo, or shortlists for a
+        retriever without rankings of both kinds.
     """
     rankings = tuple(retriever.rankings if rankings is None else rankings)
     kinds = {scoring.ranking_kind(retriever, ranking) for ranking in rankings}
     if not rankings:
-        raise ValueError(f"No ranking is asked for. There are {', '.join(retriever.rankings)}.")
+        raise ValueError(f"rankings is empty: choose from {', '.join(retriever.rankings)}.")
     if any(k < 1 for k in shortlists):
         raise ValueError(f"shortlists={tuple(shortlists)} must be numbers of photos, 1 or more.")
     if shortlists and not ("score" in kinds and "embedding" in retriever.rankings.values()):
         raise ValueError(
-            f"shortlists={tuple(shortlists)} are made by a ranking of kind 'embedding' for one of "
-            f"kind 'score', but {type(retriever).__name__} ranks by {dict(retriever.rankings)}, "
-            f"and {', '.join(rankings)} are asked for."
+            f"shortlists={tuple(shortlists)} need a ranking of kind 'embedding' and one of kind "
+            f"'score' to measure, but {type(retriever).__name__} ranks by "
+            f"{dict(retriever.rankings)}, and rankings={rankings}."
         )
     return rankings
-
-
-def _ranked_blocks(
-    retriever: Encoder,
-    sketches: Features,
-    photos: Features,
-    rankings: Sequence[str],
-    shortlists: Sequence[int],
-    *,
-    sharding: NamedSharding | None,
-    tile: tuple[int, int] | None,
-    folder: str | PathLike | None,
-    key: str,
-    progress: bool,
-) -> Iterator[tuple[str, Iterator[Block]]]:
-    """Every ranking that is measured, by name, and its similarities by blocks of sketches."""
-    features = retriever, sketches, photos
-    for ranking in rankings:
-        yield (
-            ranking,
-            scoring.similarity_blocks(
-                *features,
-                ranking,
-                sharding=sharding,
-                tile=tile,
-                progress=_say(progress, ranking),
-                folder=None if folder is None else Path(folder) / ranking,
-                key=key,
-            ),
-        )
-        if scoring.ranking_kind(retriever, ranking) == "embedding":
-            continue
-        for k in shortlists:
-            name = f"{ranking}@{k}"
-            say = _say(progress, name)
-            yield (
-                name,
-                two_stage_blocks(*features, k, second=ranking, sharding=sharding, progress=say),
-            )
 
 
 def _measure(
     blocks: Iterable[Block], tasks: Sequence[Task], watch: "_Stopwatch"
 ) -> tuple[Measured, dict[str, float], tuple[np.ndarray, np.ndarray]]:
-    """Metrics and chances of all tasks by scope, and the first photos of the last one.
+    """Metrics and chances of all tasks by scope, and the first photos of the last task.
 
-    Of each block, ranks of relevant photos live no longer than it takes to measure them.
+    The ranks of relevant photos are dropped as soon as a block is measured.
     """
     parts: list[Measured] = []
     shares: list[Mapping[str, np.ndarray]] = []
@@ -284,7 +271,7 @@ class _Stopwatch:
         self.seconds[name] = self.seconds.get(name, 0.0) + time.perf_counter() - start
 
     def each(self, name: str, items: Iterable[Any]) -> Iterator[Any]:
-        """The items; the time to make each of them counts."""
+        """The items; adds up the time to make each of them."""
         iterator = iter(items)
         end = object()
         while True:
@@ -293,7 +280,3 @@ class _Stopwatch:
             if item is end:
                 return
             yield item
-
-
-def _say(progress: bool, what: str) -> str | None:
-    return what if progress else None

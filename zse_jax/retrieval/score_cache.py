@@ -1,11 +1,11 @@
-"""Scores on disk, so that a scoring that was interrupted goes on where it stopped.
+"""Scores on disk, so that an interrupted scoring can resume.
 
     FOLDER/scores.bin    float32 [Q, G], row-major, NaN where a pair is not scored yet
-    FOLDER/record.json   of which retriever, features and ranking they are, and their shape
+    FOLDER/record.json   retriever, features and ranking of the scores, and their shape
 
-No score is NaN, so that every value on disk is either whole or still to be computed, whenever a
-process was killed and whatever its tiles were. The record comes last, in one step: without it the
-file of scores counts as not begun.
+No score is NaN, so every value on disk is either valid or still to be computed, whenever a process
+was killed and whatever its tiles were. The record is written last and atomically: without it,
+scoring starts from the beginning.
 """
 
 import hashlib
@@ -22,7 +22,7 @@ from jax.experimental import multihost_utils
 from jaxtyping import Float
 
 from zse_jax.retrieval.encoding import fetched
-from zse_jax.retrieval.storage import across_processes
+from zse_jax.retrieval.storage import across_processes, replace_json
 from zse_jax.retrievers.base import Features
 
 _FORMAT = 1
@@ -34,18 +34,18 @@ class ScoreFile:
     """The scores of Q sketches with G photos in a folder. Only the first process reads or writes.
 
     Attributes:
-      finished: how many pairs were scored when it was opened.
+      finished: number of pairs that were scored when it was opened.
     """
 
     def __init__(self, folder: str | os.PathLike[str], about: Mapping[str, Any]):
-        """Opens or begins the folder. With several processes, all must ask.
+        """Opens or creates the folder. With several processes, all must call it.
 
         Args:
-          folder: made if it does not exist.
+          folder: created if it does not exist.
           about: what the scores depend on; "shape" is [Q, G].
 
         Raises:
-          ValueError: the folder holds scores of something else, or is damaged.
+          ValueError: the folder is damaged or contains scores of something else.
         """
         self._folder = Path(folder)
         self._about = {"format": _FORMAT, **about}
@@ -57,13 +57,13 @@ class ScoreFile:
             except (OSError, ValueError) as error:
                 failure = error
         if across_processes([failure is not None]).any():
-            raise failure or ValueError(f"The first process cannot go on with {folder}; see there.")
+            raise failure or ValueError(f"The first process cannot use {folder}; see its error.")
         self.finished = int(self._broadcast(np.asarray(self._count(), np.float64)))
 
     def block(self, rows: slice) -> Float[np.ndarray, "q g"]:
-        """The scores of some sketches, NaN where there are none yet, in every process.
+        """The scores of some sketches, NaN where not computed yet, in every process.
 
-        On the first process, what is written to the array goes to the file.
+        On the first process, writing to the array writes to the file.
         """
         if jax.process_index() == 0:
             block: np.ndarray = self._mapped(rows)
@@ -107,7 +107,7 @@ class ScoreFile:
             found = dict(json.loads(record.read_text(encoding="utf-8")))
         except (ValueError, TypeError) as error:
             raise ValueError(
-                f"{record} is damaged ({error}): delete {self._folder} to score anew."
+                f"{record} is damaged ({error}): delete {self._folder} to score again."
             ) from error
         wrong = [key for key in {**self._about, **found} if found.get(key) != self._about.get(key)]
         if wrong:
@@ -115,14 +115,14 @@ class ScoreFile:
                 f"{key} was {found.get(key)!r} and is {self._about.get(key)!r}" for key in wrong
             )
             raise ValueError(
-                f"{self._folder} holds scores of something else: {differences}. Name another "
-                "folder, or delete it to score anew."
+                f"{self._folder} contains scores of something else: {differences}. Choose another "
+                "folder, or delete it to score again."
             )
         size = self._scores.stat().st_size if self._scores.exists() else 0
         if size != 4 * np.prod(self._shape, dtype=np.int64):
             raise ValueError(
                 f"{self._scores} has {size} bytes, but {self._shape[0]} x {self._shape[1]} scores "
-                f"take 4 bytes each: delete {self._folder} to score anew."
+                f"take 4 bytes each: delete {self._folder} to score again."
             )
 
     def _begin(self, record: Path) -> None:
@@ -134,18 +134,13 @@ class ScoreFile:
                 left -= min(left, len(empty))
             file.flush()
             os.fsync(file.fileno())
-        draft = record.with_suffix(".tmp")
-        with draft.open("w", encoding="utf-8") as text:
-            json.dump(self._about, text, indent=1)
-            text.flush()
-            os.fsync(text.fileno())
-        draft.replace(record)
+        replace_json(record, self._about)
 
 
 def digest(features: Features) -> str:
-    """Tells features apart by shapes, precision and the values of some items, evenly spread.
+    """A digest of features: shapes, types, and the values of some items, evenly spread.
 
-    With several processes, all must ask.
+    With several processes, all must call it.
     """
     result = hashlib.blake2b(digest_size=16)
     for path, leaf in jax.tree.leaves_with_path(features):

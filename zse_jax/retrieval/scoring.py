@@ -2,9 +2,9 @@
 
 A ranking of kind "score" (ZSE's relation network) runs a network on each of the Q x G pairs. Blocks
 of sketches are the outer loop, tiles of photos the inner one: a tile of photos moves to the device
-once per block, while the device still works on the one before. Every tile has one shape (the last
-ones are filled up, and what comes of the filling is thrown away), so that there is one compilation
-and the memory it takes does not depend on the gallery's size.
+once per block, while the device is still busy with the previous tile. All tiles have one shape (the
+last ones are padded and the padding's scores dropped), so there is one compilation and memory does
+not depend on the size of the gallery.
 
 A ranking of kind "embedding" (ZSE's retrieval token) is a matrix product of one vector per image;
 its blocks stay on the device.
@@ -16,7 +16,7 @@ import itertools
 import logging
 from collections.abc import Iterator
 from os import PathLike
-from typing import Literal, NamedTuple
+from typing import Any, Literal, NamedTuple
 
 import jax
 import jax.numpy as jnp
@@ -37,13 +37,13 @@ Kind = Literal["embedding", "score"]
 Block = tuple[slice, np.ndarray | jax.Array]
 """Consecutive sketches and their similarities, float32 [rows, G]."""
 
-# Vectors are made of features of at most this many bytes for each device, and compared in blocks
-# of at most this many bytes of similarities.
+# Embeddings are computed from at most this many bytes of features per device at once, and compared
+# in blocks of at most this many bytes of similarities.
 _VECTOR_BYTES, _BLOCK_BYTES = 2**28, 2**26
 
 
 class _Task(NamedTuple):
-    """What is scored, and where."""
+    """The arguments of one scoring."""
 
     graphdef: nnx.GraphDef[Encoder]
     state: nnx.State
@@ -56,30 +56,12 @@ class _Task(NamedTuple):
 
 
 def similarity(
-    retriever: Encoder,
-    sketches: Features,
-    photos: Features,
-    ranking: str,
-    *,
-    sharding: NamedSharding | None = None,
-    tile: tuple[int, int] | None = None,
-    progress: str | None = None,
-    folder: str | PathLike[str] | None = None,
-    key: str = "",
+    retriever: Encoder, sketches: Features, photos: Features, ranking: str, **options: Any
 ) -> Float[np.ndarray, "q g"]:
-    """The blocks of `similarity_blocks` put together, [Q, G] in the memory of every process."""
+    """The concatenated blocks of `similarity_blocks`, [Q, G] in the memory of every process."""
+    blocks = similarity_blocks(retriever, sketches, photos, ranking, **options)
     result = np.empty((item_count(sketches, "sketch"), item_count(photos, "photo")), np.float32)
-    for rows, block in similarity_blocks(
-        retriever,
-        sketches,
-        photos,
-        ranking,
-        sharding=sharding,
-        tile=tile,
-        progress=progress,
-        folder=folder,
-        key=key,
-    ):
+    for rows, block in blocks:
         [result[rows]] = fetched([block])
     return result
 
@@ -96,34 +78,34 @@ def similarity_blocks(
     folder: str | PathLike[str] | None = None,
     key: str = "",
 ) -> Iterator[Block]:
-    """How similar each sketch is to each photo, by one of the retriever's rankings.
+    """Similarity of each sketch with each photo by one of the retriever's rankings.
 
     Args:
       retriever: the system that encoded the features.
-      sketches: features of Q sketches, as `encoding.encode` gives them: numpy arrays, also
+      sketches: features of Q sketches, as returned by `encoding.encode`: numpy arrays, also
         memory-mapped ones, or arrays on the devices.
       photos: features of G photos.
       ranking: a name in `retriever.rankings`: "relation", "token", ...
       sharding: how a batch is spread over a mesh; see `tiles` for sketches and photos. None: the
         default device.
-      tile: sketches and photos whose pairs each device scores at once, for rankings of kind
-        "score"; the memory scoring takes grows with it. None: `tiles.default_tile`. One that does
-        not fit the device is halved until it does, with a warning.
-      progress: what to call this work in the progress bar; None for silence.
-      folder: keeps scores as they are made, for rankings of kind "score" (4 bytes a pair): what an
-        interrupted call finished is not scored again, and the next call may choose other tiles.
-      key: says what else the scores in the folder depend on, if anything; retriever, features and
-        ranking are compared anyway.
+      tile: numbers of sketches and photos whose pairs each device scores at once, for rankings of
+        kind "score"; memory grows with it. None: `tiles.default_tile`. A tile that does not fit the
+        device is halved until it does, with a warning.
+      progress: description of the progress bar; None: no bar.
+      folder: keeps the scores of rankings of kind "score" as they are computed (4 bytes a pair).
+        The next call with this folder resumes an interrupted one, with any tile.
+      key: identifies anything else that the scores in the folder depend on; retriever, features
+        and ranking are compared anyway.
 
     Returns:
-      An iterator over all sketches, in order, in blocks: which they are, and their similarities,
-      float32 [rows, G]; larger is more similar. numpy arrays, the same on every process, or (kind
-      "embedding") arrays on the device, which on a mesh are whole on each of its devices.
+      An iterator over consecutive blocks of sketches: their rows, and their similarities, float32
+      [rows, G]; larger is more similar. numpy arrays, the same on every process, or (kind
+      "embedding") arrays on the device, replicated over a mesh.
 
     Raises:
-      ValueError: an unknown ranking, features without items or whose arrays differ in how many
-        they have, a tile that is not two positive numbers, a folder that is damaged or of another
-        task, or a retriever's method that returns another shape than its interface says.
+      ValueError: an unknown ranking, features without items or with different numbers of items, a
+        tile that is not two positive numbers, a folder that is damaged or of another task, or a
+        method of the retriever that returns a wrong shape.
       FloatingPointError: a similarity is NaN.
       MemoryError: not even a single pair fits the device.
     """
@@ -146,7 +128,7 @@ def similarity_blocks(
 
 
 def ranking_kind(retriever: Encoder, ranking: str) -> Kind:
-    """Which method of the retriever computes the ranking of this name.
+    """The kind of the retriever's ranking of this name.
 
     Raises:
       ValueError: the retriever has no such ranking; the message names the nearest.
@@ -162,10 +144,10 @@ def ranking_kind(retriever: Encoder, ranking: str) -> Kind:
 
 
 def item_count(features: Features, what: str) -> int:
-    """How many items the features are of; `what` names them in the error.
+    """The number of items of the features; `what` names them in the error.
 
     Raises:
-      ValueError: no array, no item, or arrays that differ in how many items they have.
+      ValueError: no arrays, no items, or arrays with different numbers of items.
     """
     shapes = {
         f"features{jax.tree_util.keystr(path)}": np.shape(leaf)
@@ -174,8 +156,8 @@ def item_count(features: Features, what: str) -> int:
     counts = {shape[0] if shape else None for shape in shapes.values()}
     if len(counts) != 1 or not (count := counts.pop()):
         raise ValueError(
-            f"The {what} features must be arrays with one leading axis, the item, of one length "
-            "and at least 1; their shapes are "
+            f"The {what} features must be arrays with the same number of items, at least 1, on "
+            "their leading axis; their shapes are "
             f"{', '.join(f'{name} {shape}' for name, shape in shapes.items()) or 'none'}."
         )
     return count
@@ -184,10 +166,10 @@ def item_count(features: Features, what: str) -> int:
 def _score_blocks(
     task: _Task, tile: tuple[int, int], progress: str | None, file: ScoreFile | None
 ) -> Iterator[Block]:
-    """Blocks of a ranking of kind "score"; NaN stands for what is still to be computed."""
+    """Blocks of a ranking of kind "score"; NaN marks pairs that are not scored yet."""
     spread = tiles.layout(task.sharding)
     total = task.queries * task.gallery
-    # No tile is larger than the task: two sketches against ten photos are twenty pairs.
+    # No tile is larger than the task.
     tile = (
         min(tile[0], -(-task.queries // spread.rows)),
         min(tile[1], -(-task.gallery // spread.columns)),
@@ -213,7 +195,7 @@ def _filled(
     spread: tiles.Layout,
     bar: tqdm,
 ) -> bool:
-    """Computes what is NaN in a block, tile by tile; whether the tiles fitted the device."""
+    """Scores the pairs that are NaN in a block, tile by tile; returns whether the tiles fitted."""
     height, width = tile[0] * spread.rows, tile[1] * spread.columns
     starts = range(rows.start, rows.stop, height)
     columns = [
@@ -225,11 +207,17 @@ def _filled(
     def dispatched() -> Iterator[Float[Array, "q g"]]:
         if not columns:
             return
-        sketches = [tiles.on_device(task.sketches, i, height, spread.sketches) for i in starts]
+        sketches = [
+            tiles.on_device(
+                task.sketches, tiles.rows_from(i, height, task.queries), spread.sketches
+            )
+            for i in starts
+        ]
         for column in columns:
-            photos = tiles.on_device(task.photos, column, width, spread.photos)
+            index = tiles.rows_from(column, width, task.gallery)
+            photos = tiles.on_device(task.photos, index, spread.photos)
             for sketch in sketches:
-                yield _score(task.graphdef, task.state, sketch, photos, sharding=task.sharding)
+                yield score(task.graphdef, task.state, sketch, photos, sharding=task.sharding)
 
     try:
         for (column, row), scores in zip(
@@ -257,62 +245,76 @@ def _smaller(tile: tuple[int, int]) -> tuple[int, int]:
     if tile == (1, 1):
         raise MemoryError(
             "Not even one sketch and one photo can be scored in the memory of the device: free "
-            "some of it, or choose a larger device or features of lower precision."
+            "memory, or use a larger device or features of lower precision."
         )
     sketches, photos = tile
     tile = (sketches, (photos + 1) // 2) if photos >= sketches else ((sketches + 1) // 2, photos)
-    logging.warning("Going on with tiles of %d sketches x %d photos.", *tile)
+    logging.warning("Continuing with tiles of %d sketches x %d photos.", *tile)
     return tile
+
+
+def nan_error(
+    ranking: str, sketch: int | np.integer, photo: int | np.integer
+) -> FloatingPointError:
+    """The error to raise where the similarity of a pair is NaN."""
+    return FloatingPointError(
+        f"The {ranking} similarity of sketch {sketch} with photo {photo}, counting from 0, is NaN. "
+        "Most likely the features or parameters contain NaN: the training diverged, or the "
+        "checkpoint is damaged. Use an earlier checkpoint."
+    )
 
 
 def _check(nan: Bool[np.ndarray, "q g"], row: int, column: int, ranking: str) -> None:
     if nan.any():
         sketch, photo = np.argwhere(nan)[0]
-        raise FloatingPointError(
-            f"The {ranking} similarity of sketch {row + sketch} with photo {column + photo}, "
-            "counting from 0, is NaN. Most likely features or parameters hold NaN: the training "
-            "diverged, or the checkpoint is damaged. Use an earlier checkpoint."
-        )
+        raise nan_error(ranking, row + sketch, column + photo)
 
 
-@functools.partial(jax.jit, static_argnames=("graphdef", "sharding"))
-def _score(
+@functools.partial(jax.jit, static_argnames=("graphdef", "sharding", "pairs"))
+def score(
     graphdef: nnx.GraphDef[Encoder],
     state: nnx.State,
     sketches: Features,
     photos: Features,
     *,
     sharding: NamedSharding | None,
-) -> Float[Array, "q g"]:
-    """Scores of a tile, float32; each device those of its own sketches and photos."""
+    pairs: bool = False,
+) -> Float[Array, "q g"] | Float[Array, "b"]:
+    """Scores of every sketch with every photo, or with `pairs` of sketch i with photo i; float32.
 
-    def score(state: nnx.State, sketches: Features, photos: Features) -> Float[Array, "q g"]:
+    On a mesh each device scores its own sketches and photos, which are sharded as `tiles.layout`
+    has it, or with `pairs` both by `sharding`.
+    """
+
+    def local(state: nnx.State, sketches: Features, photos: Features) -> Array:
         retriever = nnx.merge(graphdef, state)
-        scores = retriever.score(sketches, photos)
-        expected = len(jax.tree.leaves(sketches)[0]), len(jax.tree.leaves(photos)[0])
+        method = retriever.score_pairs if pairs else retriever.score
+        scores = method(sketches, photos)
+        counts = len(jax.tree.leaves(sketches)[0]), len(jax.tree.leaves(photos)[0])
+        expected = counts[:1] if pairs else counts
         if scores.shape != expected:
             raise ValueError(
-                f"{type(retriever).__name__}.score returned shape {scores.shape} for {expected[0]} "
-                f"sketches and {expected[1]} photos; it must be {expected}."
+                f"{type(retriever).__name__}.{method.__name__} returned shape {scores.shape} for "
+                f"{counts[0]} sketches and {counts[1]} photos; it must be {expected}."
             )
         return scores.astype(jnp.float32)
 
     if sharding is None:
-        return score(state, sketches, photos)
+        return local(state, sketches, photos)
     spread = tiles.layout(sharding)
     assert spread.sketches and spread.photos
-    rows, columns = spread.sketches.spec, spread.photos.spec
+    rows, columns = (sharding.spec,) * 2 if pairs else (spread.sketches.spec, spread.photos.spec)
     return jax.shard_map(
-        score,
+        local,
         mesh=sharding.mesh,
         in_specs=(PartitionSpec(), rows, columns),
-        out_specs=PartitionSpec(*rows, *columns),
-        check_vma=False,  # Nothing is exchanged: a retriever's scan need not say what varies.
+        out_specs=rows if pairs else PartitionSpec(*rows, *columns),
+        check_vma=False,  # Devices exchange nothing.
     )(state, sketches, photos)
 
 
 def _embedding_blocks(task: _Task, progress: str | None) -> Iterator[Block]:
-    """Blocks of a ranking of kind "embedding"; the vectors of all photos stay on the device."""
+    """Blocks of a ranking of kind "embedding"; all photos' embeddings stay on the device."""
     devices = 1 if task.sharding is None else task.sharding.num_devices
     height = min(
         _vectors_at_once(task.sketches, task.queries, devices),
@@ -320,21 +322,21 @@ def _embedding_blocks(task: _Task, progress: str | None) -> Iterator[Block]:
     )
     width = _vectors_at_once(task.photos, task.gallery, devices)
 
-    def vectors(features: Features, start: int, count: int) -> Float[Array, "b d"]:
-        rows = tiles.on_device(features, start, count, task.sharding)
-        return _embed(task.graphdef, task.state, rows)
+    def vectors(features: Features, start: int, count: int, items: int) -> Float[Array, "b d"]:
+        index = tiles.rows_from(start, count, items)
+        return _embed(task.graphdef, task.state, tiles.on_device(features, index, task.sharding))
 
     with progress_bar(progress, task.queries * task.gallery, unit="pair") as bar:
-        # Each is awaited, or the features of all photos would be on their way at once.
+        # Wait for each: otherwise the features of all photos would be transferred at once.
         photos = jnp.concatenate(
             [
-                jax.block_until_ready(vectors(task.photos, start, width))
+                jax.block_until_ready(vectors(task.photos, start, width, task.gallery))
                 for start in range(0, task.gallery, width)
             ]
         )
         for start in range(0, task.queries, height):
             rows = slice(start, min(start + height, task.queries))
-            sketches = vectors(task.sketches, start, height)
+            sketches = vectors(task.sketches, start, height, task.queries)
             block, broken = _compare(sketches, photos, task.gallery, task.sharding)
             if broken:
                 _check(np.isnan(np.asarray(block)), start, 0, task.ranking)
@@ -343,7 +345,7 @@ def _embedding_blocks(task: _Task, progress: str | None) -> Iterator[Block]:
 
 
 def _vectors_at_once(features: Features, items: int, devices: int) -> int:
-    """Of how many items the features move to the devices at once, to be made into vectors."""
+    """Number of items whose features move to the devices at once, to compute embeddings."""
     fit = _VECTOR_BYTES // max(1, item_bytes(features))
     return max(1, min(fit, 4096, -(-items // devices))) * devices
 
@@ -370,7 +372,7 @@ def _compare(
     gallery: int,
     sharding: NamedSharding | None,
 ) -> tuple[Float[Array, "q g"], Bool[Array, ""]]:
-    """Products with the first `gallery` photos, and whether one is NaN."""
+    """Dot products with the first `gallery` photos, and whether any is NaN."""
     result = jnp.matmul(sketches, photos.T, precision="float32")[:, :gallery]
     if sharding is not None:
         everywhere = NamedSharding(sharding.mesh, PartitionSpec())

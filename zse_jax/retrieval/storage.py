@@ -1,14 +1,15 @@
 """Where the features of a data set are kept: on the device, in host memory or on disk.
 
-`feature_files` is the disk.
+`feature_cache` implements the disk.
 """
 
 import collections
 import dataclasses
+import json
 import math
 import mmap
 import os
-from collections.abc import Collection, Sequence
+from collections.abc import Collection, Mapping, Sequence
 from pathlib import Path
 from typing import Any, Literal
 
@@ -26,8 +27,8 @@ Devices = Collection[jax.Device]
 
 PLACES: tuple[Place, ...] = ("device", "host", "disk")
 
-# Shares of the free memory that the features of one modality may take: the other one comes too,
-# and on the device scoring needs the rest for its tiles.
+# Shares of the free memory for the features of one modality. The other modality needs as much, and
+# on the device scoring needs the rest.
 _DEVICE_SHARE, _HOST_SHARE = 0.25, 0.5
 
 
@@ -36,16 +37,16 @@ class Storage:
     """Where features are kept, and in which precision.
 
     Attributes:
-      where: "device" (on a mesh: whole on every device, so that any of them can take any rows),
-        "host", "disk", or "auto": by size, on the device where it is no CPU and they take at most
-        a quarter of its free memory; else on disk with a folder; else in host memory while they
-        take at most half of what is free of it; else on disk.
-      dtype: "bfloat16" halves floating-point features of a float32 system; None keeps them.
-      folder: keeps the features for later: finished batches are recorded, an interrupted encoding
-        goes on, a finished one is read. Local, since files are mapped into memory. Without it,
-        features on disk lie in a file that vanishes with the process.
-      key: says which images are encoded (data set, split, image size, stride, ...): features of
-        other images in the folder are an error. Needed with a folder.
+      where: "device" (replicated over a mesh, so that any device can take any rows), "host",
+        "disk", or "auto": on the device if it is not a CPU and they take at most a quarter of its
+        free memory; else on disk if there is a folder; else in host memory if they take at most
+        half of its free part; else on disk.
+      dtype: "bfloat16" halves the size of a float32 system's features; None keeps their precision.
+      folder: a local folder that keeps the features: finished batches are recorded, an interrupted
+        encoding resumes, a finished one is read. Without it, features on disk are in a temporary
+        file of the process.
+      key: identifies the images (data set, split, image size, stride, ...): features of other
+        images in the folder are an error. Required with a folder.
 
     Raises:
       ValueError: an unknown place or precision, or a folder without a key.
@@ -65,15 +66,15 @@ class Storage:
             )
         if self.folder is not None and not self.key:
             raise ValueError(
-                f"Features kept in {os.fspath(self.folder)} need a key that says which images they "
-                'are of, such as key="sketchy/zeroshot1/224": without it, those of other images '
-                "could be taken for them later."
+                f"Features kept in {os.fspath(self.folder)} need a key that identifies their "
+                'images, such as key="sketchy/zeroshot1/224": without it, they could be confused '
+                "with features of other images."
             )
 
     def place(self, size: int | None, devices: Devices) -> Place:
         """Where features of `size` bytes (None: not known) are kept, given the devices in use.
 
-        With several processes, all get the same answer and all must ask.
+        With several processes, all must call it and all get the same answer.
         """
         if self.where != "auto":
             return self.where
@@ -92,24 +93,24 @@ class InMemory:
     """Features in host memory, batch by batch, then as whole arrays."""
 
     def __init__(self, place: Place):
-        """Nothing yet of what is to end in `place`."""
+        """Empty; `place` is where the features go in the end."""
         self.items = 0
         self.place = place
         self._chunks: list[Features] = []
         self._labels: list[np.ndarray] = []
 
     def append(self, features: Features, labels: Int[np.ndarray, " b"], batch_size: int) -> None:
-        """Keeps the real images of a batch."""
+        """Stores the real images of a batch."""
         del batch_size
         self._chunks.append(features)
         self._labels.append(labels.astype(np.int32))
         self.items += len(labels)
 
     def close(self) -> None:
-        """Nothing of it outlives the process."""
+        """Does nothing: there is nothing to record."""
 
     def check_structure(self, features: Features) -> None:
-        """They come from this process, all alike."""
+        """Does nothing: all features come from this process."""
 
     def result(self, structure: Any) -> tuple[Features, Int[np.ndarray, " n"]]:
         """All features, as a pytree of `structure`, and all labels. Empties this object."""
@@ -125,19 +126,19 @@ def item_bytes(features: Features) -> int:
 def read(
     array: Shaped[np.ndarray, "n ..."], rows: slice | Int[np.ndarray, "..."]
 ) -> Shaped[np.ndarray, "..."]:
-    """Some rows of features on the host; of memory-mapped ones nothing else stays in memory."""
+    """Some rows of features on the host; releases the pages of memory-mapped ones."""
     if not isinstance(array, np.memmap):
         return array[rows]
     found = np.array(array[rows])
     mapped = getattr(array, "_mmap", None)
-    # What was read would count as this process's memory until the machine runs short of it.
+    # Otherwise the pages count as this process's memory until the machine runs short of it.
     if mapped is not None and array.mode != "c" and hasattr(mmap, "MADV_DONTNEED"):
         mapped.madvise(mmap.MADV_DONTNEED)
     return found
 
 
 def free_device_memory(devices: Devices) -> int:
-    """Bytes free on the fullest of this process's `devices`; 0 on a CPU, which has none of its own.
+    """Smallest free memory of this process's `devices`, in bytes; 0 on a CPU.
 
     Devices that do not report their memory count as full.
     """
@@ -149,28 +150,38 @@ def free_device_memory(devices: Devices) -> int:
 
 
 def free_host_memory() -> int:
-    """Bytes that this process can still take: of the machine, and of its container's limit."""
+    """Bytes that this process can still allocate, by the machine and its container's limit."""
     available = psutil.virtual_memory().available
     try:
         limit = int(Path("/sys/fs/cgroup/memory.max").read_text(encoding="ascii"))
-    except (OSError, ValueError):  # No such control group, or "max".
+    except (OSError, ValueError):  # No control group, or "max".
         return available
     return min(available, max(0, limit - psutil.Process().memory_info().rss))
 
 
 def across_processes(values: Sequence[int | bool]) -> Int[np.ndarray, "process n"]:
-    """The values of every process, in each; all must ask."""
+    """The values of every process; all processes must call it."""
     row = np.asarray(values, np.int32)
     if jax.process_count() == 1:
         return row[None]
     return np.asarray(multihost_utils.process_allgather(row))
 
 
-def _joined(chunks: list[Features]) -> list[np.ndarray]:
-    """Whole arrays, one for each leaf.
+def replace_json(path: Path, value: Mapping[str, Any]) -> None:
+    """Writes a JSON file atomically: a reader or a crash finds the old or the new content."""
+    new = path.with_name(f"{path.name}.{jax.process_index()}.new")
+    with new.open("w", encoding="utf-8") as file:
+        json.dump(value, file, indent=2)
+        file.flush()
+        os.fsync(file.fileno())
+    new.replace(path)
 
-    Empties `chunks`, and frees each piece once it is copied: the system commits an empty array's
-    pages as they are written, so features that fill half of the memory never lie in it twice.
+
+def _joined(chunks: list[Features]) -> list[np.ndarray]:
+    """Concatenated arrays, one for each leaf.
+
+    Empties `chunks` and frees each piece once it is copied. The system commits an empty array's
+    pages as they are written, so memory never contains the features twice.
     """
     columns = [collections.deque(c) for c in zip(*map(jax.tree.leaves, chunks), strict=True)]
     chunks.clear()

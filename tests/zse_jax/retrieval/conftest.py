@@ -1,4 +1,4 @@
-"""Meshes for retrieval tests, and a way past the shape checks that only tests have."""
+"""Meshes for retrieval tests, and a fixture that disables the shape checks."""
 
 import jax
 import jaxtyping
@@ -8,12 +8,12 @@ from jax.sharding import AxisType, NamedSharding, PartitionSpec
 
 @pytest.fixture
 def sharding():
-    """Leading axis over eight devices, as batches are."""
+    """Leading axis over eight devices, like batches."""
     mesh = jax.make_mesh((4, 2), ("data", "fsdp"), axis_types=(AxisType.Auto,) * 2)
     return NamedSharding(mesh, PartitionSpec(("data", "fsdp")))
 
 
 @pytest.fixture
 def unchecked(monkeypatch):
-    """As in a user's program, no annotation is checked: the function's own errors must do."""
+    """Disables the check of annotations, as in a user's program: the function must raise."""
     monkeypatch.setattr(jaxtyping.config, "jaxtyping_disable", True)

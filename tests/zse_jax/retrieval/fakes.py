@@ -1,4 +1,4 @@
-"""A retriever small enough to check by hand, and the batches it is fed."""
+"""A retriever small enough to check by hand, and its batches."""
 
 import itertools
 from collections import Counter
@@ -17,13 +17,14 @@ _serial = itertools.count()
 class Fake(Encoder):
     """Features: a float32 vector of each image, and bfloat16 tokens made of it.
 
-    `score` is minus the L1 distance of the vectors, which no embedding reproduces. Each instance
-    is a program of its own to jit, so that `traces` counts the compilations of one test.
+    `score` is minus the L1 distance of the vectors, which no embedding reproduces. Instances differ
+    by `serial`, so jit compiles for each, and `traces` counts the compilations of one test.
     """
 
     rankings: ClassVar[dict] = {"distance": "score", "cosine": "embedding"}
     traces: ClassVar[Counter] = Counter()
     tiles: ClassVar[list] = []
+    pairs: ClassVar[list] = []
 
     def __init__(self, *, rngs):
         self.image_size = SIZE
@@ -47,6 +48,11 @@ class Fake(Encoder):
         self.tiles.append((len(sketches["vector"]), len(photos["vector"])))
         return -jnp.abs(sketches["vector"][:, None] - photos["vector"]).sum(-1)
 
+    def score_pairs(self, sketches, photos):
+        self.traces["score_pairs", self.serial] += 1
+        self.pairs.append(len(photos["vector"]))
+        return -jnp.abs(sketches["vector"] - photos["vector"]).sum(-1)
+
     def compilations(self, method):
         return self.traces[method, self.serial]
 
@@ -65,7 +71,7 @@ def features(count, seed=0):
 
 
 def batches(images, labels, size=8):
-    """Evaluation batches: the last one filled up with zeros that the mask excludes."""
+    """Evaluation batches: the last one padded with zeros that the mask excludes."""
     result = []
     for start in range(0, len(images), size):
         image, label = images[start : start + size], labels[start : start + size]
@@ -81,12 +87,12 @@ def batches(images, labels, size=8):
 
 
 def distances(sketches, photos):
-    """What `Fake.score` must give, by numpy."""
+    """The expected `Fake.score`, by numpy."""
     return -np.abs(sketches["vector"][:, None] - photos["vector"]).sum(-1)
 
 
 def cosines(sketches, photos):
-    """What the embedding ranking of `Fake` must give, by numpy."""
+    """The expected embedding ranking of `Fake`, by numpy."""
     sketch, photo = (
         x["vector"] / np.linalg.norm(x["vector"], axis=-1, keepdims=True)
         for x in (sketches, photos)

@@ -44,14 +44,14 @@ def test_the_projection_is_centred_and_its_columns_are_orthonormal():
     assert projection.bits == 64
 
 
-def test_iterations_bring_the_signs_nearer_to_the_embeddings():
+def test_iterations_lower_the_quantisation_error():
     x = embeddings()
     errors = [codes.quantisation_error(codes.learn(x, 32, iterations=n), x) for n in (0, 1, 5, 50)]
     assert errors == sorted(errors, reverse=True)
     assert errors[-1] < errors[0]
 
 
-def test_a_projection_is_a_function_of_embeddings_and_seed():
+def test_a_projection_depends_only_on_embeddings_and_seed():
     one, two = (codes.learn(embeddings(), 32, seed=3) for _ in range(2))
     np.testing.assert_array_equal(one.matrix, two.matrix)
 
@@ -65,7 +65,7 @@ def test_codes_are_the_signs_of_the_projected_embeddings():
     np.testing.assert_array_equal(bits_of(words), signs)
 
 
-def test_a_projection_comes_back_from_its_file(tmp_path):
+def test_a_projection_can_be_saved_and_loaded(tmp_path):
     projection = codes.learn(embeddings(), 32)
     codes.save(projection, tmp_path / "codes.npz")
     for ours, read in zip(projection, codes.load(tmp_path / "codes.npz"), strict=True):
@@ -135,7 +135,7 @@ def test_the_hamming_ranking_is_minus_the_distance_of_the_codes_on_one_device_an
     np.testing.assert_array_equal(sketches, codes.pack(embedding, *projection))
 
 
-def test_the_embedding_of_codes_has_the_cosine_that_their_distance_says():
+def test_the_cosine_of_embeddings_of_codes_follows_from_their_distance():
     _, retriever = coded(64)
     words = jnp.asarray(random_codes(5, 2))
     unit = retriever.embedding(words)
@@ -147,7 +147,7 @@ def test_the_embedding_of_codes_has_the_cosine_that_their_distance_says():
     ("shape", "bits", "message"),
     [
         ((300, 96), 60, "60 bits cannot be learned .* a multiple of 32 of at most 96"),
-        ((300, 96), 128, "128 bits cannot be learned from 300 embeddings of 96 numbers"),
+        ((300, 96), 128, "128 bits cannot be learned from 300 embeddings of width 96"),
         ((60, 96), 64, "more embeddings than bits"),
     ],
 )
@@ -156,14 +156,14 @@ def test_bits_that_cannot_be_learned_are_an_error(shape, bits, message):
         codes.learn(embeddings(*shape), bits)
 
 
-def test_embeddings_that_hardly_differ_are_an_error():
+def test_embeddings_that_vary_in_too_few_directions_are_an_error():
     flat = np.zeros((100, 64), np.float32)
     flat[:, :8] = embeddings(100, 8)
     with pytest.raises(ValueError, match=r"vary in \d+ directions only, fewer than 32 bits"):
         codes.learn(flat, 32)
 
 
-def test_searches_that_cannot_be_are_errors():
+def test_impossible_searches_are_errors():
     with pytest.raises(ValueError, match="codes have 64 bits, the gallery's 32"):
         codes.search(random_codes(1, 2), random_codes(5, 1), 1)
     for k in (0, 6):
@@ -174,5 +174,5 @@ def test_searches_that_cannot_be_are_errors():
 def test_codes_of_another_system_are_an_error():
     still = nnx.view(fake(), deterministic=True)
     retriever = codes.BinaryCodes(still, codes.learn(embeddings(), 32))
-    with pytest.raises(ValueError, match="learned for embeddings of 96 numbers, and these have 16"):
+    with pytest.raises(ValueError, match="for embeddings of width 96, and these have width 16"):
         jax.eval_shape(lambda x: retriever.encode(x, "photo"), jnp.asarray(images(2)))

@@ -12,7 +12,7 @@ from zse_jax.retrieval.encoding import encode, evaluation_state, fetched
 
 
 @pytest.mark.parametrize("count", [8, 21])
-def test_gives_every_image_once_in_order_without_padding(count):
+def test_returns_every_image_once_in_order_without_padding(count):
     retriever, pixels = fake(), images(count)
     labels = np.arange(count) * 10
     features, found = encode(retriever, batches(pixels, labels), "photo")
@@ -30,7 +30,7 @@ def test_features_are_numpy_in_the_precision_of_the_model():
     assert features["tokens"].dtype == jnp.bfloat16
 
 
-def test_masked_images_within_a_batch_are_left_out():
+def test_masked_images_within_a_batch_are_excluded():
     pixels = images(8)
     [batch] = batches(pixels, np.arange(8))
     batch["mask"] = np.arange(8) % 3 == 0
@@ -60,7 +60,7 @@ def test_compiles_once_for_all_batches_and_evaluations():
     retriever = fake()
     data = batches(images(30), np.zeros(30, int))
     before, _ = encode(retriever, data, "photo")
-    retriever.projection.bias[...] = jnp.ones(WIDTH)  # Training went on.
+    retriever.projection.bias[...] = jnp.ones(WIDTH)  # Training continued.
     after, _ = encode(retriever, data, "photo")
     assert retriever.compilations("encode") == 1
     np.testing.assert_allclose(after["vector"] - before["vector"], 1, atol=1e-5)
@@ -81,7 +81,7 @@ def split_over_fsdp(retriever, sharding):
 
 
 @pytest.mark.parametrize("place", [lambda *_: None, committed_elsewhere, split_over_fsdp])
-def test_eight_devices_give_what_one_gives(sharding, place):
+def test_eight_devices_return_what_one_returns(sharding, place):
     data = batches(images(21), np.arange(21))
     expected, labels = encode(fake(), data, "photo")
     retriever = fake()
@@ -92,7 +92,7 @@ def test_eight_devices_give_what_one_gives(sharding, place):
     np.testing.assert_array_equal(features["tokens"].shape, expected["tokens"].shape)
 
 
-def test_batches_may_lie_on_the_mesh_already(sharding):
+def test_batches_may_already_be_on_the_mesh(sharding):
     data = batches(images(21), np.arange(21))
     expected, labels = encode(fake(), data, "photo", sharding=sharding)
     features, found = encode(fake(), jax.device_put(data, sharding), "photo", sharding=sharding)
@@ -143,7 +143,7 @@ def test_no_images_is_an_error():
 
 
 def test_a_batch_without_mask_is_an_error():
-    with pytest.raises(ValueError, match="batch 0 has no mask; it holds image, label"):
+    with pytest.raises(ValueError, match="batch 0 has no mask; its entries are image, label"):
         encode(fake(), [{"image": images(2), "label": np.zeros(2, np.int32)}], "photo")
 
 
@@ -166,7 +166,7 @@ def test_features_that_are_not_finite_are_an_error_that_names_the_image():
         encode(Broken(rngs=nnx.Rngs(0)), batches(pixels, np.zeros(13, int)), "sketch")
 
 
-def test_padding_may_hold_anything():
+def test_padding_may_contain_anything():
     class Broken(Fake):
         def encode(self, images, modality):
             features = super().encode(images, modality)
@@ -183,5 +183,5 @@ def test_features_that_do_not_lead_with_the_image_are_an_error():
         def encode(self, images, modality):
             return {"mean": images.astype(jnp.float32).mean(axis=0)}
 
-    with pytest.raises(ValueError, match=r"Broken.encode gave features\['mean'\] of shape"):
+    with pytest.raises(ValueError, match=r"Broken.encode returned features\['mean'\] of shape"):
         encode(Broken(rngs=nnx.Rngs(0)), batches(images(8), np.zeros(8, int)), "photo")

@@ -1,4 +1,4 @@
-"""Ranking metrics: the published numbers, a slow oracle, and what must hold of any ranking."""
+"""Ranking metrics: the published numbers, a slow oracle, and properties of any ranking."""
 
 import hypothesis.strategies as st
 import numpy as np
@@ -11,9 +11,9 @@ from zse_jax.retrieval.metrics import (
     METRICS,
     accuracy_at,
     query_metrics,
-    rank,
     rank_metrics,
 )
+from zse_jax.retrieval.ranking import rank
 
 
 def oracle(similarity, query_labels, gallery_labels, ap):
@@ -94,7 +94,7 @@ def test_a_perfect_ranking_is_one(ap, problem):
 
 @settings(max_examples=30)
 @given(problem=problems(ties=True))
-def test_exact_reads_lowest(problem):
+def test_exact_is_never_larger_than_the_other_conventions(problem):
     values = query_metrics(*problem)
     for name in METRICS:
         assert (values["exact"][name] <= values["voc"][name] + 1e-12).all()
@@ -104,7 +104,7 @@ def test_exact_reads_lowest(problem):
 @pytest.mark.parametrize("ap", CONVENTIONS)
 @settings(max_examples=30)
 @given(problem=problems())
-def test_only_the_order_of_similarities_counts(ap, problem):
+def test_metrics_depend_only_on_the_order_of_similarities(ap, problem):
     similarity, *labels = problem
     transformed = np.exp(similarity.astype(np.float64) / 300) - 3
     assert rank_metrics(transformed, *labels, ap=ap) == rank_metrics(similarity, *labels, ap=ap)
@@ -113,7 +113,7 @@ def test_only_the_order_of_similarities_counts(ap, problem):
 @pytest.mark.parametrize("ap", CONVENTIONS)
 @settings(max_examples=30)
 @given(problem=problems(), seed=st.integers(0, 1000))
-def test_the_order_of_the_gallery_does_not_count(ap, problem, seed):
+def test_metrics_do_not_depend_on_the_order_of_the_gallery(ap, problem, seed):
     similarity, query_labels, gallery_labels = problem
     shuffle = np.random.default_rng(seed).permutation(len(gallery_labels))
     shuffled = rank_metrics(similarity[:, shuffle], query_labels, gallery_labels[shuffle], ap=ap)
@@ -131,7 +131,7 @@ def test_a_random_ranking_is_at_chance():
     assert result["P@100"] == pytest.approx(1 / 8, abs=0.01)
 
 
-def test_blocks_of_queries_do_not_show(monkeypatch):
+def test_results_do_not_depend_on_blocks_of_queries(monkeypatch):
     rng = np.random.default_rng(1)
     problem = rng.random((11, 30)), rng.integers(0, 3, 11), rng.integers(0, 3, 30)
     whole = rank_metrics(*problem)
@@ -141,7 +141,7 @@ def test_blocks_of_queries_do_not_show(monkeypatch):
 
 @settings(max_examples=30)
 @given(problem=problems(ties=True, matched=False))
-def test_a_ranking_of_queries_together_measures_as_each_alone(problem):
+def test_queries_ranked_together_have_the_metrics_of_each_alone(problem):
     similarity, query_labels, gallery_labels = problem
     whole = query_metrics(similarity, query_labels, gallery_labels)
     for query in range(len(similarity)):
@@ -152,7 +152,7 @@ def test_a_ranking_of_queries_together_measures_as_each_alone(problem):
                 np.testing.assert_array_equal(alone[convention][name], whole[convention][name][row])
 
 
-def test_a_gallery_smaller_than_k_is_looked_at_as_a_whole():
+def test_all_photos_of_a_gallery_smaller_than_k_count():
     result = rank_metrics(np.array([[3.0, 2.0, 1.0]]), np.array([1]), np.array([0, 1, 1]))
     average = (1 / 2 + 2 / 3) / 2
     assert result == pytest.approx(
@@ -162,7 +162,7 @@ def test_a_gallery_smaller_than_k_is_looked_at_as_a_whole():
 
 @settings(max_examples=30)
 @given(problem=problems(ties=True, matched=False))
-def test_accuracy_is_whether_one_of_the_first_is_relevant(problem):
+def test_accuracy_is_1_if_one_of_the_first_photos_is_relevant(problem):
     similarity, query_labels, gallery_labels = problem
     accuracy = accuracy_at(rank(similarity, query_labels, gallery_labels), (1, 5, 1000))
     for query, scores in enumerate(similarity):
@@ -175,7 +175,7 @@ def test_accuracy_is_whether_one_of_the_first_is_relevant(problem):
 
 @settings(max_examples=30)
 @given(problem=problems(ties=True))
-def test_accuracy_grows_with_k_and_as_candidates_leave(problem):
+def test_accuracy_grows_with_k_and_with_fewer_candidates(problem):
     similarity, query_labels, gallery_labels = problem
     photos, queries = np.arange(len(gallery_labels)), np.zeros(len(query_labels), int)
     for query, label in enumerate(query_labels):
@@ -207,7 +207,7 @@ def test_a_class_of_one_candidate_is_always_right():
     assert metrics.chance(ranked).tolist() == [1.0]
 
 
-def test_queries_without_a_photo_are_left_out_with_a_warning():
+def test_queries_without_a_photo_are_excluded_with_a_warning():
     similarity = np.array([[0.9, 0.1], [0.5, 0.6]])
     with pytest.warns(UserWarning, match="1 of 2 queries are of a class that has no photo"):
         result = rank_metrics(similarity, np.array([0, 5]), np.array([0, 1]))

@@ -12,8 +12,9 @@ from hypothesis import given, settings
 from tests.zse_jax.retrieval.fakes import batches, fake, images
 from zse_jax.retrieval import runner
 from zse_jax.retrieval.encoding import encode
-from zse_jax.retrieval.metrics import CONVENTIONS, METRICS, rank, rank_metrics
+from zse_jax.retrieval.metrics import CONVENTIONS, METRICS, rank_metrics
 from zse_jax.retrieval.protocols import fine_grained, zero_shot
+from zse_jax.retrieval.ranking import rank
 from zse_jax.retrieval.scoring import similarity
 from zse_jax.retrieval.storage import Storage
 from zse_jax.retrievers.base import Encoder
@@ -101,7 +102,7 @@ def test_measures_every_ranking_in_every_convention(measured):
             assert measured.values[ranking][convention] == values
 
 
-def test_blocks_do_not_show(measured, monkeypatch):
+def test_results_do_not_depend_on_blocks(measured, monkeypatch):
     whole = runner.scoring.similarity_blocks
 
     def by_two(*arguments, **options):
@@ -120,7 +121,7 @@ def test_eight_devices_measure_what_one_measures(measured, sharding):
     assert evaluate(sharding=sharding).flat() == pytest.approx(measured.flat(), abs=1e-6)
 
 
-def test_says_what_was_measured(measured):
+def test_the_evaluation_describes_what_was_measured(measured):
     assert (measured.queries, measured.gallery, measured.classes) == (5, 21, 3)
     assert measured.queries_without_match == 0
     assert measured.chance == pytest.approx(1 / 3)
@@ -140,7 +141,7 @@ def test_rankings_and_conventions_can_be_chosen():
     assert list(result.flat()) == [f"cosine/voc/{name}" for name in METRICS]
 
 
-def test_name_notes_and_class_names_go_through():
+def test_name_notes_and_class_names_are_kept():
     given = {"name": "A split", "notes": {"seed": 3}, "class_names": ["ant", "bee", "cat"]}
     result = evaluate(**given)
     assert {key: getattr(result, key) for key in given} == given
@@ -158,7 +159,7 @@ def test_finished_tiles_are_kept_in_the_folder(measured, tmp_path):
     assert [path.name for path in tmp_path.iterdir()] == ["distance"]
 
 
-def test_sketches_without_a_photo_are_counted_and_left_out():
+def test_sketches_without_a_photo_are_counted_and_excluded():
     labels = np.array([0, 0, 1, 9, 9])
     result = evaluate(sketch_labels=labels)
     assert (result.queries, result.queries_without_match) == (5, 2)
@@ -167,8 +168,8 @@ def test_sketches_without_a_photo_are_counted_and_left_out():
     assert result.values["distance"]["exact"] == expected
 
 
-def test_the_gallery_may_hold_classes_without_a_sketch():
-    """The generalized setting: photos of seen classes only get in the way."""
+def test_the_gallery_may_contain_classes_without_a_sketch():
+    """The generalized setting: photos of seen classes are distractors."""
     scores = np.array([[0.3, 0.9, 0.5], [0.3, 0.1, 0.5]])
     result = zero_shot(
         Table(scores),
@@ -202,14 +203,14 @@ def test_labels_of_different_splits_are_an_error():
     ("wrong", "message"),
     [
         ({"rankings": ["cosines"]}, "'cosines': did you mean 'cosine'"),
-        ({"rankings": []}, "No ranking is asked for"),
+        ({"rankings": []}, "rankings is empty: choose from"),
         ({"conventions": ["coco"]}, "Unknown convention"),
-        ({"conventions": []}, "No convention"),
+        ({"conventions": []}, "conventions is empty"),
         ({"shortlists": [0]}, r"shortlists=\(0,\) must be"),
-        ({"rankings": ["cosine"], "shortlists": [3]}, "kind 'embedding' for one of kind 'score'"),
+        ({"rankings": ["cosine"], "shortlists": [3]}, "kind 'embedding' and one of kind 'score'"),
     ],
 )
-def test_what_cannot_be_measured_is_found_before_encoding(wrong, message):
+def test_invalid_options_are_errors_before_encoding(wrong, message):
     retriever = fake()
     with pytest.raises(ValueError, match=message):
         evaluate(retriever, **wrong)
@@ -234,7 +235,7 @@ def test_shortlists_are_measured_beside_exact_ranking(measured):
     assert {"rank/distance", "rank/distance@4"} < result.seconds.keys()
 
 
-def test_a_shortlist_holds_the_first_of_the_embedding_ranking(measured):
+def test_a_shortlist_contains_the_first_of_the_embedding_ranking(measured):
     result = evaluate(shortlists=[4], rankings=["distance"])
     for query in range(len(SKETCH_LABELS)):
         shortlist = measured.top["cosine"][query, :4]
@@ -264,7 +265,7 @@ def fine(
 
 @settings(max_examples=10)
 @given(seed=st.integers(0, 1000))
-def test_the_own_photo_is_looked_for_within_the_class_and_among_all(seed):
+def test_the_own_photo_is_ranked_within_the_class_and_among_all(seed):
     rng = np.random.default_rng(seed)
     photo_labels = np.repeat(np.arange(3), 7)
     instances = rng.integers(0, 21, 9)
@@ -299,18 +300,18 @@ def test_pairs_are_scored_once(monkeypatch):
     assert calls == ["table"]
 
 
-def test_sketches_without_their_own_photo_are_counted_and_left_out():
+def test_sketches_without_their_own_photo_are_counted_and_excluded():
     result = fine(np.eye(4), [0, 1, 17, -1], [0, 2, -1, 3])
     assert (result.queries, result.queries_without_match) == (4, 3)
     assert result.values["table"]["all"] == {"Acc@1": 1.0, "Acc@5": 1.0, "Acc@10": 1.0}
 
 
-def test_any_of_several_photos_of_an_instance_is_right():
+def test_any_of_several_photos_of_an_instance_is_correct():
     assert fine([[0.1, 0.9, 0.5]], [7], [7, 3, 7]).values["table"]["all"]["Acc@5"] == 1
     assert fine([[0.1, 0.9, 0.5]], [7], [7, 7, 3]).values["table"]["all"]["Acc@1"] == 1
 
 
-def test_a_class_of_one_photo_is_always_right():
+def test_a_class_of_one_photo_is_always_correct():
     result = fine([[0.1, 0.9]], [5], [5, 6], [0], [0, 1])
     values = result.values["table"]
     assert (values["class"]["Acc@1"], values["all"]["Acc@1"]) == (1, 0)
@@ -322,7 +323,7 @@ def test_no_pair_is_an_error():
 
 
 @pytest.mark.usefixtures("unchecked")
-def test_instances_that_do_not_fit_the_images_are_an_error():
+def test_instances_that_do_not_match_the_images_are_an_error():
     with pytest.raises(ValueError, match="3 photo_instances for 2 photo images"):
         fine(np.eye(2), [0, 1], [0, 1, 2])
 
@@ -334,7 +335,7 @@ def test_instances_that_do_not_fit_the_images_are_an_error():
         ([0, 1], [0, 1, 0], "Instance 1 is of class 1 .* but photo 2, .* is of class 0"),
     ],
 )
-def test_instances_that_count_in_each_class_anew_are_an_error(sketch_labels, photo_labels, message):
+def test_instances_numbered_within_each_class_are_an_error(sketch_labels, photo_labels, message):
     instances = [0, 1, 1 if sketch_labels[1] else 2]
     with pytest.raises(ValueError, match=message):
         fine(np.eye(2, 3), [0, 1], instances, sketch_labels, photo_labels)

@@ -1,4 +1,4 @@
-"""Rankings: the order of a stable sort, on the host as on a device, and what is kept of it."""
+"""Rankings: the order of a stable sort, equal on the host and on a device."""
 
 import hypothesis.strategies as st
 import jax
@@ -59,7 +59,7 @@ def equal(first, second):
 
 @pytest.fixture
 def on_device(monkeypatch):
-    """Everything a number type allows is sorted by XLA, although this is a CPU."""
+    """Jax arrays are sorted by XLA, although this is a CPU."""
     monkeypatch.setattr(ranking, "_sorts_on_device", lambda similarity: True)
 
 
@@ -80,7 +80,7 @@ def test_is_a_stable_sort_of_the_candidates(problem):
 
 @settings(max_examples=40)
 @given(problem=problems())
-def test_a_device_gives_what_the_host_gives(problem):
+def test_a_device_returns_what_the_host_returns(problem):
     host = rank(**problem)
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(ranking, "_sorts_on_device", lambda similarity: True)
@@ -89,7 +89,7 @@ def test_a_device_gives_what_the_host_gives(problem):
 
 @settings(max_examples=20)
 @given(problem=problems())
-def test_float64_gives_what_float32_gives(problem):
+def test_float64_returns_what_float32_returns(problem):
     equal(
         rank(**problem | {"similarity": problem["similarity"].astype(np.float64)}), rank(**problem)
     )
@@ -97,7 +97,7 @@ def test_float64_gives_what_float32_gives(problem):
 
 @settings(max_examples=20)
 @given(problem=problems())
-def test_blocks_of_queries_do_not_show(problem):
+def test_results_do_not_depend_on_blocks_of_queries(problem):
     whole = rank(**problem)
     cuts = (
         [slice(0, 1), slice(1, 2), slice(2, None)]
@@ -112,7 +112,7 @@ def test_blocks_of_queries_do_not_show(problem):
 
 
 @pytest.mark.parametrize("block", [30, 100, 10_000])
-def test_neither_do_those_within_the_host_or_the_device(monkeypatch, block):
+def test_results_do_not_depend_on_the_block_size(monkeypatch, block):
     rng = np.random.default_rng(0)
     problem = (
         rng.integers(0, 9, (11, 30)).astype(np.float32),
@@ -157,7 +157,7 @@ def test_arrays_of_a_cpu_are_sorted_by_the_host(monkeypatch):
 
 
 @pytest.mark.parametrize("dtype", [np.uint8, np.int16, np.int64, jnp.bfloat16, np.float16])
-def test_every_number_type_ranks_alike(dtype):
+def test_every_number_type_ranks_the_same(dtype):
     values = np.array([[0, 1, 1, 0]])
     labels = np.array([7]), np.array([0, 7, 0, 7])
     equal(rank(values.astype(dtype), *labels), rank(values.astype(np.float32), *labels))
@@ -171,7 +171,7 @@ def test_a_device_ranks_every_floating_point_type(on_device, dtype):
 
 
 @pytest.mark.filterwarnings("error")
-def test_float64_is_ranked_beyond_what_float32_holds():
+def test_float64_is_ranked_outside_the_range_of_float32():
     similarity = np.array([[1e300, 2e300, 1 + 1e-12, 1.0]])
     ranked = rank(similarity, np.array([0]), np.arange(4))
     assert ranked.top.tolist() == [[1, 0, 2, 3]]
@@ -183,14 +183,14 @@ def test_labels_may_be_names():
     assert ranked.hit_ranks.tolist() == [[2, 3]]
 
 
-def test_hit_ranks_are_as_wide_as_the_most_that_a_query_has():
+def test_hit_ranks_are_as_wide_as_the_largest_number_of_hits():
     similarity = np.zeros((2, 4), np.float32)
     gallery = np.array([5, 5, 5, 1])
     assert rank(similarity, np.array([1, 2]), gallery).hit_ranks.tolist() == [[4], [0]]
     assert rank(similarity, np.array([2, 3]), gallery).hit_ranks.shape == (2, 0)
 
 
-def test_a_group_with_fewer_photos_than_are_kept_is_filled_up():
+def test_a_group_with_fewer_photos_than_top_is_padded():
     ranked = rank(
         np.array([[1.0, 2.0, 3.0]] * 2),
         np.array([0, 0]),
@@ -206,7 +206,7 @@ def test_a_group_with_fewer_photos_than_are_kept_is_filled_up():
 
 
 @pytest.mark.parametrize("path", ["host", "device"])
-def test_nan_is_an_error_that_says_where(monkeypatch, path):
+def test_nan_is_an_error_that_names_query_and_photo(monkeypatch, path):
     similarity = np.zeros((3, 4), np.float32)
     similarity[2, 1] = np.nan
     if path == "device":
@@ -220,7 +220,7 @@ def test_nan_is_an_error_that_says_where(monkeypatch, path):
 @pytest.mark.parametrize(
     "shapes", [((2, 3), 3, 2), ((2, 3), 2, 4), ((6,), 2, 3), ((2, 3, 1), 2, 3)]
 )
-def test_shapes_that_do_not_fit_are_named(shapes):
+def test_shapes_that_do_not_match_are_named(shapes):
     shape, queries, gallery = shapes
     with pytest.raises(ValueError, match=r"shapes \[Q, G\], \[Q\] and \[G\], but have \("):
         rank(np.zeros(shape), np.zeros(queries, int), np.zeros(gallery, int))

@@ -1,4 +1,4 @@
-"""What K costs and loses: the rows, the smallest good K, the table."""
+"""Cost and accuracy by K: the rows, the smallest good K, the table."""
 
 import dataclasses
 import json

@@ -1,4 +1,4 @@
-"""What an evaluation says of itself: intervals, classes, confusions, tables, JSON."""
+"""Evaluation results: intervals, classes, confusions, tables, JSON."""
 
 import json
 
@@ -13,8 +13,8 @@ from zse_jax.retrieval.metrics import (
     accuracy_at,
     chance,
     query_metrics_of,
-    rank,
 )
+from zse_jax.retrieval.ranking import rank
 from zse_jax.retrieval.results import Evaluation
 
 NAMES = ["ant", "bee", "cat", "dog"]
@@ -190,15 +190,15 @@ def test_the_table_shows_intervals_when_asked():
     assert f"{100 * low:.1f}\N{EN DASH}{100 * high:.1f}" in text and "95 %" in text
 
 
-def test_the_caption_says_what_was_measured_and_what_left_out():
+def test_the_caption_names_what_was_measured_and_what_was_excluded():
     result = random_evaluation(classes=4, notes={"seed": 7, "excluded": ["cat", "dog"]})
     text = " ".join(printed(result.table()).split())
-    left_out = f"{result.queries_without_match} sketches without a photo of their class left out"
+    left_out = f"{result.queries_without_match} sketches without a photo of their class excluded"
     for words in (f"chance {100 * result.chance:.1f}", left_out, "seed 7", "excluded cat, dog"):
         assert words in text
 
 
-def test_fine_grained_results_say_among_which_photos(capsys):
+def test_fine_grained_results_name_the_ranked_photos(capsys):
     ranked = rank(np.eye(3), np.arange(3), np.arange(3))
     result = Evaluation(
         name="Chairs",

@@ -1,4 +1,4 @@
-"""Scoring that was interrupted goes on, and never takes the scores of something else.
+"""An interrupted scoring resumes, and never uses the scores of something else.
 
 Run as a program, this file scores into a folder until it is killed: `python -m ... <folder>`.
 """
@@ -27,7 +27,7 @@ EXPECTED = distances(SKETCHES, PHOTOS)
 
 @functools.cache
 def retriever():
-    """One and the same to every process: its serial number counts as part of it."""
+    """The same in every process: the serial number is part of its fingerprint."""
     made = fake()
     made.serial = -1
     return made
@@ -41,10 +41,10 @@ def score(folder, model=None, sketches=SKETCHES, photos=PHOTOS, tile=(4, 8), **o
 
 @pytest.fixture
 def scored(monkeypatch):
-    """The tiles that are scored, as they are."""
+    """One entry for each tile that is scored."""
     calls = []
-    real = scoring._score
-    monkeypatch.setattr(scoring, "_score", lambda *a, **b: (calls.append(1), real(*a, **b))[1])
+    real = scoring.score
+    monkeypatch.setattr(scoring, "score", lambda *a, **b: (calls.append(1), real(*a, **b))[1])
     return calls
 
 
@@ -56,7 +56,7 @@ def test_finished_scores_are_read_not_computed(tmp_path, scored):
 
 
 @pytest.mark.parametrize("tile", [(4, 8), (3, 5), (64, 64)])
-def test_an_interrupted_scoring_goes_on_whatever_its_tiles(tmp_path, scored, tile):
+def test_an_interrupted_scoring_resumes_whatever_its_tiles(tmp_path, scored, tile):
     blocks = similarity_blocks(
         retriever(), SKETCHES, PHOTOS, "distance", tile=(4, 8), folder=tmp_path
     )
@@ -95,7 +95,7 @@ def test_scores_of_something_else_are_an_error(tmp_path):
             score(tmp_path, **{"key": "sketchy"} | changes)
 
 
-def test_a_folder_that_was_not_begun_in_full_begins_anew(tmp_path):
+def test_a_folder_without_a_record_is_scored_from_the_beginning(tmp_path):
     (tmp_path / "scores.bin").write_bytes(np.zeros(7, np.float32).tobytes())
     (tmp_path / "record.tmp").write_text("{")
     np.testing.assert_allclose(score(tmp_path), EXPECTED, atol=1e-5)
@@ -141,7 +141,7 @@ def deadly(tiles_left):
 
 
 @pytest.mark.slow
-def test_a_killed_scoring_goes_on_to_the_same_matrix(tmp_path, scored):
+def test_a_killed_scoring_resumes_to_the_same_matrix(tmp_path, scored):
     program = subprocess.run(
         [sys.executable, "-m", __name__, str(tmp_path)],
         cwd=Path(__file__).parents[3],
@@ -193,21 +193,21 @@ def test_two_processes_agree_on_what_is_finished(tmp_path):
         for process in processes:
             process.kill()
     for output in outputs:
-        assert "of something else: key was" in output or "see there" in output, output
+        assert "of something else: key was" in output or "see its error" in output, output
         assert "RESULT True 2" in output, output
     np.testing.assert_allclose(score(tmp_path / "two"), EXPECTED, atol=1e-5)
 
 
 def one_of_two(folder, port, process):
-    """Goes on in the folder with another process, by tiles of 8 sketches on 2 x 2 devices."""
+    """Resumes in the folder with another process, by tiles of 8 sketches on 2 x 2 devices."""
     import jax
     from jax.sharding import AxisType, NamedSharding, PartitionSpec
 
     jax.distributed.initialize(f"127.0.0.1:{port}", num_processes=2, process_id=int(process))
     mesh = jax.make_mesh((2, 2), ("data", "fsdp"), axis_types=(AxisType.Auto,) * 2)
     sharding = NamedSharding(mesh, PartitionSpec(("data", "fsdp")))
-    calls, real = [], scoring._score
-    scoring._score = lambda *a, **b: (calls.append(1), real(*a, **b))[1]
+    calls, real = [], scoring.score
+    scoring.score = lambda *a, **b: (calls.append(1), real(*a, **b))[1]
     try:
         score(folder, key="other", sharding=sharding)
     except ValueError as error:

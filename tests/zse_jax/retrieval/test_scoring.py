@@ -25,14 +25,14 @@ def test_equals_every_pair_on_its_own(ranking, queries, gallery):
 
 @pytest.mark.parametrize("ranking", ORACLES)
 @pytest.mark.parametrize(("queries", "gallery"), [(3, 5), (13, 100)])
-def test_eight_devices_give_what_one_gives(sharding, ranking, queries, gallery):
+def test_eight_devices_return_what_one_returns(sharding, ranking, queries, gallery):
     sketches, photos = features(queries, 1), features(gallery, 2)
     one = similarity(fake(), sketches, photos, ranking, tile=(4, 8))
     eight = similarity(fake(), sketches, photos, ranking, tile=(4, 8), sharding=sharding)
     np.testing.assert_allclose(eight, one, atol=1e-5)
 
 
-def test_features_may_lie_on_devices(sharding):
+def test_features_may_be_on_devices(sharding):
     sketches, photos = features(4, 1), features(16, 2)
     placed = jax.device_put(photos, sharding)
     result = similarity(fake(), jax.device_put(sketches), placed, "distance", sharding=sharding)
@@ -59,10 +59,11 @@ def test_features_on_the_mesh_on_a_device_or_mapped_from_disk_give_the_same(
 
 
 def test_rows_of_arrays_on_the_device_do_not_pass_through_the_host(monkeypatch, sharding):
-    monkeypatch.setattr(tiles, "_host_rows", None)
+    monkeypatch.setattr(tiles, "read", None)
     photos = features(9)
     for everywhere in (None, NamedSharding(sharding.mesh, PartitionSpec())):
-        tile = tiles.on_device(jax.device_put(photos, everywhere), 4, 8, everywhere and sharding)
+        rows = tiles.rows_from(4, 8, 9)
+        tile = tiles.on_device(jax.device_put(photos, everywhere), rows, everywhere and sharding)
         np.testing.assert_array_equal(tile["vector"][:5], photos["vector"][4:])
         np.testing.assert_array_equal(tile["vector"][5:], photos["vector"][[8, 8, 8]])
         assert everywhere is None or tile["vector"].sharding.is_equivalent_to(sharding, 2)
@@ -72,8 +73,8 @@ def test_a_tile_of_photos_moves_once_for_each_block_of_sketches(monkeypatch):
     moves = []
     monkeypatch.setattr(
         tiles,
-        "_host_rows",
-        lambda x, i, n, old=tiles._host_rows: (moves.append(i), old(x, i, n))[1],
+        "read",
+        lambda x, rows, old=tiles.read: (moves.append(rows[0]), old(x, rows))[1],
     )
     vectors = {"vector": features(8)["vector"]}, {"vector": features(12)["vector"]}
     similarity(fake(), *vectors, "distance", tile=(4, 4))
@@ -141,27 +142,27 @@ def test_tiles_grow_with_the_memory_of_the_device(monkeypatch):
 
 def out_of_memory(monkeypatch, fits):
     """Scoring fails as on a full device, after compilation, for tiles that do not fit."""
-    real = scoring._score
+    real = scoring.score
 
     def score(graphdef, state, sketches, photos, **options):
         if not fits(len(sketches["vector"]), len(photos["vector"])):
             raise jax.errors.JaxRuntimeError("RESOURCE_EXHAUSTED: Out of memory.\nDetails")
         return real(graphdef, state, sketches, photos, **options)
 
-    monkeypatch.setattr(scoring, "_score", score)
+    monkeypatch.setattr(scoring, "score", score)
 
 
-def test_a_tile_that_does_not_fit_is_halved_and_the_log_says_so(monkeypatch, caplog):
+def test_a_tile_that_does_not_fit_is_halved_with_a_warning(monkeypatch, caplog):
     out_of_memory(monkeypatch, lambda sketches, photos: sketches * photos <= 12)
     sketches, photos = features(21, 1), features(37, 2)
     with caplog.at_level("WARNING"):
         found = similarity(fake(), sketches, photos, "distance", tile=(8, 16), progress="it")
     np.testing.assert_allclose(found, distances(sketches, photos), atol=1e-5)
     assert "A tile of 8 sketches x 16 photos does not fit the device: RESOURCE" in caplog.text
-    assert caplog.messages[-1] == "Going on with tiles of 4 sketches x 2 photos."
+    assert caplog.messages[-1] == "Continuing with tiles of 4 sketches x 2 photos."
 
 
-def test_a_device_without_room_for_a_pair_is_an_error(monkeypatch):
+def test_a_device_too_small_for_a_pair_is_an_error(monkeypatch):
     out_of_memory(monkeypatch, lambda *_: False)
     with pytest.raises(MemoryError, match="Not even one sketch and one photo"):
         similarity(fake(), features(3), features(5), "distance")
@@ -171,7 +172,7 @@ def test_other_failures_of_the_device_are_not_hidden(monkeypatch):
     def score(*_, **__):
         raise jax.errors.JaxRuntimeError("INTERNAL: broken")
 
-    monkeypatch.setattr(scoring, "_score", score)
+    monkeypatch.setattr(scoring, "score", score)
     with pytest.raises(jax.errors.JaxRuntimeError, match="INTERNAL"):
         similarity(fake(), features(3), features(5), "distance")
 
@@ -241,7 +242,7 @@ def test_embeddings_of_another_shape_are_an_error():
 @pytest.mark.parametrize(
     ("queries", "gallery"), [(200, 400), (65, 129), (7, 64), (15_229, 17_101), (1, 1)]
 )
-def test_tiles_of_its_own_choice_waste_little(queries, gallery):
+def test_even_tiles_waste_little(queries, gallery):
     height, width = tiles.even((64, 64), (queries, gallery), None)
     assert height <= 64
     assert width <= 64

@@ -1,4 +1,4 @@
-"""Features are kept where they fit; on disk they outlive the process, whatever ends it.
+"""Features are kept where they fit; on disk they survive the process, whatever ends it.
 
 Run as a program, this file encodes into a folder, slowly: `python -m ... FOLDER`.
 """
@@ -29,7 +29,7 @@ LABELS = np.arange(29) % 5
 
 
 class Reads:
-    """Random access to batches that notes which are read, and is interrupted at one of them."""
+    """Random access to batches that records which are read, and is interrupted at one of them."""
 
     def __init__(self, stop=None, sleep=0.0, size=8):
         self.batches = batches(PIXELS, LABELS, size)
@@ -47,7 +47,7 @@ class Reads:
 
 
 def loaded(reads):
-    """As `data_pipelines.loading` gives them."""
+    """As `data_pipelines.loading` returns them."""
     return Batches(grain.MapDataset.source(reads), workers=0)
 
 
@@ -90,7 +90,7 @@ def test_features_are_the_same_wherever_they_are_kept(where):
     assert features["tokens"].dtype == jnp.bfloat16
 
 
-def test_features_on_a_mesh_lie_whole_on_every_device(sharding):
+def test_features_on_a_mesh_are_replicated(sharding):
     features, _ = encoded(sharding=sharding, storage=Storage(where="device"))
     assert features["vector"].is_fully_replicated
     assert features["vector"].devices() == sharding.device_set
@@ -98,7 +98,7 @@ def test_features_on_a_mesh_lie_whole_on_every_device(sharding):
 
 
 @pytest.mark.parametrize("where", ["host", "disk"])
-def test_bfloat16_halves_what_is_kept(where):
+def test_bfloat16_halves_stored_features(where):
     features, _ = encoded(storage=Storage(where=where, dtype="bfloat16"))
     expected = encoded()[0]["vector"].astype(jnp.bfloat16)
     assert features["vector"].dtype == jnp.bfloat16
@@ -114,7 +114,7 @@ GIB = 2**30
         (1 * GIB, 5 * GIB, 100 * GIB, None, "device"),
         (2 * GIB, 5 * GIB, 100 * GIB, None, "host"),
         (2 * GIB, 5 * GIB, 3 * GIB, None, "disk"),
-        (1, 0, 100, None, "host"),  # A CPU has no memory of its own.
+        (1, 0, 100, None, "host"),  # A CPU has no device memory.
         (1, 0, 100, "folder", "disk"),
         (1 * GIB, 5 * GIB, 100 * GIB, "folder", "device"),
         (None, 5 * GIB, 0, None, "host"),
@@ -143,7 +143,7 @@ def test_a_finished_folder_is_read_instead_of_encoding(tmp_path, capsys):
     found = encoded(retriever, loaded(reads), storage=into(tmp_path), progress="photos")
     assert_equal(found, expected)
     assert reads.read == []
-    assert f"4 of them from {tmp_path}" in capsys.readouterr().err
+    assert f"4 read from {tmp_path}" in capsys.readouterr().err
 
 
 def test_a_finished_folder_may_be_read_in_other_batches_and_other_places(tmp_path):
@@ -155,7 +155,7 @@ def test_a_finished_folder_may_be_read_in_other_batches_and_other_places(tmp_pat
 
 
 @pytest.mark.parametrize("wrap", [loaded, lambda reads: to_device(loaded(reads), on_cpu())])
-def test_an_interrupted_encoding_goes_on_without_reading_what_is_finished(tmp_path, wrap):
+def test_an_interrupted_encoding_resumes_without_reading_what_is_finished(tmp_path, wrap):
     interrupted(tmp_path)
     finished, reads = recorded(tmp_path)["finished"], Reads()
     found = encoded(same_fake(), wrap(reads), storage=into(tmp_path))
@@ -168,7 +168,7 @@ def on_cpu():
     return jax.sharding.SingleDeviceSharding(jax.devices()[0])
 
 
-def test_batches_that_cannot_start_later_are_skipped(tmp_path):
+def test_batches_that_cannot_be_positioned_are_skipped(tmp_path):
     interrupted(tmp_path)
     retriever = same_fake()
     assert_equal(encoded(retriever, storage=into(tmp_path)), encoded())
@@ -214,7 +214,7 @@ def test_features_of_something_else_are_an_error(tmp_path, stop, retriever, opti
 
 
 @pytest.mark.parametrize("size", [5, 29])
-def test_an_interrupted_encoding_goes_on_in_the_same_batches_only(tmp_path, size):
+def test_an_interrupted_encoding_resumes_in_the_same_batches_only(tmp_path, size):
     interrupted(tmp_path)
     with pytest.raises(ValueError, match="in 4 batches, and now there are"):
         encoded(same_fake(), batches(PIXELS, LABELS, size), storage=into(tmp_path))
@@ -224,14 +224,14 @@ def test_an_interrupted_encoding_goes_on_in_the_same_batches_only(tmp_path, size
 
 @pytest.mark.parametrize("file", ["features0.bin", "features1.bin", "labels.bin"])
 @pytest.mark.parametrize("finish", [True, False])
-def test_a_folder_that_lacks_bytes_is_an_error(tmp_path, file, finish):
+def test_a_truncated_file_is_an_error(tmp_path, file, finish):
     if finish:
         encoded(same_fake(), storage=into(tmp_path))
     else:
         interrupted(tmp_path)
     with (tmp_path / "photo" / file).open("r+b") as opened:
         opened.truncate(20)
-    with pytest.raises(ValueError, match=f"{file} holds 20 bytes, .* Delete the folder"):
+    with pytest.raises(ValueError, match=f"{file} has 20 bytes, .* Delete the folder"):
         encoded(same_fake(), storage=into(tmp_path))
 
 
@@ -243,7 +243,7 @@ def test_a_damaged_record_is_an_error(tmp_path, text):
         encoded(same_fake(), storage=into(tmp_path))
 
 
-def test_files_without_a_record_are_written_anew(tmp_path):
+def test_files_without_a_record_are_written_again(tmp_path):
     expected = encoded(same_fake(), storage=into(tmp_path))
     (tmp_path / "photo/record.json").unlink()
     (tmp_path / "photo/labels.bin").write_bytes(b"x" * 1000)
@@ -260,7 +260,7 @@ def test_features_that_are_not_finite_are_not_recorded(tmp_path):
     pixels = np.full((29, SIZE, SIZE, 3), 100, np.uint8)
     pixels[10] = 7
     retriever = Broken(rngs=nnx.Rngs(0))
-    for _ in range(2):  # The second call goes on from that batch.
+    for _ in range(2):  # The second call resumes from that batch.
         with pytest.raises(FloatingPointError, match="photo 10, "):
             encoded(retriever, batches(pixels, LABELS), storage=into(tmp_path))
         assert (recorded(tmp_path)["items"], recorded(tmp_path)["complete"]) == (8, False)
@@ -278,11 +278,11 @@ def test_contradictory_storage_is_an_error(unchecked):
         Storage(where="memory")
     with pytest.raises(ValueError, match="dtype='float8'"):
         Storage(dtype="float8")
-    with pytest.raises(ValueError, match="need a key that says which images"):
+    with pytest.raises(ValueError, match="need a key that identifies their images"):
         Storage(folder="features")
 
 
-def test_the_fingerprint_is_of_values_and_structure(sharding):
+def test_the_fingerprint_depends_on_values_and_structure(sharding):
     class Other(Fake):
         pass
 
@@ -318,7 +318,7 @@ def slowly(folder):
 
 
 @pytest.mark.slow
-def test_a_killed_encoding_goes_on(tmp_path):
+def test_a_killed_encoding_resumes(tmp_path):
     record = tmp_path / "photo" / "record.json"
     process = subprocess.Popen(
         [sys.executable, "-m", __name__, str(tmp_path)], cwd=Path(__file__).parents[3]

@@ -1,4 +1,4 @@
-"""Two processes, each with its share of the images, measure and rank what one process does.
+"""Two processes, each with its share of the images, return the results of one process.
 
 Run as a program, this file is one of the two: `python -m ... <port> <process> <folder>`.
 """
@@ -18,7 +18,7 @@ SKETCH_LABELS, PHOTO_LABELS = np.arange(10) % 3, np.arange(24) % 3
 
 
 def share(labels, seed, process, processes):
-    """Batches of one process: together, its own and the others' hold all images in order."""
+    """Batches of one process: together, all processes have all images in order."""
     from tests.zse_jax.retrieval.fakes import batches, images
 
     result, size = [], 8 // processes
@@ -63,7 +63,7 @@ def two_stage(folder, process=0, processes=1, sharding=None):
             storage=disk,
         )
     record = Path(disk.folder) / "photo" / "record.json"
-    if process:  # The processes go on from what all of them have finished.
+    if process:  # The processes resume from what all of them have finished.
         text = json.loads(record.read_text()) | {"finished": 1, "items": 8}
         record.write_text(json.dumps(text))
     for where in (disk, Storage("device")):
@@ -80,7 +80,7 @@ def two_stage(folder, process=0, processes=1, sharding=None):
 
 
 class Sized:
-    """A generator whose length is known."""
+    """A generator with a known length."""
 
     def __init__(self, generator, length):
         self.generator, self.length = generator, length
@@ -106,7 +106,7 @@ def main(port, process, folder):
 
 
 @pytest.mark.slow
-def test_two_processes_measure_and_rank_what_one_does(tmp_path):
+def test_two_processes_return_the_results_of_one(tmp_path):
     with socket.socket() as server:
         server.bind(("127.0.0.1", 0))
         port = server.getsockname()[1]

@@ -1,4 +1,4 @@
-"""Two-stage ranking: the shortlist first, by score; the others as the embeddings order them."""
+"""Two-stage ranking: the shortlist first, by score; the others in the order of embeddings."""
 
 import jax
 import numpy as np
@@ -8,6 +8,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from tests.zse_jax.retrieval.fakes import Fake, cosines, distances, fake, features
+from tests.zse_jax.retrievers.test_zse import still
 from zse_jax.retrieval import two_stage
 from zse_jax.retrieval.two_stage import two_stage_blocks
 
@@ -33,12 +34,12 @@ def oracle(first, second, k):
     return result
 
 
-@pytest.mark.parametrize("tile", [None, (4, 3)])
+@pytest.mark.parametrize("pairs", [None, 7])
 @pytest.mark.parametrize(("queries", "gallery", "k"), [(1, 2, 1), (13, 29, 5), (8, 32, 31)])
-def test_the_shortlist_is_ordered_by_score_and_the_rest_by_embedding(queries, gallery, k, tile):
+def test_the_shortlist_is_ordered_by_score_and_the_rest_by_embedding(queries, gallery, k, pairs):
     sketches, photos = features(queries, 1), features(gallery, 2)
     expected = oracle(cosines(sketches, photos), distances(sketches, photos), k)
-    np.testing.assert_array_equal(ranks(fake(), sketches, photos, k, tile=tile), expected)
+    np.testing.assert_array_equal(ranks(fake(), sketches, photos, k, pairs=pairs), expected)
 
 
 @pytest.mark.parametrize("k", [29, 1000])
@@ -68,7 +69,7 @@ def test_values_are_a_permutation_with_ties_in_the_order_of_the_gallery(data):
 
 
 @pytest.mark.parametrize("place", [np.asarray, jax.device_put, "disk"])
-def test_features_may_lie_anywhere(place, tmp_path):
+def test_features_may_be_in_any_place(place, tmp_path):
     def mapped(leaf):
         file = np.memmap(tmp_path / str(leaf.ndim), dtype=leaf.dtype, mode="w+", shape=leaf.shape)
         file[:] = leaf
@@ -82,28 +83,39 @@ def test_features_may_lie_anywhere(place, tmp_path):
 
 @pytest.mark.parametrize("on_device", [False, True])
 @pytest.mark.parametrize(("queries", "k"), [(3, 1), (21, 5)])
-def test_eight_devices_give_what_one_gives(sharding, queries, k, on_device):
+def test_eight_devices_return_what_one_returns(sharding, queries, k, on_device):
     sketches, photos = features(queries, 1), features(29, 2)
     expected = ranks(fake(), sketches, photos, k)
     if on_device:
         everywhere = jax.sharding.NamedSharding(sharding.mesh, jax.sharding.PartitionSpec())
         sketches, photos = jax.device_put((sketches, photos), everywhere)
-    found = ranks(fake(), sketches, photos, k, sharding=sharding, tile=(1, 4))
+    found = ranks(fake(), sketches, photos, k, sharding=sharding, pairs=4)
     np.testing.assert_array_equal(found, expected)
 
 
-def test_a_device_scores_no_more_than_the_tile_at_once(sharding):
-    Fake.tiles.clear()
+def test_equals_scoring_each_sketch_by_itself():
+    retriever = still()
+    sketches, photos = (
+        jax.random.normal(jax.random.key(i), (n, 17, 16)) for i, n in enumerate((5, 11))
+    )
+    scores = np.concatenate([retriever.score(sketches[i : i + 1], photos) for i in range(5)])
+    similarity = retriever.embedding(sketches) @ retriever.embedding(photos).T
+    expected = oracle(np.asarray(similarity), scores, 6)
+    np.testing.assert_array_equal(ranks(retriever, sketches, photos, 6, pairs=4), expected)
+
+
+def test_a_device_scores_no_more_than_the_given_pairs_at_once(sharding):
+    Fake.pairs.clear()
     for mesh in (None, sharding):
-        ranks(fake(), features(13), features(29), 7, tile=(2, 4), sharding=mesh)
-    assert {tile for tile in Fake.tiles if tile[0] == 1} == {(1, 4)}
+        ranks(fake(), features(13), features(29), 7, pairs=4, sharding=mesh)
+    assert set(Fake.pairs) == {4}
 
 
 def test_compiles_once_whatever_the_number_of_sketches():
     retriever = fake()
     for queries in (13, 50):
-        ranks(retriever, features(queries), features(29), 5, tile=(4, 5))
-    assert retriever.compilations("score") == 1
+        ranks(retriever, features(queries), features(29), 5, pairs=20)
+    assert retriever.compilations("score_pairs") == 1
 
 
 def test_a_shortlist_scores_only_its_own_pairs(capsys):
@@ -125,13 +137,13 @@ def test_an_approximate_shortlist_that_misses_photos_still_ranks_them():
 
 @pytest.mark.parametrize("k", [0, -3])
 def test_an_empty_shortlist_is_an_error(k):
-    with pytest.raises(ValueError, match=f"k={k}: the shortlist must hold at least 1 of the 5"):
+    with pytest.raises(ValueError, match=f"k={k}: the shortlist must contain at least 1 of the 5"):
         two_stage_blocks(fake(), features(2), features(5), k)
 
 
-def test_an_empty_tile_is_an_error():
-    with pytest.raises(ValueError, match=r"tile=\(0, 4\)"):
-        two_stage_blocks(fake(), features(2), features(5), 2, tile=(0, 4))
+def test_no_pairs_at_once_are_an_error():
+    with pytest.raises(ValueError, match="pairs=0"):
+        two_stage_blocks(fake(), features(2), features(5), 2, pairs=0)
 
 
 @pytest.mark.parametrize("kind", ["embedding", "score"])
@@ -156,8 +168,8 @@ def test_an_unknown_ranking_names_the_nearest():
 
 def test_nan_is_an_error_that_names_the_pair():
     class Broken(Fake):
-        def score(self, sketches, photos):
-            return super().score(sketches, photos) * jax.numpy.where(
+        def score_pairs(self, sketches, photos):
+            return super().score_pairs(sketches, photos) * jax.numpy.where(
                 photos["vector"][:, 0] == 7, jax.numpy.nan, 1
             )
 
@@ -170,8 +182,8 @@ def test_nan_is_an_error_that_names_the_pair():
 
 def test_scores_of_another_shape_are_an_error():
     class Broken(Fake):
-        def score(self, sketches, photos):
-            return super().score(photos, sketches)
+        def score_pairs(self, sketches, photos):
+            return self.score(sketches, photos)
 
-    with pytest.raises(ValueError, match=r"Broken.score returned shape \(2, 1\) for 1 sketch"):
+    with pytest.raises(ValueError, match=r"Broken.score_pairs returned shape \(6, 6\) for 6"):
         ranks(Broken(rngs=nnx.Rngs(0)), features(3), features(5), 2)
