@@ -1,1 +1,1 @@
-"""Showing why a photo was found, and how training went."""
+"""Explanations: why a photo was found, and figures and reports of results."""

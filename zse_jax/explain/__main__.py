@@ -97,11 +97,11 @@ def explain(
     pairs = [(sketch, photo) for photo in found]
     reasons = [*pages.explanations(Explainer(retriever), pairs, progress=True)]
     matches = [explanation.match[pair] for explanation, pair in reasons]
-    ink = reasons[0][0].ink[reasons[0][1]]
+    inks = [explanation.ink[pair] for explanation, pair in reasons]
     gallery = zip(found, matches, strict=True)
-    combined = synthesise_from_gallery(sketch, gallery, ink, blend=True).image
+    combined = synthesise_from_gallery(sketch, gallery, inks[0], blend=True).image
     result = []
-    for hit, photo, match, reason in zip(hits, found, matches, reasons, strict=True):
+    for hit, photo, match, ink, reason in zip(hits, found, matches, inks, reasons, strict=True):
         syntheses = {"synthesis": synthesise(sketch, photo, match, ink, blend=True)}
         if len(hits) > 1:
             syntheses[f"from the first {len(hits)}"] = combined

@@ -1,6 +1,6 @@
 """Figures of an evaluation: classes, rankings by depth, and a map of sketches and photos.
 
-What is drawn are plain arrays, so that results of any system and protocol fit.
+They are drawn from plain arrays, so they work for any system and protocol.
 """
 
 import itertools
@@ -17,7 +17,7 @@ from zse_jax.explain import style
 from zse_jax.explain.style import INK, LINES, MARKS, MUTED, RULE
 
 NEIGHBOURS = 30
-"""t-SNE's perplexity, or a third of the images where there are fewer than 90."""
+"""The perplexity of t-SNE; for fewer than 90 images, a third of their number."""
 
 PERCENT = PercentFormatter(1, decimals=0, symbol="")
 
@@ -26,9 +26,9 @@ class Curve(NamedTuple):
     """Means over sketches after the first k photos, k = 1, 2, ...
 
     Attributes:
-      recall: [k], share of the right photos that are found.
+      recall: [k], share of the right photos that were found.
       precision: [k], share of the found photos that are right.
-      accuracy: [k], share of the sketches for which a right photo is found.
+      accuracy: [k], share of the sketches with at least one right photo.
     """
 
     recall: Float[np.ndarray, "k"]
@@ -37,11 +37,12 @@ class Curve(NamedTuple):
 
 
 def depth_curve(right: Bool[np.ndarray, "q k"], relevant: Integer[np.ndarray, " q"]) -> Curve:
-    """How recall, precision and accuracy go with the number of photos looked at.
+    """Recall, precision and accuracy by the number of photos.
 
     Args:
-      right: which of each sketch's first photos are right, the nearest first.
-      relevant: right photos of each sketch in the whole gallery; sketches with none are left out.
+      right: which of each sketch's first photos are right, nearest first.
+      relevant: number of right photos of each sketch in the whole gallery; sketches with 0 are
+        excluded.
     """
     right, relevant = right[relevant > 0], relevant[relevant > 0]
     hits = right.cumsum(axis=1)
@@ -54,10 +55,10 @@ def depth_curve(right: Bool[np.ndarray, "q k"], relevant: Integer[np.ndarray, " 
 
 
 def precision_recall(curves: Mapping[str, Curve], chance: float | None = None) -> Figure:
-    """Precision over recall, a line for each ranking, a point for each number of photos.
+    """Precision over recall: a line for each ranking, a point for each number of photos.
 
     Args:
-      curves: by ranking.
+      curves: curves by ranking.
       chance: precision of a random ranking, drawn as a dotted line.
     """
     figure, (axes,) = style.chart(3.7, 2.9)
@@ -80,10 +81,10 @@ def precision_recall(curves: Mapping[str, Curve], chance: float | None = None) -
 
 
 def found_within(curves: Mapping[str, Curve], chance: float | None = None) -> Figure:
-    """For fine-grained retrieval: share of sketches whose own photo is among the first k.
+    """For fine-grained retrieval: share of sketches with the matching photo among the first k.
 
     Args:
-      curves: by ranking.
+      curves: curves by ranking.
       chance: Acc@1 of a random ranking, drawn as a dotted line that grows with k.
     """
     figure, (axes,) = style.chart(3.7, 2.9)
@@ -99,7 +100,7 @@ def found_within(curves: Mapping[str, Curve], chance: float | None = None) -> Fi
     ticks = [k for k in (1, 5, 10, 50, 100, 200) if k <= len(depth)]
     axes.set_xticks(ticks, [str(k) for k in ticks])
     axes.set_xticks([], minor=True)
-    style.heading(axes, "The drawn photo is among the first k", "k", "sketches, %")
+    style.heading(axes, "The matching photo is among the first k", "k", "sketches, %")
     style.legend(axes, loc="upper left")
     return figure
 
@@ -124,12 +125,12 @@ def class_bars(
     """A bar for each class with its interval, the best on top.
 
     Args:
-      names: of the classes.
-      values: of the metric, 0..1.
+      names: names of the classes.
+      values: the metric of each class, 0..1.
       bounds: low and high end of each interval.
-      metric: what it is called.
-      mean: over all sketches, drawn as a line.
-      chance: of a random ranking, drawn as a dotted line.
+      metric: name of the metric.
+      mean: mean over all sketches, drawn as a line.
+      chance: the metric of a random ranking, drawn as a dotted line.
     """
     order = np.argsort(values)
     figure, (axes,) = style.chart(3.7, 0.8 + 0.22 * len(names))
@@ -149,7 +150,7 @@ def class_bars(
     for place, (value, line, label) in enumerate(known):
         axes.axvline(value, color=MUTED, linestyle=line, linewidth=1.0)
         above: Any = {"transform": axes.get_xaxis_transform(), "va": "bottom"}
-        side = "left" if place else "right"  # away from each other
+        side = "left" if place else "right"  # away from the other label
         axes.text(value, 1.0, label, fontsize=7, color=MUTED, ha=side, **above)
     axes.set_yticks(rows, [names[i].replace("_", " ") for i in order])
     axes.set(ylim=(-0.6, len(order) - 0.4), xlim=(0, min(1.08, bounds.max() + 0.12)))
@@ -162,18 +163,18 @@ def class_bars(
 
 
 def project(vectors: Float[np.ndarray, "n d"], seed: int = 0) -> Float[np.ndarray, "n 2"]:
-    """Places in the plane that keep neighbours together: t-SNE (van der Maaten and Hinton, 2008).
+    """Positions in the plane that preserve neighbourhoods: t-SNE (van der Maaten and Hinton, 2008).
 
-    Cosine distances, started from the principal components; the same for the same seed.
+    Uses cosine distances and starts from the principal components; deterministic for a seed.
 
     Raises:
       ValueError: fewer than 4 vectors.
     """
-    from sklearn.manifold import TSNE  # seconds, which figures without a map save
+    from sklearn.manifold import TSNE  # slow to import, and only the map needs it
 
     if len(vectors) < 4:
         raise ValueError(
-            f"A map of {len(vectors)} images shows nothing: give the embeddings of 4 or more."
+            f"{len(vectors)} images are too few for a map: give the embeddings of 4 or more."
         )
     vectors = vectors / np.maximum(np.linalg.norm(vectors, axis=1, keepdims=True), 1e-12)
     places = TSNE(
@@ -181,7 +182,7 @@ def project(vectors: Float[np.ndarray, "n d"], seed: int = 0) -> Float[np.ndarra
         init="pca",
         learning_rate="auto",
         random_state=seed,
-        method="exact" if len(vectors) <= 1000 else "barnes_hut",  # the other waits for threads
+        method="exact" if len(vectors) <= 1000 else "barnes_hut",  # faster for few
     ).fit_transform(vectors)
     return np.asarray(places, np.float32)
 
@@ -192,10 +193,10 @@ def embedding_map(
     is_sketch: Bool[np.ndarray, " n"],
     class_names: Sequence[str] | None = None,
 ) -> Figure:
-    """Sketches (triangles) and photos (discs) where `project` put them.
+    """Sketches (triangles) and photos (discs) at the positions of `project`.
 
-    Up to eight classes are told by colour; with more, colours repeat, and each class's name stands
-    amid its photos.
+    Up to eight classes have their own colours; with more, colours repeat, and the name of each
+    class is written at the median of its photos.
     """
     classes = np.unique(labels)
     named = len(classes) > len(MARKS)

@@ -1,6 +1,6 @@
-"""Figures of results: what was retrieved for a sketch, and how training went.
+"""Figures of results: the photos retrieved for sketches, and training curves.
 
-Other figures: `pair_figures` (why a photo was found), `evaluation_figures` (how well many were).
+Other figures: `pair_figures` (why a photo was found), `evaluation_figures` (metrics).
 """
 
 import itertools
@@ -16,7 +16,7 @@ from matplotlib.patches import Circle
 from zse_jax.explain import style
 from zse_jax.explain.style import INK, LINES, MUTED, RIGHT, WRONG, Images, class_name
 
-# Inches. A cell is an image and what is written under it; matplotlib text is in points, 1/72 inch.
+# Inches. A cell is an image with its caption; matplotlib text sizes are in points, 1/72 inch.
 _IMAGE, _GAP, _CAPTION, _QUERY_GAP, _HEADER, _MARGIN = 0.92, 0.14, 0.18, 0.26, 0.24, 0.12
 _LINE, _CAPTION_SIZE, _LONGEST_CAPTION = 0.12, 6.5, 17
 
@@ -40,28 +40,28 @@ def retrieval_grid(
     columns: int = 10,
     title: str | None = None,
 ) -> Figure:
-    """Each query sketch with its best photos beside it, the most similar first.
+    """Each query sketch with its nearest photos, the most similar first.
 
     Args:
       sketches: the Q sketches, one row each.
       photos: the gallery; only the photos that are shown are read.
-      top: gallery indices of each sketch's best photos, nearest first; -1 where there are no more.
+      top: gallery indices of each sketch's photos, nearest first; -1 if there are no more.
       sketch_labels: class of each sketch.
       photo_labels: class of each photo.
-      sketch_instances, photo_instances: for fine-grained retrieval, in which only the photo of
-        the sketch's own instance is right; without them, all photos of its class are.
-      class_names: name of each class, by label; without it, labels are written.
-      similarity: of each photo of `top` with its sketch, written under it, and under the sketch
-        the rank of the first photo that is right, as far as `top` goes.
-      judged: False where nobody knows what is right: plain frames, no marks.
-      columns: photos in a row, fewer where the gallery is smaller.
+      sketch_instances, photo_instances: for fine-grained retrieval, where only the photo of the
+        sketch's instance is right; without them, all photos of its class are right.
+      class_names: name of each class, by label; None: write labels.
+      similarity: similarity of each photo in `top`, written under it; then the rank of the first
+        right photo in `top` is written under the sketch.
+      judged: False if it is unknown which photos are right: plain frames, no marks.
+      columns: photos in a row, fewer if the gallery is smaller.
       title: written above.
 
     Returns:
-      A figure of some 1.1 inches per image, white behind.
+      A figure of about 1.1 inches per image, on white.
 
     Raises:
-      ValueError: nothing to show, or shapes that do not fit each other.
+      ValueError: there is nothing to show, or the shapes are inconsistent.
     """
     queries = len(sketch_labels)
     columns = min(columns, top.shape[1])
@@ -104,17 +104,17 @@ def retrieval_grid(
 
 
 def _check_grid(top: Integer[np.ndarray, "q k"], queries: int, gallery: int, columns: int) -> None:
-    """Raises ValueError unless there is something to show, and `top` fits it."""
+    """Raises ValueError unless there is something to show and `top` is consistent with it."""
     if len(top) != queries or top.max(initial=-1) >= gallery:
         raise ValueError(
-            f"top has shape {top.shape} and names photos up to {top.max(initial=-1)}, but there "
+            f"top has shape {top.shape} and photo indices up to {top.max(initial=-1)}, but there "
             f"are {queries} sketch labels and {gallery} photo labels: give one row per sketch, and "
             "indices of photos."
         )
     if not queries or min(gallery, columns) < 1:
         raise ValueError(
-            f"Nothing to show: {queries} sketches, {gallery} photos, {columns} columns. At "
-            "least one of each is needed."
+            f"Nothing to show: {queries} sketches, {gallery} photos, {columns} columns. Give at "
+            "least one of each."
         )
 
 
@@ -125,7 +125,7 @@ def right_photos(
     sketch_instances: Integer[np.ndarray, " q"] | None = None,
     photo_instances: Integer[np.ndarray, " g"] | None = None,
 ) -> Bool[np.ndarray, "q k"]:
-    """Which photos of a ranking are right: of the sketch's class or, with instances, of its own.
+    """Which photos of a ranking are right: of the sketch's class or, with instances, its instance.
 
     False where `top` is -1.
     """
@@ -149,25 +149,25 @@ def training_curves(
     title: str | None = None,
     stacked: bool = False,
 ) -> Figure:
-    """The loss over steps, and beside it how well unseen classes are retrieved.
+    """The training loss and a metric of unseen classes over steps.
 
     Args:
-      records: the lines of a run's `metrics.jsonl`, each with "step" and any of the values; a
-        value's name may carry prefixes, as in "train/loss" or "unseen/relation/exact/mAP@all".
+      records: the lines of a run's `metrics.jsonl`, each with "step" and some of the values; names
+        of values can have prefixes, such as "train/loss" or "unseen/relation/exact/mAP@all".
       loss: name of the loss.
-      metric: name of the metric in 0..1; one line for each prefix, that is for each ranking.
-      chance: what a random ranking reaches, drawn as a dotted line.
+      metric: name of the metric in 0..1; drawn as one line for each prefix, that is each ranking.
+      chance: the metric of a random ranking, drawn as a dotted line.
       title: written above.
-      stacked: one above the other, for narrow places.
+      stacked: draw the two charts above each other, for narrow pages.
 
     Raises:
-      ValueError: no record carries the loss or the metric.
+      ValueError: no record contains the loss or the metric.
     """
     losses, metrics = _series(records, (loss, metric))
     if not losses and not metrics:
         raise ValueError(
-            f"No record carries a finite {loss!r} or {metric!r}: there is nothing to draw. Records "
-            "are the lines of metrics.jsonl, each with 'step'."
+            f"No record contains a finite {loss!r} or {metric!r}, so there is nothing to draw. "
+            "Records are the lines of metrics.jsonl, each with 'step'."
         )
     panels = [
         panel
@@ -198,9 +198,9 @@ Series = dict[str, dict[int, float]]
 
 
 def _series(records: Iterable[Mapping[str, Any]], names: Sequence[str]) -> list[Series]:
-    """For each name, the finite values of every key that is it or ends with "/" and it.
+    """For each name, the finite values of all keys that are equal to it or end with "/name".
 
-    A run that was resumed may have written a step twice: the later record counts.
+    A resumed run may have written a step twice; the later record is used.
     """
     found: list[Series] = [{} for _ in names]
     for record in records:
@@ -212,7 +212,7 @@ def _series(records: Iterable[Mapping[str, Any]], names: Sequence[str]) -> list[
 
 
 def _panel(axes: Axes, series: Series, name: str, heading: str) -> None:
-    """A line for each key, named by what stands before `name`."""
+    """Draws a line for each key, labelled with its prefix before `name`."""
     for (key, values), (color, line, marker) in zip(
         series.items(), itertools.cycle(LINES), strict=False
     ):
@@ -232,7 +232,7 @@ def _panel(axes: Axes, series: Series, name: str, heading: str) -> None:
 def _photo(
     axes: Axes, image: UInt8[np.ndarray, "h w 3"], x: float, y: float, *, right: bool | None
 ) -> None:
-    """A photo with the frame and the mark of a right or wrong one; None: neither."""
+    """Draws a photo with the frame and the mark for right or wrong; None: a plain frame."""
     if right is None:
         style.picture(axes, image, x, y, _IMAGE)
         return

@@ -1,8 +1,9 @@
-"""Figures of one pair: which strokes met which part of the photo (ZSE, CVPR 2023, section 4.5).
+"""Figures of one pair: which strokes match which part of the photo (ZSE, CVPR 2023, section 4.5).
 
-Lines join the places that match, the thicker the more a match contributes; heat maps lie over the
-greyed image; the synthesis strip shows what the system takes the strokes for. The pieces without
-text (`lines`, `heat_overlay`) serve HTML pages, the figures made of them print and slides.
+Lines join the places that match; the thicker a line, the more the match contributes. Heat maps are
+drawn over the greyed image, and the synthesis strip shows what the system takes the strokes for.
+HTML pages use the parts without text (`lines`, `heat_overlay`); `explanation_figure` combines all
+parts for print and slides.
 """
 
 import textwrap
@@ -23,15 +24,15 @@ from zse_jax.explain.correspondence import BLANK, Explanation, grid_side
 from zse_jax.explain.style import AGAINST, FOR, INK, MARKS, MUTED
 
 SHOWN_SIDE = 256
-"""Smallest side of the images that are made here, in pixels."""
+"""Minimum side of the images drawn here, in pixels."""
 
 
 class Line(NamedTuple):
-    """A sketch place and the photo place that it matches best.
+    """A sketch place and its best-matching photo place.
 
     Attributes:
       sketch, photo: the places, counted row by row.
-      weight: what the match contributes, as a share of the most that any match shown does; 0..1.
+      weight: contribution of the match relative to the largest one shown, 0..1.
       mutual: whether each is the other's best match.
     """
 
@@ -45,10 +46,10 @@ class HeatMap(NamedTuple):
     """A heat map over one of the two images.
 
     Attributes:
-      name: what is shown: "relevance", "attention", "importance".
-      side: over which image, "sketch" or "photo".
+      name: the kind: "relevance", "attention" or "importance".
+      side: the image, "sketch" or "photo".
       image: uint8 RGB.
-      text: what it means, a sentence for captions.
+      text: a description for captions.
     """
 
     name: str
@@ -58,19 +59,19 @@ class HeatMap(NamedTuple):
 
 
 def matched_places(explanation: Explanation, pair: int, most: int = 8) -> list[Line]:
-    """The matches of a pair that are worth a line, the weightiest first.
+    """The matches of a pair to draw as lines, largest weight first.
 
-    Only places with strokes count, each with its best match. Mutual best matches come before all
-    others, and within both what contributes most to the similarity does. Where nothing contributes
-    (every attribution is zero or negative), the similarity of the places decides.
+    Only places with strokes are used, each with its best match. Mutual best matches come first, and
+    within each group those that contribute most to the similarity. If nothing contributes (no
+    attribution is positive), the similarity of the places is used instead.
 
     Args:
-      explanation: of some pairs.
-      pair: which of them.
-      most: lines, at most.
+      explanation: an explanation of some pairs.
+      pair: the index of the pair.
+      most: limit of lines.
 
     Returns:
-      Fewer lines where the sketch has fewer places with strokes; none for an empty sketch.
+      Fewer lines if the sketch has fewer places with strokes; none for an empty sketch.
     """
     places = np.flatnonzero(explanation.ink[pair] >= BLANK)
     if not places.size:
@@ -97,10 +98,10 @@ def lines(
     *,
     most: int = 8,
 ) -> Figure:
-    """Sketch and photo side by side, joined by numbered lines; no words, transparent behind.
+    """Sketch and photo side by side, joined by numbered lines; without text, on transparent.
 
-    Solid lines join mutual best matches, dashed ones a sketch place with its best match that
-    prefers another. The number stands at both ends, so that no colour needs to be told apart.
+    Solid lines are mutual best matches, dashed lines best matches of the sketch place only. The
+    number is at both ends of a line, so that readers do not have to distinguish colours.
     """
     figure, axes = style.canvas(2 * _MARGIN + 2 * _SIDE + _BETWEEN, 2 * _MARGIN + _SIDE)
     figure.set_facecolor("none")
@@ -121,14 +122,14 @@ def _draw_pair(
     pair: int,
     most: int,
 ) -> None:
-    """Sketch and photo from (x, y) on, with lines between them."""
+    """Draws sketch and photo from (x, y), with lines between them."""
     lefts = x, x + _SIDE + _BETWEEN
     for left, image in zip(lefts, images, strict=True):
         style.picture(axes, enlarged(image), left, y, _SIDE, linewidth=0.8)
     found = matched_places(explanation, pair, most)
-    cells = [_SIDE / grid_side(explanation.match.shape[i]) for i in (1, 2)]
-    grids = [grid_side(explanation.match.shape[i]) for i in (1, 2)]
-    for number, line in reversed([*enumerate(found, start=1)]):  # the weightiest on top
+    grids = [grid_side(places) for places in explanation.match.shape[1:]]
+    cells = [_SIDE / grid for grid in grids]
+    for number, line in reversed([*enumerate(found, start=1)]):  # the largest weight on top
         color = MARKS[(number - 1) % len(MARKS)]
         ends = []
         for left, place, cell, grid in zip(
@@ -153,7 +154,7 @@ def _draw_pair(
 def _beside(
     center: tuple[float, float], position: int, count: int, cell: float
 ) -> tuple[float, float]:
-    """Where the mark at `position` of the `count` that meet in one place stands: in rows of 3."""
+    """Position of mark number `position` of the `count` marks in one place, in rows of 3."""
     rows, columns = -(-count // 3), min(count, 3)
     pitch = min(0.2, 0.85 * cell / columns)
     row, column = divmod(position, 3)
@@ -189,36 +190,36 @@ def heat_overlay(
     values: Float[np.ndarray, "cells"],
     largest: float | None = None,
 ) -> UInt8[np.ndarray, "h2 w2 3"]:
-    """Values of a grid's cells over the greyed image: orange where positive, purple where negative.
+    """Values of a grid's cells over the greyed image: positive orange, negative purple.
 
     Args:
       image: prepared.
-      values: of the cells of a square grid, row by row; shown smoothly between their centres.
-      largest: the absolute value that gets the full colour; None: the largest there is.
+      values: values of the cells of a square grid, row by row; interpolated between the centres.
+      largest: the absolute value with the full colour; None: the largest of `values`.
 
     Returns:
       The image, enlarged to `SHOWN_SIDE` if it is smaller.
 
     Raises:
-      ValueError: the values are no square grid.
+      ValueError: the values do not form a square grid.
     """
     side = grid_side(len(values))
     largest = float(np.abs(values).max(initial=0)) if largest is None else largest
     image = enlarged(image)
     grey = image.astype(np.float32).mean(axis=2, keepdims=True)
-    base = np.repeat(110 + grey * (145 / 255), 3, axis=2)  # washed out: colours are the values'
+    base = np.repeat(110 + grey * (145 / 255), 3, axis=2)  # pale
     shares = (values / (largest or 1.0)).reshape(side, side).astype(np.float32)
     smooth = cv2.resize(shares, image.shape[1::-1], interpolation=cv2.INTER_LINEAR)
     smooth = smooth.clip(-1, 1)[..., None]
     paint = np.where(smooth >= 0, to_rgb(FOR), to_rgb(AGAINST)).astype(np.float32) * 255
     alpha = 0.85 * np.abs(smooth) ** 0.8
-    # Strokes stay visible under the paint.
+    # Strokes stay visible under the colour.
     painted = paint * (0.45 + 0.55 * grey / 255)
     return np.round(base * (1 - alpha) + painted * alpha).astype(np.uint8)
 
 
 def enlarged(image: UInt8[np.ndarray, "h w 3"]) -> UInt8[np.ndarray, "h2 w2 3"]:
-    """The image, scaled up in whole steps until its side is `SHOWN_SIDE` or more."""
+    """The image, scaled up by an integer factor to a side of at least `SHOWN_SIDE`."""
     factor = -(-SHOWN_SIDE // min(image.shape[:2]))
     if factor == 1:
         return image
@@ -232,10 +233,10 @@ def heat_maps(
     explanation: Explanation,
     pair: int,
 ) -> list[HeatMap]:
-    """Every heat map that there is of a pair, sketch and photo of each kind together.
+    """All heat maps of a pair, sketch and photo of each kind together.
 
-    Relevance is signed, one scale for both images; attention is what the strokes of the sketch
-    look at in the photo, and what the photo as a whole looks at in the sketch.
+    Relevance is signed. Attention is that of the sketch's strokes to the photo, and that of the
+    whole photo to the sketch.
     """
     both = {"sketch": sketch, "photo": photo}
     relevance = {
@@ -243,7 +244,7 @@ def heat_maps(
         "photo": explanation.photo_relevance[pair],
     }
     values = {
-        ("relevance", side): (part, "what speaks for (orange) and against (purple) the match")
+        ("relevance", side): (part, "evidence for (orange) and against (purple) the match")
         for side, part in relevance.items()
     }
     if explanation.sketch_attention is not None and explanation.photo_attention is not None:
@@ -252,18 +253,18 @@ def heat_maps(
         weights = ink / ink.sum() if ink.any() else np.full(tokens, 1 / tokens)
         values["attention", "sketch"] = (
             explanation.photo_attention[pair].mean(axis=0),
-            "what the photo looks at in the sketch (cross-attention)",
+            "cross-attention of the photo to the sketch",
         )
         values["attention", "photo"] = (
             weights @ explanation.sketch_attention[pair],
-            "what the strokes look at in the photo (cross-attention)",
+            "cross-attention of the strokes to the photo",
         )
     for side, importance in (
         ("sketch", explanation.sketch_importance),
         ("photo", explanation.photo_importance),
     ):
         if importance is not None:
-            text = f"how much the {side}'s summary looks at each place"
+            text = f"weight of each place in the summary of the {side}"
             values["importance", side] = (importance[pair], text)
     return [
         HeatMap(name, side, heat_overlay(both[side], part - _floor(name, part)), text)
@@ -272,12 +273,12 @@ def heat_maps(
 
 
 def _floor(name: str, values: Float[np.ndarray, "cells"]) -> float:
-    """Attention is spread over everything: what all places have in common says nothing."""
+    """The value to subtract: attention that all places have in common is not informative."""
     return 0.0 if name == "relevance" else float(values.min())
 
 
 def _spread(values: Float[np.ndarray, "cells"], side: int) -> Float[np.ndarray, "{side*side}"]:
-    """A square grid's values on another one."""
+    """Values of a square grid on another square grid."""
     own = grid_side(len(values))
     grid = values.reshape(own, own).astype(np.float32)
     return cv2.resize(grid, (side, side), interpolation=cv2.INTER_NEAREST).ravel()
@@ -293,15 +294,15 @@ def explanation_figure(
     title: str | None = None,
     most: int = 8,
 ) -> Figure:
-    """Everything about one pair on a page: lines, heat maps, and the synthesis strip.
+    """One pair with lines, heat maps, and the synthesis strip.
 
     Args:
       sketch, photo: prepared.
-      explanation: of some pairs.
-      pair: which of them this is.
-      syntheses: images made of the photo's or a gallery's patches, by what they are called.
+      explanation: an explanation of some pairs.
+      pair: the index of this pair.
+      syntheses: images made of patches, by name.
       title: written above.
-      most: lines, at most.
+      most: limit of lines.
     """
     rows = [
         [
@@ -325,28 +326,17 @@ def explanation_figure(
             x = left + column * (cell + gap)
             style.picture(axes, image, x, y, cell)
             axes.text(x, y + cell + 0.05, name, fontsize=7, color=INK, va="top")
-    words = f"Heat maps: orange is for the match, purple against. Evidence: {explanation.evidence}."
+    words = (
+        "Heat maps: orange is evidence for the match, purple against. "
+        f"Evidence: {explanation.evidence}."
+    )
     text = textwrap.fill(words, int(width * 19))
     axes.text(left, height - 0.4, text, fontsize=6.5, color=MUTED, va="top")
     return figure
 
 
 LINE_STYLES = (
-    "The thicker a line, the more the match contributes. Solid: each is the other's best match; "
-    "dashed: the sketch's only."
+    "The thicker a line, the more the match contributes. Solid: each is the other's best match. "
+    "Dashed: only the sketch place prefers this match."
 )
-"""What the lines mean, for captions."""
-
-
-def heat_map_figure(maps: Sequence[HeatMap], *, title: str | None = None) -> Figure:
-    """The heat maps of a pair in a row, with what each of them means."""
-    cell, gap, upper = 1.9, 0.15, 0.42
-    figure, axes = style.canvas(len(maps) * (cell + gap) + gap, upper + cell + 0.62)
-    axes.text(gap, 0.28, title or "", fontsize=10, color=INK, weight="bold")
-    for column, found in enumerate(maps):
-        x, y = gap + column * (cell + gap), upper + cell
-        style.picture(axes, found.image, x, upper, cell)
-        name = f"{found.name}, {found.side}"
-        axes.text(x, y + 0.06, name, fontsize=8, color=INK, va="top")
-        axes.text(x, y + 0.22, textwrap.fill(found.text, 42), fontsize=6, color=MUTED, va="top")
-    return figure
+"""The meaning of the lines, for captions."""

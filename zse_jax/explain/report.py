@@ -1,8 +1,7 @@
-"""The HTML report of an evaluation: one file that opens anywhere, with its pictures inside.
+"""The HTML report of an evaluation: one self-contained file.
 
-Metrics with intervals, classes, the best, typical and worst queries with explanations, the classes
-that are confused most, how training went, and what the run was. Knows evaluations and retrievers by
-their interfaces alone. Its parts are made in `report_parts`.
+It shows metrics with intervals, classes, the best, typical and worst queries with explanations, the
+most confused classes, training curves, and facts about the run. `report_parts` computes its parts.
 """
 
 import dataclasses
@@ -20,15 +19,15 @@ from zse_jax.explain.report_parts import Headline
 from zse_jax.retrieval.results import Evaluation
 
 COLUMNS = 10
-"""Photos in the row of a query."""
+"""Number of photos in the row of a query."""
 
 EACH = 4
-"""Best, typical and worst queries that are shown."""
+"""Number of best, of typical and of worst queries."""
 
 CONVENTIONS = (
-    "Conventions of average precision: exact divides the precisions at the hits by min(k, R), R "
-    "being the photos of the class; voc, ZSE's own, interpolates them first; hits divides by the "
-    "hits among the first k. P@k counts hits among the first min(k, R)."
+    "Conventions of average precision: exact divides the precisions at the hits by min(k, R), with "
+    "R photos of the class; voc, used by ZSE, interpolates them first; hits divides by the number "
+    "of hits among the first k. P@k counts hits among the first min(k, R)."
 )
 
 
@@ -36,7 +35,7 @@ class Embedded(NamedTuple):
     """Embeddings of some sketches and photos, for a map.
 
     Attributes:
-      vectors: [n, d].
+      vectors: [n, d], the embeddings.
       labels: class of each.
       is_sketch: which of them are sketches.
     """
@@ -48,20 +47,20 @@ class Embedded(NamedTuple):
 
 @dataclasses.dataclass(frozen=True)
 class Material:
-    """What a report shows beside the numbers of the evaluation.
+    """The contents of a report other than the numbers of the evaluation.
 
     Attributes:
       sketches, photos: the images that were ranked; only those that are shown are read.
-      headline: "ranking/scope/metric" that queries and classes are ordered by; "": the first.
+      headline: the "ranking/scope/metric" that orders queries and classes; "": the first.
       sketch_instances, photo_instances: for fine-grained retrieval, where only the photo of the
-        sketch's own instance is right; without them, all photos of its class are.
-      explainer: of the system that was evaluated; None: nothing is explained.
+        sketch's instance is right; without them, all photos of its class are right.
+      explainer: explainer of the system that was evaluated; None: no explanations.
       unexplained: why there is no explainer.
       records: the lines of the training run's `metrics.jsonl`.
-      embedded: what a map is drawn of; None: no map.
-      about: what the run was, by name.
-      config: as text.
-      warnings: what the reader must know of these numbers.
+      embedded: the embeddings for the map; None: no map.
+      about: facts about the run, by name.
+      config: the config as text.
+      warnings: what the reader must know about these numbers.
     """
 
     sketches: style.Images
@@ -82,12 +81,12 @@ def report(evaluation: Evaluation, material: Material, *, progress: bool = False
     """The page, as HTML.
 
     Args:
-      evaluation: what was measured.
-      material: what else there is to show.
-      progress: show how far the explanations are.
+      evaluation: the results.
+      material: the other contents.
+      progress: show a progress bar for the explanations.
 
     Raises:
-      ValueError: a headline that the evaluation did not measure.
+      ValueError: the evaluation did not measure the headline.
     """
     headline = report_parts.headline(evaluation, material.headline)
     instances = material.sketch_instances, material.photo_instances
@@ -101,7 +100,7 @@ def report(evaluation: Evaluation, material: Material, *, progress: bool = False
     groups = _groups(evaluation, material, headline, right[headline.ranking], chosen, progress)
     warnings = [*material.warnings]
     if material.explainer is None and material.unexplained:
-        warnings.append(f"No result is explained here: {material.unexplained}")
+        warnings.append(f"This report has no explanations: {material.unexplained}")
     return pages.render(
         "report.html",
         title=evaluation.name,
@@ -120,8 +119,8 @@ def report(evaluation: Evaluation, material: Material, *, progress: bool = False
         groups=groups,
         confusions=_confusions(evaluation, material, headline),
         confusion_text=(
-            f"Of each sketch's first photos by {headline.ranking} (100, or as many as its class "
-            "has), the share that is of another class, with the clearest example."
+            f"The share of photos of another class among each sketch's first photos by "
+            f"{headline.ranking} (100, or as many as its class has), with the clearest example."
         ),
         facts=_facts(evaluation, material),
         config=material.config,
@@ -136,19 +135,19 @@ def _lead(evaluation: Evaluation) -> str:
     )
     if evaluation.queries_without_match:
         text += f" {evaluation.queries_without_match:,} sketches without {evaluation.missing}"
-        text += " are left out of the numbers."
+        text += " are excluded from the metrics."
     return text
 
 
 def _query_text(evaluation: Evaluation, headline: Headline) -> str:
     by = (
-        f"by the rank of their own photo among all, by {headline.ranking}"
+        f"by the rank of their matching photo in the whole gallery, by {headline.ranking}"
         if report_parts.fine_grained(evaluation)
         else f"by {headline}"
     )
     return (
-        f"Chosen {by}, of different classes as far as possible. Solid green and a check: right; "
-        "dashed orange and a cross: wrong. The numbers are rank and similarity."
+        f"Chosen {by}, from different classes if possible. Solid green and a check: right. "
+        "Dashed orange and a cross: wrong. The numbers are rank and similarity."
     )
 
 
@@ -160,8 +159,13 @@ def _groups(
     chosen: Mapping[str, Sequence[int]],
     progress: bool,
 ) -> list[dict[str, Any]]:
-    """The chosen queries, with explanations of their first photo and their first right one."""
+    """The chosen queries, with explanations of their first photo and their first right photo."""
     top, similarity = (x[headline.ranking] for x in (evaluation.top, evaluation.top_similarity))
+    two_stage = "@" in headline.ranking  # then the similarities are ranks
+
+    def name(label: Any) -> str:
+        return style.class_name(int(label), evaluation.class_names)
+
     explained: dict[int, list[pages.Explained]] = {}
     if material.explainer is not None:
         wanted = [
@@ -176,64 +180,44 @@ def _groups(
         ]
         found = pages.explanations(material.explainer, images, progress)
         for (query, rank, unfold), pair, explanation in zip(wanted, images, found, strict=True):
-            name = style.class_name(
-                int(evaluation.photo_labels[top[query, rank]]), evaluation.class_names
-            )
+            photo = name(evaluation.photo_labels[top[query, rank]])
             verdict = "right" if right[query, rank] else "wrong"
-            title = f"Why photo {rank + 1} ({name}, {verdict})?"
+            title = f"Why photo {rank + 1} ({photo}, {verdict})?"
             explained.setdefault(query, []).append(
                 pages.explained(*pair, *explanation, title=title, shown=unfold)
             )
 
     def shown(query: int) -> pages.Query:
-        found = top[query], similarity[query]
-        reasons = explained.get(query, ())
-        return _query(evaluation, material, headline, query, right[query], found, reasons)
+        photos = [
+            pages.Photo(
+                pages.image_uri(material.photos[photo], pages.THUMBNAIL),
+                name(evaluation.photo_labels[photo]),
+                rank + 1,
+                bool(right[query, rank]),
+                "" if two_stage else f"{similarity[query, rank]:#.3g}",
+            )
+            for rank, photo in enumerate(top[query, :COLUMNS].tolist())
+            if photo >= 0
+        ]
+        return pages.Query(
+            pages.image_uri(material.sketches[query], pages.THUMBNAIL),
+            name(evaluation.sketch_labels[query]),
+            report_parts.query_note(evaluation, headline, query, right[query]),
+            photos,
+            explained.get(query, ()),
+        )
 
     return [
-        {"name": f"{name.capitalize()} queries", "queries": [shown(query) for query in queries]}
-        for name, queries in chosen.items()
+        {"name": f"{group.capitalize()} queries", "queries": [shown(query) for query in queries]}
+        for group, queries in chosen.items()
     ]
 
 
 def _worth_explaining(right: Bool[np.ndarray, " k"], shown: bool) -> list[tuple[int, bool]]:
-    """Ranks from 0 on, and whether to unfold them: the first photo, and the first right one."""
+    """The first photo and the first right one: ranks from 0, and whether they are unfolded."""
     if right[0] or not right.any():
         return [(0, shown)]
     return [(0, shown), (int(right.argmax()), False)]
-
-
-def _query(
-    evaluation: Evaluation,
-    material: Material,
-    headline: Headline,
-    query: int,
-    right: Bool[np.ndarray, " k"],
-    found: tuple[np.ndarray, np.ndarray],
-    explanations: Sequence[pages.Explained],
-) -> pages.Query:
-    names = evaluation.class_names
-    two_stage = "@" in headline.ranking  # its similarities are ranks
-    photos = [
-        pages.Photo(
-            pages.image_uri(material.photos[photo], pages.THUMBNAIL),
-            style.class_name(int(evaluation.photo_labels[photo]), names),
-            rank + 1,
-            bool(right[rank]),
-            "" if two_stage else f"{value:#.3g}",
-        )
-        for rank, (photo, value) in enumerate(
-            zip(found[0][:COLUMNS].tolist(), found[1].tolist(), strict=False)
-        )
-        if photo >= 0
-    ]
-    return pages.Query(
-        pages.image_uri(material.sketches[query], pages.THUMBNAIL),
-        style.class_name(int(evaluation.sketch_labels[query]), names),
-        report_parts.query_note(evaluation, headline, query, right),
-        photos,
-        explanations,
-    )
 
 
 def _charts(
@@ -264,7 +248,7 @@ def _charts(
     if report_parts.fine_grained(evaluation):
         add(
             evaluation_figures.found_within(curves, evaluation.chance),
-            f"Share of the sketches whose own photo is among the first k of all, k = 1 to {kept}.",
+            f"Share of sketches with the matching photo among the first k, k = 1 to {kept}.",
         )
     else:
         add(
@@ -277,17 +261,17 @@ def _charts(
             evaluation_figures.embedding_map(
                 places, *material.embedded[1:], class_names=evaluation.class_names
             ),
-            f"{len(places):,} of the images by their embedding; neighbours are alike, distances "
-            "across the map mean little.",
+            f"{len(places):,} of the images by their embedding. Neighbours are similar; large "
+            "distances have little meaning.",
         )
     metric = f"{headline.scope}/{headline.metric}"
     try:
         curves_figure = figures.training_curves(
             material.records, metric=metric, chance=chance, stacked=True
         )
-    except ValueError:  # an untrained or foreign checkpoint carries none
+    except ValueError:  # a checkpoint without a training run has no records
         return found
-    validated = f", and {metric} on a part of the unseen classes"
+    validated = f", and {metric} on some of the unseen classes"
     add(curves_figure, f"The training loss{validated if len(curves_figure.axes) > 1 else ''}.")
     return found
 

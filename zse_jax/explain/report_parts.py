@@ -1,4 +1,4 @@
-"""What the tables of a report say, and which queries it shows: plain values of an evaluation."""
+"""The tables of a report and the queries that it shows: plain values of an evaluation."""
 
 from collections.abc import Mapping, Sequence
 from typing import Any, NamedTuple
@@ -13,7 +13,7 @@ DASH = "\N{EN DASH}"
 
 
 class Headline(NamedTuple):
-    """The number that a report goes by; `str` gives "ranking/scope/metric"."""
+    """The main metric of a report; `str` returns "ranking/scope/metric"."""
 
     ranking: str
     scope: str
@@ -24,19 +24,19 @@ class Headline(NamedTuple):
 
 
 def headline(evaluation: Evaluation, name: str = "") -> Headline:
-    """The headline called `name`, or the first number there is.
+    """The headline `name`; "": the first metric of the evaluation.
 
     Raises:
       ValueError: the evaluation did not measure it.
     """
     known = [*evaluation.flat()]
     if name and name not in known:
-        raise ValueError(f"headline={name!r} was not measured. There are {', '.join(known)}.")
+        raise ValueError(f"headline={name!r} was not measured: choose one of {', '.join(known)}.")
     return Headline(*(name or known[0]).split("/"))
 
 
 def fine_grained(evaluation: Evaluation) -> bool:
-    """Whether only the photo that was drawn counts."""
+    """Whether only the photo of the sketch's instance is right."""
     return evaluation.scope != "convention"
 
 
@@ -50,7 +50,7 @@ def plain(value: Any) -> str:
 
 
 def percent(value: float) -> str:
-    """43.2 of 0.432."""
+    """A share in percent: "43.2" for 0.432."""
     return f"{100 * value:.1f}"
 
 
@@ -60,7 +60,7 @@ def interval(low: float, high: float) -> str:
 
 
 def tiles(evaluation: Evaluation, by: Headline) -> list[dict[str, str]]:
-    """The few numbers on top of the page."""
+    """The numbers at the top of the page."""
     low, high = evaluation.intervals()[by.ranking][by.scope][by.metric]
     value = evaluation.values[by.ranking][by.scope][by.metric]
     chance = evaluation.chances[by.scope]
@@ -69,7 +69,7 @@ def tiles(evaluation: Evaluation, by: Headline) -> list[dict[str, str]]:
             "value": percent(value),
             "text": f"{by.metric} in percent by {by.ranking} ({by.scope}), {interval(low, high)}",
         },
-        {"value": percent(chance), "text": "chance: a random ranking's first photo is right"},
+        {"value": percent(chance), "text": "chance: precision of a random ranking"},
         {"value": f"{evaluation.queries:,}", "text": "query sketches"},
         {"value": f"{evaluation.gallery:,}", "text": "photos in the gallery"},
         {"value": f"{evaluation.classes}", "text": "classes of sketches and photos"},
@@ -98,7 +98,7 @@ def metric_rows(evaluation: Evaluation, by: Headline) -> list[dict[str, Any]]:
 def class_values(
     evaluation: Evaluation, by: Headline
 ) -> tuple[list[str], Float[np.ndarray, " c"], Float[np.ndarray, "c 2"]]:
-    """Name, mean and interval of the classes of which a sketch has a value."""
+    """Name, mean and interval of each class that was measured."""
     values = evaluation.by_query[by.ranking][by.scope][by.metric]
     names, means, bounds = [], [], []
     for label in evaluation.query_classes.tolist():
@@ -110,49 +110,41 @@ def class_values(
 
 
 def _bootstrap(values: Float[np.ndarray, " n"]) -> tuple[float, float]:
-    """95 % percentiles of resampled means (Efron, 1979), the same at every call."""
+    """95 % percentile interval of resampled means (Efron, 1979); deterministic."""
     rows = np.random.default_rng(0).integers(0, len(values), (1000, len(values)))
     low, high = np.percentile(values[rows].mean(axis=1), (2.5, 97.5))
     return float(low), float(high)
 
 
-def class_columns(evaluation: Evaluation, by: Headline) -> list[str]:
-    """Headings of the metrics in the table of classes."""
+def class_columns(evaluation: Evaluation, by: Headline) -> dict[str, tuple[str, str]]:
+    """Columns of the table of classes: heading -> ranking and metric."""
     others = [ranking for ranking in evaluation.values if ranking != by.ranking]
-    return [*evaluation.metrics, *(f"{by.metric}, {ranking}" for ranking in others)]
+    return {metric: (by.ranking, metric) for metric in evaluation.metrics} | {
+        f"{by.metric}, {ranking}": (ranking, by.metric) for ranking in others
+    }
 
 
 def class_rows(evaluation: Evaluation, by: Headline) -> list[dict[str, Any]]:
-    """The classes by themselves, worst first."""
+    """The rows of the table of classes, worst first."""
     names, values, bounds = class_values(evaluation, by)
-    known = {
-        name: (value, interval(*ends))
-        for name, value, ends in zip(names, values.tolist(), bounds.tolist(), strict=True)
-    }
+    means = dict(zip(names, values.tolist(), strict=True))
+    intervals = {name: interval(*ends) for name, ends in zip(names, bounds.tolist(), strict=True)}
     taken: dict[str, str] = {}
     for first, second, share in evaluation.most_confused(by.ranking, evaluation.classes**2):
         taken.setdefault(first, f"{_named(second)} {percent(share)}")
     rows = []
     for found in evaluation.by_class():
-        name = _named(found.name)
-        cells = []
-        if found.values:
-            own = found.values[by.ranking][by.scope]
-            others = [r for r in found.values if r != by.ranking]
-            numbers = {metric: own[metric] for metric in evaluation.metrics} | {
-                ranking: found.values[ranking][by.scope][by.metric] for ranking in others
-            }
-            cells = [
+        name, cells = _named(found.name), []
+        for ranking, metric in class_columns(evaluation, by).values():
+            value = found.values[ranking][by.scope][metric] if found.values else None
+            own = (ranking, metric) == (by.ranking, by.metric)
+            cells.append(
                 {
-                    "value": percent(value),
-                    "sort": f"{value:.6f}",
-                    "interval": known[name][1] if key == by.metric else "",
+                    "value": DASH if value is None else percent(value),
+                    "sort": f"{-1 if value is None else value:.6f}",
+                    "interval": intervals.get(name, "") if own else "",
                 }
-                for key, value in numbers.items()
-            ]
-        else:
-            count = len(class_columns(evaluation, by))
-            cells = [{"value": DASH, "sort": "-1", "interval": ""}] * count
+            )
         rows.append(
             {
                 "name": name,
@@ -160,7 +152,7 @@ def class_rows(evaluation: Evaluation, by: Headline) -> list[dict[str, Any]]:
                 "photos": found.photos,
                 "cells": cells,
                 "taken_for": taken.get(found.name, ""),
-                "order": known[name][0] if name in known else -1.0,
+                "order": means.get(name, -1.0),
             }
         )
     return sorted(rows, key=lambda row: row["order"])
@@ -175,7 +167,7 @@ def relevant(
     sketch_instances: Int[np.ndarray, " q"] | None,
     photo_instances: Int[np.ndarray, " g"] | None,
 ) -> Int[np.ndarray, " q"]:
-    """How many photos of the whole gallery are right for each sketch."""
+    """The number of right photos in the whole gallery for each sketch."""
     if sketch_instances is None or photo_instances is None:
         sketch_instances, photo_instances = evaluation.sketch_labels, evaluation.photo_labels
     known, counts = np.unique(photo_instances, return_counts=True)
@@ -188,15 +180,15 @@ def chosen_queries(
 ) -> dict[str, list[int]]:
     """The best, the typical (nearest to the median) and the worst queries.
 
-    Each group has different classes as long as there are others, and no query is in two groups.
-    Fine-grained, the rank of the own photo decides, because Acc@k is 0 or 1.
+    Each group uses different classes as far as possible, and no query is in two groups. For
+    fine-grained retrieval they are ordered by the rank of the matching photo, as Acc@k is 0 or 1.
     """
     values = evaluation.by_query[by.ranking][by.scope][by.metric]
     measured = np.flatnonzero(~np.isnan(values))
     first = np.where(right.any(axis=1), right.argmax(axis=1), right.shape[1])
     value = -first.astype(float) if fine_grained(evaluation) else values
     middle = np.median(value[measured])
-    # Of equal value, the one whose first right photo comes earlier (or later) is better (worse).
+    # Among equal values, an earlier first right photo is better.
     orders = {
         "best": np.lexsort((first, -value)),
         "worst": np.lexsort((-first, value)),
@@ -215,7 +207,7 @@ def chosen_queries(
 def _of_different_classes(
     order: Sequence[int], labels: Int[np.ndarray, " q"], count: int
 ) -> list[int]:
-    """The first `count` of the order, one of each class before a second of any."""
+    """The first `count` of the order, where every class comes once before any comes twice."""
     turn: dict[int, int] = {}
     keys = []
     for place, query in enumerate(order):
@@ -228,20 +220,20 @@ def _of_different_classes(
 def query_note(
     evaluation: Evaluation, by: Headline, query: int, right: Bool[np.ndarray, " k"]
 ) -> str:
-    """How well a query went, in words."""
-    what = "own photo" if fine_grained(evaluation) else "first right photo"
+    """A remark about the result of a query."""
+    what = "matching photo" if fine_grained(evaluation) else "first right photo"
     rank = f"at rank {right.argmax() + 1}" if right.any() else f"not among the first {len(right)}"
     value = evaluation.by_query[by.ranking][by.scope][by.metric][query]
     if fine_grained(evaluation):
-        return f"{what} {rank} among all"
+        return f"{what} {rank} of the whole gallery"
     name = by.metric.removeprefix("m")
     return f"{name} {percent(float(value))} \N{MIDDLE DOT} {what} {rank}"
 
 
 def confusions(evaluation: Evaluation, ranking: str, count: int = 10) -> list[dict[str, Any]]:
-    """The classes that are confused most, each with the sketch that shows it first.
+    """The most confused classes, each with the sketch that shows the confusion earliest.
 
-    The example is (sketch, photo, rank from 1), or None where no kept photo shows it.
+    The example is (sketch, photo, rank from 1), or None if no kept photo shows the confusion.
     """
     found = evaluation.most_confused(ranking, count)
     labels = {

@@ -1,10 +1,10 @@
-"""How figures look: colours that colour-blind readers tell apart, text, axes, and how to save them.
+"""The style of figures: colours that are safe for colour-blind readers, text, and axes.
 
-Right and wrong are told apart by colour (bluish green and vermilion; Okabe and Ito, 2008), by the
-frame's line (solid, dashed) and by a mark (check, cross). Heat maps are orange for and purple
-against (ColorBrewer's PuOr). Figures are built without pyplot: no display and no global state are
-needed, and they are freed like any other object. A figure is white behind, so that it can be read
-in print and on a dark page; within an HTML page, `inline_svg` lets it take the page's colours.
+Right and wrong differ in colour (bluish green and vermilion; Okabe and Ito, 2008), in the line of
+the frame (solid, dashed) and in a mark (check, cross). Heat maps are orange for positive and purple
+for negative values (ColorBrewer's PuOr). Figures are built without pyplot: they need no display and
+no global state, and are freed like other objects. Their background is white, for print and dark
+pages; in an HTML page, `inline_svg` makes them use the colours of the page.
 """
 
 import hashlib
@@ -33,30 +33,29 @@ LINES = (
     ("#CC79A7", ":", "D"),
 )
 MARKS = ("#0072B2", "#E69F00", "#009E73", "#CC79A7", "#56B4E9", "#D55E00", "#8C6D1F", "#666699")
-"""Colours for things that are also numbered or named where they stand."""
+"""Colours for items that also have a number or name next to them."""
 
-# What an HTML page calls the colours that must change on a dark page.
+# CSS variables for the colours that change on a dark page.
 _THEMED = {INK: "var(--ink)", MUTED: "var(--muted)", RULE: "var(--rule)", PAPER: "var(--card)"}
-
 
 _REFERENCE = r"(?:href=\"|url\()#([\w.-]+)"
 
 
 @runtime_checkable
 class Images(Protocol):
-    """Images by index: an array, a list, a dict of just those needed, or a lazy source."""
+    """Images by index: an array, a list, a dict of some of them, or a lazy source."""
 
     def __getitem__(self, index: int, /) -> UInt8[np.ndarray, "h w 3"]:
         """The image at `index`."""
 
 
 def class_name(label: int, class_names: Sequence[str] | None) -> str:
-    """A class as people write it; its label where there are no names."""
+    """The display name of a class; its label if there are no names."""
     return str(label) if class_names is None else class_names[label].replace("_", " ")
 
 
 def canvas(width: float, height: float) -> tuple[Figure, Axes]:
-    """A figure whose one axes fills it and counts in inches from the upper left corner."""
+    """A figure with one axes that fills it, in inches from the upper left corner."""
     figure = Figure(figsize=(width, height), dpi=150, facecolor="white")
     axes = figure.add_axes((0, 0, 1, 1))
     axes.set_axis_off()
@@ -67,11 +66,11 @@ def canvas(width: float, height: float) -> tuple[Figure, Axes]:
 def picture(
     axes: Axes, image: UInt8[np.ndarray, "h w 3"], x: float, y: float, side: float, **frame: Any
 ) -> None:
-    """Draws an image on a canvas as a square, its upper left corner at (x, y), within a frame.
+    """Draws an image with a frame on a canvas, as a square with its upper left corner at (x, y).
 
     Args:
-      axes: of `canvas`.
-      image: of any size.
+      axes: the axes of a `canvas`.
+      image: an image of any size.
       x, y, side: in inches.
       frame: properties of a matplotlib rectangle.
     """
@@ -85,7 +84,7 @@ def picture(
 def chart(
     width: float, height: float, rows: int = 1, columns: int = 1
 ) -> tuple[Figure, list[Axes]]:
-    """A figure with axes in rows, in inches, that have no more ink than they need."""
+    """A figure with a grid of plain axes; width and height in inches."""
     figure = Figure(figsize=(width, height), dpi=150, layout="constrained", facecolor="white")
     panels = list(figure.subplots(rows, columns, squeeze=False).ravel())
     for axes in panels:
@@ -98,32 +97,32 @@ def chart(
 
 
 def heading(axes: Axes, title: str = "", x: str = "", y: str = "") -> None:
-    """What a chart is of, and what its axes are."""
+    """Sets the title and the axis labels of a chart."""
     axes.set_title(title, fontsize=9, color=INK, loc="left")
     axes.set_xlabel(x, fontsize=8, color=INK)
     axes.set_ylabel(y, fontsize=8, color=INK)
 
 
 def steps(axes: Axes) -> None:
-    """Whole numbers, and few of them, along the x axis; faint lines across."""
+    """Sets a few integer ticks on the x axis, and faint horizontal grid lines."""
     axes.xaxis.set_major_locator(MaxNLocator(5, integer=True))
     axes.grid(axis="y", color=RULE, linewidth=0.6)
 
 
 def legend(axes: Axes, **options: Any) -> None:
-    """The names of the lines, without a box."""
+    """Draws the legend without a box."""
     axes.legend(frameon=False, fontsize=8, labelcolor=INK, **options)
 
 
 def inline_svg(figure: Figure, description: str) -> str:
     """The figure as an `<svg>` element of an HTML page that defines --ink, --muted, --rule, --card.
 
-    Text stays text, in the page's font. Names inside are made unique, so that a page can hold
-    many figures.
+    Text stays text, in the page's font. Ids are made unique, so that a page can contain many
+    figures.
 
     Args:
-      figure: not usable for a page without those four CSS variables.
-      description: what it shows, for readers who do not see it.
+      figure: the figure.
+      description: alternative text.
     """
     buffer = io.StringIO()
     with matplotlib.rc_context({"svg.fonttype": "none", "svg.hashsalt": "zse_jax"}):
@@ -131,7 +130,7 @@ def inline_svg(figure: Figure, description: str) -> str:
     svg = buffer.getvalue()
     svg = svg[svg.index("<svg") :]
     svg = svg[svg.index(">") + 1 :]
-    # A <style> inside would style the whole page; the fonts are the page's.
+    # A <style> element inside would apply to the whole page.
     for waste in (r"<metadata>.*?</metadata>", r"<style.*?</style>", r"<!--.*?-->"):
         svg = re.sub(waste, "", svg, flags=re.DOTALL)
     svg = re.sub(r" font-family: [^;\"]*;", "", svg)

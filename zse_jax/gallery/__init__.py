@@ -1,1 +1,1 @@
-"""A user's own photos: an index of them that grows, and search in it with a sketch."""
+"""A user's own photos: an index, search by sketch, and a page to draw on."""

@@ -235,7 +235,7 @@ def read_all(
     def one(file: Path) -> Photo | Exception:
         try:
             return read(file, size, known)
-        except Exception as error:  # whatever is wrong with a file, the others are read
+        except Exception as error:  # an unusable file must not end the run
             return error
 
     threads = max(2, os.cpu_count() or 1)

@@ -198,7 +198,7 @@ class Searcher:
         self._shortlist = Shortlister(self.gallery.tables)
 
     def _features(self, rows: Int[np.ndarray, " n"]) -> tuple[Features, np.ndarray]:
-        """The features of those photos whose features can be read, and which photos these are."""
+        """The features that can be read, stacked, and a mask of the rows that have features."""
         numbers = rows.tolist()
         if missing := [number for number in numbers if number not in self._cache]:
             self._load(missing)

@@ -1,4 +1,4 @@
-"""Figures: what they show, told without looking at pixels."""
+"""Figures, checked by their elements instead of pixels."""
 
 import io
 
@@ -14,7 +14,7 @@ SKETCH_LABELS, PHOTO_LABELS = np.array([0, 1]), np.array([0, 0, 1, 1])
 
 
 class Photos(dict):
-    """A gallery that remembers what was read."""
+    """A gallery that records which photos were read."""
 
     def __missing__(self, index):
         self[index] = np.full((8, 8, 3), index, np.uint8)
@@ -58,7 +58,7 @@ def png(figure):
     return buffer.getvalue()
 
 
-def test_photos_stand_by_rank_beside_their_sketch():
+def test_photos_are_in_the_order_of_their_rank():
     assert shown(grid(columns=3)) == [255, 1, 3, 2, 255, 2, 0, 1]
 
 
@@ -74,7 +74,7 @@ def test_right_and_wrong_differ_by_colour_and_by_line():
     assert frames(figure) == [sketch, right, wrong, sketch, right, wrong]
 
 
-def test_of_instances_only_the_sketch_s_own_photo_is_right():
+def test_with_instances_only_the_matching_photo_is_right():
     own = {"sketch_instances": np.array([3, 7]), "photo_instances": np.array([5, 3, 7, 6])}
     figure = grid(columns=2, **own)
     right, wrong, sketch = (RIGHT, "solid"), (WRONG, "--"), (MUTED, "solid")
@@ -91,7 +91,7 @@ def test_classes_are_named():
     assert names[-6:] == ["hot-air balloon"] * 2 + ["a class with a v…"] * 3 + ["hot-air balloon"]
 
 
-def test_without_names_labels_are_written():
+def test_without_names_labels_are_shown():
     assert texts(grid(columns=1))[-4:] == ["0", "0", "1", "1"]
 
 
@@ -113,15 +113,15 @@ def test_the_grid_of_real_images_is_drawn(sketchy_folder):
     assert png(figure)
 
 
-def test_labels_that_do_not_fit_are_an_error(monkeypatch):
+def test_inconsistent_labels_are_an_error(monkeypatch):
     monkeypatch.setattr("jaxtyping.config.jaxtyping_disable", True)
     with pytest.raises(ValueError, match=r"shape \(1, 4\) .* there are 2 sketch labels and 4"):
         grid(top=TOP[:1])
-    with pytest.raises(ValueError, match="names photos up to 4"):
+    with pytest.raises(ValueError, match="photo indices up to 4"):
         grid(top=TOP + 1)
 
 
-def test_similarities_stand_under_photos_and_the_first_right_rank_under_the_sketch():
+def test_similarities_are_under_photos_and_the_first_right_rank_under_the_sketch():
     similarity = np.array([[0.9, 0.8, 0.7, 0.6], [4.0, 3.0, 2.0, 1.0]], np.float32)
     instances = {"sketch_instances": np.array([3, 9]), "photo_instances": np.array([5, 3, 7, 3])}
     shown_ = texts(grid(columns=1, similarity=similarity, **instances))
@@ -134,13 +134,13 @@ def test_similarities_stand_under_photos_and_the_first_right_rank_under_the_sket
     )
 
 
-def test_where_nobody_knows_what_is_right_frames_are_plain():
+def test_without_ground_truth_frames_are_plain():
     figure = grid(columns=2, judged=False, similarity=np.zeros((2, 4), np.float32))
     assert frames(figure) == [(MUTED, "solid")] * 6
     assert not [text for text in texts(figure) if "right" in text]
 
 
-def test_curves_stand_one_above_the_other_in_narrow_places():
+def test_stacked_curves_are_above_each_other():
     wide, narrow = (training_curves(RECORDS, stacked=x).get_size_inches() for x in (False, True))
     assert wide[0] > 2 * wide[1]
     assert narrow[0] < narrow[1]
@@ -167,7 +167,7 @@ def lines(axes):
 def test_curves_show_the_loss_and_each_ranking():
     figure = training_curves(RECORDS)
     loss, metric = figure.axes
-    assert lines(loss) == {"train": [[10, 2], [20, 3]]}  # A resumed step counts once, NaN not.
+    assert lines(loss) == {"train": [[10, 2], [20, 3]]}  # step 10 once, no NaN
     assert lines(metric) == {"relation": [[0, 0.1], [30, 0.4]], "token": [[20, 0.3]]}
     assert png(figure).startswith(b"\x89PNG")
 
@@ -182,5 +182,5 @@ def test_a_run_without_evaluations_has_one_panel():
 
 
 def test_no_record_is_an_error():
-    with pytest.raises(ValueError, match="No record carries a finite 'loss' or 'exact/mAP@all'"):
+    with pytest.raises(ValueError, match="No record contains a finite 'loss' or 'exact/mAP@all'"):
         training_curves([{"step": 1, "images_per_second": 3.0}])

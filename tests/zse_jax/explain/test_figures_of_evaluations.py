@@ -15,12 +15,12 @@ def test_curves_are_means_after_the_first_k_photos():
     assert curve.accuracy.tolist() == pytest.approx([0.5, 0.5, 1.0])
 
 
-def test_sketches_with_nothing_to_find_are_left_out():
+def test_sketches_without_right_photos_are_excluded():
     curve = figures.depth_curve(RIGHT, np.array([2, 0]))
     assert curve.accuracy.tolist() == [1.0, 1.0, 1.0]
 
 
-def test_each_ranking_has_a_line_of_its_own_kind():
+def test_each_ranking_has_a_different_line():
     curve = figures.depth_curve(RIGHT, np.array([2, 1]))
     axes = figures.precision_recall({"token": curve, "relation": curve}, chance=0.1).axes[0]
     named = [line for line in axes.lines if not line.get_label().startswith("_")]
@@ -39,7 +39,7 @@ def test_fine_grained_curves_count_sketches_whose_photo_is_found():
     assert axes.lines[1].get_ydata().tolist() == [0.25, 0.5, 0.75]
 
 
-def test_classes_are_sorted_and_carry_their_intervals():
+def test_classes_are_sorted_and_have_intervals():
     figure = figures.class_bars(
         ["cat", "hot_dog"],
         np.array([0.7, 0.2]),
@@ -55,7 +55,7 @@ def test_classes_are_sorted_and_carry_their_intervals():
 
 
 def clusters(classes, each=6):
-    """Vectors of classes that are far apart."""
+    """Vectors of well-separated classes."""
     generator = np.random.default_rng(0)
     centers = np.eye(classes, 16, dtype=np.float32)
     labels = np.repeat(np.arange(classes), each)
@@ -63,7 +63,7 @@ def clusters(classes, each=6):
     return centers[labels] + noise, labels
 
 
-def test_the_map_keeps_neighbours_together_and_is_the_same_each_time():
+def test_the_map_preserves_neighbours_and_is_deterministic():
     vectors, labels = clusters(3)
     places = figures.project(vectors)
     distance = np.linalg.norm(places[:, None] - places, axis=2)
@@ -72,7 +72,7 @@ def test_the_map_keeps_neighbours_together_and_is_the_same_each_time():
     np.testing.assert_array_equal(places, figures.project(vectors))
 
 
-def test_too_few_images_make_no_map():
+def test_a_map_needs_four_images():
     with pytest.raises(ValueError, match="4 or more"):
         figures.project(np.ones((3, 2), np.float32))
 
@@ -82,5 +82,5 @@ def test_the_map_names_every_class(classes):
     vectors, labels = clusters(classes, each=4)
     names = [f"class_{i}" for i in range(classes)]
     axes = figures.embedding_map(vectors[:, :2], labels, labels % 2 == 0, names).axes[0]
-    told = {text.get_text() for text in [*axes.texts, *axes.get_legend().get_texts()]}
-    assert {f"class {i}" for i in range(classes)} | {"sketch", "photo"} <= told
+    labels_shown = {text.get_text() for text in [*axes.texts, *axes.get_legend().get_texts()]}
+    assert {f"class {i}" for i in range(classes)} | {"sketch", "photo"} <= labels_shown

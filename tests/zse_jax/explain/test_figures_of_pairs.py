@@ -1,4 +1,4 @@
-"""Figures of pairs: which places are joined, and what colours say."""
+"""Figures of pairs: which places are joined, and in which colours."""
 
 import io
 
@@ -13,7 +13,7 @@ SKETCH, PHOTO = np.full((32, 32, 3), 255, np.uint8), np.full((32, 32, 3), 90, np
 
 
 def explanation(**changed):
-    """One pair of 2 x 2 places: 0 and 1 hold strokes and match photo places 3 and 2."""
+    """One pair of 2 x 2 places: 0 and 1 contain strokes and match photo places 3 and 2."""
     match = np.zeros((1, 4, 4), np.float32)
     match[0, 0, 3], match[0, 1, 2], match[0, 2, 0] = 0.9, 0.8, 1.0
     attribution = np.zeros_like(match)
@@ -32,7 +32,7 @@ def explanation(**changed):
     return made._replace(**changed)
 
 
-def test_only_places_with_strokes_get_lines_the_weightiest_first():
+def test_only_places_with_strokes_get_lines_largest_weight_first():
     found = pair_figures.matched_places(explanation(), 0)
     assert [(line.sketch, line.photo) for line in found] == [(1, 2), (0, 3)]
     assert [line.weight for line in found] == pytest.approx([1.0, 0.25])
@@ -44,7 +44,7 @@ def test_mutual_best_matches_come_before_all_others():
     assert [(line.sketch, line.mutual) for line in found] == [(0, True), (1, False)]
 
 
-def test_where_nothing_contributes_the_likeness_of_places_decides():
+def test_without_positive_attribution_the_similarity_is_used():
     attribution = -np.ones((1, 4, 4), np.float32)
     found = pair_figures.matched_places(explanation(attribution=attribution), 0)
     assert [line.sketch for line in found] == [0, 1]
@@ -64,7 +64,7 @@ def test_thickness_shows_the_weight_and_dashes_what_is_not_mutual():
     assert thin.get_linestyle() == "--"
 
 
-def test_numbers_stand_at_both_ends():
+def test_numbers_are_at_both_ends():
     figure = pair_figures.lines(SKETCH, PHOTO, explanation(), 0)
     assert sorted(text.get_text() for text in figure.axes[0].texts) == ["1", "1", "2", "2"]
 
@@ -88,7 +88,7 @@ def test_heat_is_orange_where_positive_purple_where_negative_and_absent_at_zero(
 
 
 def test_a_heat_map_needs_a_square_grid():
-    with pytest.raises(ValueError, match="no square grid"):
+    with pytest.raises(ValueError, match="not form a square grid"):
         pair_figures.heat_overlay(SKETCH, np.ones(5, np.float32))
 
 
@@ -101,8 +101,8 @@ def test_relevance_alone_is_shown_of_systems_without_attention():
 
 def test_attention_of_the_photo_is_that_of_the_strokes():
     attention = np.zeros((1, 4, 4), np.float32)
-    attention[0, 0, 1] = attention[0, 1, 1] = 1.0  # strokes look at place 1
-    attention[0, 2, 2] = attention[0, 3, 2] = 1.0  # blank paper at place 2
+    attention[0, 0, 1] = attention[0, 1, 1] = 1.0  # strokes attend to place 1
+    attention[0, 2, 2] = attention[0, 3, 2] = 1.0  # blank paper attends to place 2
     shown = pair_figures.heat_maps(
         SKETCH,
         PHOTO,
@@ -114,7 +114,7 @@ def test_attention_of_the_photo_is_that_of_the_strokes():
     assert np.ptp(image[-1, 0]) < 10
 
 
-def test_the_whole_explanation_names_its_evidence():
+def test_the_figure_of_an_explanation_names_its_evidence():
     figure = pair_figures.explanation_figure(
         SKETCH, PHOTO, explanation(), 0, syntheses={"synthesis": SKETCH}, title="Why?"
     )
@@ -126,13 +126,7 @@ def test_the_whole_explanation_names_its_evidence():
     assert buffer.getvalue().startswith(b"\x89PNG")
 
 
-def test_heat_maps_in_a_row_say_what_they_mean():
-    maps = pair_figures.heat_maps(SKETCH, PHOTO, explanation(), 0)
-    words = [t.get_text() for t in pair_figures.heat_map_figure(maps, title="Maps").axes[0].texts]
-    assert {"Maps", "relevance, sketch", "relevance, photo"} <= {*words}
-
-
-def test_a_figure_within_a_page_takes_its_colours_and_keeps_its_names_apart():
+def test_inline_svg_uses_the_colours_of_the_page_and_unique_ids():
     figure = pair_figures.lines(SKETCH, PHOTO, explanation(), 0)
     first, second = (inline_svg(figure, text) for text in ("a <pair>", "another"))
     assert 'aria-label="a &lt;pair&gt;"' in first

@@ -22,7 +22,7 @@ CLASSES = ("cat", "hot_dog", "<b>zebra</b>")
 
 
 class Page(html.parser.HTMLParser):
-    """What a page holds: tags with their attributes, headings, and whether tags are closed."""
+    """Parses a page: its tags with their attributes, its text, and whether tags are closed."""
 
     EMPTY = ("meta", "link", "img", "br")
 
@@ -100,11 +100,11 @@ def page(evaluation, retriever):
     return report.report(evaluation, made)
 
 
-def test_the_page_is_whole(page):
+def test_the_page_is_well_formed(page):
     Page(page)
 
 
-def test_nothing_is_loaded_from_anywhere(page):
+def test_the_page_loads_nothing(page):
     found = Page(page)
     assert all(image["src"].startswith("data:image/webp;base64,") for image in found.all("img"))
     tags = [*found.all("a"), *found.all("link"), *found.all("use")]
@@ -117,7 +117,7 @@ def test_nothing_is_loaded_from_anywhere(page):
     assert policy.startswith("default-src 'none'; img-src data:;")
 
 
-def test_every_picture_has_words(page):
+def test_every_picture_has_alternative_text(page):
     found = Page(page)
     assert len(found.all("img")) > 30
     assert all(image["alt"] for image in found.all("img"))
@@ -125,14 +125,14 @@ def test_every_picture_has_words(page):
     assert len(found.all("svg")) == 4
 
 
-def test_links_within_the_page_lead_somewhere(page):
+def test_links_in_the_page_have_targets(page):
     found = Page(page)
     names = [attributes["id"] for _, attributes in found.tags if "id" in attributes]
     assert len(names) == len(set(names))
     assert {link["href"][1:] for link in found.all("a")} <= set(names)
 
 
-def test_numbers_stand_with_their_intervals(page, evaluation):
+def test_metrics_have_intervals(page, evaluation):
     value = evaluation.values["token"]["exact"]["mAP@all"]
     low, high = evaluation.intervals()["token"]["exact"]["mAP@all"]
     assert f"{100 * value:.1f} {100 * low:.1f}\N{EN DASH}{100 * high:.1f}" in Page(page).text
@@ -144,7 +144,7 @@ def test_names_from_outside_are_escaped(page):
     assert "hot dog" in Page(page).text
 
 
-def test_the_run_is_told(page):
+def test_the_run_is_described(page):
     text = Page(page).text
     for part in ("runs/x", '{"seed": 0}', "a, b", "not zero-shot", "similarity of grey patches"):
         assert part in text
@@ -159,18 +159,18 @@ def test_each_query_is_explained_and_the_first_of_a_group_is_unfolded(page):
 
 def test_without_an_explainer_the_page_says_why(evaluation):
     made = report.report(evaluation, material(unexplained="It has no places."))
-    assert "No result is explained here: It has no places." in Page(made).text
+    assert "This report has no explanations: It has no places." in Page(made).text
     assert "Why photo" not in made
 
 
-def test_an_unknown_headline_names_those_that_were_measured(evaluation):
+def test_an_unknown_headline_is_an_error_that_lists_the_metrics(evaluation):
     with pytest.raises(
         ValueError, match=r"'token/vox/mAP@all' was not measured.*token/voc/mAP@all"
     ):
         report.report(evaluation, material(headline="token/vox/mAP@all"))
 
 
-def test_best_typical_and_worst_are_told_apart_and_of_different_classes(evaluation):
+def test_best_typical_and_worst_queries_are_of_different_classes(evaluation):
     by = report_parts.headline(evaluation, "token/exact/mAP@all")
     values = evaluation.by_query["token"]["exact"]["mAP@all"]
     right = evaluation.photo_labels[evaluation.top["token"]] == SKETCH_LABELS[:, None]
@@ -197,7 +197,7 @@ def test_the_example_of_a_confusion_is_the_earliest(evaluation):
 
 
 @pytest.mark.slow
-def test_fine_grained_results_go_by_the_photo_that_was_drawn(retriever):
+def test_fine_grained_results_use_the_matching_photo(retriever):
     labels = np.arange(9) % 3
     found = protocols.fine_grained(
         retriever, batches(SKETCHES, labels), batches(PHOTOS[:9], labels), rankings=["token"],
@@ -213,8 +213,8 @@ def test_fine_grained_results_go_by_the_photo_that_was_drawn(retriever):
         ),
     )
     text = Page(made).text
-    assert "own photo at rank" in text
-    assert "The drawn photo is among the first k" in text
+    assert "matching photo at rank" in text
+    assert "The matching photo is among the first k" in text
     assert "Acc@10" in text
 
 

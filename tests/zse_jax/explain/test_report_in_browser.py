@@ -1,6 +1,6 @@
-"""The report in headless Chromium: it shows something, can be used, and loads nothing.
+"""The report in headless Chromium: it renders, sorts its tables, and loads nothing.
 
-Skipped where there is no Chromium. Screenshots lie in the test's temporary folder.
+Skipped without Chromium. Screenshots are written to the test's temporary folder.
 """
 
 import contextlib
@@ -33,7 +33,7 @@ pytestmark = [
     pytest.mark.skipif(CHROMIUM is None, reason="needs Chromium (Debian's package chromium)"),
 ]
 
-# Chromium itself stays as silent as it can; what it asks its maker nevertheless is no page's doing.
+# Requests that Chromium itself makes despite its flags.
 OWN_CALLS = re.compile(r"\w+ (?:http://)?(?!fonts|ajax)[\w.-]+\.(google|googleapis|gvt1)\.com[:/ ]")
 
 QUIET = [
@@ -58,8 +58,8 @@ INSPECT = """<script>addEventListener("load", () => {
     background: getComputedStyle(document.body).backgroundColor });
 });</script>"""
 
-# In the upper left corner: blue as the window is wide if the page fits into it, else red.
-# The window gets its size only after the page is loaded.
+# Draws a signal in the upper left corner: its blue value is the width of the window, and it is red
+# if the page is wider. The window gets its size only after the page is loaded.
 SIGNAL = """<script>
 const signal = document.createElement("i");
 const show = () => {
@@ -78,7 +78,7 @@ addEventListener("resize", show);
 
 @contextlib.contextmanager
 def trap():
-    """A proxy that answers nobody: the first line of whatever wants to go out through it."""
+    """A proxy that never responds; yields its port and the first line of each request."""
     asked = []
 
     def listen():
@@ -96,7 +96,7 @@ def trap():
 
 
 def opened(page, folder, *flags, width=1280):
-    """What Chromium prints after it opened a file, and what it asked the network for."""
+    """Opens a file in Chromium; returns what it prints, and its network requests."""
     with trap() as (port, asked):
         done = subprocess.run(
             [
@@ -110,7 +110,7 @@ def opened(page, folder, *flags, width=1280):
 
 
 def inspected(text, folder, *flags, width=1280):
-    """What the script found on a page with this text, and what went out."""
+    """The result of the script on a page with this text, and the network requests."""
     page = folder / "inspected.html"
     page.write_text(text.replace("</body>", INSPECT + "</body>"))
     dom, asked = opened(page, folder, "--dump-dom", *flags, width=width)
@@ -147,7 +147,7 @@ def text():
     return report.report(evaluation, made)
 
 
-def test_every_image_loads_and_nothing_else_does(text, tmp_path):
+def test_every_image_loads_and_there_are_no_requests(text, tmp_path):
     found, asked = inspected(text, tmp_path)
     assert found["images"] > 60
     assert found["broken"] == 0
@@ -155,14 +155,14 @@ def test_every_image_loads_and_nothing_else_does(text, tmp_path):
     assert asked == []
 
 
-def test_a_table_is_sorted_by_a_click_and_back_by_another(text, tmp_path):
+def test_clicks_sort_a_table_in_both_directions(text, tmp_path):
     found, _ = inspected(text, tmp_path)
-    as_it_was, falling, rising = (list(map(float, order)) for order in found["orders"])
-    assert as_it_was == rising == sorted(rising)
+    initial, falling, rising = (list(map(float, order)) for order in found["orders"])
+    assert initial == rising == sorted(rising)
     assert falling == rising[::-1]
 
 
-def test_the_trap_catches_what_a_page_loads(text, tmp_path):
+def test_the_proxy_catches_requests_of_a_page(text, tmp_path):
     leaky = re.sub(r"<meta http-equiv[^>]*>", "", text).replace(
         "</main>", '<img src="http://nowhere.invalid/x.png" alt=""></main>'
     )
@@ -171,7 +171,7 @@ def test_the_trap_catches_what_a_page_loads(text, tmp_path):
     assert any("nowhere.invalid" in line for line in asked)
 
 
-def test_the_page_itself_forbids_to_load(text, tmp_path):
+def test_the_page_forbids_requests(text, tmp_path):
     leaky = text.replace("</main>", '<img src="http://nowhere.invalid/x.png" alt=""></main>')
     found, asked = inspected(leaky, tmp_path)
     assert found["broken"] == 1
@@ -188,7 +188,7 @@ def test_a_dark_page_is_dark(text, tmp_path):
 
 
 @pytest.mark.parametrize("width", [1280, 390])
-def test_a_screenshot_shows_something_that_fits_the_window(text, tmp_path, width):
+def test_a_screenshot_fits_the_window(text, tmp_path, width):
     page, picture = tmp_path / "report.html", tmp_path / f"report-{width}.png"
     page.write_text(text.replace("</body>", SIGNAL + "</body>"))
     _, asked = opened(page, tmp_path, f"--screenshot={picture}", width=width)

@@ -1,4 +1,4 @@
-// A click on a photo asks why it was found.
+// A click on a photo requests its explanation.
 element.addEventListener("click", event => {
   const tile = event.target.closest("[data-photo]");
   if (!tile) return;

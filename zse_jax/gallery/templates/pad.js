@@ -1,5 +1,5 @@
-// The drawing area. Sends the drawing as a PNG (data URL) when a stroke pauses or ends; an empty
-// text when there is nothing on it. Pictures are scaled down here: no file leaves the browser.
+// The drawing area. Sends the drawing as a PNG data URL when a stroke pauses or ends, and an empty
+// string if nothing is drawn. Uploaded pictures are scaled down here; the files are not sent.
 const PAUSE = 200, WHILE_DRAWING = 600, PEN = props.pen, RUBBER = 5 * PEN, LARGEST = 20 * 2 ** 20;
 const canvas = element.querySelector("canvas"), context = canvas.getContext("2d");
 const hint = element.querySelector(".zse-hint"), note = element.querySelector(".zse-note");
@@ -56,7 +56,7 @@ canvas.addEventListener("pointerdown", event => {
   if (event.button || !event.isPrimary) return;
   event.preventDefault();
   canvas.focus({preventScroll: true});
-  try { canvas.setPointerCapture(event.pointerId); } catch { /* a pointer that is gone */ }
+  try { canvas.setPointerCapture(event.pointerId); } catch { /* the pointer no longer exists */ }
   stroke = {erases: erasing, points: [point(event)]};
   strokes.push(stroke);
   hint.hidden = true;
@@ -100,7 +100,7 @@ element.querySelector("input[type=file]").addEventListener("change", async event
   event.target.value = "";
   if (!file) return;
   if (file.size > LARGEST) {
-    note.textContent = "That file is larger than 20 MB: save the sketch smaller.";
+    note.textContent = "That file is larger than 20 MB: use a smaller picture.";
     return;
   }
   try {
@@ -108,7 +108,7 @@ element.querySelector("input[type=file]").addEventListener("change", async event
     erase(false);
     changed();
   } catch {
-    note.textContent = "That file is no picture that this browser can read.";
+    note.textContent = "That file is not a picture that this browser can read.";
   }
 });
 

@@ -1,4 +1,4 @@
-// A new explanation comes into view, once its pictures have their sizes.
+// Scrolls to a new explanation once its images are loaded.
 watch("value", async () => {
   const part = element.querySelector(".zse-why");
   if (!part) return;
