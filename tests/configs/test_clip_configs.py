@@ -85,6 +85,6 @@ def test_class_names_are_filled_in_from_the_data_in_the_order_of_the_labels():
     assert config_io.differences(again, step.complete(config)) == {}
 
 
-def test_an_unknown_variant_lists_clips_own():
+def test_an_unknown_variant_is_an_error_that_lists_the_variants():
     with pytest.raises(ValueError, match="no variant 'S/16'.*B/32, B/16, L/14"):
         clip_sketchy_split2.get_config("S/16")

@@ -200,6 +200,6 @@ def test_shorthands_alone_keep_the_usual_variant():
         ("every=3", "'every' is ambiguous: write .*every or .*every or .*every"),
     ],
 )
-def test_a_wrong_argument_says_what_would_be_right(arg, message):
+def test_a_wrong_argument_is_an_error_with_the_nearest_valid_name(arg, message):
     with pytest.raises(ValueError, match=message):
         default.with_arg(default.get_config(), arg)

@@ -1,4 +1,4 @@
-"""Networks of random weights without compiling anything, where the values do not matter."""
+"""Networks of random weights without compilation, for tests in which the values do not matter."""
 
 from collections.abc import Callable
 from typing import TypeVar
@@ -12,7 +12,7 @@ Model = TypeVar("Model", bound=nnx.Module)
 
 
 def drawn(make: Callable[[], Model], seed: int = 0) -> Model:
-    """What `make` makes, with values of usual sizes in place of its own: none of them 0 or 1.
+    """The network that `make` makes, with random values of usual sizes: none of them 0 or 1.
 
     Kernels are of standard deviation 1 / sqrt(fan in), scales and variances about 1.
     """

@@ -1,4 +1,4 @@
-"""The command line of training: short, helpful, and wrong values end in one paragraph."""
+"""The command line of training; wrong values end in one paragraph."""
 
 import subprocess
 import sys
@@ -12,7 +12,7 @@ from zse_jax.runtime import cli
 
 
 def parse(*arguments):
-    """The flags of a command line, parsed apart from those of this process."""
+    """The flags of a command line, apart from those of this process."""
     options, argv = flags.FlagValues(), ["main", *arguments]
     main.define_flags(options, argv)
     cli.parse(options, argv)
@@ -49,7 +49,7 @@ def test_keys_of_the_config_are_set_from_the_command_line():
         (["--confg=configs/sketchy.py"], "'confg'. Did you mean: config"),
     ],
 )  # fmt: skip
-def test_wrong_arguments_say_what_would_be_right(arguments, message):
+def test_wrong_arguments_are_errors_with_the_nearest_valid_name(arguments, message):
     with pytest.raises((ValueError, OSError, flags.Error), match=message):
         parse(*arguments)
 

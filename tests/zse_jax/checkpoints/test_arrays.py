@@ -1,4 +1,4 @@
-"""Digests: changed by any single change, and the same however the arrays are spread."""
+"""Checksums change with any single value and do not depend on the sharding."""
 
 import random
 

@@ -1,4 +1,4 @@
-"""A model that is shared is the model that was saved, its card says what is known, and no more."""
+"""A published model equals its checkpoint; its card states what is known, and no more."""
 
 import json
 import shutil
@@ -37,7 +37,7 @@ pytestmark = pytest.mark.usefixtures("tiny_system")
 
 @pytest.fixture(scope="module")
 def workdir(tmp_path_factory):
-    """A run whose best step is 3, with the metrics of its last, whole evaluation."""
+    """A run with best step 3 and the metrics of its final evaluation."""
     from zse_jax.runtime import sharding
     from zse_jax.training.step import set_up
 
@@ -110,7 +110,7 @@ class Normed(tiny.Tiny):
         self.norm = nnx.BatchNorm(8, rngs=rngs)
 
 
-def test_a_system_that_nobody_trained_with_its_running_statistics(tmp_path, monkeypatch):
+def test_an_untrained_system_keeps_its_running_statistics(tmp_path, monkeypatch):
     monkeypatch.setattr(registry, "SYSTEMS", {"normed": tiny.system(f"{__name__}:Normed")})
     config = tiny.config().unlock()
     config.model.system = "normed"
@@ -137,7 +137,7 @@ def test_every_system_has_a_card(system):
     assert registry.SYSTEMS[system].paper in publishing.card(about, name="ann/x")
 
 
-def test_the_card_says_what_is_known(shared):
+def test_the_card_states_what_is_known(shared):
     text = (shared / "README.md").read_text()
     for part in (
         "# tiny-model", "24 seen classes for training", "8 unseen classes for testing", "snowman",
@@ -178,7 +178,7 @@ def test_nothing_is_overwritten(shared, tmp_path):
         zse_jax.save_pretrained(shared, tmp_path / "file")
 
 
-def test_damage_is_told(damaged):
+def test_damage_is_an_error(damaged):
     file = damaged / "model.safetensors"
     contents = file.read_bytes()
     file.write_bytes(contents[:-2] + bytes([contents[-2] ^ 64]) + contents[-1:])
@@ -197,7 +197,7 @@ def test_weights_that_do_not_fit_are_listed(damaged):
         zse_jax.load(damaged)
 
 
-def test_a_model_of_another_library_is_told_what_to_do(damaged):
+def test_a_model_of_another_library_is_an_error_with_the_remedy(damaged):
     (damaged / "config.json").write_text('{"architectures": ["CLIPModel"]}')
     with pytest.raises(ValueError, match=r"another library \(CLIPModel\).*zse_jax.convert"):
         zse_jax.load(damaged)
@@ -207,7 +207,7 @@ def test_a_model_of_another_library_is_told_what_to_do(damaged):
 
 
 class Hub:
-    """The hub, in a folder: what its client does, with its arguments."""
+    """The client of the hub, with a folder in place of the hub."""
 
     def __init__(self, folder):
         self.folder, self.private = folder, None
@@ -272,7 +272,7 @@ def test_what_the_hub_does_not_have(hub, workdir):
         zse_jax.save_pretrained(workdir, "hf://ann/sketches")
 
 
-def test_without_the_client_it_says_how_to_get_it(monkeypatch, workdir):
+def test_without_the_client_the_error_says_how_to_install_it(monkeypatch, workdir):
     monkeypatch.setitem(sys.modules, "huggingface_hub", None)
     with pytest.raises(ValueError, match="pip install huggingface_hub"):
         zse_jax.load("hf://ann/sketches")
@@ -280,11 +280,14 @@ def test_without_the_client_it_says_how_to_get_it(monkeypatch, workdir):
         zse_jax.save_pretrained(workdir, "hf://ann/sketches")
 
 
-def test_the_client_is_imported_only_for_the_hub(shared):
+@pytest.mark.slow
+def test_loading_imports_no_package_that_it_does_not_need(workdir, shared):
     program = (
-        "import sys, zse_jax; from tests.zse_jax import tiny; tiny.install(); "
-        f"zse_jax.load({str(shared)!r}); "
-        "print(*{'huggingface_hub', 'tensorflow', 'gradio'} & {*sys.modules})"
+        "import sys, zse_jax; assert 'jax' not in sys.modules; "
+        "from tests.zse_jax import tiny; tiny.install(); "
+        f"zse_jax.load({str(workdir)!r}), zse_jax.load({str(shared)!r}); "
+        "unwanted = {'clu', 'gradio', 'huggingface_hub', 'tensorflow', 'tensorflow_datasets'}; "
+        "print(*unwanted & {*sys.modules})"
     )
     done = subprocess.run(
         [sys.executable, "-c", program], capture_output=True, text=True, check=True

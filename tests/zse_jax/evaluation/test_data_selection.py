@@ -1,4 +1,4 @@
-"""Which images train, query and fill the gallery in each zero-shot setting."""
+"""Which images are for training, queries and gallery in each zero-shot setting."""
 
 import numpy as np
 import pytest
@@ -58,7 +58,7 @@ def test_strides_take_every_nth_in_the_published_order():
     assert len(evaluated.sketches) == 25 * SKETCHES // 20
 
 
-def test_held_out_photos_do_not_train_and_stand_in_the_gallery():
+def test_held_out_photos_are_in_the_gallery_and_not_trained_on():
     config = sketchy_generalized.get_config()
     _, photos = data_selection.training_items(config)
     evaluated = data_selection.evaluated_items(config, 1, 1)
@@ -136,7 +136,7 @@ def test_a_fine_grained_stride_thins_the_photos_first():
         ),
     ],
 )
-def test_settings_that_mean_nothing_say_what_would(changes, message):
+def test_invalid_settings_are_an_error_with_the_remedy(changes, message):
     config = default.get_config()
     config.update_from_flattened_dict(changes)
     with pytest.raises(ValueError, match=message):
@@ -144,14 +144,14 @@ def test_settings_that_mean_nothing_say_what_would(changes, message):
 
 
 @pytest.mark.parametrize("share", [-0.1, 1.0, 1.5])
-def test_a_share_lies_between_none_and_all(share):
+def test_a_share_must_be_between_0_and_1(share):
     config = default.get_config()
     config.data.held_out = share
     with pytest.raises(ValueError, match="held_out=.* must be a share between 0 and 1"):
         data_selection.training_items(config)
 
 
-def test_fine_grained_without_pairs_says_so(monkeypatch):
+def test_fine_grained_without_pairs_is_an_error(monkeypatch):
     def unpaired(*args, **kwargs):
         found = items(*args, **kwargs)
         return loading.dataclasses.replace(found, instances=("",) * len(found))

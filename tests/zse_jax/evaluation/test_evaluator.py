@@ -1,5 +1,7 @@
 """Evaluation of a checkpoint: its own config, other strides, JSON, pictures."""
 
+import contextlib
+import io
 import json
 
 import pytest
@@ -12,16 +14,13 @@ from zse_jax.evaluation import evaluator as evaluator_
 from zse_jax.evaluation.evaluator import Evaluator
 from zse_jax.retrieval import metrics
 from zse_jax.runtime import cli, sharding
-from zse_jax.training import loop
+
+pytestmark = pytest.mark.usefixtures("tiny_system")
 
 
 @pytest.fixture(scope="module")
-def workdir(tmp_path_factory):
-    path = tmp_path_factory.mktemp("run")
-    with pytest.MonkeyPatch.context() as patch:
-        tiny.install(patch.setattr)
-        loop.train(tiny.config(**{"train.steps": 3}), path)
-        yield path
+def workdir(reference):
+    return reference
 
 
 def run(*arguments):
@@ -32,20 +31,27 @@ def run(*arguments):
     evaluate.main(options)
 
 
-def test_the_program_measures_writes_and_draws(workdir, tmp_path, capsys):
-    pictures = tmp_path / "pictures"
-    run(f"--checkpoint={workdir}", f"--output={tmp_path}/m.json", f"--pictures={pictures}")
-    written = json.loads((tmp_path / "m.json").read_text())
+@pytest.fixture(scope="module")
+def evaluated(workdir, tmp_path_factory, tiny_system):
+    """The folder of an evaluation's results, and what it printed."""
+    folder = tmp_path_factory.mktemp("evaluated")
+    with contextlib.redirect_stdout(io.StringIO()) as output:
+        run(f"--checkpoint={workdir}", f"--output={folder}/m.json", f"--pictures={folder}/pictures")
+    return folder, output.getvalue()
+
+
+def test_the_program_evaluates_the_best_step_and_writes_pictures(workdir, evaluated):
+    folder, output = evaluated
+    written = json.loads((folder / "m.json").read_text())
     trained = json.loads((workdir / "metrics.json").read_text())
-    assert written["step"] == 3
+    assert written["step"] == trained["step"]
     assert written["values"]["relation"]["exact"]["mAP@all"] == pytest.approx(
         trained["test"]["relation/exact/mAP@all"]
     )
-    assert {path.name for path in pictures.iterdir()} == {
+    assert {path.name for path in (folder / "pictures").iterdir()} == {
         "retrieved-token.png", "retrieved-relation.png", "training.png",
     }  # fmt: skip
-    output = capsys.readouterr().out
-    assert "step 3, on unseen classes of doodles: 24 sketches x 24 photos" in output
+    assert f"step {written['step']}, on unseen classes of doodles: 24 sketches x 24" in output
     assert "relation" in output
 
 
@@ -59,14 +65,13 @@ def test_a_wrong_override_names_the_nearest_key(workdir):
         run(f"--checkpoint={workdir}", "--config.evaluation.test_sketch_strid=4")
 
 
-def test_without_a_checkpoint_it_says_so(tmp_path):
+def test_a_missing_checkpoint_is_an_error(tmp_path):
     with pytest.raises(ValueError, match="--checkpoint=runs/sketchy"):
         run()
     with pytest.raises(FileNotFoundError, match="contains no checkpoint"):
         run(f"--checkpoint={tmp_path}")
 
 
-@pytest.mark.usefixtures("workdir")
 def test_the_evaluator_thins_by_strides_and_pads():
     config = tiny.config(**{"evaluation.batch_size": 16})
     evaluator = Evaluator(config, sharding.make_mesh(), 5, 3)
@@ -81,7 +86,7 @@ def test_an_unknown_metric_to_select_by_names_the_nearest(select):
         evaluator_.check_select(config, ("token", "relation"))
 
 
-def test_what_can_be_selected_hangs_on_the_protocol_and_on_the_rankings_that_are_measured():
+def test_selectable_metrics_depend_on_the_protocol_and_the_rankings():
     fine = {"evaluation.protocol": "fine_grained", "evaluation.select": "token/class/Acc@1"}
     evaluator_.check_select(tiny.config(**fine), ("token", "relation"))
     with pytest.raises(ValueError, match="did you mean 'token/all/Acc@1'"):
@@ -92,12 +97,9 @@ def test_what_can_be_selected_hangs_on_the_protocol_and_on_the_rankings_that_are
         evaluator_.check_select(only, ("token", "relation"))
 
 
-def test_the_report_has_intervals_classes_and_confusions_and_json_the_same(
-    workdir, tmp_path, capsys
-):
-    run(f"--checkpoint={workdir}", f"--output={tmp_path}/m.json")
-    written = json.loads((tmp_path / "m.json").read_text())
-    output = capsys.readouterr().out
+def test_the_report_and_the_json_have_intervals_classes_and_confusions(evaluated):
+    folder, output = evaluated
+    written = json.loads((folder / "m.json").read_text())
     value = written["values"]["relation"]["exact"]["mAP@all"]
     low, high = written["intervals_95"]["relation"]["exact"]["mAP@all"]
     assert low < value < high
@@ -112,7 +114,7 @@ def test_the_report_has_intervals_classes_and_confusions_and_json_the_same(
     assert written["notes"]["split"] == "doodles"
 
 
-def test_fine_grained_evaluation_asks_for_the_photo_that_was_drawn(workdir, tmp_path, capsys):
+def test_fine_grained_evaluation_ranks_the_photo_of_each_sketch(workdir, tmp_path, capsys):
     run(
         f"--checkpoint={workdir}", f"--output={tmp_path}/m.json", f"--pictures={tmp_path}/pictures",
         "--config.evaluation.protocol=fine_grained",
@@ -124,7 +126,7 @@ def test_fine_grained_evaluation_asks_for_the_photo_that_was_drawn(workdir, tmp_
     assert "Acc@10" in capsys.readouterr().out
 
 
-def test_two_stage_ranking_stands_beside_the_exact_one(workdir, tmp_path, capsys):
+def test_two_stage_ranking_is_reported_with_the_exact_one(workdir, tmp_path, capsys):
     run(
         f"--checkpoint={workdir}", f"--output={tmp_path}/m.json",
         "--config.evaluation.shortlists=(4, 24)",
@@ -138,7 +140,7 @@ def test_two_stage_ranking_stands_beside_the_exact_one(workdir, tmp_path, capsys
     assert "classes by relation," in shown and "classes by relation@4" not in shown
 
 
-def test_the_same_command_goes_on_where_it_was_stopped(workdir, tmp_path):
+def test_the_same_command_resumes(workdir, tmp_path):
     def evaluated():
         run(
             f"--checkpoint={workdir}", f"--output={tmp_path}/m.json",
@@ -152,7 +154,7 @@ def test_the_same_command_goes_on_where_it_was_stopped(workdir, tmp_path):
     assert plain.values == first
 
 
-def test_scratch_of_another_gallery_is_not_taken_for_this_one(workdir, tmp_path):
+def test_scratch_files_of_another_gallery_are_an_error(workdir, tmp_path):
     scratch = f"--scratch={tmp_path}/scratch"
     run(f"--checkpoint={workdir}", scratch)
     with pytest.raises(ValueError, match="scratch"):
