@@ -34,7 +34,7 @@ class Pooled(Retriever, Explainable):
         )
 
     def maps(self, images: UInt8[Array, "b h w 3"]) -> Float[Array, "b u v d"]:
-        return self.network.maps(images.astype(jnp.float32) / 127.5 - 1)
+        return self.network.local_features(images.astype(jnp.float32) / 127.5 - 1)
 
     def encode(self, images: UInt8[Array, "b h w 3"], modality: Modality) -> Float[Array, "b d"]:
         return self.maps(images).mean(axis=(1, 2))
