@@ -99,9 +99,7 @@ def test_relative_distance_divergence_is_the_mean_kl_of_pairs_of_different_class
 def test_relative_distance_divergence_is_zero_when_classes_agree():
     row = np.random.default_rng(0).standard_normal((1, 5)).astype(np.float32)
     labels = jnp.arange(4, dtype=jnp.int32)
-    agreeing = jnp.asarray(
-        row + np.arange(4, dtype=np.float32)[:, None]
-    )  # equal by softmax
+    agreeing = jnp.asarray(row + np.arange(4, dtype=np.float32)[:, None])  # equal by softmax
     found = losses.relative_distance_divergence(agreeing, labels)
     np.testing.assert_allclose(found, 0, atol=1e-6)
     alone = jnp.asarray(np.random.default_rng(1).standard_normal((4, 5)), jnp.float32)

@@ -45,7 +45,7 @@ class Backbone(Protocol):
         ...
 
 
-BACKBONES: dict[str, type] = {"resnet50": ResNet50}
+BACKBONES: dict[str, Any] = {"resnet50": ResNet50}
 """Name in `config.model.backbone` -> class that implements `Backbone`."""
 
 

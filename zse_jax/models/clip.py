@@ -69,14 +69,8 @@ class Block(nnx.Module):
     @rematerialisable
     def __call__(
         self, tokens: Float[Array, "b n d"], mask: Bool[Array, "n n"] | None = None
-    ) -> Float[Array, "b n d"]:
-        """The tokens after attention (restricted by `mask`) and MLP."""
-        return self.traced(tokens, mask)[0]
-
-    def traced(
-        self, tokens: Float[Array, "b n d"], mask: Bool[Array, "n n"] | None = None
     ) -> tuple[Float[Array, "b n d"], Float[Array, "b heads n n"]]:
-        """The tokens, and the attention weights."""
+        """The tokens after attention (restricted by `mask`) and MLP, and the attention weights."""
         attended, weights = self.attention(self.norm_attention(tokens), mask)
         tokens = tokens + attended
         return tokens + self.mlp_out(quick_gelu(self.mlp_in(self.norm_mlp(tokens)))), weights
@@ -142,7 +136,7 @@ class VisionTower(nnx.Module):
         """Embeddings, not normalised; see `CLIP.encode_image`."""
         tokens = self._tokens(images, prompts)
         for block in self.blocks:
-            tokens = block(tokens)
+            tokens, _ = block(tokens)
         return self._project(tokens[:, 0])
 
     def local(
@@ -151,7 +145,7 @@ class VisionTower(nnx.Module):
         """The embeddings with local features and attention rollout, at little extra cost."""
         tokens, steps = self._tokens(images, prompts), []
         for block in self.blocks:
-            tokens, weights = block.traced(tokens)
+            tokens, weights = block(tokens)
             steps.append(weights.mean(axis=1))
         count = self.positions.shape[0]
         embedded = self._project(tokens[:, :count])
@@ -215,7 +209,7 @@ class TextTower(nnx.Module):
         x = (self.tokens[...][token_ids] + self.positions[:length]).astype(self.dtype)
         causal = jnp.tril(jnp.ones((length, length), bool))
         for block in self.blocks:
-            x = block(x, causal)
+            x, _ = block(x, causal)
         end = token_ids.argmax(axis=1)[:, None, None]  # the end-of-text id is the largest
         last = jnp.take_along_axis(self.norm(x), end, axis=1)[:, 0]
         return last @ self.projection[...].astype(self.dtype)

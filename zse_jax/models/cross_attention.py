@@ -6,7 +6,7 @@ residual come from its own image (`value="own"`, required by the released weight
 form takes key and value from the other image (`value="other"`).
 
 Every projection depends on one image only, so it is computed once per image (`project_sketches`,
-`project_photos`); the rest is computed per pair (`attend`). To score one sketch against many
+`project_photos`); the rest is computed per pair (`traced`). To score one sketch against many
 photos, `meeting` reorders the computation around the factors that all pairs share.
 """
 
@@ -92,18 +92,8 @@ class CrossLayer(nnx.Module):
         query: Float[Array, "b heads t c"],
         key: Float[Array, "b heads s c"],
         value: Float[Array, "b heads s c"],
-    ) -> Float[Array, "b t d"]:
-        """The tokens of this image after attention to the other."""
-        return self.traced(residual, query, key, value)[0]
-
-    def traced(
-        self,
-        residual: Float[Array, "b t d"],
-        query: Float[Array, "b heads t c"],
-        key: Float[Array, "b heads s c"],
-        value: Float[Array, "b heads s c"],
     ) -> tuple[Float[Array, "b t d"], Float[Array, "b heads t s"]]:
-        """The tokens, and the attention weights."""
+        """The tokens of this image after attention to the other, and the attention weights."""
         attended, weights = attend(query, key, value, self.dropout_weights)
         return self.after_attention(residual, merge_heads(attended)), weights
 
@@ -179,28 +169,23 @@ class CrossAttention(nnx.Module):
             value=reader.heads_of(reader.value, tokens),
         )
 
-    def attend(
-        self, sketch: Projected, photo: Projected
-    ) -> tuple[Float[Array, "b t d"], Float[Array, "b t d"]]:
-        """Sketch and photo tokens of each pair (sketch i, photo i) after cross-attention."""
-        return self.traced(sketch, photo)[0]
-
     def traced(
         self, sketch: Projected, photo: Projected
     ) -> tuple[
         tuple[Float[Array, "b t d"], Float[Array, "b t d"]],
         tuple[Float[Array, "b heads t s"], Float[Array, "b heads s t"]],
     ]:
-        """The tokens of `attend`, and the attention weights of sketches to photos and back."""
+        """Tokens of each pair (sketch i, photo i) after cross-attention, and attention weights.
+
+        Both are pairs: of sketches and photos, and of sketches to photos and photos to sketches.
+        """
         values = (sketch.value, photo.value)
         if not self.takes_own_value:
             values = values[::-1]
-        sketch_tokens, to_photo = self.sketch_layer.traced(
+        sketch_tokens, to_photo = self.sketch_layer(
             sketch.tokens, sketch.query, photo.key, values[0]
         )
-        photo_tokens, to_sketch = self.photo_layer.traced(
-            photo.tokens, photo.query, sketch.key, values[1]
-        )
+        photo_tokens, to_sketch = self.photo_layer(photo.tokens, photo.query, sketch.key, values[1])
         return (sketch_tokens, photo_tokens), (to_photo, to_sketch)
 
     def meeting(
@@ -208,7 +193,7 @@ class CrossAttention(nnx.Module):
     ) -> Callable[[Projected], tuple[Float[Array, "g t d"], Float[Array, "g t d"]]]:
         """Returns a function that applies cross-attention to one sketch and each of the photos.
 
-        The result is that of `attend` with the sketch repeated, without dropout of attention
+        The result is that of `traced` with the sketch repeated, without dropout of attention
         weights. Three of the four attention products share a factor between all photos, so each is
         one large matrix product. Queries and residuals may have fewer tokens than keys and values.
 
@@ -285,7 +270,8 @@ class CrossAttention(nnx.Module):
         self, sketch_tokens: Float[Array, "b t d"], photo_tokens: Float[Array, "b t d"]
     ) -> tuple[Float[Array, "b t d"], Float[Array, "b t d"]]:
         """Sketch and photo tokens of each pair (sketch i, photo i) after cross-attention."""
-        return self.attend(self.project_sketches(sketch_tokens), self.project_photos(photo_tokens))
+        sketch, photo = self.project_sketches(sketch_tokens), self.project_photos(photo_tokens)
+        return self.traced(sketch, photo)[0]
 
 
 def fused_attention(dtype: jnp.dtype, head_width: int) -> bool:

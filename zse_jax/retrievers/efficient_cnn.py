@@ -146,9 +146,10 @@ class EfficientCNN(Retriever, Explainable):
         loss = jnp.zeros(())
         if self.quadruplet_weight:
             groups = embeddings.reshape(len(sketches), -1, embeddings.shape[1])
-            domains = jnp.split(groups, [sketches.shape[1]], axis=1)
+            sketch, photo = jnp.split(groups, [sketches.shape[1]], axis=1)
             terms["quadruplet"] = domain_balanced_quadruplet(
-                *(domain.reshape(-1, embeddings.shape[1]) for domain in domains),
+                sketch.reshape(-1, embeddings.shape[1]),
+                photo.reshape(-1, embeddings.shape[1]),
                 batch["sketch_labels"].ravel(),
                 batch["photo_labels"].ravel(),
                 margin=self.margin,
