@@ -18,8 +18,8 @@ Arrays = dict[str, Any]
 
 def split_model(model: nnx.Module) -> tuple[nnx.GraphDef, dict[str, nnx.State]]:
     """The structure of a retriever, and its state: "random" keys, and the rest as "model"."""
-    definition, random, parameters = nnx.split(model, nnx.RngState, ...)
-    return definition, {"random": random, "model": parameters}
+    definition, *parts = nnx.split(model, nnx.RngState, ...)
+    return definition, {"random": parts[0], "model": parts[1]}
 
 
 def abstract_model(config: ConfigDict) -> tuple[nnx.GraphDef, dict[str, nnx.State]]:

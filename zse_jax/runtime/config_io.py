@@ -64,7 +64,7 @@ def from_plain(plain: Mapping[str, Any]) -> ConfigDict:
 
     def restored(value: Any, prefix: str = "") -> Any:
         if isinstance(value, Mapping):
-            names = {key: RENAMED.get(prefix + key, key).rpartition(".")[2] for key in value}
+            names = {key: RENAMED.get(prefix + key, str(key)).rpartition(".")[2] for key in value}
             return {names[key]: restored(value[key], f"{prefix}{key}.") for key in value}
         if isinstance(value, list):
             return tuple(value)
