@@ -33,7 +33,7 @@ from zse_jax.retrieval.storage import (
     free_host_memory,
     item_bytes,
 )
-from zse_jax.retrievers.base import Encoder, Features, Modality
+from zse_jax.retrievers.base import Encoder, Features, Modality, evaluation_view
 
 Batch = Mapping[str, np.ndarray | jax.Array]
 """image: uint8 [B, H, W, 3]; label: int [B]; mask: bool [B], False where the batch is padded."""
@@ -120,7 +120,7 @@ def fingerprint(retriever: Encoder) -> str:
     call it.
     """
     digest = hashlib.blake2b(digest_size=16)
-    for path, value in nnx.iter_graph(_evaluation_view(retriever)):
+    for path, value in nnx.iter_graph(evaluation_view(retriever)):
         if isinstance(value, nnx.RngState) or str(path[-1:]).startswith("('_pytree__"):
             continue
         digest.update(f"{path}: {_described(value)}\n".encode())
@@ -143,7 +143,7 @@ def evaluation_state(
     `graphdef` is hashable and equal for retrievers of one structure: with it as a static argument,
     jit compiles once for all evaluations of a training run.
     """
-    graphdef, state = nnx.split(_evaluation_view(retriever))
+    graphdef, state = nnx.split(evaluation_view(retriever))
     if sharding is None:
         return graphdef, state
     replicated = NamedSharding(sharding.mesh, PartitionSpec())
@@ -189,12 +189,6 @@ def fetched(results: Iterable[Any]) -> Iterator[Any]:
             yield _to_host(pending.popleft())
     while pending:
         yield _to_host(pending.popleft())
-
-
-def _evaluation_view(retriever: Encoder) -> Encoder:
-    return nnx.view(
-        retriever, deterministic=True, use_running_average=True, raise_if_not_found=False
-    )
 
 
 def _folder(storage: Storage, retriever: Encoder, modality: Modality, batches: int) -> OnDisk:

@@ -93,19 +93,18 @@ def rank(
             )
         labels = _Labels(*labels[:2], *_dense(query_groups, gallery_groups))
     queries, gallery = similarity.shape
-    on_device = isinstance(similarity, jax.Array) and _sorts_on_device(similarity)
-    if on_device:
+    if isinstance(similarity, jax.Array) and _sorts_on_device(similarity):
         mesh = similarity.sharding.mesh if isinstance(similarity.sharding, NamedSharding) else None
         devices = 1 if mesh is None else mesh.size
         # Few shapes, so few compilations: rows are a power of two up to a full block, and the last
         # block is padded.
         height = min(max(1, _DEVICE_BLOCK // gallery), 1 << (queries - 1).bit_length())
         height = -(-height // devices) * devices
-        sort = functools.partial(_sort_on_device, mesh=mesh)
+        sort, threads = functools.partial(_sort_on_device, mesh=mesh), 1
     else:
         similarity = np.asarray(similarity)
         height = max(1, min(_HOST_BLOCK // gallery, -(-queries // _THREADS)))
-        sort = functools.partial(_sort, np)
+        sort, threads = functools.partial(_sort, np), _THREADS
 
     def rank_block(start: int) -> Ranked:
         rows = np.minimum(np.arange(start, start + height), queries - 1)
@@ -122,7 +121,7 @@ def rank(
             )
         return Ranked(first, first_similarity, _ranks(hit), candidates)
 
-    with ThreadPoolExecutor(1 if on_device else _THREADS) as pool:
+    with ThreadPoolExecutor(threads) as pool:
         return concatenate(list(pool.map(rank_block, range(0, queries, height))))
 
 
@@ -178,7 +177,7 @@ def _sort(xp: Any, similarity: Any, rows: Any, labels: _Labels, *, top: int, mes
     """
     scores = similarity[rows]
     wide = xp is np and (scores.dtype.itemsize > 4 or np.issubdtype(scores.dtype, np.integer))
-    scores = scores.astype(np.float64 if wide else np.float32)
+    scores = scores.astype(np.float64 if wide else np.float32, copy=False)
     if mesh is not None:
         by_rows = NamedSharding(mesh, PartitionSpec(mesh.axis_names))
         scores = jax.lax.with_sharding_constraint(scores, by_rows)
@@ -186,7 +185,7 @@ def _sort(xp: Any, similarity: Any, rows: Any, labels: _Labels, *, top: int, mes
     nan = xp.where(is_nan.any(1), is_nan.argmax(1), -1)
     keys = _keys(xp, scores)
     candidates = xp.full(len(keys), keys.shape[1])
-    if labels.gallery_group is not None:
+    if labels.query_group is not None:
         candidate = labels.gallery_group == labels.query_group[:, None]
         keys = xp.where(candidate, keys, np.iinfo(keys.dtype).max)  # Behind -inf.
         candidates = candidate.sum(1)
@@ -235,7 +234,7 @@ def _argsort(keys: Int[np.ndarray, "b g"]) -> Int[np.ndarray, "b g"]:
         return np.argsort(keys, axis=1, kind="stable")
     packed = (keys.astype(np.int64) << 32) | np.arange(keys.shape[1])
     packed.sort(axis=1)
-    return packed.astype(np.int32)  # The lower half.
+    return packed & 0xFFFFFFFF
 
 
 def _ranks(hit: Bool[np.ndarray, "b g"]) -> Int32[np.ndarray, "b r"]:

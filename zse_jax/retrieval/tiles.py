@@ -116,7 +116,9 @@ def on_device(
         if sharding is None:
             return jax.device_put(read(leaf, rows))
         return jax.make_array_from_callback(
-            (len(rows), *leaf.shape[1:]), sharding, lambda index: read(leaf, rows[index[0]])
+            (len(rows), *leaf.shape[1:]),
+            sharding,
+            lambda index: read(leaf, rows[(index or (...,))[0]]),
         )
 
     return jax.tree.map(placed, features)

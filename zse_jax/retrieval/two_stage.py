@@ -147,10 +147,7 @@ def _ranking(retriever: Encoder, name: str | None, kind: scoring.Kind) -> str:
 def _exact(similarity: Float[Array, "r g"]) -> Float32[Array, "r g"]:
     """Minus the ranks by a single ranking."""
     order = jnp.argsort(-similarity, axis=1, stable=True)
-    ranks = jnp.arange(1, order.shape[1] + 1, dtype=jnp.float32)
-    return (
-        -jnp.zeros(order.shape, jnp.float32).at[jnp.arange(len(order))[:, None], order].set(ranks)
-    )
+    return -1.0 - jnp.argsort(order, axis=1).astype(jnp.float32)
 
 
 @functools.partial(jax.jit, static_argnames=("k", "approximate"))

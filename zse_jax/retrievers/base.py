@@ -6,7 +6,7 @@ Evaluation, index and search use only `Encoder`, the train loop only `Retriever`
 
 from abc import abstractmethod
 from collections.abc import Mapping, Sequence
-from typing import Any, ClassVar, Literal, NamedTuple, Protocol, runtime_checkable
+from typing import Any, ClassVar, Literal, NamedTuple, Protocol, TypeVar, runtime_checkable
 
 import jax
 from flax import nnx
@@ -16,6 +16,9 @@ Modality = Literal["sketch", "photo"]
 
 Features = Any
 """What a system keeps of each image: a pytree of arrays whose leading axis is the item."""
+
+
+AnyEncoder = TypeVar("AnyEncoder", bound="Encoder")
 
 
 class Correspondence(NamedTuple):
@@ -147,6 +150,11 @@ class TextQueries(Protocol):
     def encode_classes(self, names: Sequence[str]) -> Features:
         """Features of classes known by their names, in place of sketches of them."""
         ...
+
+
+def evaluation_view(encoder: AnyEncoder) -> AnyEncoder:
+    """The encoder with dropout off and running batch statistics; shares the parameters."""
+    return nnx.view(encoder, deterministic=True, use_running_average=True, raise_if_not_found=False)
 
 
 def copy_parameters(target: Encoder, source: Encoder) -> None:
