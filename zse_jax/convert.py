@@ -33,10 +33,17 @@ from zse_jax.retrievers.base import Retriever
 from zse_jax.runtime import cli, config_io
 
 
+def default_config(system: str) -> ConfigDict:
+    """The config of a system, at its published size."""
+    return import_module(f"configs.{registry.system(system).config}").get_config()
+
+
 def config_of(
     publisher: str, arrays: Mapping[str, np.ndarray], system: str | None = None
 ) -> ConfigDict:
     """The config of a system, at the size of a publisher's arrays.
+
+    Inferred settings that the system does not have are left out.
 
     Args:
       publisher: a key of `publishers.PUBLISHERS`.
@@ -51,9 +58,10 @@ def config_of(
         raise ValueError(
             f"--system={system}: weights of {publisher} are for {' or '.join(accepting)}."
         )
-    entry = registry.system(system or accepting[0])
-    config = import_module(entry.config).get_config()
-    inferred = publishers.settings(publisher, arrays) | entry.pretrained[publisher].settings
+    system = system or accepting[0]
+    config = default_config(system)
+    fixed = registry.system(system).pretrained[publisher].settings
+    inferred = {**publishers.settings(publisher, arrays), **fixed}
     with config.unlocked():
         config.model.update({key: x for key, x in inferred.items() if key in config.model})
     return config

@@ -7,7 +7,9 @@ import numpy as np
 from flax import nnx
 from ml_collections import ConfigDict
 
-from configs import clip_default, default, efficient_default
+from zse_jax import convert
+from zse_jax.retrievers import create
+from zse_jax.retrievers.base import Retriever
 from zse_jax.training import step
 
 SIZE, DEPTH = 32, 1
@@ -26,22 +28,22 @@ EFFICIENT = {
     "image_size": SIZE, "depths": (1, 1), "width": 8, "imagenet_classes": 12,
     "embedding_width": 16, "seen_classes": 4, "knowledge_weight": 0.0,
 }  # fmt: skip
-SYSTEMS = {
-    "zse": (default, ZSE),
-    "clip_prompt": (clip_default, CLIP),
-    "efficient_cnn": (efficient_default, EFFICIENT),
-}
+SIZES = {"zse": ZSE, "clip_prompt": CLIP, "efficient_cnn": EFFICIENT}
 
 
 def config(system: str, **flat: Any) -> ConfigDict:
-    """A config of one of `SYSTEMS`; `flat` sets dotted keys."""
-    module, sizes = SYSTEMS[system]
-    made = module.get_config()
-    made.model.update(sizes)
+    """A config of one of `SIZES`; `flat` sets dotted keys."""
+    made = convert.default_config(system)
+    made.model.update(SIZES[system])
     made.train.update(steps=10, batch_size=16)
     made.optimizer.update(schedule="constant", warmup_steps=0)
     made.update_from_flattened_dict(flat)
     return made.lock()
+
+
+def built(system: str, seed: int = 0) -> Retriever:
+    """A retriever of one of `SIZES`."""
+    return create(config(system).model, rngs=nnx.Rngs(params=seed, dropout=seed + 1))
 
 
 def batch(system: str, samples: int = 16) -> dict[str, np.ndarray]:

@@ -1,4 +1,4 @@
-"""Every publisher's file becomes a checkpoint, at the size of its arrays; and training's start."""
+"""Conversion of every publisher's weights to a checkpoint and back, and `config.init_from`."""
 
 import json
 import subprocess
@@ -32,7 +32,7 @@ HEADS = {"heads": 3, "cross_heads": 2, "scale_channels": 4}
 
 
 def resnet_arrays(seed=0):
-    """A small ResNet by torchvision's names and in its layout."""
+    """A small ResNet with torchvision's names and layout."""
     model = drawn(lambda: ResNet50(depths=(1, 1), width=8, classes=12, rngs=nnx.Rngs(0)), seed)
     state = nnx.state(model, nnx.Any(nnx.Param, nnx.BatchStat))
     parameters = dict(nnx.to_flat_state(state))
@@ -119,12 +119,12 @@ def test_published_sizes_are_those_of_the_configs():
     ):  # fmt: skip
         arrays = shapes(manifest)
         config = convert.config_of(publisher, arrays)
-        default = convert.import_module(registry.SYSTEMS[config.model.system].config).get_config()
+        default = convert.default_config(config.model.system)
         differing = {k for k, v in config.model.items() if v != default.model[k]}
         assert differing <= {"prompt_length", "pixels", "text_tower", "knowledge_weight"}, publisher
 
 
-def test_zse_goes_out_by_the_published_names_and_comes_back_to_the_bit(tmp_path, capsys):
+def test_exported_zse_weights_convert_back_exactly(tmp_path, capsys):
     config = small_systems.config("zse")
     source = built(config.model.to_dict(), seed=5)
     writing.write(tmp_path / "run", 7, source, config)
@@ -149,7 +149,7 @@ def test_positions_are_interpolated_for_another_size(tmp_path):
     assert zse_jax.load(tmp_path / "out").tokenizer.positions.shape[1] == 65
 
 
-def test_what_cannot_be_converted_says_so(tmp_path):
+def test_unusable_arguments_are_errors(tmp_path):
     vit = written(tmp_path / "vit.npz", test_google_vit.published())
     with pytest.raises(ValueError, match=r"vit.npz contains weights of google_vit, not of zse_"):
         run("--from=zse_sbir", vit, tmp_path / "out")
@@ -174,7 +174,7 @@ def test_what_cannot_be_converted_says_so(tmp_path):
         run("--to=zse_sbir", tmp_path / "clip", tmp_path / "x.safetensors")
 
 
-def test_the_program_takes_source_and_output_as_they_stand(tmp_path):
+def test_the_program_runs_and_reports_a_missing_argument(tmp_path):
     file = written(tmp_path / "vit.npz", test_google_vit.published())
     command = [sys.executable, "-m", "zse_jax.convert", "--from=google_vit", file]
     done = subprocess.run(command, cwd=ROOT, capture_output=True, text=True, check=False)
@@ -209,7 +209,7 @@ def test_training_starts_from_a_publishers_file_or_a_checkpoint(tmp_path):
         same(begun(small_systems.config("zse", init_from=str(path))), source)
 
 
-def test_clip_at_starts_from_a_converted_clip_with_prompts_of_its_own(tmp_path):
+def test_clip_at_starts_from_a_converted_clip_and_keeps_its_own_prompts(tmp_path):
     file = written(tmp_path / "clip.safetensors", clip_arrays())
     run(file, tmp_path / "clip", "--config.model.heads=2", "--config.model.text_heads=2")
     config = small_systems.config("clip_prompt", init_from=str(tmp_path / "clip"))
@@ -243,7 +243,7 @@ def test_a_run_records_what_it_started_from_and_resumes_without_it(tmp_path, mon
     assert reading.step_of(tmp_path / "second") == 3
 
 
-def test_there_is_no_training_to_resume_in_a_converted_checkpoint(tmp_path, monkeypatch):
+def test_a_converted_checkpoint_cannot_be_resumed(tmp_path, monkeypatch):
     tiny.install(monkeypatch.setattr)
     config = tiny.config()
     writing.write(tmp_path / "run", 0, built(config.model.to_dict()), config)
@@ -252,7 +252,7 @@ def test_there_is_no_training_to_resume_in_a_converted_checkpoint(tmp_path, monk
     assert reading.step_of(tmp_path / "run") == 0
 
 
-def test_a_start_that_does_not_fit_says_so(tmp_path):
+def test_an_unusable_init_from_is_an_error_that_names_it(tmp_path):
     config = small_systems.config("zse")
     source = built(config.model.to_dict(), seed=5)
     writing.write(tmp_path / "run", 0, source, config)

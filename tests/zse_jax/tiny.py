@@ -102,7 +102,7 @@ def config(**flat: Any) -> ConfigDict:
 
 def system(implementation: str) -> registry.System:
     """A registry entry of a system that only the tests know."""
-    return registry.System(implementation, title="tiny", paper="", config="configs.default")
+    return registry.System(implementation, title="tiny", paper="", config="default")
 
 
 def install(patch: Any = setattr) -> None:

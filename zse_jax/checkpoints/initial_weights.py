@@ -39,7 +39,7 @@ def fill_from(model: Encoder, path: str | os.PathLike, system: str) -> None:
     if is_weight_file(path):
         fill_from_file(model, path, system)
         return
-    definition, random, values = nnx.split(reading.load(path), nnx.RngState, ...)
+    definition, *parts = nnx.split(reading.load(path), nnx.RngState, ...)
     # Through the host, so that the arrays are not bound to the device on which they were loaded.
-    values = jax.tree.map(lambda leaf: jnp.asarray(np.asarray(leaf)), values)
-    registry.copy_parameters(system, model, nnx.merge(definition, random, values))
+    values = jax.tree.map(lambda leaf: jnp.asarray(np.asarray(leaf)), parts[1])
+    registry.copy_parameters(system, model, nnx.merge(definition, parts[0], values))

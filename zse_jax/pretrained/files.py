@@ -1,6 +1,7 @@
-"""Files of weights as plain arrays: safetensors, numpy's, and PyTorch's where PyTorch is installed.
+"""Reads files of weights as numpy arrays: safetensors, .npz, and PyTorch's if it is installed.
 
-Nothing in a file is ever executed to read its weights: no pickles but PyTorch's restricted ones.
+Code in a file is never executed: of pickles, only PyTorch's restricted ones (`weights_only`) are
+read.
 """
 
 import os
@@ -15,7 +16,7 @@ import numpy as np
 SUFFIXES = (".safetensors", ".npz", ".pth", ".pt", ".bin")
 
 _CONVERT = (
-    'To convert it where PyTorch is: python -c "import torch, safetensors.torch as s; '
+    'To convert it where PyTorch is installed: python -c "import torch, safetensors.torch as s; '
     "s.save_file({{k: v.contiguous() for k, v in {0}.items()}}, '{1}')\""
 )
 
@@ -23,13 +24,13 @@ _CONVERT = (
 def read(path: str | os.PathLike) -> dict[str, np.ndarray]:
     """The publisher's parameter names and arrays in a file; half precision becomes float32.
 
-    PyTorch's files hold a dict of tensors, by itself or as `state_dict` or `model` of a training
-    checkpoint, or are TorchScript archives, as OpenAI's CLIP.
+    A PyTorch file contains a dict of tensors, alone or as `state_dict` or `model` of a training
+    checkpoint, or is a TorchScript archive, such as OpenAI's CLIP.
 
     Raises:
       FileNotFoundError: there is no such file.
-      ValueError: a suffix that is not in `SUFFIXES`, PyTorch's format without PyTorch, a file that
-        is damaged, or one that holds something else than arrays; says what to do.
+      ValueError: a suffix that is not in `SUFFIXES`, PyTorch's format without PyTorch, a damaged
+        file, or one that contains anything but arrays.
     """
     path = Path(path).expanduser()
     if not path.is_file():
@@ -37,7 +38,7 @@ def read(path: str | os.PathLike) -> dict[str, np.ndarray]:
     readers = {".safetensors": _safetensors, ".npz": _numpy}
     if path.suffix not in SUFFIXES:
         raise ValueError(
-            f"{path} is no file of weights that is known here: expected {', '.join(SUFFIXES)}."
+            f"{path} is not a known kind of weight file: expected {', '.join(SUFFIXES)}."
         )
     return readers.get(path.suffix, _torch)(path)
 
@@ -47,9 +48,9 @@ def write(
     arrays: Mapping[str, np.ndarray],
     metadata: Mapping[str, str] | None = None,
 ) -> None:
-    """Writes arrays as safetensors, into a file that others can read as they can any other.
+    """Writes arrays as safetensors, with the usual permissions.
 
-    (The library's own `save_file` makes one for its owner alone.)
+    (The library's own `save_file` makes a file that only its owner can read.)
     """
     from safetensors.numpy import save
 
@@ -67,7 +68,7 @@ def _numpy(path: Path) -> dict[str, np.ndarray]:
 
 
 def _safetensors(path: Path) -> dict[str, np.ndarray]:
-    import ml_dtypes  # noqa: F401 - makes numpy know bfloat16
+    import ml_dtypes  # noqa: F401 - adds bfloat16 to numpy
     from safetensors import SafetensorError, safe_open
 
     try:
@@ -76,7 +77,7 @@ def _safetensors(path: Path) -> dict[str, np.ndarray]:
     except SafetensorError as error:
         raise ValueError(
             f"{path} cannot be read as safetensors: {error}. Download it again."
-        ) from (error)
+        ) from error
     return {name: _single(array) for name, array in arrays.items()}
 
 
@@ -101,7 +102,7 @@ def _torch(path: Path) -> dict[str, np.ndarray]:
             if script
             else torch.load(path, map_location="cpu", weights_only=True)
         )
-    except Exception as error:  # torch raises whatever its unpickler meets
+    except Exception as error:  # torch's unpickler raises many types
         reason = (str(error).strip().splitlines() or [type(error).__name__])[0]
         raise ValueError(
             f"{path} cannot be read as a dict of tensors ({reason}): is it complete, and a state "
@@ -110,8 +111,8 @@ def _torch(path: Path) -> dict[str, np.ndarray]:
     tensors = _state_dict(loaded, torch.Tensor)
     if not isinstance(tensors, Mapping):
         raise ValueError(
-            f"{path} holds a {type(tensors).__name__}, not a dict of tensors. Save the state dict "
-            "alone: torch.save(model.state_dict(), path)."
+            f"{path} contains a {type(tensors).__name__}, not a dict of tensors. Save the state "
+            "dict alone: torch.save(model.state_dict(), path)."
         )
     wrong = [
         f"{name} ({type(value).__name__})"
@@ -120,7 +121,7 @@ def _torch(path: Path) -> dict[str, np.ndarray]:
     ]
     if wrong:
         raise ValueError(
-            f"{path} holds more than a dict of tensors: {', '.join(wrong[:5])}. Save the state "
+            f"{path} contains more than a dict of tensors: {', '.join(wrong[:5])}. Save the state "
             "dict alone: torch.save(model.state_dict(), path)."
         )
     return {
@@ -137,7 +138,7 @@ def _is_torch_script(path: Path) -> bool:
 
 
 def _state_dict(loaded: Any, tensor: type) -> Any:
-    """What is in a training checkpoint under the usual names, or `loaded` itself."""
+    """The state dict in a training checkpoint, or `loaded` itself."""
     if isinstance(loaded, Mapping):
         for name in ("state_dict", "model"):
             inner = loaded.get(name)
@@ -147,5 +148,5 @@ def _state_dict(loaded: Any, tensor: type) -> Any:
 
 
 def _single(array: np.ndarray) -> np.ndarray:
-    """Floats of any width as float32; the rest as it is."""
+    """Floats of any width as float32; other types unchanged."""
     return array if array.dtype.kind in "iub" else array.astype(np.float32)

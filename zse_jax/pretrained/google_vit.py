@@ -1,8 +1,8 @@
 """Google's Vision Transformers, by the names of their `.npz` files (github.com/google-research).
 
 ZSE starts from `sam/ViT-B_16.npz`, a ViT-B/16 trained on ImageNet-1k with sharpness-aware
-minimisation. It has no scale embedding, no cross-attention and no relation network: those keep the
-values they have. Positions for another number of patches are interpolated as in Google's own code.
+minimisation. It has no scale embedding, cross-attention or relation network: those keep their
+values. Positions for another number of patches are interpolated as in Google's own code.
 """
 
 import math
@@ -16,9 +16,9 @@ from zse_jax.pretrained.mapping import Path, Source, count, fill
 from zse_jax.retrievers.zse import ZSE
 
 KEPT = ("cross_attention", "anchors", "relation_network")
-"""Parts of ZSE that a Vision Transformer has nothing for, beside the scale embedding."""
+"""Parts of ZSE, besides the scale embedding, that a Vision Transformer does not have."""
 
-# The classifier of the published network, and the layer in front of it in some of the files.
+# The classifier of the published network, and the layer before it in some of the files.
 _IGNORED = ("head/", "pre_logits/")
 
 
@@ -28,7 +28,7 @@ def load(model: ZSE, arrays: Mapping[str, np.ndarray]) -> None:
     The class token becomes the retrieval token.
 
     Raises:
-      ValueError: names without a place, parameters without a source or of another shape, listed.
+      ValueError: unused names, or parameters without a source or of another shape, listed.
     """
     fill(
         model,
@@ -81,28 +81,30 @@ def table(model: ZSE) -> dict[Path, Source]:
         ("tokenizer", "positions"): Source("Transformer/posembed_input/pos_embedding", positions),
         ("tokenizer", "patch_embedding", "kernel"): Source("embedding/kernel", _flat_inputs),
         ("tokenizer", "patch_embedding", "bias"): Source("embedding/bias"),
-        **_norm(("encoder", "norm"), "Transformer/encoder_norm"),
+        **_leaves(("encoder", "norm"), "Transformer/encoder_norm", "scale", "bias"),
     }
     for i in range(len(model.encoder.blocks)):
         here, there = ("encoder", "blocks", i), f"Transformer/encoderblock_{i}"
         attention = f"{there}/MultiHeadDotProductAttention_1"
-        entries |= _norm((*here, "norm_attention"), f"{there}/LayerNorm_0")
-        entries |= _norm((*here, "norm_mlp"), f"{there}/LayerNorm_2")
-        entries |= _dense((*here, "attention", "qkv"), f"{attention}/qkv")
+        entries |= _leaves((*here, "norm_attention"), f"{there}/LayerNorm_0", "scale", "bias")
+        entries |= _leaves((*here, "norm_mlp"), f"{there}/LayerNorm_2", "scale", "bias")
+        entries |= _leaves((*here, "attention", "qkv"), f"{attention}/qkv", "kernel", "bias")
         entries[(*here, "attention", "out", "kernel")] = Source(
             f"{attention}/out/kernel", _flat_inputs
         )
         entries[(*here, "attention", "out", "bias")] = Source(f"{attention}/out/bias")
-        entries |= _dense((*here, "mlp_in"), f"{there}/MlpBlock_3/Dense_0")
-        entries |= _dense((*here, "mlp_out"), f"{there}/MlpBlock_3/Dense_1")
+        entries |= _leaves((*here, "mlp_in"), f"{there}/MlpBlock_3/Dense_0", "kernel", "bias")
+        entries |= _leaves((*here, "mlp_out"), f"{there}/MlpBlock_3/Dense_1", "kernel", "bias")
     return entries
 
 
 def interpolated(positions: np.ndarray, grid: int) -> np.ndarray:
-    """Positions [1, 1 + n², d] of n x n patches for `grid` x `grid` ones, linear; the first stays.
+    """Positions [1, 1 + n², d] of n x n patches, interpolated linearly to `grid` x `grid` patches.
+
+    The first position, of the class token, stays.
 
     Raises:
-      ValueError: they are not those of a token and a square of patches.
+      ValueError: they are not of a token and a square grid of patches.
     """
     side = round((positions.shape[1] - 1) ** 0.5)
     if positions.ndim != 3 or len(positions) != 1 or side**2 + 1 != positions.shape[1]:
@@ -115,7 +117,7 @@ def interpolated(positions: np.ndarray, grid: int) -> np.ndarray:
 
 
 def _joined(arrays: Mapping[str, np.ndarray]) -> dict[str, np.ndarray]:
-    """Query, key and value of each block, [d, heads, c], as one projection [d, 3 heads c]."""
+    """Joins query, key and value of each block, [d, heads, c], into one array [d, 3 heads c]."""
     found = dict(arrays)
     for name in arrays:
         if not name.endswith("/query/kernel"):
@@ -136,9 +138,5 @@ def _flat_inputs(array: np.ndarray) -> np.ndarray:
     return array.reshape(-1, array.shape[-1])
 
 
-def _dense(here: Path, there: str) -> dict[Path, Source]:
-    return {(*here, leaf): Source(f"{there}/{leaf}") for leaf in ("kernel", "bias")}
-
-
-def _norm(here: Path, there: str) -> dict[Path, Source]:
-    return {(*here, leaf): Source(f"{there}/{leaf}") for leaf in ("scale", "bias")}
+def _leaves(here: Path, there: str, *leaves: str) -> dict[Path, Source]:
+    return {(*here, leaf): Source(f"{there}/{leaf}") for leaf in leaves}

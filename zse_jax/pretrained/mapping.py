@@ -1,7 +1,7 @@
-"""Filling a model from a publisher's arrays, strictly in both directions.
+"""Fills a model from a publisher's arrays, strictly in both directions.
 
-A publisher's file in this package holds one table, parameter path here -> (publisher's name,
-how to lay the array out); this module applies it and refuses anything left over on either side.
+A publisher's module has one table, parameter path -> (publisher's name, change of layout). This
+module applies it, and raises an error for anything that is left over on either side.
 """
 
 import re
@@ -13,14 +13,18 @@ import numpy as np
 from flax import nnx
 
 Path = tuple[Any, ...]
-"""Names and list positions on the way from a model to one of its parameters."""
+"""Attribute names and list positions that lead from a model to one of its parameters."""
+
+
+Layout = Callable[[np.ndarray], np.ndarray]
+"""Changes a publisher's array to the layout of the parameter."""
 
 
 class Source(NamedTuple):
-    """Where a parameter comes from: the publisher's name, and the change of layout."""
+    """The publisher's name of a parameter, and the change of layout."""
 
     name: str
-    layout: Callable[[np.ndarray], np.ndarray] = lambda array: array
+    layout: Layout = lambda array: array
 
 
 def transpose(array: np.ndarray) -> np.ndarray:
@@ -36,6 +40,22 @@ def convolution(array: np.ndarray) -> np.ndarray:
 def patch_matrix(array: np.ndarray) -> np.ndarray:
     """The same for a convolution that `models.layers.patches` turned into a matrix product."""
     return convolution(array).reshape(-1, array.shape[0])
+
+
+def linear(here: Path, there: str, layout: Layout = transpose) -> dict[Path, Source]:
+    """Kernel and bias of a PyTorch layer."""
+    return {
+        (*here, "kernel"): Source(f"{there}.weight", layout),
+        (*here, "bias"): Source(f"{there}.bias"),
+    }
+
+
+def norm(here: Path, there: str) -> dict[Path, Source]:
+    """Scale and bias of a PyTorch normalisation layer."""
+    return {
+        (*here, "scale"): Source(f"{there}.weight"),
+        (*here, "bias"): Source(f"{there}.bias"),
+    }
 
 
 def count(names: Iterable[str], pattern: str) -> int:
@@ -54,27 +74,27 @@ def fill(
     """Sets every parameter and running average of `model` in place.
 
     Args:
-      model: whose `nnx.Param` and `nnx.BatchStat` leaves are filled; each keeps its dtype and
+      model: its `nnx.Param` and `nnx.BatchStat` leaves are filled; each keeps its dtype and
         sharding.
       arrays: the publisher's names and arrays.
-      table: for each parameter's path, its source.
-      ignored: names that the publisher's file carries and its network never uses.
-      kept: parameters that the publisher's network does not have: they stay as they are.
+      table: the source of each parameter path.
+      ignored: names in the publisher's file that its network does not use.
+      kept: parameters that the publisher's network does not have; they keep their values.
 
     Raises:
-      ValueError: names nobody uses, parameters nobody fills, or shapes that differ; all are listed,
-        and the model is left as it was.
+      ValueError: unused names, parameters without a source, or different shapes. All are listed,
+        and the model is not changed.
     """
     every = nnx.to_flat_state(nnx.state(model, nnx.Any(nnx.Param, nnx.BatchStat)))
     parameters = {path: parameter for path, parameter in every if not kept(path)}
-    problems = [f"  no place for     {name}" for name in _unused(arrays, table, ignored)]
+    problems = [f"  not used: {name}" for name in _unused(arrays, table, ignored)]
     filled = {}
     for path, parameter in parameters.items():
         source = table.get(path)
         where = ".".join(map(str, path))
         if source is None or source.name not in arrays:
             missing = f" (expected as {source.name})" if source else ""
-            problems.append(f"  nothing for      {where}{missing}")
+            problems.append(f"  missing: {where}{missing}")
             continue
         given = np.asarray(arrays[source.name])
         try:
@@ -83,7 +103,7 @@ def fill(
             value = given
         if value.shape != parameter.shape:
             problems.append(
-                f"  shape differs at {where}: {tuple(parameter.shape)} here, {source.name} has "
+                f"  shape differs: {where} is {tuple(parameter.shape)}, {source.name} is "
                 f"{tuple(given.shape)}"
             )
             continue

@@ -1,4 +1,4 @@
-"""CLIP's published weights: by OpenAI's names, or by Hugging Face's (`openai/clip-vit-*`).
+"""CLIP's published weights, with OpenAI's names or Hugging Face's (`openai/clip-vit-*`).
 
     retriever = zse_jax.retrievers.create({"system": "clip_prompt"}, rngs=nnx.Rngs(0))
     openai_clip.load(retriever, files.read("model.safetensors"))
@@ -15,10 +15,10 @@ import numpy as np
 from flax import nnx
 
 from zse_jax.models.clip import CLIP
-from zse_jax.pretrained.mapping import Path, Source, fill, patch_matrix, transpose
+from zse_jax.pretrained.mapping import Path, Source, fill, linear, norm, patch_matrix, transpose
 from zse_jax.retrievers.clip_prompt import ClipPrompt
 
-# Numbers beside the weights in OpenAI's archives, counters in Hugging Face's files.
+# Scalars in OpenAI's archives and counters in Hugging Face's files that are not weights.
 _KNOWN = re.compile(
     r"input_resolution|context_length|vocab_size|(text|vision)_model\.embeddings\.position_ids"
 )
@@ -28,14 +28,14 @@ def load(model: CLIP | ClipPrompt, arrays: Mapping[str, np.ndarray] | Any) -> No
     """Fills `model` in place; a retriever's towers all start from the same published weights.
 
     Args:
-      model: a CLIP of the same size, or a retriever, whose prompts stay as they are and whose
-        cache of class texts is made anew.
+      model: a CLIP of the same size, or a retriever, which keeps its prompts and encodes its class
+        names again.
       arrays: the names of OpenAI's state dict, such as `visual.conv1.weight`, or Hugging Face's,
         such as `vision_model.embeddings.patch_embedding.weight`; float16 or float32.
 
     Raises:
-      ValueError: weights of another size of CLIP, names without a place, parameters without a
-        source or of another shape, all listed; or no dict of arrays, with the way to get one.
+      ValueError: weights of another size of CLIP, unused names, or parameters without a source or
+        of another shape, all listed; or not a dict of arrays.
     """
     if not isinstance(arrays, Mapping):
         raise ValueError(
@@ -62,8 +62,8 @@ def table(model: CLIP) -> dict[Path, Source]:
         ("visual", "class_token"): Source("visual.class_embedding"),
         ("visual", "positions"): Source("visual.positional_embedding"),
         ("visual", "projection"): Source("visual.proj"),
-        **_layer(("visual", "norm_pre"), "visual.ln_pre", "scale"),
-        **_layer(("visual", "norm_post"), "visual.ln_post", "scale"),
+        **norm(("visual", "norm_pre"), "visual.ln_pre"),
+        **norm(("visual", "norm_post"), "visual.ln_post"),
         **_blocks(("visual", "blocks"), "visual.transformer.resblocks", len(model.visual.blocks)),
     }
     if model.text is not None:
@@ -71,7 +71,7 @@ def table(model: CLIP) -> dict[Path, Source]:
             ("text", "tokens"): Source("token_embedding.weight"),
             ("text", "positions"): Source("positional_embedding"),
             ("text", "projection"): Source("text_projection"),
-            **_layer(("text", "norm"), "ln_final", "scale"),
+            **norm(("text", "norm"), "ln_final"),
             **_blocks(("text", "blocks"), "transformer.resblocks", len(model.text.blocks)),
         }
     return entries
@@ -81,22 +81,15 @@ def _blocks(here: Path, there: str, depth: int) -> dict[Path, Source]:
     entries: dict[Path, Source] = {}
     for i in range(depth):
         block, name = (*here, i), f"{there}.{i}"
-        entries |= _layer((*block, "norm_attention"), f"{name}.ln_1", "scale")
-        entries |= _layer((*block, "norm_mlp"), f"{name}.ln_2", "scale")
+        entries |= norm((*block, "norm_attention"), f"{name}.ln_1")
+        entries |= norm((*block, "norm_mlp"), f"{name}.ln_2")
         qkv = (*block, "attention", "qkv")
         entries[(*qkv, "kernel")] = Source(f"{name}.attn.in_proj_weight", transpose)
         entries[(*qkv, "bias")] = Source(f"{name}.attn.in_proj_bias")
-        entries |= _layer((*block, "attention", "out"), f"{name}.attn.out_proj", "kernel")
-        entries |= _layer((*block, "mlp_in"), f"{name}.mlp.c_fc", "kernel")
-        entries |= _layer((*block, "mlp_out"), f"{name}.mlp.c_proj", "kernel")
+        entries |= linear((*block, "attention", "out"), f"{name}.attn.out_proj")
+        entries |= linear((*block, "mlp_in"), f"{name}.mlp.c_fc")
+        entries |= linear((*block, "mlp_out"), f"{name}.mlp.c_proj")
     return entries
-
-
-def _layer(here: Path, there: str, weight: str) -> dict[Path, Source]:
-    source = (
-        Source(f"{there}.weight", transpose) if weight == "kernel" else Source(f"{there}.weight")
-    )
-    return {(*here, weight): source, (*here, "bias"): Source(f"{there}.bias")}
 
 
 _HUGGING_FACE = {
@@ -127,10 +120,10 @@ def from_hugging_face(arrays: Mapping[str, np.ndarray]) -> dict[str, np.ndarray]
     """Hugging Face's names and arrays under OpenAI's names and in OpenAI's layout.
 
     Query, key and value are joined into one projection and the two output projections transposed.
-    Names that are not Hugging Face's stay, for `load` to name.
+    Names that are not Hugging Face's stay, and `load` reports them.
 
     Raises:
-      ValueError: a projection of a block is there in part; lists what is missing.
+      ValueError: parts of a block's projection are missing; lists them.
     """
     found: dict[str, np.ndarray] = {}
     joined: dict[str, dict[str, np.ndarray]] = {}
@@ -158,7 +151,7 @@ def from_hugging_face(arrays: Mapping[str, np.ndarray]) -> dict[str, np.ndarray]
 
 
 def _openai_name(name: str) -> tuple[str, bool]:
-    """OpenAI's name of one of Hugging Face's, and whether it is one of three parts."""
+    """OpenAI's name for one of Hugging Face's, and whether that is one of three parts."""
     if match := re.fullmatch(r"(vision|text)_model\.encoder\.layers\.(\d+)\.(.+)", name):
         tower = "visual." if match[1] == "vision" else ""
         for ours, theirs in _HUGGING_FACE_BLOCK.items():
@@ -184,7 +177,7 @@ def settings(arrays: Mapping[str, np.ndarray]) -> dict[str, Any]:
 
 
 def size_of(arrays: Mapping[str, np.ndarray]) -> dict[str, int]:
-    """The sizes of the CLIP that OpenAI's names and arrays are of, as far as they tell."""
+    """The sizes of CLIP that can be inferred from OpenAI's names and arrays."""
     shapes = {name: np.shape(array) for name, array in arrays.items()}
 
     def depth(prefix: str) -> int:

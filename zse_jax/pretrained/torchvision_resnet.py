@@ -1,7 +1,6 @@
 """Weights of torchvision's `resnet50`, by its parameter names.
 
-The state dict also counts the batches each norm has seen, `*.num_batches_tracked`, which is known
-and ignored.
+The state dict also contains counters of batches, `*.num_batches_tracked`, which are ignored.
 """
 
 from collections.abc import Mapping
@@ -10,15 +9,15 @@ from typing import Any
 import numpy as np
 
 from zse_jax.models.resnet import ResNet50
-from zse_jax.pretrained.mapping import Path, Source, convolution, count, fill, transpose
+from zse_jax.pretrained.mapping import Path, Source, convolution, count, fill, linear, norm
 
 
 def load(model: ResNet50, arrays: Mapping[str, np.ndarray]) -> None:
     """Fills parameters and running averages of `model` in place, e.g. from `layer1.0.conv1.weight`.
 
     Raises:
-      ValueError: names without a place, parameters without a source or of another shape, listed:
-        the weights of another ResNet.
+      ValueError: unused names, or parameters without a source or of another shape, listed: the
+        weights of another ResNet.
     """
     ignored = "num_batches_tracked"
     fill(model, arrays, table(model), ignored=lambda name: name.endswith(ignored))
@@ -38,9 +37,8 @@ def table(model: ResNet50) -> dict[Path, Source]:
     """Path of each parameter and running average -> torchvision's name and the change of layout."""
     entries: dict[Path, Source] = {
         ("stem", "kernel"): Source("conv1.weight", convolution),
-        **_norm(("stem_norm",), "bn1"),
-        ("head", "kernel"): Source("fc.weight", transpose),
-        ("head", "bias"): Source("fc.bias"),
+        **_batch_norm(("stem_norm",), "bn1"),
+        **linear(("head",), "fc"),
     }
     for i, stage in enumerate(model.stages):
         for j, block in enumerate(stage):
@@ -48,18 +46,16 @@ def table(model: ResNet50) -> dict[Path, Source]:
             for k in range(len(block.convolutions)):
                 source = Source(f"{there}.conv{k + 1}.weight", convolution)
                 entries[(*here, "convolutions", k, "kernel")] = source
-                entries |= _norm((*here, "norms", k), f"{there}.bn{k + 1}")
+                entries |= _batch_norm((*here, "norms", k), f"{there}.bn{k + 1}")
             if block.shortcut is not None:
                 source = Source(f"{there}.downsample.0.weight", convolution)
                 entries[(*here, "shortcut", "kernel")] = source
-                entries |= _norm((*here, "shortcut_norm"), f"{there}.downsample.1")
+                entries |= _batch_norm((*here, "shortcut_norm"), f"{there}.downsample.1")
     return entries
 
 
-def _norm(here: Path, there: str) -> dict[Path, Source]:
-    return {
-        (*here, "scale"): Source(f"{there}.weight"),
-        (*here, "bias"): Source(f"{there}.bias"),
+def _batch_norm(here: Path, there: str) -> dict[Path, Source]:
+    return norm(here, there) | {
         (*here, "mean"): Source(f"{there}.running_mean"),
         (*here, "var"): Source(f"{there}.running_var"),
     }

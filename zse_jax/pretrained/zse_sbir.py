@@ -1,7 +1,7 @@
 """Weights of the published ZSE code (github.com/buptLinfy/ZSE-SBIR), by its parameter names.
 
-The published state dict also carries an unused third copy of the cross-attention layer,
-`ca.encoder.layers.*`, which is known and ignored.
+The published state dict also contains an unused third copy of the cross-attention layer,
+`ca.encoder.layers.*`, which is ignored.
 """
 
 import math
@@ -18,6 +18,8 @@ from zse_jax.pretrained.mapping import (
     convolution,
     count,
     fill,
+    linear,
+    norm,
     patch_matrix,
     transpose,
 )
@@ -28,7 +30,7 @@ def load(model: ZSE, arrays: Mapping[str, np.ndarray]) -> None:
     """Fills `model` in place from the published names, e.g. `sa.model.cls`.
 
     Raises:
-      ValueError: names without a place, parameters without a source or of another shape, listed.
+      ValueError: unused names, or parameters without a source or of another shape, listed.
     """
     fill(model, arrays, table(model), ignored=lambda name: name.startswith("ca.encoder.layers."))
 
@@ -50,10 +52,10 @@ def settings(arrays: Mapping[str, np.ndarray]) -> dict[str, Any]:
 
 
 def export(model: ZSE) -> dict[str, np.ndarray]:
-    """The published names and arrays of `model`: what `load` takes, float32.
+    """The parameters of `model` with the published names, float32: the inverse of `load`.
 
-    `ca.encoder.layers.*`, which the published network has and never uses, is a copy of the sketch's
-    layer, so that the published code's strict `load_state_dict` takes it.
+    `ca.encoder.layers.*`, which the published network does not use, is a copy of the sketch's
+    layer, because the published code's `load_state_dict` is strict.
     """
     parameters = dict(nnx.to_flat_state(nnx.state(model, nnx.Param)))
     arrays = {}
@@ -82,54 +84,40 @@ def table(model: ZSE) -> dict[Path, Source]:
     entries: dict[Path, Source] = {
         ("tokenizer", "retrieval_token"): Source("sa.model.cls"),
         ("tokenizer", "positions"): Source("sa.model.pos_embedding"),
-        **_linear(("tokenizer", "patch_embedding"), "sa.model.embedding", patch_matrix),
-        **_norm(("encoder", "norm"), "sa.model.transformer.encoder_norm"),
+        **linear(("tokenizer", "patch_embedding"), "sa.model.embedding", patch_matrix),
+        **norm(("encoder", "norm"), "sa.model.transformer.encoder_norm"),
     }
-    # The published stack alternates convolutions with ReLUs, hence every second number.
+    # The published stack alternates convolutions and ReLUs, so every second number.
     for i in range(len(model.tokenizer.scale_embedding.convolutions)):
         path = ("tokenizer", "scale_embedding", "convolutions", i, "kernel")
         entries[path] = Source(f"sa.model.scale.seq.{2 * i}.weight", convolution)
     for i in range(len(model.encoder.blocks)):
         here, there = ("encoder", "blocks", i), f"sa.model.transformer.layers.{i}.0"
-        entries |= _norm((*here, "norm_attention"), f"{there}.layer_norm_input")
-        entries |= _norm((*here, "norm_mlp"), f"{there}.layer_norm_out")
-        entries |= _linear((*here, "attention", "qkv"), f"{there}.attention.to_qkv")
-        entries |= _linear((*here, "attention", "out"), f"{there}.attention.to_out.0")
-        entries |= _linear((*here, "mlp_in"), f"{there}.mlp.net.0")
-        entries |= _linear((*here, "mlp_out"), f"{there}.mlp.net.3")
+        entries |= norm((*here, "norm_attention"), f"{there}.layer_norm_input")
+        entries |= norm((*here, "norm_mlp"), f"{there}.layer_norm_out")
+        entries |= linear((*here, "attention", "qkv"), f"{there}.attention.to_qkv")
+        entries |= linear((*here, "attention", "out"), f"{there}.attention.to_out.0")
+        entries |= linear((*here, "mlp_in"), f"{there}.mlp.net.0")
+        entries |= linear((*here, "mlp_out"), f"{there}.mlp.net.3")
     for layer, there in (
         ("sketch_layer", "ca.encoder.layer1.0"),
         ("photo_layer", "ca.encoder.layer2.0"),
     ):
         entries |= _cross_layer(("cross_attention", layer), there)
     if model.anchors.merge is not None:
-        entries |= _linear(("anchors", "merge"), "conv2d", patch_matrix)
+        entries |= linear(("anchors", "merge"), "conv2d", patch_matrix)
     for i in range(len(model.relation_network.layers)):
-        entries |= _linear(("relation_network", "layers", i), f"rn.rn.{3 * i}")
+        entries |= linear(("relation_network", "layers", i), f"rn.rn.{3 * i}")
     return entries
 
 
 def _cross_layer(here: Path, there: str) -> dict[Path, Source]:
     entries: dict[Path, Source] = {}
     for i, name in enumerate(("query", "key", "value", "out")):
-        entries |= _linear((*here, name), f"{there}.self_attn.linears.{i}")
-    entries |= _linear((*here, "mlp_in"), f"{there}.feed_forward.w_1")
-    entries |= _linear((*here, "mlp_out"), f"{there}.feed_forward.w_2")
+        entries |= linear((*here, name), f"{there}.self_attn.linears.{i}")
+    entries |= linear((*here, "mlp_in"), f"{there}.feed_forward.w_1")
+    entries |= linear((*here, "mlp_out"), f"{there}.feed_forward.w_2")
     for i, name in enumerate(("norm_attended", "norm_mlp")):
         entries[(*here, name, "scale")] = Source(f"{there}.sublayer.{i}.norm.a")
         entries[(*here, name, "bias")] = Source(f"{there}.sublayer.{i}.norm.b")
     return entries
-
-
-def _linear(here: Path, there: str, layout=transpose) -> dict[Path, Source]:
-    return {
-        (*here, "kernel"): Source(f"{there}.weight", layout),
-        (*here, "bias"): Source(f"{there}.bias"),
-    }
-
-
-def _norm(here: Path, there: str) -> dict[Path, Source]:
-    return {
-        (*here, "scale"): Source(f"{there}.weight"),
-        (*here, "bias"): Source(f"{there}.bias"),
-    }

@@ -1,4 +1,4 @@
-"""The interfaces behind which every retrieval system stands.
+"""The interfaces of retrieval systems.
 
 Evaluation, index and search use only `Encoder`, the train loop only `Retriever`, explanations only
 `Explainable`. `zse_jax.retrievers.registry` lists the systems.
@@ -159,13 +159,13 @@ def copy_parameters(target: Encoder, source: Encoder) -> None:
     kinds = nnx.Any(nnx.Param, nnx.BatchStat)
     own, given = (dict(nnx.to_flat_state(nnx.state(x, kinds))) for x in (target, source))
     differing = [
-        f"{'.'.join(map(str, path))} ({_shape(given, path)} there, {_shape(own, path)} here)"
+        f"{'.'.join(map(str, path))} (source: {_shape(given, path)}, model: {_shape(own, path)})"
         for path in own | given
         if _shape(own, path) != _shape(given, path)
     ]
     if differing:
         raise ValueError(
-            f"its parameters are not those of this config.model: {', '.join(differing[:8])}"
+            f"its parameters do not fit this config.model: {', '.join(differing[:8])}"
             f"{', ...' if len(differing) > 8 else ''}. Use the sizes of the source."
         )
     for path, parameter in own.items():

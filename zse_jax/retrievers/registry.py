@@ -45,7 +45,7 @@ class System:
       implementation: "module:class", imported on first use.
       title: what it is, for model cards.
       paper: its address.
-      config: module with the config of converted weights.
+      config: file in `configs/` with the config of converted weights.
       pretrained: the publishers (`zse_jax.pretrained.publishers`) whose files it accepts.
       initialization: how training starts: at "random" values, or with "distillation" of a teacher
         (`zse_jax.training.distillation`).
@@ -74,7 +74,7 @@ SYSTEMS: Mapping[str, System] = {
         title="ZSE: a ViT with a retrieval token, cross-attention between sketch and photo, and a "
         "relation network over their matching places",
         paper="https://arxiv.org/abs/2303.14348",
-        config="configs.default",
+        config="default",
         pretrained={
             "zse_sbir": Pretrained(uninferred=("heads", "cross_heads", "anchor_map")),
             "google_vit": Pretrained(uninferred=("cross_heads", "anchor_map")),
@@ -84,7 +84,7 @@ SYSTEMS: Mapping[str, System] = {
         "zse_jax.retrievers.clip_prompt:ClipPrompt",
         title="CLIP-AT: CLIP with prompts for sketches and photos",
         paper="https://arxiv.org/abs/2303.13440",
-        config="configs.clip_default",
+        config="clip_default",
         pretrained={"openai_clip": _CLIP, "huggingface_clip": _CLIP},
         copy_parameters="zse_jax.retrievers.clip_prompt:copy_parameters",
     ),
@@ -92,7 +92,7 @@ SYSTEMS: Mapping[str, System] = {
         "zse_jax.retrievers.efficient_cnn:EfficientCNN",
         title="EfficientCNN: one ResNet for sketches and photos",
         paper="https://arxiv.org/abs/2102.04016",
-        config="configs.efficient_default",
+        config="efficient_default",
         pretrained={
             "torchvision_resnet": Pretrained(
                 part="backbone",

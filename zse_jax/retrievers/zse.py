@@ -1,7 +1,7 @@
 """ZSE: "Zero-Shot Everything Sketch-Based Image Retrieval, and in Explainable Style" (CVPR 2023).
 
 Lin et al., arXiv 2303.14348. Self-attention with a learnable tokenizer encodes each image;
-cross-attention lets the tokens of a sketch and a photo meet; a kernel-based relation network scores
+cross-attention relates the tokens of a sketch and a photo; a kernel-based relation network scores
 how well their local tokens correspond. Defaults are the published network, B/16.
 """
 
@@ -25,17 +25,17 @@ from zse_jax.models.tokenizer import Tokenizer
 from zse_jax.models.vit import Encoder, tokens_after_selection
 from zse_jax.retrievers.base import Correspondence, Explainable, Modality, Retriever
 
-# Tokens of the photos that a sketch meets at once on a CPU: 8 of B/16 in float32.
+# Bytes of photo tokens that are scored together on a CPU: 8 photos of B/16 in float32.
 _CACHED_BYTES = 5 * 2**20
 
 
 class PairOutput(NamedTuple):
-    """What the network makes of B pairs (sketch i, photo i).
+    """The network's outputs for B pairs (sketch i, photo i).
 
     Attributes:
       sketch_tokens, photo_tokens: [b, n, d] after cross-attention, the retrieval token first.
       cosine: [b, a, a], sketch anchors by photo anchors, in [-1, 1].
-      logit: [b], of "same class".
+      logit: [b], that both are of the same class.
       score: [b], its sigmoid, in (0, 1).
     """
 
@@ -50,8 +50,8 @@ class ZSE(Retriever, Explainable):
     """The ZSE network; its features are each image's tokens before cross-attention.
 
     Attributes:
-      anchors_are_places: whether an anchor stands for one place of the image. It does not where
-        `anchor_map="published"` or token selection precedes the merging of tokens.
+      anchors_are_places: whether each anchor corresponds to one place of the image. It does not if
+        tokens are merged with `anchor_map="published"` or after token selection.
     """
 
     batch_kind: ClassVar[str] = "quadruplet"
@@ -90,17 +90,18 @@ class ZSE(Retriever, Explainable):
 
         Args:
           image_size, patch_size: pixels.
-          scale_channels: of the scale embedding's first convolution; each later one doubles them.
+          scale_channels: of the scale embedding's first convolution; each later one has twice as
+            many.
           keep_rate: share of local tokens kept in each of `keep_blocks` (counted from 1); 0.9 is
             the paper's token selection, 1 the published code.
           cross_value: "own" as published, or "other"; see `models.cross_attention`.
-          anchors: 49, or as many as local tokens remain (196, or 144 at keep_rate 0.9).
+          anchors: 49, or the number of remaining local tokens (196, or 144 at keep_rate 0.9).
           anchor_map: "published" or "spatial"; see `models.relation_network.Anchors`.
-          position_std: standard deviation of the positions' and retrieval token's initial values.
+          position_std: initial standard deviation of the positions and the retrieval token.
           dtype: of activations; parameters are float32.
 
         Raises:
-          ValueError: sizes that do not fit each other; the message names them.
+          ValueError: sizes that are not compatible.
         """
         if patch_size < 1 or image_size % patch_size:
             raise ValueError(
@@ -141,13 +142,13 @@ class ZSE(Retriever, Explainable):
         self.anchors_are_places = not merged or (anchor_map == "spatial" and not keep_rates)
 
     def tokens(self, images: Float[Array, "b h w 3"]) -> Float[Array, "b n d"]:
-        """Tokens of images that are already normalised (mean 0.5, std 0.5); token 0 retrieves."""
+        """Tokens of normalised images (mean 0.5, std 0.5); token 0 is the retrieval token."""
         return self.encoder(self.tokenizer(images)).tokens
 
     def pairs(
         self, sketch_tokens: Float[Array, "b n d"], photo_tokens: Float[Array, "b n d"]
     ) -> PairOutput:
-        """Everything the network makes of the pairs (sketch i, photo i)."""
+        """The outputs for the pairs (sketch i, photo i)."""
         sketch_tokens, photo_tokens = self.cross_attention(sketch_tokens, photo_tokens)
         cosine, logit = self._relate(sketch_tokens[:, 1:], photo_tokens[:, 1:])
         return PairOutput(sketch_tokens, photo_tokens, cosine, logit, jax.nn.sigmoid(logit))
@@ -161,8 +162,8 @@ class ZSE(Retriever, Explainable):
         """2 · triplet + 4 · relation on quadruplets (paper section 3.4; weights as published).
 
         Args:
-          batch: `sketches` and `photos` [b, 2, h, w, 3]; on axis 1 the matching pair of sketch and
-            photo, then the pair of two classes. uint8 pixels, or floats already normalised.
+          batch: `sketches` and `photos` [b, 2, h, w, 3]; on axis 1 a pair of the same class, then a
+            pair of different classes. uint8 pixels, or normalised floats.
 
         Returns:
           The loss, and its terms before weighting: `triplet` on the retrieval tokens after
@@ -171,8 +172,8 @@ class ZSE(Retriever, Explainable):
         """
         count = batch["sketches"].shape[0]
 
-        # All images of a sample go through the network at once, sample by sample: so a batch that
-        # is split over devices stays split. Of a sample's two pairs the first is the matching one.
+        # Samples stay on the leading axis, so that a batch that is sharded over devices stays
+        # sharded. The first of the two pairs of a sample is the matching one.
         images = jnp.concatenate([batch["sketches"], batch["photos"]], axis=1)
         tokens = self.tokens(normalise(images.reshape(4 * count, *images.shape[2:])))
         tokens = tokens.reshape(count, 4, *tokens.shape[1:])
@@ -207,10 +208,9 @@ class ZSE(Retriever, Explainable):
     ) -> Float[Array, "q g"]:
         """Relation score of every sketch with every photo (the papers' "RN"), in (0, 1).
 
-        Projections are made once per image, and one sketch after the other meets a group of
-        photos: memory is that of a group, beside the projections of all that are given. Of each
-        image only the local tokens are followed up; no score depends on the retrieval token
-        after cross-attention.
+        Projections are computed once per image, and each sketch is scored with one group of photos
+        at a time, so that memory is bounded by a group and the projections of all images. Only
+        local tokens are computed after cross-attention: no score depends on the retrieval token.
         """
         count = len(photos)
         groups = -(-count // _photos_at_once(photos.size // count * photos.dtype.itemsize))
@@ -234,7 +234,7 @@ class ZSE(Retriever, Explainable):
 
     @property
     def local_evidence(self) -> str:
-        """Anchors where they are places, otherwise the tokens that they are made of."""
+        """Anchors if they are places, otherwise the tokens from which they are made."""
         if self.anchors_are_places:
             return "cosine of the relation network's anchors, and cross-attention"
         return (
@@ -245,11 +245,11 @@ class ZSE(Retriever, Explainable):
     def correspond(
         self, sketches: UInt8[Array, "b h w 3"], photos: UInt8[Array, "b h w 3"]
     ) -> Correspondence:
-        """What the relation network reads, the cross-attention, and the retrieval token's.
+        """The relation network's input, the cross-attention, and the retrieval token's attention.
 
-        `match` is the cosine of the anchors where these are places. Otherwise it is the cosine of
-        the local tokens after cross-attention, of which the relation score (`similarity`) is no
-        function: `similarity_of` is then their mean.
+        `match` is the cosine of the anchors if they are places. Otherwise it is the cosine of the
+        local tokens after cross-attention; the relation score (`similarity`) is not a function of
+        these, and `similarity_of` is their mean.
         """
         encoded = self.encoder(self.tokenizer(normalise(jnp.concatenate([sketches, photos]))))
         sketch, photo = jnp.split(encoded.tokens, 2)
@@ -271,7 +271,7 @@ class ZSE(Retriever, Explainable):
         return _on_whole_grid(result, cells, *jnp.split(encoded.kept, 2))
 
     def similarity_of(self, match: Float[Array, "b s p"]) -> Float[Array, "b"]:
-        """The relation logit of anchors' cosines; the mean where anchors are no places."""
+        """The relation logit of the anchors' cosines; the mean if anchors are not places."""
         if self.anchors_are_places:
             return self.relation_network(match)
         return super().similarity_of(match)
@@ -285,7 +285,7 @@ def _shares(importance: Array | None) -> Array:
 def _on_whole_grid(
     result: Correspondence, cells: int, sketch: Array, photo: Array
 ) -> Correspondence:
-    """Attention and importance of the tokens that are left, 0 for those that were dropped."""
+    """Attention and importance of the remaining tokens, 0 for those that were dropped."""
 
     def spread(values: Array | None, places: Array) -> Array:
         assert values is not None
@@ -306,7 +306,7 @@ def _on_whole_grid(
 
 
 def _photos_at_once(photo_bytes: int) -> int:
-    """Photos that meet a sketch at once: as many as a CPU's caches or a GPU's cores like best.
+    """The number of photos that are scored together, for a CPU's caches or a GPU's cores.
 
     Args:
       photo_bytes: size of the tokens of one photo: 605 kB in B/16 and float32.
@@ -317,7 +317,7 @@ def _photos_at_once(photo_bytes: int) -> int:
 
 
 def _local(projected: Projected) -> Projected:
-    """Without what the retrieval token asks; it still is a key and value to the others."""
+    """Without the query of the retrieval token, which remains a key and value for the others."""
     return projected._replace(tokens=projected.tokens[:, 1:], query=projected.query[:, :, 1:])
 
 

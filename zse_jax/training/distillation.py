@@ -1,11 +1,14 @@
-"""How an EfficientCNN starts: the teacher's weights, and what the teacher knows of each seen class.
+r"""Initialises an EfficientCNN: the teacher's weights, and its predictions for each seen class.
 
-The teacher is the untouched ImageNet network (`config.teacher.weights`; without them the network as
-it is drawn from the seed, to try things out). One pass of it over the photos of the seen classes
-gives one distribution over ImageNet's classes for each of them. It is kept in a file
-(`config.teacher.knowledge`, or knowledge.npz in the workdir) with a fingerprint of the weights, of
-the photos and of the split. Training reads the file, or makes it when it is not there, and refuses
-one whose fingerprint differs. From then on the knowledge travels in the checkpoints.
+The teacher is the original ImageNet network (`config.teacher.weights`; without them, random weights
+from the seed, for tests). One pass over the photos of the seen classes gives a distribution over
+ImageNet's classes for each seen class, the teacher's knowledge. It is stored in a file
+(`config.teacher.knowledge`, or knowledge.npz in the workdir) with fingerprints of the weights,
+photos and split. Training reads the file, or writes it if it is missing, and raises an error if a
+fingerprint differs. Checkpoints contain the knowledge. To write the file before training:
+
+    python -m zse_jax.training.distillation --prepare --config=configs/efficient_sketchy.py \
+        --config.teacher.weights=resnet50.safetensors --config.teacher.knowledge=sketchy.npz
 """
 
 import hashlib
@@ -36,11 +39,11 @@ FILE = "knowledge.npz"
 
 
 def start(config: ConfigDict, mesh: Mesh, setup: Setup, workdir: str | os.PathLike) -> State:
-    """The train state before the first step: the teacher's weights, and its knowledge if it counts.
+    """The initial train state: the teacher's weights, and its knowledge if its loss has a weight.
 
     Raises:
-      ValueError: weights of another network, another number of classes than the split has, a class
-        without photos, or a knowledge file that was made of other weights, photos or classes.
+      ValueError: weights of another network, a number of classes that differs from the split, a
+        class without photos, or a knowledge file made from other weights, photos or classes.
       OSError: a file cannot be read or written.
     """
     state, model = _teacher_state(config, setup)
@@ -63,7 +66,7 @@ def prepare(
     marks: Mapping[str, str],
     file: epath.Path,
 ) -> None:
-    """Writes the knowledge file: one pass of `network` over `photos`, of the seen classes."""
+    """Writes the knowledge file: one pass of `network` over `photos` of the seen classes."""
     sharding.check_batch_size(mesh, config.evaluation.batch_size, "config.evaluation.batch_size")
     batches = loading.evaluation_batches(
         photos,
@@ -90,10 +93,10 @@ def prepare(
 
 
 def read(file: epath.Path, marks: Mapping[str, str]) -> Float[np.ndarray, "c k"]:
-    """The knowledge in a file that must be made of the `marks`.
+    """The knowledge in a file, if its fingerprints are `marks`.
 
     Raises:
-      ValueError: it is stale, saying what differs, or damaged.
+      ValueError: a fingerprint differs, or the file is damaged.
     """
     again = "delete it, or make it again (python -m zse_jax.training.distillation --prepare)"
     try:
@@ -106,7 +109,7 @@ def read(file: epath.Path, marks: Mapping[str, str]) -> Float[np.ndarray, "c k"]
         ) from error
     if differing := [name for name in marks if found[name] != marks[name]]:
         raise ValueError(
-            f"The teacher's knowledge {file} is stale: it was made of other "
+            f"The teacher's knowledge {file} is stale: it was made from other "
             f"{', '.join(differing)}. To use the present ones, {again}, or name another file: "
             "--config.teacher.knowledge."
         )
@@ -114,9 +117,9 @@ def read(file: epath.Path, marks: Mapping[str, str]) -> Float[np.ndarray, "c k"]
 
 
 def fingerprints(network: Teacher, photos: loading.Items, config: ConfigDict) -> dict[str, str]:
-    """What knowledge depends on, each as a digest: `weights`, `photos` and `classes`.
+    """Digests of what the knowledge depends on: `weights`, `photos` and `classes`.
 
-    Of the photos: all names with their classes, and the bytes of the first of each class.
+    The digest of the photos covers all names and classes, and the bytes of one photo per class.
     """
 
     def digest(*parts: str | bytes) -> str:
@@ -136,19 +139,19 @@ def fingerprints(network: Teacher, photos: loading.Items, config: ConfigDict) ->
 
 
 def knowledge_file(config: ConfigDict, workdir: str | os.PathLike | None) -> epath.Path:
-    """Where the knowledge lies: `config.teacher.knowledge`, or a file in the workdir."""
+    """The path of the knowledge: `config.teacher.knowledge`, or a file in the workdir."""
     if config.teacher.knowledge:
         return reading.absolute(config.teacher.knowledge)
     if not workdir:
         raise ValueError(
-            "Say where to write the knowledge: --config.teacher.knowledge=FILE, or --workdir=DIR "
-            "of the training that will read it."
+            "Name a file for the knowledge: --config.teacher.knowledge=FILE, or --workdir=DIR of "
+            "the training that will read it."
         )
     return reading.absolute(workdir) / FILE
 
 
 def _teacher_state(config: ConfigDict, setup: Setup) -> tuple[State, EfficientCNN]:
-    """A new train state, and a model that shares its arrays and has the teacher's weights."""
+    """A new train state, and its model with the teacher's weights."""
     _check(config)
     state = setup.init()
     model = merge_model(setup.definition, state)
@@ -162,7 +165,7 @@ def _check(config: ConfigDict) -> None:
     system = registry.system(config.model.system)
     if system.initialization != "distillation" or "teacher" not in config:
         raise ValueError(
-            f"This config of the system {config.model.system!r} has no teacher to prepare: take "
+            f"This config of the system {config.model.system!r} has no teacher to prepare: use "
             "one such as configs/efficient_sketchy.py."
         )
 
@@ -178,20 +181,20 @@ def _seen_photos(config: ConfigDict, model: EfficientCNN) -> loading.Items:
 
 
 def define_flags(options: flags.FlagValues, argv: Sequence[str]) -> None:
-    """The command line of the preparation."""
+    """Defines the command line."""
     config_flags.DEFINE_config_file(
         "config", None, "As for training.", flag_values=options, sys_argv=list(argv)
     )
     flags.DEFINE_bool(
-        "prepare", False, "Make the teacher's knowledge, anew if it is there.", options
+        "prepare", False, "Write the teacher's knowledge; overwrites the file.", options
     )
-    flags.DEFINE_string("workdir", None, "Of the training that will read it.", options)
+    flags.DEFINE_string("workdir", None, "Workdir of the training that will read it.", options)
 
 
 def main(options: flags.FlagValues) -> None:
-    """Makes the knowledge file that the flags ask for."""
+    """Writes the knowledge file."""
     if not options.prepare or options.config is None:
-        raise ValueError("Say --prepare and --config=configs/efficient_sketchy.py. See --help.")
+        raise ValueError("Use --prepare and --config=configs/efficient_sketchy.py. See --help.")
     config = options.config
     _check(config)
     mesh = sharding.make_mesh(**config.mesh)

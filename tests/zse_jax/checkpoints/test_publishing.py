@@ -128,7 +128,7 @@ def test_a_system_that_nobody_trained_with_its_running_statistics(tmp_path, monk
     assert "nothing was trained here" in text
 
 
-@pytest.mark.parametrize("system", small_systems.SYSTEMS)
+@pytest.mark.parametrize("system", small_systems.SIZES)
 def test_every_system_has_a_card(system):
     config = config_io.to_plain(small_systems.config(system))
     about = {

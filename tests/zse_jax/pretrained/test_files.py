@@ -1,4 +1,4 @@
-"""Files of weights: what is read, and what cannot be read says what to do."""
+"""Reading files of weights, and the errors for files that cannot be read."""
 
 import importlib.util
 import zipfile
@@ -34,12 +34,14 @@ def test_numpys_files_give_names_and_arrays(tmp_path):
     np.testing.assert_array_equal(read["a.weight"], ARRAYS["a.weight"])
 
 
-def test_a_missing_or_damaged_or_strange_file_is_an_error(tmp_path):
+def test_a_missing_damaged_or_unknown_file_is_an_error(tmp_path):
     with pytest.raises(FileNotFoundError, match="no file of weights .*x.pth"):
         files.read(tmp_path / "x.pth")
     for name in ("x.h5", "x.npz", "x.safetensors"):
         (tmp_path / name).write_bytes(b"nothing")
-    with pytest.raises(ValueError, match="x.h5 is no file of weights .* expected .safetensors"):
+    with pytest.raises(
+        ValueError, match="x.h5 is not a known kind of weight file: expected .safetensors"
+    ):
         files.read(tmp_path / "x.h5")
     with pytest.raises(ValueError, match="x.safetensors cannot be read as safetensors"):
         files.read(tmp_path / "x.safetensors")
@@ -62,7 +64,7 @@ without_torch = pytest.mark.skipif(
 
 
 @without_torch
-def test_without_pytorch_its_formats_are_refused_with_the_command_that_converts_them(tmp_path):
+def test_without_pytorch_the_error_gives_a_conversion_command(tmp_path):
     path = tmp_path / "x.pth"
     path.write_bytes(b"nothing")
     with pytest.raises(ValueError, match=r"format.*pip install torch.*save_file.*torch.load"):
@@ -75,7 +77,7 @@ def test_without_pytorch_its_formats_are_refused_with_the_command_that_converts_
 
 
 @needs_torch
-def test_pytorchs_files_are_read_with_pytorch(tmp_path):
+def test_pytorch_files_are_read_with_pytorch(tmp_path):
     import torch
 
     path = tmp_path / "x.pth"
@@ -102,7 +104,7 @@ def test_torch_script_archives_are_read_with_pytorch(tmp_path):
 
 
 @needs_torch
-def test_pickles_of_anything_else_are_refused(tmp_path):
+def test_other_pickles_are_errors(tmp_path):
     import torch
 
     torch.save({"a": print}, tmp_path / "x.pth")

@@ -1,4 +1,4 @@
-"""Google's `.npz` files: written here as Google writes them, read into ZSE's encoder."""
+"""Google's `.npz` files: written in Google's format, loaded into ZSE's encoder."""
 
 import jax
 import jax.numpy as jnp
@@ -84,7 +84,7 @@ def block(x, arrays, name):
     return x + y @ arrays[f"{mlp}/Dense_1/kernel"] + arrays[f"{mlp}/Dense_1/bias"]
 
 
-def test_the_encoder_computes_what_googles_network_does(tmp_path):
+def test_the_encoder_matches_googles_network(tmp_path):
     arrays = published()
     np.savez(tmp_path / "ViT.npz", **arrays)
     model = zse()
@@ -99,7 +99,7 @@ def test_the_encoder_computes_what_googles_network_does(tmp_path):
     np.testing.assert_allclose(found, want, rtol=1e-3, atol=1e-4)
 
 
-def test_patches_are_embedded_as_googles_convolution_does():
+def test_patch_embedding_matches_googles_convolution():
     arrays, model = published(), zse()
     google_vit.load(model, arrays)
     patch = np.random.default_rng(2).standard_normal((8, 8, 3)).astype(np.float32)
@@ -108,7 +108,7 @@ def test_patches_are_embedded_as_googles_convolution_does():
     np.testing.assert_allclose(found, want, rtol=1e-4, atol=1e-4)
 
 
-def test_what_a_vision_transformer_lacks_stays_as_it_is():
+def test_parameters_without_a_source_keep_their_values():
     model, untouched = zse(), zse()
     google_vit.load(model, published())
     for part in ("cross_attention", "anchors", "relation_network"):
@@ -139,18 +139,18 @@ def test_positions_of_another_grid_are_interpolated_between_their_corners(grid):
     np.testing.assert_allclose(rows[:, 0, 0], np.arange(4), atol=1e-5)
 
 
-def test_weights_of_another_size_are_an_error_that_lists_what_differs():
-    with pytest.raises(ValueError, match=r"shape differs at encoder\.norm\.scale: \(24,\) here"):
+def test_weights_of_another_size_are_an_error_that_lists_the_differences():
+    with pytest.raises(ValueError, match=r"shape differs: encoder\.norm\.scale is \(24,\)"):
         google_vit.load(zse(width=24), published())
-    with pytest.raises(ValueError, match="no place for .*encoderblock_1"):
+    with pytest.raises(ValueError, match="not used: .*encoderblock_1"):
         google_vit.load(zse(depth=1), published())
     incomplete = published()
     del incomplete["Transformer/encoderblock_0/MultiHeadDotProductAttention_1/key/bias"]
-    with pytest.raises(ValueError, match=r"nothing for .*encoder\.blocks\.0\.attention\.qkv\.bias"):
+    with pytest.raises(ValueError, match=r"missing: .*encoder\.blocks\.0\.attention\.qkv\.bias"):
         google_vit.load(zse(), incomplete)
 
 
-def test_positions_that_are_no_square_are_an_error():
+def test_positions_that_are_not_a_square_grid_are_an_error():
     arrays = published() | {"Transformer/posembed_input/pos_embedding": np.zeros((1, 8, 12))}
-    with pytest.raises(ValueError, match=r"pos_embedding has \(1, 8, 12\)"):
+    with pytest.raises(ValueError, match=r"pos_embedding is \(1, 8, 12\)"):
         google_vit.load(zse(), arrays)

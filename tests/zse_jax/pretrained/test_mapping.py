@@ -1,4 +1,4 @@
-"""Loading foreign weights: strict in both directions, and nothing half-loaded."""
+"""Filling a model is strict in both directions, and changes nothing on an error."""
 
 import numpy as np
 import pytest
@@ -22,31 +22,31 @@ def arrays():
     }
 
 
-def test_arrays_are_laid_out_and_cast():
+def test_layout_and_dtype_are_changed():
     net = Net()
     fill(net, arrays(), TABLE)
     np.testing.assert_array_equal(net.layer.kernel[...], np.arange(6.0).reshape(3, 2).T)
     assert net.layer.kernel.dtype == np.float32
 
 
-def test_an_unused_name_is_an_error_unless_known():
+def test_an_unused_name_is_an_error_unless_ignored():
     extra = {**arrays(), "counter": np.zeros(())}
-    with pytest.raises(ValueError, match="no place for     counter"):
+    with pytest.raises(ValueError, match="not used: counter"):
         fill(Net(), extra, TABLE)
     fill(Net(), extra, TABLE, ignored=lambda name: name == "counter")
 
 
-def test_a_missing_name_is_an_error_that_says_where_it_belongs():
+def test_a_missing_name_is_an_error_with_the_parameter_path():
     given = arrays()
     del given["fc.bias"]
-    with pytest.raises(ValueError, match=r"nothing for      layer.bias \(expected as fc.bias\)"):
+    with pytest.raises(ValueError, match=r"missing: layer.bias \(expected as fc.bias\)"):
         fill(Net(), given, TABLE)
 
 
-def test_a_wrong_shape_is_an_error_and_leaves_the_model_alone():
+def test_a_wrong_shape_is_an_error_and_does_not_change_the_model():
     net = Net()
     before = np.asarray(net.layer.kernel[...])
-    with pytest.raises(ValueError, match=r"shape differs at layer.bias: \(3,\) here.*\(4,\)"):
+    with pytest.raises(ValueError, match=r"shape differs: layer.bias is \(3,\).*is \(4,\)"):
         fill(net, {**arrays(), "fc.bias": np.ones(4)}, TABLE)
     np.testing.assert_array_equal(net.layer.kernel[...], before)
 
@@ -54,5 +54,5 @@ def test_a_wrong_shape_is_an_error_and_leaves_the_model_alone():
 def test_all_problems_are_listed_at_once():
     with pytest.raises(ValueError) as error:
         fill(Net(), {"a": np.zeros(1), "fc.weight": np.zeros((3, 3))}, TABLE)
-    for part in ("no place for     a", "nothing for      layer.bias", "shape differs"):
+    for part in ("not used: a", "missing: layer.bias", "shape differs"):
         assert part in str(error.value)

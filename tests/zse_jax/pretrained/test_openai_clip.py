@@ -145,16 +145,16 @@ def test_hugging_faces_names_fill_every_parameter(tmp_path):
     assert_equal(model, source)
 
 
-def test_a_name_without_a_place_and_a_parameter_without_source_are_errors():
+def test_an_unused_name_and_a_parameter_without_source_are_errors():
     arrays = published(tiny())
     arrays["visual.ln_prefix.bias"] = arrays.pop("visual.ln_pre.bias")
     with pytest.raises(ValueError) as error:
         openai_clip.load(tiny(), arrays)
-    assert "no place for     visual.ln_prefix.bias" in str(error.value)
+    assert "not used: visual.ln_prefix.bias" in str(error.value)
     assert "visual.norm_pre.bias (expected as visual.ln_pre.bias)" in str(error.value)
 
 
-def test_a_missing_part_of_a_projection_is_an_error_in_hugging_faces_words():
+def test_a_missing_part_of_a_projection_is_an_error_with_hugging_faces_name():
     arrays = hugging_face(published(tiny()))
     name = "text_model.encoder.layers.1.self_attn.v_proj.bias"
     del arrays[name]
@@ -163,20 +163,20 @@ def test_a_missing_part_of_a_projection_is_an_error_in_hugging_faces_words():
 
 
 @pytest.mark.parametrize("rename", [lambda arrays: arrays, hugging_face])
-def test_another_size_of_clip_is_named(rename):
+def test_another_size_of_clip_is_an_error_that_names_it(rename):
     with pytest.raises(ValueError, match=r"another size of CLIP: patch_size=8 \(the model: 4\)"):
         openai_clip.load(tiny(patch_size=4), rename(published(tiny())))
     with pytest.raises(ValueError, match=r"text_width=8 \(the model: 4\).*L/14"):
         openai_clip.load(tiny(text_width=4), rename(published(tiny())))
 
 
-def test_what_is_no_dict_of_arrays_is_refused_with_the_way_to_get_one():
+def test_anything_but_a_dict_of_arrays_is_an_error():
     with pytest.raises(ValueError, match=r"not a str.*zse_jax.pretrained.files.read"):
         openai_clip.load(tiny(), "ViT-B-32.pt")
 
 
 @pytest.mark.parametrize("text_tower", [True, False])
-def test_a_retriever_takes_the_weights_into_both_towers_and_encodes_its_classes_anew(text_tower):
+def test_a_retriever_fills_both_towers_and_encodes_its_classes_again(text_tower):
     settings = {
         "system": "clip_prompt", **TINY, "context_length": 16, "encoders": "separate",
         "class_names": ("cat", "hot-air_balloon"), "text_tower": text_tower,

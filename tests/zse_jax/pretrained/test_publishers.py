@@ -1,4 +1,4 @@
-"""Weights are recognised by their names and go where they belong, or say where they would."""
+"""Publishers are recognised by their parameter names, and fill the systems that accept them."""
 
 import json
 
@@ -41,7 +41,7 @@ def test_every_publisher_is_recognised_by_the_names_of_the_golden_weights():
         assert publishers.publisher_of(listed) == name
 
 
-def test_exported_weights_are_published_ones_that_come_back_to_the_bit(tmp_path):
+def test_exported_weights_load_back_exactly(tmp_path):
     source, target = test_google_vit.zse(3), test_google_vit.zse(4)
     arrays = zse_sbir.export(source)
     file = written(tmp_path / "best.safetensors", arrays)
@@ -60,7 +60,7 @@ def test_exported_shapes_are_those_of_the_published_code_at_its_size():
     assert {name: list(array.shape) for name, array in exported.items()} == manifest
 
 
-def test_a_vision_transformer_starts_zse_and_clip_starts_clip(tmp_path):
+def test_a_vision_transformer_fills_zse_and_clip_fills_clip(tmp_path):
     model = test_google_vit.zse()
     vit = written(tmp_path / "vit.safetensors", test_google_vit.published())
     assert publishers.start(model, vit, "zse") == "google_vit"

@@ -141,7 +141,7 @@ def test_norm_of_every_parameter(run, kind, tolerance):
     assert not far
 
 
-def test_every_published_name_has_a_place_or_is_known_to_be_unused(model):
+def test_every_published_name_is_used_or_ignored(model):
     used = {source.name for source in zse_sbir.table(model).values()}
     unused = [name for name in draw("zse") if name not in used]
     assert len(unused) == 16

@@ -1,4 +1,4 @@
-"""The weights of the golden outputs, drawn as tests/golden/README.md says."""
+"""The weights of the golden outputs, drawn as tests/golden/README.md describes."""
 
 import json
 import math

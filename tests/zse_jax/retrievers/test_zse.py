@@ -141,7 +141,7 @@ def test_every_parameter_receives_a_gradient():
     assert not [path for path, leaf in flat if not np.abs(leaf[...]).max() > 0]
 
 
-def test_dropout_draws_anew_each_time_and_is_off_in_a_deterministic_view():
+def test_dropout_is_random_and_off_in_a_deterministic_view():
     model, batch = build(), quadruplets(2)
     assert model.loss(batch)[0] != model.loss(batch)[0]
     quiet = nnx.view(model, deterministic=True)
@@ -194,6 +194,6 @@ def test_bfloat16_computes_in_bfloat16_with_float32_parameters_and_scores():
         ({"keep_rate": 0.5}, "rate 0.5 in block 4 is impossible"),
     ],
 )
-def test_settings_that_do_not_fit_are_errors_that_say_what_would(changes, message):
+def test_incompatible_settings_are_errors_with_valid_alternatives(changes, message):
     with pytest.raises(ValueError, match=message):
         build(**changes)

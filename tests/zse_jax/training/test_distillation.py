@@ -1,4 +1,4 @@
-"""How EfficientCNN starts: the teacher's weights and knowledge, and what refuses to start."""
+"""Initialisation of EfficientCNN: the teacher's weights and knowledge, and its errors."""
 
 import jax
 import jax.numpy as jnp
@@ -71,7 +71,7 @@ def torchvision_file(path, seed=5):
     return network
 
 
-def test_knowledge_is_the_mean_prediction_of_the_untouched_network_for_each_seen_class(tmp_path):
+def test_knowledge_is_the_teachers_mean_prediction_for_each_seen_class(tmp_path):
     network = torchvision_file(tmp_path / "w.safetensors")
     settings = config(**{"teacher.weights": str(tmp_path / "w.safetensors")})
     model, _, _ = begin(settings, tmp_path)
@@ -95,7 +95,7 @@ def test_training_starts_with_the_teachers_weights_and_statistics(tmp_path):
         np.testing.assert_array_equal(mine, theirs)
 
 
-def test_the_first_state_lies_where_the_mesh_wants_it(tmp_path):
+def test_the_first_state_has_the_shardings_of_the_mesh(tmp_path):
     mesh = sharding.make_mesh(2, 4)
     torchvision_file(tmp_path / "w.safetensors")
     settings = config(**{"teacher.weights": str(tmp_path / "w.safetensors")})
@@ -106,13 +106,13 @@ def test_the_first_state_lies_where_the_mesh_wants_it(tmp_path):
         assert leaf.sharding == like.sharding
 
 
-def test_knowledge_of_weight_0_is_neither_made_nor_kept(tmp_path):
+def test_knowledge_of_weight_0_is_not_computed(tmp_path):
     model, _, _ = begin(config(**{"model.knowledge_weight": 0.0}), tmp_path)
     assert model.knowledge is None
     assert not (tmp_path / distillation.FILE).exists()
 
 
-def test_knowledge_is_made_once_and_read_again(tmp_path, monkeypatch):
+def test_knowledge_is_computed_once_and_then_read(tmp_path, monkeypatch):
     first, _, _ = begin(config(), tmp_path)
     monkeypatch.setattr(distillation, "prepare", None)  # a second pass would fail
     second, _, _ = begin(config(), tmp_path)
@@ -123,7 +123,7 @@ def test_knowledge_is_made_once_and_read_again(tmp_path, monkeypatch):
     ("change", "differing"),
     [("weights", "weights"), ("photos", "photos"), ("classes", "photos, classes")],
 )
-def test_stale_knowledge_is_refused(tmp_path, monkeypatch, change, differing):
+def test_stale_knowledge_is_an_error(tmp_path, monkeypatch, change, differing):
     begin(config(), tmp_path)
     flat = {}
     if change == "weights":
@@ -138,7 +138,7 @@ def test_stale_knowledge_is_refused(tmp_path, monkeypatch, change, differing):
 
         monkeypatch.setattr(distillation.loading, "load_items", renamed)
     with pytest.raises(
-        ValueError, match=f"{distillation.FILE} is stale: it was made of other {differing}"
+        ValueError, match=f"{distillation.FILE} is stale: it was made from other {differing}"
     ):
         begin(config(**flat), tmp_path)
 
@@ -159,12 +159,12 @@ def test_weights_of_another_network_are_an_error_that_names_the_file(tmp_path):
     settings = config(
         **{"teacher.weights": str(tmp_path / "w.safetensors"), "model.depths": (1, 2)}
     )
-    with pytest.raises(ValueError, match=r"w.safetensors: (.|\n)*nothing for      stages.1.1"):
+    with pytest.raises(ValueError, match=r"w.safetensors: (.|\n)*missing: stages.1.1"):
         begin(settings, tmp_path)
 
 
 def prepare(settings, workdir=None, asked=True):
-    """`--prepare --config=... --workdir=...` without a process of its own."""
+    """`--prepare --config=... --workdir=...` in this process."""
     options = flags.FlagValues()
     flags.DEFINE_bool("prepare", asked, "", options)
     flags.DEFINE_string("workdir", workdir, "", options)
@@ -182,10 +182,10 @@ def test_prepare_writes_the_file_that_training_reads(tmp_path, monkeypatch):
     assert np.isfinite(model.knowledge[...]).all()
 
 
-def test_prepare_says_what_it_needs():
+def test_prepare_reports_missing_arguments():
     with pytest.raises(ValueError, match="--config.teacher.knowledge=FILE, or --workdir"):
         prepare(config())
-    with pytest.raises(ValueError, match="Say --prepare and --config"):
+    with pytest.raises(ValueError, match="Use --prepare and --config"):
         prepare(config(), asked=False)
     with pytest.raises(ValueError, match="system 'tiny' has no teacher to prepare"):
         prepare(tiny.config(**{"model.dropout": 0.0}), "nowhere")
@@ -195,7 +195,7 @@ def test_prepare_says_what_it_needs():
 def test_training_resumes_to_the_bit_and_a_checkpoint_needs_nothing_else(tmp_path):
     train(config(), tmp_path / "straight")
     train(config(**{"train.steps": 2}), tmp_path / "resumed")
-    (tmp_path / "resumed" / distillation.FILE).unlink()  # from here on it travels in the checkpoint
+    (tmp_path / "resumed" / distillation.FILE).unlink()  # the checkpoint contains it
     train(config(), tmp_path / "resumed")
     one, other = (
         zse_jax.load(tmp_path / name / "checkpoints" / "4") for name in ("straight", "resumed")
