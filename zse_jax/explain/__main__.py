@@ -49,10 +49,10 @@ def rank(
     query = encoder(sketch[None], "sketch", 1)
     ranked: list[tuple[Path, float]] = []
     skipped: list[tuple[Path, str]] = []
-    waiting: list[tuple[Path, Photo]] = []
+    waiting: list[tuple[Path, Image]] = []
 
     def score() -> None:
-        encoded = encoder(np.stack([photo.image for _, photo in waiting]), "photo", batch)
+        encoded = encoder(np.stack([image for _, image in waiting]), "photo", batch)
         if retriever.rankings[ranking] == "score":
             similarity = encoder.score(query.features, encoded.features)
         else:
@@ -63,9 +63,9 @@ def rank(
     with progress_bar("photos", len(files), unit="photo") as bar:
         results = photos.read_all(files, retriever.image_size)
         for file, result in zip(files, results, strict=True):
-            if isinstance(result, Photo):
-                waiting.append((file, result))
-            else:
+            if isinstance(result, Photo) and result.image is not None:
+                waiting.append((file, result.image))
+            elif isinstance(result, Exception):
                 skipped.append((file, photos.reason(result)))
             if len(waiting) == batch:
                 score()

@@ -1,5 +1,6 @@
 """A checkpoint of a small ZSE with random weights, an album, and a drawing."""
 
+import functools
 import shutil
 from collections.abc import Iterator
 from pathlib import Path
@@ -12,7 +13,7 @@ from PIL import Image, ImageDraw
 
 from tests.zse_jax import small_systems
 from tests.zse_jax.random_weights import drawn
-from zse_jax.checkpoints import writing
+from zse_jax.checkpoints import reading, writing
 from zse_jax.retrievers import create
 
 
@@ -37,6 +38,18 @@ def photo(file: Path, number: int, size: tuple[int, int] = (48, 40)) -> Path:
 def zse(tmp_path_factory) -> Path:
     """The checkpoint of a small ZSE."""
     return written_checkpoint(tmp_path_factory.mktemp("zse"))
+
+
+@pytest.fixture(scope="module", autouse=True)
+def loaded_once(zse) -> Iterator[None]:
+    """Loads the checkpoint `zse` once: that takes longer than building a small index."""
+    load = reading.load_step
+    cached = functools.cache(lambda: load(zse))
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(
+            reading, "load_step", lambda p: cached() if zse in (p, *Path(p).parents) else load(p)
+        )
+        yield
 
 
 @pytest.fixture

@@ -6,10 +6,10 @@ FOLDER/album contains photos; the index is written to FOLDER/killed. Each of KIL
 runs in a separate process, which gets SIGKILL at a random time between its first and last commits.
 """
 
+import multiprocessing
 import os
 import random
 import signal
-import subprocess
 import sys
 import threading
 import time
@@ -43,31 +43,31 @@ def child(checkpoint: str, folder: Path, seconds: float) -> None:
     index.build(photos=[folder / "album"], index=folder / "killed", checkpoint=checkpoint)
 
 
-def main() -> None:
-    """Kills additions, and verifies the index after each."""
-    checkpoint, folder = sys.argv[1], Path(sys.argv[2])
-    if sys.argv[3:4] == ["--child"]:
-        child(checkpoint, folder, float(sys.argv[4]))
-        return
+def run(checkpoint: str, folder: Path, kills: int) -> int:
+    """Kills additions, and verifies the index after each; returns how many were killed."""
     from zse_jax.gallery import index
 
-    kills = int(sys.argv[3]) if sys.argv[3:] else 20
+    # Children are forked from a server that has imported jax but not started it.
+    context = multiprocessing.get_context("forkserver")
+    context.set_forkserver_preload(["zse_jax.gallery.index"])
     total = len(list((folder / "album").iterdir()))
     commits = total / COMMIT / kills
     draw, there, killed = random.Random(0), 0, 0
     for number in range(kills + 1):
         seconds = draw.uniform(0.001, commits * 4 * PAUSE) if number < kills else 0
-        command = [sys.executable, "-m", __spec__.name, checkpoint, str(folder)]
-        done = subprocess.run([*command, "--child", str(seconds)], check=False)
-        killed += done.returncode == -signal.SIGKILL
+        process = context.Process(target=child, args=(checkpoint, folder, seconds))
+        process.start()
+        process.join()
+        killed += process.exitcode == -signal.SIGKILL
         found = index.verify(folder / "killed")
         assert not (found.twice or found.damaged or found.gone or found.refused), found
         assert found.photos >= there, f"{there - found.photos} photos were lost"
         there = found.photos
-        print(f"kill {number}: exit {done.returncode}, {there} of {total} photos", flush=True)
+        print(f"kill {number}: exit {process.exitcode}, {there} of {total} photos", flush=True)
     assert there == total
     print(f"{killed} of {kills} additions killed: {there} photos, each once, none lost")
+    return killed
 
 
 if __name__ == "__main__":
-    main()
+    run(sys.argv[1], Path(sys.argv[2]), int(sys.argv[3]) if sys.argv[3:] else 20)

@@ -1,7 +1,6 @@
 """Photos can be added to an index, are encoded once, and belong to one checkpoint."""
 
 import os
-import re
 import shutil
 import subprocess
 import sys
@@ -15,6 +14,7 @@ from absl import flags
 import zse_jax
 from data_pipelines import images
 from tests.source import ROOT
+from tests.zse_jax.gallery import kills
 from tests.zse_jax.gallery.conftest import photo, written_checkpoint
 from zse_jax.gallery import index, ingest, tables
 from zse_jax.gallery.encoder import CompiledEncoder
@@ -304,10 +304,4 @@ def test_the_database_is_imported_when_an_index_is_opened():
 def test_kills_at_any_time_neither_lose_nor_duplicate_photos(zse, tmp_path):
     for number in range(60):
         photo(tmp_path / "album" / f"{number:03}.png", number)
-    command = [sys.executable, "-m", "tests.zse_jax.gallery.kills", zse, tmp_path, "4"]
-    done = subprocess.run(command, cwd=ROOT, capture_output=True, text=True, check=False)
-    assert done.returncode == 0, done.stderr[-2000:]
-    output = done.stdout.splitlines()[-1]
-    assert re.fullmatch("[34] of 4 additions killed: 60 photos, each once, none lost", output), (
-        output
-    )
+    assert kills.run(str(zse), tmp_path, 4) >= 3
