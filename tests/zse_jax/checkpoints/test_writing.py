@@ -116,7 +116,7 @@ def test_load_reads_only_the_model(saved, tmp_path):
 
 
 def test_a_folder_without_a_checkpoint_is_an_error_that_lists_its_contents(tmp_path):
-    with pytest.raises(FileNotFoundError, match="nowhere holds no checkpoint: there is no such"):
+    with pytest.raises(FileNotFoundError, match="nowhere .*no checkpoint: there is no such"):
         zse_jax.load(tmp_path / "nowhere")
     (tmp_path / "pictures").mkdir()
     with pytest.raises(FileNotFoundError, match="expected checkpoints/<step>/, found pictures"):

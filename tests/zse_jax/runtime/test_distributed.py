@@ -72,11 +72,11 @@ def test_flags_or_the_environment_specify_the_process(monkeypatch):
         (["--process_id=1"], "needs --coordinator_address and --num_processes as well"),
         (
             ["--coordinator_address=a:1", "--process_id=2", "--num_processes=2"],
-            "--process_id=2 does not fit --num_processes=2: it counts from 0 to 1",
+            "--process_id=2 does not fit --num_processes=2: .*0 to 1",
         ),
         (
             ["--coordinator_address=a", "--process_id=0", "--num_processes=2"],
-            "lacks a port: HOST:PORT",
+            "lacks a port: .*HOST:PORT",
         ),
     ],
 )
@@ -155,9 +155,9 @@ def test_two_processes_train_what_one_does(tmp_path, two, tiny_system):
     ("options", "returncode", "message"),
     [
         (["--only=1", "seed=1"], 1, "config.seed is 1 there and 0 elsewhere"),
-        (["--only=1", "--die-at=4"], 75, "goes on from the last checkpoint"),
-        (["--only=1", "--stop-at=4"], 75, "process 1 on .* gave no sign of life for 5 s"),
-        (["train.stall_seconds=3", "--hang-at=4"], 75, "no step has been finished for 3 s"),
+        (["--only=1", "--die-at=4"], 75, "from the last checkpoint"),
+        (["--only=1", "--stop-at=4"], 75, "process 1 on .* for 5 s"),
+        (["train.stall_seconds=3", "--hang-at=4"], 75, "no step .*finished for 3 s"),
     ],
 )
 def test_processes_that_differ_die_or_hang_end_the_others(tmp_path, options, returncode, message):
