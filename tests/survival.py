@@ -1,11 +1,11 @@
-r"""Kills a run again and again, at random moments, and checks that nothing comes of it.
+r"""Kills a run repeatedly at random moments, and checks that the result does not change.
 
     python -m tests.survival [--kills=20] [--seed=0] [--folder=DIR]
 
 trains the demo's network for 200 steps without interruption, and again with `kill -9` at random
-moments (while it starts, computes, evaluates or saves). Prints a table of where each one hit, and
-whether parameters, dropout keys, optimizer, metrics.jsonl and metrics.json of both runs are equal
-to the byte. The exit code says so too. A short version is in
+moments (while it starts, computes, evaluates or saves). Prints the moment of each kill, and whether
+parameters, dropout keys, optimizer, metrics.jsonl and metrics.json of both runs are equal to the
+byte. The exit code reports it too. A short version is in
 `tests/zse_jax/runtime/test_preemption.py`.
 """
 
@@ -41,7 +41,7 @@ DEMO = [
 
 
 def started(command: Sequence[str]) -> subprocess.Popen:
-    """A run in a process group of its own, so that its worker processes can be killed with it."""
+    """Starts a run in a new process group, to kill it with its worker processes."""
     return subprocess.Popen(
         [sys.executable, "-m", *command],
         cwd=ROOT,
@@ -53,7 +53,7 @@ def started(command: Sequence[str]) -> subprocess.Popen:
 
 
 def finished(command: Sequence[str]) -> None:
-    """Runs to the end; raises RuntimeError if it does not get there."""
+    """Runs to the end; raises RuntimeError if it fails."""
     process = started(command)
     error = process.communicate()[1]
     if process.returncode:
@@ -68,8 +68,8 @@ def kills(
     Args:
       command: module and arguments of the run.
       workdir: of the run.
-      moments: seconds after the start; with `begun`, after it told of a step that is not saved.
-      begun: see there.
+      moments: seconds after the start; with `begun`, after it logged a step that is not saved.
+      begun: see `moments`.
 
     Yields:
       The moment, the last step of metrics.jsonl, and the last checkpoint (-1: none), for each kill
@@ -78,7 +78,7 @@ def kills(
     for moment in moments:
         before = identity(workdir)
         process = started(command)
-        while begun and process.poll() is None and not gets_on(workdir, before):
+        while begun and process.poll() is None and not has_progressed(workdir, before):
             time.sleep(0.02)
         try:
             process.wait(timeout=moment)
@@ -89,23 +89,23 @@ def kills(
             continue
         if process.returncode:
             raise RuntimeError(f"{' '.join(command)}: {process.communicate()[1]}")
-        return  # it was faster
+        return  # it ended before
 
 
 def identity(workdir: Path) -> int:
-    """Which file metrics.jsonl is: a run that resumes puts another one in its place."""
+    """The inode of metrics.jsonl, which a run that resumes replaces."""
     file = workdir / "metrics.jsonl"
     return file.stat().st_ino if file.exists() else -1
 
 
-def gets_on(workdir: Path, before: int) -> bool:
-    """Whether a run that found the metrics.jsonl `before` has come beyond its checkpoints."""
+def has_progressed(workdir: Path, before: int) -> bool:
+    """Whether a run that started with the metrics.jsonl `before` is past its checkpoints."""
     new = before != identity(workdir) or before == -1
     return new and last_step(workdir) > max(0, last_saved(workdir))
 
 
 def last_step(workdir: Path) -> int:
-    """The last step of which metrics.jsonl tells; -1: none."""
+    """The last step in metrics.jsonl; -1: none."""
     file = workdir / "metrics.jsonl"
     lines = read_metrics(file) if file.exists() else []
     return lines[-1]["step"] if lines else -1
@@ -119,7 +119,7 @@ def last_saved(workdir: Path) -> int:
 
 
 def contents(workdir: Path) -> dict[str, Any]:
-    """Everything a run ends with, without times: bytes of arrays, lines, results."""
+    """The result of a run without times: bytes of arrays, lines, metrics."""
     config = reading.read_config(workdir)
     setup = set_up(config, sharding.make_mesh(**config.mesh))
     select = config.evaluation.select
@@ -141,13 +141,13 @@ def contents(workdir: Path) -> dict[str, Any]:
 
 
 def different(one: Path, other: Path) -> list[str]:
-    """Names of what two runs do not have in common."""
+    """Names of the parts in which two runs differ."""
     a, b = contents(one), contents(other)
     return [name for name in sorted(a.keys() | b.keys()) if a.get(name) != b.get(name)]
 
 
 def main() -> int:
-    """As the docstring of this file says; returns the exit code."""
+    """See the docstring of this module; returns the exit code."""
     parser = argparse.ArgumentParser()
     parser.add_argument("--kills", type=int, default=20)
     parser.add_argument("--seed", type=int, default=0)
@@ -156,7 +156,7 @@ def main() -> int:
     folder = options.folder or Path(tempfile.mkdtemp(prefix="survival-"))
     whole, killed = folder / "whole", folder / "killed"
     began = time.monotonic()
-    if not (whole / "metrics.json").exists():  # else that of an earlier call is taken
+    if not (whole / "metrics.json").exists():  # else reuse that of an earlier call
         finished([*DEMO, f"--workdir={whole}"])
         print(f"uninterrupted: {time.monotonic() - began:.0f} s")
     print(f"{last_step(whole)} steps, a checkpoint every 10")
@@ -164,7 +164,7 @@ def main() -> int:
     command, hits = [*DEMO, f"--workdir={killed}"], 0
     print(f"{'kill':>4} {'moment':<24} {'last line':>10} {'checkpoint':>11}", flush=True)
     for kill in range(options.kills):
-        begun = kill % 2 == 0  # in turn while it computes, and at any moment from its start on
+        begun = kill % 2 == 0  # alternately while it computes and at any moment after its start
         moments = [rng.uniform(0, 6 if begun else 20)]
         for moment, step, saved in kills(command, killed, moments, begun):
             hits += 1

@@ -1,11 +1,11 @@
-"""A retrieval system, a data set and a config that train in seconds, for the tests of training.
+"""A retrieval system, a data set and a config that train in seconds, for tests.
 
     python -m tests.zse_jax.tiny WORKDIR [--EVENT-at=STEP ...] [--only=PROCESS] [key=value ...]
 
-trains them in a process of its own, to which something happens while it computes the step after
-STEP: --die-at (SIGKILL), --stop-at (SIGSTOP), --term-at (SIGTERM), --usr1-at (SIGUSR1), --hang-at
-(it waits for ever), --full-at (it can write no file larger than 20 kB). --slow=SECONDS adds to each
-step. With --only, events and values are those of one process.
+trains them in a separate process, with an event while it computes the step after STEP: --die-at
+(SIGKILL), --stop-at (SIGSTOP), --term-at (SIGTERM), --hang-at (waits forever), --full-at (cannot
+write files above 20 kB). --slow=SECONDS adds to each step. With --only, events and values apply to
+one process.
 """
 
 import ast
@@ -31,14 +31,12 @@ from zse_jax.retrievers import registry
 from zse_jax.retrievers.base import Modality, Retriever
 
 SIZE = 8
-SIGNALS = {
-    "die": signal.SIGKILL, "stop": signal.SIGSTOP, "term": signal.SIGTERM, "usr1": signal.SIGUSR1,
-}  # fmt: skip
+SIGNALS = {"die": signal.SIGKILL, "stop": signal.SIGSTOP, "term": signal.SIGTERM}
 CLASSES_PER_ITEM = 3
 
 
 class Tiny(Retriever):
-    """One hidden layer with dropout; a relation that is the embedding's cosine, squashed."""
+    """One hidden layer with dropout; the relation is the cosine of embeddings."""
 
     batch_kind: ClassVar[str] = "quadruplet"
     rankings: ClassVar[dict[str, str]] = {"token": "embedding", "relation": "score"}
@@ -71,7 +69,7 @@ class Tiny(Retriever):
 
 
 def load_items(name: str, modality: str, classes: Sequence[str], **_: Any) -> loading.Items:
-    """A few drawn images of each class, in place of a prepared data set."""
+    """A few generated images of each class, in place of a prepared data set."""
     generator = np.random.default_rng(0)
     colours = generator.integers(80, 120, (len(classes), 3))
     labels = np.repeat(np.arange(len(classes), dtype=np.int32), CLASSES_PER_ITEM)
@@ -106,13 +104,13 @@ def system(implementation: str) -> registry.System:
 
 
 def install(patch: Any = setattr) -> None:
-    """Makes system "tiny" and its data known; `patch` is `monkeypatch.setattr` in tests."""
+    """Registers system "tiny" and its data; `patch` is `monkeypatch.setattr` in tests."""
     patch(registry, "SYSTEMS", {**registry.SYSTEMS, "tiny": system(f"{__name__}:Tiny")})
     patch(loading, "load_items", load_items)
 
 
 def main() -> None:
-    """Trains in this process, as the docstring above says."""
+    """Trains in this process; see the docstring of this module."""
     import resource
 
     from absl import flags

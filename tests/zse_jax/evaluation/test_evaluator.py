@@ -40,6 +40,7 @@ def evaluated(workdir, tmp_path_factory, tiny_system):
     return folder, output.getvalue()
 
 
+@pytest.mark.slow
 def test_the_program_evaluates_the_best_step_and_writes_pictures(workdir, evaluated):
     folder, output = evaluated
     written = json.loads((folder / "m.json").read_text())
@@ -97,6 +98,7 @@ def test_selectable_metrics_depend_on_the_protocol_and_the_rankings():
         evaluator_.check_select(only, ("token", "relation"))
 
 
+@pytest.mark.slow
 def test_the_report_and_the_json_have_intervals_classes_and_confusions(evaluated):
     folder, output = evaluated
     written = json.loads((folder / "m.json").read_text())

@@ -1,4 +1,4 @@
-"""Configs as plain data: what travels in a checkpoint, and what may change on resuming."""
+"""Configs as plain data in a checkpoint, and what may change when resuming."""
 
 import pytest
 
@@ -34,14 +34,14 @@ def test_length_mesh_and_logging_may_change_when_resuming():
     assert set(changed) == {"train.steps", "mesh.fsdp", "log.every", "data.workers"}
 
 
-def test_what_decides_the_numbers_may_not_change():
+def test_settings_that_affect_results_may_not_change():
     new = tiny.config(**{"optimizer.learning_rate": 0.5, "train.steps": 99})
     with pytest.raises(ValueError, match=r"runs/a .*optimizer.learning_rate 0.001 -> 0.5\. ") as e:
         config_io.check_resumable(tiny.config(), new, "runs/a")
     assert "train.steps 12" not in str(e.value)
 
 
-def test_the_length_may_not_change_under_a_schedule_that_hangs_on_it():
+def test_the_length_may_not_change_under_a_schedule_that_depends_on_it():
     old = tiny.config(**{"optimizer.schedule": "cosine"})
     new = tiny.config(**{"optimizer.schedule": "cosine", "train.steps": 99})
     with pytest.raises(ValueError, match="train.steps 12 -> 99"):
@@ -64,7 +64,7 @@ def test_a_wrong_key_names_the_nearest_right_one(key, right):
         config_io.check_keys(tiny.config(), [key])
 
 
-def test_a_group_is_no_value():
+def test_a_group_is_not_a_value():
     with pytest.raises(ValueError, match=r"--config.train is a group.*--config.train.steps"):
         config_io.check_keys(tiny.config(), ["train"])
 

@@ -1,4 +1,4 @@
-"""Processes that differ are named, with what they differ in."""
+"""Errors name the process that differs from the others, and the difference."""
 
 import json
 import time
@@ -51,7 +51,7 @@ def test_the_process_that_disagrees_is_named_with_its_keys(three_hosts):
     assert "log.every" not in message
 
 
-def test_clocks_that_differ_are_told(three_hosts, caplog):
+def test_clocks_that_differ_are_reported(three_hosts, caplog):
     consistency.agree({"config.seed": 0})
     assert not caplog.text
     three_hosts[0].update(host="late", time=time.time() - 90)

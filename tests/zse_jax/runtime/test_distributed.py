@@ -1,8 +1,9 @@
-"""Several processes: they train what one does, and none waits for another that is gone."""
+"""Several processes train what one does, and none waits forever for one that has died."""
 
 import json
 import os
 import re
+import shutil
 import subprocess
 import sys
 from pathlib import Path
@@ -21,9 +22,9 @@ ROOT = Path(__file__).parents[3]
 QUICK = {"ZSE_START_SECONDS": "8", "ZSE_LOST_SECONDS": "5"}
 
 
-def launched(*arguments, n=2, devices=4, **environment):
-    """What `launch/processes.py` says and returns, of the tiny system."""
-    program = [sys.executable, "launch/processes.py", f"-n={n}", f"--devices={devices}"]
+def launched(*arguments, devices=2, **environment):
+    """Trains the tiny system in two processes, started by `launch/processes.py`."""
+    program = [sys.executable, "launch/processes.py", "-n=2", f"--devices={devices}"]
     return subprocess.run(
         [*program, "--program=tests.zse_jax.tiny", "--", *map(str, arguments)],
         cwd=ROOT,
@@ -36,7 +37,7 @@ def launched(*arguments, n=2, devices=4, **environment):
 
 
 def values(workdir, prefix):
-    """{step: {name: value}} of what metrics.jsonl says."""
+    """{step: {name: value}} of metrics.jsonl."""
     found = {}
     for line in read_metrics(Path(workdir) / "metrics.jsonl"):
         chosen = {key: value for key, value in line.items() if key.startswith(prefix)}
@@ -56,7 +57,7 @@ def test_one_process_needs_no_flag():
     assert distributed.exchange("value") == ["value"]
 
 
-def test_flags_or_the_environment_say_which_process_this_is(monkeypatch):
+def test_flags_or_the_environment_specify_the_process(monkeypatch):
     expected = {"coordinator_address": "node0:81", "process_id": 1, "num_processes": 2}
     flags = ["main", "--coordinator_address=node0:81", "--process_id=1", "--num_processes=2"]
     assert distributed.from_arguments([*flags, "--config.train.steps=3"]) == expected
@@ -79,7 +80,7 @@ def test_flags_or_the_environment_say_which_process_this_is(monkeypatch):
         ),
     ],
 )
-def test_flags_that_do_not_fit_say_what_would(arguments, message):
+def test_invalid_flags_are_an_error_with_the_remedy(arguments, message):
     with pytest.raises(ValueError, match=message):
         distributed.from_arguments(["main", *arguments])
 
@@ -101,49 +102,52 @@ def test_slurm_with_several_tasks_is_detected(monkeypatch):
     assert found["args"] == (None, None, None)  # jax fills them in
 
 
+OPTIONS = {"log.every": 1, "mesh.fsdp": 2, "model.width": 128}  # wide enough to be split
+TOLD = [f"{key}={value}" for key, value in OPTIONS.items()]
+
+
+@pytest.fixture(scope="module")
+def two(tmp_path_factory):
+    """The workdir and the output of an uninterrupted run of two processes."""
+    workdir = tmp_path_factory.mktemp("two")
+    run = launched(workdir, *TOLD)
+    assert run.returncode == 0, run.stderr
+    return workdir, run.stdout
+
+
 @pytest.mark.slow
-def test_a_checkpoint_of_which_one_part_is_damaged_falls_back(tmp_path):
-    options = ["model.width=128", "mesh.fsdp=2", "train.steps=9"]  # wide enough to be split
-    assert launched(tmp_path, *options, devices=1).returncode == 0
-    parts = tmp_path / "checkpoints/9/model/ocdbt.process_1/d"
+def test_a_checkpoint_of_which_one_part_is_damaged_falls_back(tmp_path, two, tiny_system, capsys):
+    workdir = shutil.copytree(two[0], tmp_path / "damaged")
+    parts = workdir / "checkpoints/12/model/ocdbt.process_1/d"
     large = max(parts.iterdir(), key=lambda file: file.stat().st_size)
     large.write_bytes(large.read_bytes()[:2000])
-    damaged = launched(tmp_path, *options, devices=1)
+    damaged = launched(workdir, *TOLD)
     assert damaged.returncode == distributed.AGAIN
-    assert "Run the same command again: it resumes from step 6" in damaged.stderr
-    again = launched(tmp_path, *options, devices=1)
-    assert again.returncode == 0, again.stderr
-    assert "resuming from step 6" in again.stdout
+    assert re.search("same command again.* from step 9", damaged.stderr)
+    loop.train(tiny.config(**OPTIONS), workdir)
+    assert "from step 9" in capsys.readouterr().out
 
 
 @pytest.mark.slow
-def test_two_processes_train_what_one_does(tmp_path, tiny_system):
-    options = {"log.every": 1, "evaluation.every": 20, "checkpoint.every": 20}
-    told = [f"{key}={value}" for key, value in options.items()]
-    for name, n, devices in (("two", 2, 4), ("one", 1, 1)):
-        run = launched(tmp_path / name, "train.steps=20", *told, n=n, devices=devices)
-        assert run.returncode == 0, run.stderr
-        assert f"on {n * devices} CPU device" in run.stdout
-        assert run.stdout.count("from step 0 to 20") == 1  # process 0 alone speaks
-    loop.train(tiny.config(**options, **{"train.steps": 24}), tmp_path / "eight")
-    files = {file.name for file in (tmp_path / "two/checkpoints/20/data").iterdir()}
+def test_two_processes_train_what_one_does(tmp_path, two, tiny_system):
+    workdir, output = two
+    assert "on 4 CPU devices" in output
+    assert output.count("from step 0 to 12") == 1  # only process 0 prints
+    loop.train(tiny.config(**OPTIONS, **{"train.steps": 15}), tmp_path / "one")
+    files = {file.name for file in (workdir / "checkpoints/12/data").iterdir()}
     assert {"process_0-of-2.json", "process_1-of-2.json"} <= files
-    assert isinstance(zse_jax.load(tmp_path / "two"), tiny.Tiny)
+    assert isinstance(zse_jax.load(workdir), tiny.Tiny)
 
-    # The run of two processes goes on as one, with the data that comes next.
-    loop.train(tiny.config(**options, **{"train.steps": 24}), tmp_path / "two")
-    for prefix, tolerance, names in (
-        ("train/loss", 1e-5, ("two", "one")),
-        ("train/gradient_norm", 1e-5, ("two", "one")),
-        ("validation/", 1e-6, ("two", "one")),
-    ):
-        expected = values(tmp_path / "eight", prefix)
-        for name in names:
-            found = values(tmp_path / name, prefix)
-            assert len(found) >= 20
-            for step, wanted in found.items():
-                one, other = ([x[key] for key in wanted] for x in (wanted, expected[step]))
-                np.testing.assert_allclose(one, other, rtol=tolerance, err_msg=f"{name} {step}")
+    # One process continues the run of two, with the data that comes next.
+    continued = shutil.copytree(workdir, tmp_path / "continued")
+    loop.train(tiny.config(**OPTIONS, **{"train.steps": 15}), continued)
+    for prefix, tolerance in (("train/loss", 1e-5), ("train/gradient_norm", 1e-5),
+                              ("validation/", 1e-6)):  # fmt: skip
+        expected, found = (values(path, prefix) for path in (tmp_path / "one", continued))
+        assert len(found) >= 15
+        for step, wanted in found.items():
+            one, other = ([x[key] for key in wanted] for x in (wanted, expected[step]))
+            np.testing.assert_allclose(one, other, rtol=tolerance, err_msg=str(step))
 
 
 @pytest.mark.slow
@@ -163,35 +167,34 @@ def test_processes_that_differ_die_or_hang_end_the_others(tmp_path, options, ret
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("process", [0, 1])
-def test_a_process_that_stays_alone_says_for_whom_it_waited(tmp_path, process):
-    environment = {
-        "JAX_COORDINATOR_ADDRESS": "127.0.0.1:1", "JAX_NUM_PROCESSES": "2",
-        "JAX_PROCESS_ID": str(process), **QUICK,
-    }  # fmt: skip
-    if process == 0:
-        environment["JAX_COORDINATOR_ADDRESS"] = f"127.0.0.1:{processes.free_port()}"
-    run = subprocess.run(
-        [sys.executable, "-m", "tests.zse_jax.tiny", str(tmp_path)],
-        cwd=ROOT, env=os.environ | environment, capture_output=True, text=True, check=False,
-    )  # fmt: skip
-    assert run.returncode == distributed.AGAIN
-    expected = ["the others; the coordinator responds", "which does not respond"][process]
-    assert f"process {process} of 2" in run.stderr
-    assert expected in run.stderr
+def test_a_process_without_the_others_reports_what_it_waited_for(tmp_path):
+    addresses = f"127.0.0.1:{processes.free_port()}", "127.0.0.1:1"
+    runs = []
+    for process, address in enumerate(addresses):
+        environment = {
+            "JAX_COORDINATOR_ADDRESS": address, "JAX_NUM_PROCESSES": "2",
+            "JAX_PROCESS_ID": str(process), **QUICK,
+        }  # fmt: skip
+        command = [sys.executable, "-m", "tests.zse_jax.tiny", str(tmp_path / str(process))]
+        runs.append(
+            subprocess.Popen(
+                command, cwd=ROOT, env=os.environ | environment, stderr=subprocess.PIPE, text=True
+            )
+        )
+    expected = r"the others[,;].* coordinator", "nobody answers|does not respond"
+    for process, (run, message) in enumerate(zip(runs, expected, strict=True)):
+        error = run.communicate(timeout=300)[1]
+        assert run.returncode == distributed.AGAIN
+        assert f"process {process} of 2" in error
+        assert re.search(message, error), error
 
 
 @pytest.mark.slow
-def test_a_notice_to_one_process_saves_all_and_goes_on_to_the_bit(tmp_path):
-    steps = ["train.steps=30", "evaluation.every=30", "checkpoint.every=30"]
-    assert launched(tmp_path / "whole", *steps, devices=1).returncode == 0
-    told = launched(tmp_path / "told", *steps, "--term-at=4", "--slow=0.3", devices=1)
+def test_a_notice_to_one_process_saves_all_and_resumes_to_the_bit(tmp_path, two):
+    told = launched(tmp_path, *TOLD, "--term-at=3", "--slow=0.5")
     assert told.returncode == distributed.AGAIN, told.stderr
-    assert "Run the same command to resume." in told.stdout
-    again = launched(tmp_path / "told", *steps, devices=1)
+    again = launched(tmp_path, *TOLD)
     assert again.returncode == 0, again.stderr
-    assert "resuming from step" in again.stdout
-    one, other = (
-        json.loads((tmp_path / x / "metrics.json").read_text()) for x in ("whole", "told")
-    )
+    assert re.search(r"from step [4-9]\b", again.stdout)
+    one, other = (json.loads((path / "metrics.json").read_text()) for path in (two[0], tmp_path))
     assert one == other

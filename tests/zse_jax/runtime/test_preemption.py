@@ -1,8 +1,9 @@
-"""Runs that are told to leave, killed, damaged or wild: nothing is lost, and somebody says so."""
+"""Runs that are preempted, killed, damaged or diverge lose nothing and report it."""
 
 import http.server
 import json
 import os
+import re
 import shutil
 import signal
 import subprocess
@@ -31,39 +32,43 @@ def tiny_system(monkeypatch):
     tiny.install(monkeypatch.setattr)
 
 
-def run(workdir, *options):
-    program = [sys.executable, "-m", "tests.zse_jax.tiny", str(workdir), *options]
-    return subprocess.run(program, capture_output=True, text=True, timeout=300, check=False)
-
-
-@pytest.fixture(scope="module")
-def trained(tmp_path_factory):
-    """The workdir of a whole run, with checkpoints 9 and 12, and maybe a better one before."""
-    workdir = tmp_path_factory.mktemp("trained")
-    with pytest.MonkeyPatch.context() as patch:
-        tiny.install(patch.setattr)
-        loop.train(tiny.config(), workdir)
-    return workdir
-
-
 def truncate(folder):
-    """Leaves no content in the files of the arrays below `folder`, as a lost disk cache does."""
+    """Empties the files of the arrays below `folder`, as a lost disk cache does."""
     files = [file for file in folder.rglob("*") if file.is_file() and "d" in file.parts]
     assert files
     for file in files:
         file.write_bytes(b"")
 
 
+def check_resumed(workdir, reference):
+    assert killing.last_saved(workdir) == 5
+    loop.train(tiny.config(), workdir)
+    # The step at which the run was interrupted has one line more.
+    assert killing.different(workdir, reference) == ["metrics.jsonl"]
+
+
 @pytest.mark.slow
-@pytest.mark.parametrize("notice", ["term", "usr1"])
-def test_a_notice_saves_at_the_next_step_and_leaves_with_its_code(tmp_path, trained, notice):
-    told = run(tmp_path, f"--{notice}-at=4")
-    assert told.returncode == distributed.AGAIN == 75, told.stderr
-    assert "Preempted: saved step 5." in told.stdout
-    assert killing.last_saved(tmp_path) == 5
-    loop.train(tiny.config(), tmp_path)
-    different = killing.different(tmp_path, trained)
-    assert different == ["metrics.jsonl"]  # where the run left stands a line more
+def test_sigterm_saves_at_the_next_step_and_exits_with_code_75(tmp_path, reference):
+    program = [sys.executable, "-m", "tests.zse_jax.tiny", str(tmp_path), "--term-at=4"]
+    done = subprocess.run(program, capture_output=True, text=True, timeout=300, check=False)
+    assert done.returncode == distributed.AGAIN == 75, done.stderr
+    assert re.search(r"step 5\b", done.stdout)
+    check_resumed(tmp_path, reference)
+
+
+def test_sigusr1_does_the_same(tmp_path, reference, monkeypatch):
+    note = loop.Run.note
+
+    def signalled(run, step, *args, **options):
+        if step == 4:
+            os.kill(os.getpid(), signal.SIGUSR1)
+        note(run, step, *args, **options)
+
+    with monkeypatch.context() as patch, pytest.raises(preemption.Preempted) as left:
+        patch.setattr(loop.Run, "note", signalled)
+        loop.train(tiny.config(), tmp_path)
+    assert left.value.code == distributed.AGAIN
+    check_resumed(tmp_path, reference)
 
 
 def test_a_notice_after_the_last_step_ends_at_once():
@@ -79,19 +84,21 @@ def test_a_notice_after_the_last_step_ends_at_once():
 
 
 @pytest.mark.slow
-def test_killed_at_random_moments_a_run_ends_equal_to_the_byte(tmp_path, trained):
+def test_a_run_killed_at_random_moments_ends_equal_to_the_byte(tmp_path, reference):
     command = ["tests.zse_jax.tiny", str(tmp_path), "--slow=0.3"]
-    moments = np.random.default_rng(0).uniform(0, 2, 3)
+    moments = np.random.default_rng(0).uniform(0, 2, 2)
     hit = list(killing.kills(command, tmp_path, moments, begun=True))
     assert hit
     assert max(step for _, step, _ in hit) >= 0
-    killing.finished(["tests.zse_jax.tiny", str(tmp_path)])
-    assert killing.different(tmp_path, trained) == []
+    loop.train(tiny.config(), tmp_path)
+    assert killing.different(tmp_path, reference) == []
 
 
 @pytest.mark.parametrize("part", ["model", "config", "data"])
-def test_a_damaged_newest_checkpoint_falls_back_to_the_one_before(tmp_path, trained, part, caplog):
-    workdir = shutil.copytree(trained, tmp_path / "run")
+def test_a_damaged_newest_checkpoint_falls_back_to_the_one_before(
+    tmp_path, reference, part, caplog
+):
+    workdir = shutil.copytree(reference, tmp_path / "run")
     newest = workdir / "checkpoints" / "12"
     if part == "model":
         truncate(newest / "model")
@@ -99,15 +106,15 @@ def test_a_damaged_newest_checkpoint_falls_back_to_the_one_before(tmp_path, trai
         for file in (newest / part).rglob("*"):
             file.write_bytes(b"")
     results = loop.train(tiny.config(), workdir)
-    assert results == json.loads((trained / "metrics.json").read_text())
+    assert results == json.loads((reference / "metrics.json").read_text())
     assert f"{workdir}/checkpoints/12 cannot be read" in caplog.text
     assert "resuming from step 9" in caplog.text
     assert (workdir / "damaged-checkpoints" / "12" / "model").is_dir()
-    assert killing.different(workdir, trained) == []
+    assert killing.different(workdir, reference) == []
 
 
-def test_without_any_sound_checkpoint_a_run_does_not_start_anew_in_silence(tmp_path, trained):
-    workdir = shutil.copytree(trained, tmp_path / "run")
+def test_without_a_readable_checkpoint_a_run_does_not_restart_silently(tmp_path, reference):
+    workdir = shutil.copytree(reference, tmp_path / "run")
     for step in (workdir / "checkpoints").iterdir():
         truncate(step / "model")
     with pytest.raises(reading.DamagedError, match=r"None of the checkpoints in .* be read"):
@@ -116,8 +123,8 @@ def test_without_any_sound_checkpoint_a_run_does_not_start_anew_in_silence(tmp_p
     assert killing.last_saved(workdir) == 2
 
 
-def test_load_reads_the_next_best_where_the_best_is_damaged(tmp_path, trained, caplog):
-    workdir = shutil.copytree(trained, tmp_path / "run")
+def test_load_reads_the_next_best_where_the_best_is_damaged(tmp_path, reference, caplog):
+    workdir = shutil.copytree(reference, tmp_path / "run")
     best = reading.step_of(workdir)
     truncate(workdir / "checkpoints" / str(best) / "model")
     assert isinstance(zse_jax.load(workdir), tiny.Tiny)
@@ -151,7 +158,7 @@ def test_a_spike_stops_the_run_and_names_the_last_good_step(tmp_path, monkeypatc
         loop.train(tiny.config(**changes), tmp_path)
 
 
-def test_a_nearly_full_disk_is_told_at_the_start(tmp_path, monkeypatch):
+def test_a_nearly_full_disk_is_an_error_at_the_start(tmp_path, monkeypatch):
     monkeypatch.setattr(shutil, "disk_usage", lambda _: SimpleNamespace(free=1000))
     with pytest.raises(OSError, match=r"nearly full: 0.00 GB are free.*keep_last=1"):
         loop.train(tiny.config(), tmp_path)
@@ -184,7 +191,7 @@ def test_announced_maintenance_becomes_a_notice(monkeypatch):
     assert heard == [True]
 
 
-def test_a_watchdog_knows_pauses(monkeypatch):
+def test_a_watchdog_ignores_pauses(monkeypatch):
     ended = []
     monkeypatch.setattr(os, "_exit", ended.append)
     with watchdog_.Watchdog(0.2) as watchdog:

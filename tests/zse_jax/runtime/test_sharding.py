@@ -1,4 +1,4 @@
-"""One mesh, one shape rule: which meshes exist, and where arrays lie on them."""
+"""One mesh, one shape rule: valid meshes, and how arrays are sharded on them."""
 
 import functools
 import re
@@ -76,7 +76,7 @@ def test_a_batch_is_split_over_both_axes():
     assert {shard.data.shape for shard in batch.addressable_shards} == {(2, 3)}
 
 
-def test_moments_lie_where_their_parameters_lie(monkeypatch):
+def test_moments_are_sharded_as_their_parameters(monkeypatch):
     tiny.install(monkeypatch.setattr)
     monkeypatch.setattr(sharding, "MIN_SIZE", 64)
     abstract = set_up(tiny.config(), sharding.make_mesh(2, 4)).abstract
@@ -97,7 +97,7 @@ def published(system: str) -> State:
 
 
 @pytest.mark.parametrize("system", SYSTEMS)
-def test_every_published_parameter_lies_where_the_golden_file_says(system):
+def test_every_published_parameter_is_sharded_as_in_the_golden_file(system):
     """One line per kind of block. `python -m tests.zse_jax.runtime.test_sharding` writes it."""
     wanted = [
         line for line in GOLDEN_FILE.read_text().splitlines() if line.startswith(system + " ")
@@ -142,7 +142,7 @@ def test_a_batch_must_divide_into_its_micro_batches():
 
 
 def lines(system: str) -> list[str]:
-    """`system path shape spec` of every parameter, without those that repeat another block's."""
+    """`system path shape spec` of every parameter, once per kind of block."""
     found = {}
     for path, leaf in arrays.flat_arrays(published(system)["model"]).items():
         pattern = re.sub(r"/\d+(?=/)", "/*", path)

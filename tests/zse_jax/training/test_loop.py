@@ -1,6 +1,7 @@
 """Training: the same on any mesh and after any interruption, and stopped when it diverges."""
 
 import json
+import signal
 import subprocess
 import sys
 
@@ -8,6 +9,7 @@ import jax
 import numpy as np
 import pytest
 
+from tests import survival
 from tests.zse_jax import tiny
 from zse_jax.checkpoints import writing
 from zse_jax.runtime import sharding
@@ -53,7 +55,7 @@ def test_losses_do_not_depend_on_the_mesh(monkeypatch, dropout, data, fsdp):
     assert {shard.data.shape for shard in kernel.addressable_shards} == {(192 // fsdp, 16)}
 
 
-def test_a_step_uses_up_its_state_and_moves_the_dropout_keys():
+def test_a_step_donates_its_state_and_advances_the_dropout_keys():
     config, mesh = tiny.config(), sharding.make_mesh()
     setup = set_up(config, mesh)
     before = setup.init()
@@ -64,13 +66,13 @@ def test_a_step_uses_up_its_state_and_moves_the_dropout_keys():
     assert int(counts.get_value()) > 0
 
 
-def test_parameters_are_float32_whatever_computes():
+def test_parameters_are_float32_at_any_compute_dtype():
     setup = set_up(tiny.config(compute_dtype="bfloat16"), sharding.make_mesh())
     dtypes = {leaf.dtype.name for leaf in jax.tree.leaves(setup.abstract["model"])}
     assert dtypes == {"float32"}
 
 
-def test_a_run_evaluates_saves_and_tells(tmp_path, capsys):
+def test_a_run_evaluates_saves_and_reports(tmp_path, capsys):
     results = loop.train(tiny.config(), tmp_path)
     written = lines(tmp_path)
     evaluated = [line["step"] for line in written if "validation/token/exact/mAP@all" in line]
@@ -90,13 +92,10 @@ def test_a_run_evaluates_saves_and_tells(tmp_path, capsys):
     assert "computing in float32 on 8 CPU devices (data=8 x fsdp=1)" in output
 
 
-def test_a_longer_second_run_goes_on_as_if_it_were_one(tmp_path):
-    whole, halves = tmp_path / "whole", tmp_path / "halves"
-    every = {"evaluation.every": 3}
-    loop.train(tiny.config(**every), whole)
-    loop.train(tiny.config(**{**every, "train.steps": 6}), halves)
-    loop.train(tiny.config(**every), halves)
-    assert lines(halves) == lines(whole)
+def test_a_longer_second_run_continues_the_first(tmp_path, reference):
+    loop.train(tiny.config(**{"train.steps": 6}), tmp_path)
+    loop.train(tiny.config(), tmp_path)
+    assert lines(tmp_path) == lines(reference)
 
 
 def test_a_run_with_another_config_is_not_continued(tmp_path):
@@ -165,24 +164,10 @@ def test_a_workdir_that_cannot_be_written_is_named(tmp_path):
 
 
 @pytest.mark.slow
-def test_killed_anywhere_a_run_goes_on_to_the_bit(tmp_path):
-    def run(workdir, *options):
-        program = [sys.executable, "-m", "tests.zse_jax.tiny", str(tmp_path / workdir), *options]
-        return subprocess.run(program, capture_output=True, timeout=300, check=False).returncode
-
-    assert run("whole") == 0
-    for step in (1, 4, 8, 10):  # before the first save, while one is written, after it
-        assert run("killed", f"--die-at={step}") == -9
-    assert run("killed") == 0
-    assert lines(tmp_path / "killed") == lines(tmp_path / "whole")
-    whole, killed = (set_up_and_restore(tmp_path / workdir, 12) for workdir in ("whole", "killed"))
-    for one, other in zip(jax.tree.leaves(whole), jax.tree.leaves(killed), strict=True):
-        if jax.dtypes.issubdtype(one.dtype, jax.dtypes.prng_key):
-            one, other = jax.random.key_data(one), jax.random.key_data(other)
-        assert np.array_equal(one, other)
-
-
-def set_up_and_restore(workdir, step):
-    setup = set_up(tiny.config(), sharding.make_mesh())
-    with writing.Checkpoints(workdir, select=SELECT) as checkpoints:
-        return checkpoints.restore(step, setup.abstract)
+def test_a_run_killed_at_any_step_resumes_to_the_bit(tmp_path, reference):
+    program = [sys.executable, "-m", "tests.zse_jax.tiny", str(tmp_path)]
+    for step in (1, 4, 10):  # before the first save, during the second, after the third
+        done = subprocess.run([*program, f"--die-at={step}"], timeout=300, check=False)
+        assert done.returncode == -signal.SIGKILL
+    loop.train(tiny.config(), tmp_path)
+    assert survival.different(tmp_path, reference) == []

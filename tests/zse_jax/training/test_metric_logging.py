@@ -1,4 +1,4 @@
-"""metrics.jsonl reads as if a run had never stopped; times read as people write them."""
+"""metrics.jsonl of a resumed run equals that of an uninterrupted one; durations are readable."""
 
 import json
 
@@ -25,7 +25,7 @@ def test_a_broken_line_in_the_middle_is_an_error(tmp_path):
         metrics_file.read_metrics(file)
 
 
-def test_a_new_run_starts_a_new_file_and_a_resumed_one_goes_on(tmp_path):
+def test_a_new_run_starts_a_new_file_and_a_resumed_one_appends(tmp_path):
     for start, step in ((None, 2), (2, 4), (2, 6)):
         with metric_logging.Reporter(tmp_path, 10, start, tensorboard=False) as report:
             report.write(step, {"train/loss": 1.0})

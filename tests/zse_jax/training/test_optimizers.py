@@ -67,7 +67,7 @@ def test_cosine_warms_up_and_ends_at_its_fraction():
     np.testing.assert_allclose(found, [0.0, 0.5, 1.0, 0.55, 0.1], atol=1e-6)
 
 
-def test_a_group_can_have_a_rate_of_its_own():
+def test_a_group_can_have_its_own_learning_rate():
     parameters = {"prompt": jnp.ones(2), "norm": {"bias": jnp.ones(2)}}
     gradients = {"prompt": jnp.array([0.3, -2.0]), "norm": {"bias": jnp.array([0.1, 5.0])}}
     groups = {"prompt": "prompt", "norm/bias": "norm"}
