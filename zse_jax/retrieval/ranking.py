@@ -186,7 +186,7 @@ def _sort(xp: Any, similarity: Any, rows: Any, labels: _Labels, *, top: int, mes
     keys = _keys(xp, scores)
     candidates = xp.full(len(keys), keys.shape[1])
     if labels.query_group is not None:
-        candidate = labels.gallery_group == labels.query_group[:, None]
+        candidate = xp.equal(labels.gallery_group, labels.query_group[:, None])
         keys = xp.where(candidate, keys, np.iinfo(keys.dtype).max)  # Behind -inf.
         candidates = candidate.sum(1)
     order = _argsort(keys) if xp is np else jnp.argsort(keys, axis=1, stable=True)
