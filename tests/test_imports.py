@@ -62,8 +62,6 @@ EXCEPTIONS = {
     # A report shows the results of an evaluation.
     ("zse_jax.explain.report", "zse_jax.retrieval.results"),
     ("zse_jax.explain.report_parts", "zse_jax.retrieval.results"),
-    # The registry names the config of converted weights, which `convert` imports.
-    ("zse_jax.retrievers.registry", "configs"),
     # A model card lists the seen and unseen classes.
     ("zse_jax.checkpoints.publishing", "data_pipelines.splits"),
 }
