@@ -51,7 +51,7 @@ CONFIG_KEY = re.compile(r"--config\.([a-z_][a-z0-9_.]*)(?![\w.])")
 SOURCE_FILE = re.compile(r"(?:configs|data_pipelines|launch|tests|zse_jax)/[\w./]*\w|\w+/\w+\.py")
 
 NETWORK = {
-    "image_size": 32, "patch_size": 8, "scale_channels": 4, "width": 64, "depth": 1, "heads": 4,
+    "image_size": 32, "patch_size": 8, "scale_channels": 4, "width": 80, "depth": 1, "heads": 4,
     "mlp_width": 32, "cross_heads": 4, "cross_mlp_width": 32, "anchors": 16, "anchor_width": 16,
 }  # fmt: skip
 SMALL = {f"model.{name}": value for name, value in NETWORK.items()} | {
