@@ -54,8 +54,11 @@ NETWORK = {
     "image_size": 32, "patch_size": 8, "scale_channels": 4, "width": 80, "depth": 1, "heads": 4,
     "mlp_width": 32, "cross_heads": 4, "cross_mlp_width": 32, "anchors": 16, "anchor_width": 16,
 }  # fmt: skip
+# The same optimizer for both configs: they share a compiled train step.
 SMALL = {f"model.{name}": value for name, value in NETWORK.items()} | {
-    "train.steps": 2, "train.batch_size": 8, "optimizer.warmup_steps": 0, "data.workers": 0,
+    "model.dropout": 0.0, "train.steps": 2, "train.batch_size": 8, "data.workers": 0,
+    "optimizer.schedule": "constant", "optimizer.warmup_steps": 0, "optimizer.clip_norm": 1.0,
+    "optimizer.learning_rate": 1e-3, "optimizer.weight_decay": 0.01,
     "evaluation.every": 2, "evaluation.batch_size": 8, "checkpoint.every": 2,
     "log.tensorboard": False,
 }  # fmt: skip
