@@ -1,4 +1,6 @@
-"""Initialisation of EfficientCNN: the teacher's weights and knowledge, and its errors."""
+"""How EfficientCNN starts: the teacher's weights and knowledge, and errors at the start."""
+
+import shutil
 
 import jax
 import jax.numpy as jnp
@@ -12,6 +14,7 @@ from safetensors.numpy import save_file
 
 import zse_jax
 from tests.zse_jax import tiny
+from zse_jax.evaluation import data_selection
 from zse_jax.models.resnet import ResNet50
 from zse_jax.pretrained import torchvision_resnet
 from zse_jax.retrievers import create
@@ -58,7 +61,7 @@ def begin(settings, workdir, mesh=None):
 
 
 def torchvision_file(path, seed=5):
-    """A file of weights with torchvision's names, and the network they are of."""
+    """Writes a file of weights with torchvision's names; returns the network."""
     network = nnx.jit(lambda: ResNet50(**BACKBONE, classes=7, rngs=nnx.Rngs(seed)))()
     network.stem_norm.mean[...] = jnp.full(4, 0.25)
     state = dict(nnx.to_flat_state(nnx.state(network, nnx.Any(nnx.Param, nnx.BatchStat))))
@@ -71,11 +74,11 @@ def torchvision_file(path, seed=5):
     return network
 
 
-def test_knowledge_is_the_teachers_mean_prediction_for_each_seen_class(tmp_path):
+def test_knowledge_is_the_mean_prediction_of_the_teacher_for_each_seen_class(tmp_path):
     network = torchvision_file(tmp_path / "w.safetensors")
     settings = config(**{"teacher.weights": str(tmp_path / "w.safetensors")})
     model, _, _ = begin(settings, tmp_path)
-    photos = distillation.data_selection.training_items(settings)[1]
+    photos = data_selection.training_items(settings)[1]
     images = np.stack([photos.image(i, tiny.SIZE) for i in range(len(photos))])
     teacher = distillation.Teacher(nnx.view(network, use_running_average=True), tiny.SIZE)
     predictions = np.asarray(
@@ -95,7 +98,7 @@ def test_training_starts_with_the_teachers_weights_and_statistics(tmp_path):
         np.testing.assert_array_equal(mine, theirs)
 
 
-def test_the_first_state_has_the_shardings_of_the_mesh(tmp_path):
+def test_the_first_state_is_sharded_as_the_mesh_requires(tmp_path):
     mesh = sharding.make_mesh(2, 4)
     torchvision_file(tmp_path / "w.safetensors")
     settings = config(**{"teacher.weights": str(tmp_path / "w.safetensors")})
@@ -182,7 +185,7 @@ def test_prepare_writes_the_file_that_training_reads(tmp_path, monkeypatch):
     assert np.isfinite(model.knowledge[...]).all()
 
 
-def test_prepare_reports_missing_arguments():
+def test_prepare_names_missing_flags():
     with pytest.raises(ValueError, match="--config.teacher.knowledge=FILE, or --workdir"):
         prepare(config())
     with pytest.raises(ValueError, match="Use --prepare and --config"):
@@ -194,9 +197,11 @@ def test_prepare_reports_missing_arguments():
 @pytest.mark.slow
 def test_training_resumes_to_the_bit_and_a_checkpoint_needs_nothing_else(tmp_path):
     train(config(), tmp_path / "straight")
-    train(config(**{"train.steps": 2}), tmp_path / "resumed")
-    (tmp_path / "resumed" / distillation.FILE).unlink()  # the checkpoint contains it
-    train(config(), tmp_path / "resumed")
+    resumed = shutil.copytree(tmp_path / "straight", tmp_path / "resumed")
+    shutil.rmtree(resumed / "checkpoints/4")
+    (resumed / "metrics.json").unlink()
+    (resumed / distillation.FILE).unlink()  # the checkpoint contains it
+    train(config(), resumed)
     one, other = (
         zse_jax.load(tmp_path / name / "checkpoints" / "4") for name in ("straight", "resumed")
     )

@@ -1,4 +1,4 @@
-"""bfloat16 computes, float32 decides: what is kept exact, and how near the losses stay."""
+"""Compute in bfloat16: what stays in float32, and how close the losses are."""
 
 import functools
 import io
@@ -22,7 +22,7 @@ EXACT = {"exp", "log", "rsqrt", "sqrt", "reduce_sum", "reduce_max", "integer_pow
 
 
 def operations(jaxpr):
-    """Every operation of a jaxpr and of those within it."""
+    """All operations of a jaxpr and of its inner jaxprs."""
     for equation in jaxpr.eqns:
         yield equation
         for inner in jax.tree.leaves(equation.params, is_leaf=lambda x: hasattr(x, "jaxpr")):
@@ -57,7 +57,7 @@ def test_norms_softmax_and_losses_are_float32_and_products_bfloat16(system):
 
 
 def doodles(name, modality, classes, **_):
-    """A dozen doodles of each class, drawn here instead of prepared."""
+    """Twelve doodles of each class, generated without a prepared data set."""
     from data_pipelines.builders.doodles import generation
 
     drawn = [

@@ -1,4 +1,4 @@
-"""What a step costs, how long the device waits, and traces where they were asked for."""
+"""The cost of a step, the time the device waits for input, and profiles."""
 
 import threading
 import time
@@ -16,7 +16,7 @@ from zse_jax.runtime.metrics_file import read_metrics
 from zse_jax.training import loop, profiling
 
 
-def test_flop_and_memory_of_a_step_are_those_of_each_device():
+def test_flop_and_memory_of_a_step_are_per_device():
     mesh = sharding.make_mesh()
     split, everywhere = sharding.batch_sharding(mesh), sharding.replicated(mesh)
     step = jax.jit(
@@ -33,7 +33,7 @@ def test_flop_and_memory_of_a_step_are_those_of_each_device():
     assert profiling.compile_step(step, state, batch, 8, accumulate=3)[1].flops == 3 * cost.flops
 
 
-def test_a_device_that_is_not_listed_is_measured_and_virtual_ones_share(monkeypatch):
+def test_an_unlisted_device_is_measured_and_virtual_devices_share_its_rate(monkeypatch):
     rates = iter([8e12])
     monkeypatch.setattr(profiling, "matrix_rate", lambda dtype: next(rates))
     profiling.device_rate.cache_clear()
@@ -64,7 +64,7 @@ def test_parameters_are_counted_by_group_and_frozen_last():
 
 
 class Outputs:
-    """Stands in for a step's outputs; ready when told."""
+    """Replaces a step's outputs; ready after `finish`."""
 
     def __init__(self):
         self._ready = threading.Event()
@@ -84,7 +84,7 @@ def delayed(event):
         yield {}
 
 
-def test_only_the_wait_of_a_device_without_work_counts():
+def test_input_wait_counts_only_while_the_device_is_idle():
     with profiling.Health() as health:
         outputs = Outputs()
         batches = delayed(lambda: time.sleep(0.05))
@@ -106,7 +106,7 @@ def test_only_the_wait_of_a_device_without_work_counts():
         assert 0.05 <= health.timing(1.0, whole)["input_wait"] * whole <= whole - 0.05
 
 
-def test_utilisation_is_what_is_done_over_what_could_be():
+def test_utilisation_is_achieved_over_peak_flops():
     with profiling.Health() as health:
         assert "mfu" not in health.timing(1.0, 1.0)
         health.cost = profiling.Cost(2e12, 10, 10)
@@ -116,7 +116,7 @@ def test_utilisation_is_what_is_done_over_what_could_be():
     assert found["host_memory_gb"] > 0.01
 
 
-def test_the_cost_is_told_with_the_time_it_takes_at_least():
+def test_the_cost_is_reported_with_its_minimum_time():
     text = profiling.describe(
         profiling.Cost(5e9, 10**9, 2 * 10**9), profiling.Rate(1e11, True), 800
     )
@@ -125,7 +125,7 @@ def test_the_cost_is_told_with_the_time_it_takes_at_least():
 
 
 @pytest.mark.parametrize("window", [(3,), (5, 3), (-1, 2), (0, 13)])
-def test_a_window_that_is_none_is_an_error(tmp_path, window):
+def test_an_invalid_window_is_an_error(tmp_path, window):
     with pytest.raises(ValueError, match=r"config.profile=.*must be \(start, stop\)"):
         profiling.Trace(window, 12, tmp_path)
 
@@ -135,7 +135,7 @@ def test_a_trace_needs_a_local_folder():
         profiling.Trace((0, 1), 12, "gs://bucket/run")
 
 
-def test_a_run_says_what_it_costs_and_traces_the_steps_asked_for(tmp_path, monkeypatch, capsys):
+def test_a_run_reports_its_cost_and_profiles_the_requested_steps(tmp_path, monkeypatch, capsys):
     tiny.install(monkeypatch.setattr)
     monkeypatch.setattr(loop.Run, "finish", lambda run: {})
     config = tiny.config(**{"evaluation.every": 0, "train.steps": 4, "profile": (2, 3)})

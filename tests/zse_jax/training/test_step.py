@@ -1,4 +1,4 @@
-"""One step: the same by micro-batches and with rematerialisation, in place, without transfers."""
+"""One step: micro-batches, rematerialisation, donation, no transfers."""
 
 import jax
 import jax.numpy as jnp
@@ -101,8 +101,8 @@ def test_rematerialisation_changes_no_number(system):
 
 
 @pytest.mark.parametrize("system", SYSTEMS)
-def test_rematerialisation_keeps_less_for_the_backward_pass(system):
-    """Measured by what jax.vjp holds: XLA's CPU backend moves recomputation to where it likes."""
+def test_rematerialisation_stores_less_for_the_backward_pass(system):
+    """Measured by the residuals of jax.vjp: XLA's CPU backend moves the recomputation."""
     deeper = {} if system == "efficient_cnn" else {"model.depth": 4}
 
     def kept(remat: bool) -> int:
@@ -131,7 +131,7 @@ def test_rematerialisation_keeps_less_for_the_backward_pass(system):
 @pytest.mark.slow
 @pytest.mark.parametrize("system", SYSTEMS)
 def test_eight_devices_share_the_work(monkeypatch, system):
-    """Nothing but the compiler decides it, and it once let every device do all of ZSE's."""
+    """The compiler decides it, and once made every device compute all of ZSE's step."""
     monkeypatch.setattr(sharding, "MIN_SIZE", 64)
     setup = step.set_up(small_systems.config(system), sharding.make_mesh(2, 4))
     lowered = setup.step.lower(setup.abstract, small_systems.batch(system))
@@ -139,7 +139,7 @@ def test_eight_devices_share_the_work(monkeypatch, system):
     assert each < 1.3 * all_together / 8
 
 
-def test_a_step_happens_in_the_memory_of_its_state():
+def test_a_step_reuses_the_memory_of_its_state():
     setup = step.set_up(small_systems.config("zse"), one_device())
     batch = small_systems.batch("zse")
     memory = setup.step.lower(setup.abstract, batch).compile().memory_analysis()
