@@ -31,8 +31,10 @@ SMALL = {
 
 
 @pytest.fixture(autouse=True)
-def drawn(monkeypatch):
-    """The small data set of the training tests, in place of doodles."""
+def small(monkeypatch):
+    """A small data set in place of doodles, and one device, which saves compilation."""
+    make_mesh = sharding.make_mesh
+    monkeypatch.setattr(sharding, "make_mesh", lambda **_: make_mesh(devices=jax.devices()[:1]))
     monkeypatch.setattr(loading, "load_items", tiny.load_items)
 
 
@@ -92,7 +94,7 @@ def test_raw_clip_is_saved_and_measured_without_a_step(tmp_path):
 
 def test_class_names_in_place_of_sketches_rank_the_photos():
     made = config(arg="tiny,text", model__class_names=splits.get("doodles").seen)
-    mesh = sharding.make_mesh(devices=jax.devices()[:1])
+    mesh = sharding.make_mesh()
     setup = step.set_up(made, mesh)
     model = step.merge_model(setup.definition, setup.init())
     evaluator = Evaluator(made, mesh, 1, 1)
