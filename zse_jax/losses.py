@@ -161,28 +161,37 @@ def domain_balanced_quadruplet(
       sketches, photos: embeddings, normalised here; every class has members in both domains.
       sketch_labels, photo_labels: classes; at least two different ones.
     """
-    domains = (unit(sketches), sketch_labels), (unit(photos), photo_labels)
+    sketches, photos = unit(sketches), unit(photos)
+    of_sketches, of_photos, across = (
+        (euclidean_distances(one, other), labels[:, None] == other_labels[None])
+        for one, labels, other, other_labels in (
+            (sketches, sketch_labels, sketches, sketch_labels),
+            (photos, photo_labels, photos, photo_labels),
+            (sketches, sketch_labels, photos, photo_labels),
+        )
+    )
 
-    def hardest(anchors, others):
+    def hardest(distance, same):
         """Indices of, and distances to, each anchor's farthest positive and nearest negative."""
-        distance = euclidean_distances(anchors[0], others[0])
-        same = anchors[1][:, None] == others[1][None]
         positive = jnp.where(same, distance, -jnp.inf).argmax(axis=1)
         negative = jnp.where(same, jnp.inf, distance).argmin(axis=1)
         row = jnp.arange(len(distance))
         return positive, negative, distance[row, positive], distance[row, negative]
 
-    def anchor_mean(own, other):
-        _, _, far, near = hardest(own, own)
-        positive, negative, far_across, near_across = hardest(own, other)
-        apart = euclidean_distances(other[0], other[0])[positive, negative]
+    def anchor_mean(own, across, other):
+        _, _, far, near = hardest(*own)
+        positive, negative, far_across, near_across = hardest(*across)
         return (
             jax.nn.relu(margin + far - near)
             + jax.nn.relu(margin + far_across - near_across)
-            + jax.nn.relu(cross_margin + far_across - apart)
+            + jax.nn.relu(cross_margin + far_across - other[0][positive, negative])
         ).mean()
 
-    return 0.5 * (anchor_mean(*domains) + anchor_mean(*domains[::-1]))
+    from_photos = across[0].T, across[1].T
+    return 0.5 * (
+        anchor_mean(of_sketches, across, of_photos)
+        + anchor_mean(of_photos, from_photos, of_sketches)
+    )
 
 
 def semantic_classification(

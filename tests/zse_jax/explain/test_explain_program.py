@@ -124,7 +124,7 @@ def test_photos_that_are_all_unusable_are_an_error(workdir, album):
 def test_other_content_is_not_overwritten(workdir, album):
     (album.parent / "why").mkdir()
     (album.parent / "why" / "index.html").write_text("mine")
-    with pytest.raises(FileExistsError, match="holds something already|contains"):
+    with pytest.raises(FileExistsError, match="is not empty"):
         run(workdir, album)
     assert (album.parent / "why" / "index.html").read_text() == "mine"
     with pytest.raises(FileExistsError, match=r"cat\.png is a file"):
