@@ -6,6 +6,7 @@ import io
 import jax
 import jax.numpy as jnp
 import numpy as np
+import optax
 import pytest
 from flax import nnx
 from PIL import Image
@@ -78,31 +79,29 @@ def doodles(name, modality, classes, **_):
 
 @pytest.mark.slow
 def test_losses_in_bfloat16_track_those_in_float32(monkeypatch):
-    """Means over 20 steps: within 1 % for 100 steps, within 15 % for 200.
+    """Means over 20 steps of the demo's first 100 steps differ by less than 1 % (measured: 0.2 %).
 
-    Measured: 0.5 % and 9 %; of the demo at its full size 0.4 % and 11 %. At the height of the
-    learning rate two runs part, as any two do that differ by rounding.
+    Later, runs that differ only by rounding diverge, on other processors as well as in bfloat16.
     """
     monkeypatch.setattr(loading, "load_items", functools.cache(doodles))
 
-    def losses(dtype: str) -> np.ndarray:
+    def losses(dtype: str) -> tuple[np.ndarray, float]:
+        """Means over 20 steps, and how far the parameters moved relative to their norm."""
         config = demo.get_config("depth=2,width=32,mlp_width=64,scale_channels=8,batch_size=5")
         config.compute_dtype = dtype
         mesh = sharding.make_mesh(devices=jax.devices()[:1])
         setup = step.set_up(config, mesh)
         state, batches = setup.init(), loop.training_batches(config, setup.model, mesh)
-        # As in a real run: the rounding is what is compared, and 200 steps take longer than this.
-        options = {"xla_backend_optimization_level": 3}
-        advance = setup.step.lower(setup.abstract, next(batches)).compile(compiler_options=options)
+        before = jax.device_get(state["model"])
         found = []
-        for _ in range(200):
-            state, metrics = advance(state, next(batches))
+        for _ in range(100):
+            state, metrics = setup.step(state, next(batches))
             found.append(metrics["loss"])
         batches.close()
-        return np.array(jax.device_get(found)).reshape(10, 20).mean(axis=1)
+        change = jax.tree.map(np.subtract, jax.device_get(state["model"]), before)
+        moved = optax.global_norm(change) / optax.global_norm(before)
+        return np.array(jax.device_get(found)).reshape(5, 20).mean(axis=1), float(moved)
 
-    exact, low = losses("float32"), losses("bfloat16")
-    assert exact[-2:].mean() < 0.8 * exact[0]
-    difference = np.abs(low - exact) / exact
-    assert difference[:5].max() < 0.01
-    assert difference.max() < 0.15
+    (exact, moved), (low, _) = losses("float32"), losses("bfloat16")
+    assert moved > 0.05
+    assert 0 < (np.abs(low - exact) / exact).max() < 0.01
