@@ -247,7 +247,7 @@ def test_a_converted_checkpoint_cannot_be_resumed(tmp_path, monkeypatch):
     tiny.install(monkeypatch.setattr)
     config = tiny.config()
     writing.write(tmp_path / "run", 0, built(config.model.to_dict()), config)
-    with pytest.raises(ValueError, match="holds a model alone, .* --config.init_from="):
+    with pytest.raises(ValueError, match="without a train state, .* --config.init_from="):
         loop.train(config, tmp_path / "run")
     assert reading.step_of(tmp_path / "run") == 0
 

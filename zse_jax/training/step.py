@@ -21,7 +21,6 @@ from ml_collections import ConfigDict
 
 from zse_jax import retrievers
 from zse_jax.checkpoints.arrays import abstract_state, split_model
-from zse_jax.evaluation import data_selection
 from zse_jax.retrievers.base import Retriever
 from zse_jax.runtime import sharding
 from zse_jax.training import optimizers
@@ -136,6 +135,8 @@ def complete(config: ConfigDict) -> ConfigDict:
     """
     if "class_names" not in config.model or config.model.class_names is not None:
         return config
+    from zse_jax.evaluation import data_selection  # needs grain, which a step does not
+
     config = config.copy_and_resolve_references()
     config.model.class_names = tuple(data_selection.split_of(config, config.data).seen)
     return config

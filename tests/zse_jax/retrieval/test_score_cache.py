@@ -175,7 +175,10 @@ def test_two_processes_agree_on_what_is_finished(tmp_path):
     with socket.socket() as server:
         server.bind(("127.0.0.1", 0))
         port = server.getsockname()[1]
-    flags = {"XLA_FLAGS": "--xla_force_host_platform_device_count=2", "JAX_PLATFORMS": "cpu"}
+    flags = {
+        "XLA_FLAGS": os.environ["XLA_FLAGS"] + " --xla_force_host_platform_device_count=2",
+        "JAX_PLATFORMS": "cpu",
+    }
     processes = [
         subprocess.Popen(
             [sys.executable, "-m", __name__, str(tmp_path / "two"), str(port), str(process)],

@@ -112,7 +112,7 @@ def test_two_processes_return_the_results_of_one(tmp_path):
         port = server.getsockname()[1]
     environment = os.environ | {
         "JAX_PLATFORMS": "cpu",
-        "XLA_FLAGS": "--xla_force_host_platform_device_count=2",
+        "XLA_FLAGS": os.environ["XLA_FLAGS"] + " --xla_force_host_platform_device_count=2",
     }
     processes = [
         subprocess.Popen(
