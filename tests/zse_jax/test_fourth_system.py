@@ -35,6 +35,7 @@ def drawing(tmp_path):
     return tmp_path / "circle.png"
 
 
+@pytest.mark.slow
 def test_a_fourth_system_is_converted_trained_evaluated_indexed_searched_and_explained(
     tmp_path, monkeypatch, drawing
 ):

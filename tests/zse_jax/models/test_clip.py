@@ -37,6 +37,7 @@ def test_a_text_longer_than_the_context_is_an_error_that_names_it():
         tokenize(["cat", "a very long name"], context_length=5)
 
 
+@pytest.mark.slow
 def test_a_text_does_not_depend_on_its_padding_or_its_neighbours(clip):
     short, both = tokenize(["cat"]), tokenize(["cat", "a photo of a dog"])
     padded = np.zeros((1, 12), np.int32)
@@ -87,6 +88,7 @@ def test_the_activation_agrees_with_its_formula():
     np.testing.assert_allclose(quick_gelu(x), x / (1 + np.exp(-1.702 * x)), rtol=1e-5, atol=1e-6)
 
 
+@pytest.mark.slow
 def test_bfloat16_computes_in_bfloat16_with_float32_parameters():
     clip = CLIP(CLIPSizes(**TINY), dtype=jnp.dtype("bfloat16"), rngs=nnx.Rngs(0))
     assert clip.encode_image(normal(1, 16, 16, 3), normal(3, 16)).dtype == jnp.bfloat16

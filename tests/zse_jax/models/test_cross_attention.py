@@ -55,6 +55,7 @@ def oracle(layer, residual, query, key, value):
     return norm(layer.norm_mlp, x + affine(layer.mlp_out, hidden))
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("value", ["own", "other"])
 def test_both_directions_agree_with_a_numpy_oracle(value):
     model = build(value)
@@ -107,6 +108,7 @@ def local(projected):
     return projected._replace(tokens=projected.tokens[:, 1:], query=projected.query[:, :, 1:])
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("fused", [None, "xla"])
 @pytest.mark.parametrize("value", ["own", "other"])
 def test_meeting_equals_attending_to_each_photo(value, fused):

@@ -60,6 +60,7 @@ def test_exported_shapes_are_those_of_the_published_code_at_its_size():
     assert {name: list(array.shape) for name, array in exported.items()} == manifest
 
 
+@pytest.mark.slow
 def test_a_vision_transformer_fills_zse_and_clip_fills_clip(tmp_path):
     model = test_google_vit.zse()
     vit = written(tmp_path / "vit.safetensors", test_google_vit.published())
@@ -74,6 +75,7 @@ def test_a_vision_transformer_fills_zse_and_clip_fills_clip(tmp_path):
     test_openai_clip.assert_equal(retriever.clip.visual, source.visual)
 
 
+@pytest.mark.slow
 def test_weights_of_another_system_or_publisher_or_size_name_the_file(tmp_path):
     vit = written(tmp_path / "vit.safetensors", test_google_vit.published())
     with pytest.raises(ValueError, match="of google_vit, for the system zse, not clip_prompt"):

@@ -36,6 +36,7 @@ def bits_of(words):
     return (words[:, :, None] >> np.arange(32, dtype=np.uint32) & 1).reshape(len(words), -1)
 
 
+@pytest.mark.slow
 def test_the_projection_is_centred_and_its_columns_are_orthonormal():
     x = embeddings()
     projection = codes.learn(x, 64)
@@ -135,6 +136,7 @@ def test_the_hamming_ranking_is_minus_the_distance_of_the_codes_on_one_device_an
     np.testing.assert_array_equal(sketches, codes.pack(embedding, *projection))
 
 
+@pytest.mark.slow
 def test_the_cosine_of_embeddings_of_codes_follows_from_their_distance():
     _, retriever = coded(64)
     words = jnp.asarray(random_codes(5, 2))

@@ -94,6 +94,7 @@ def test_class_texts_are_cached_and_the_text_tower_is_removed():
         model.encode_text(texts)
 
 
+@pytest.mark.slow
 def test_the_category_loss_is_the_weighted_sum_of_its_terms():
     model, batch = build(), triplets()
     loss, terms = model.loss(batch)
@@ -119,6 +120,7 @@ def numpy_distances(model, batch):
     return 1 - np.einsum("ckd,cjd->ckj", sketch, photo)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("hardest", [True, False])
 def test_the_fine_grained_negative_is_another_photo_of_the_class(hardest):
     model, batch = build(**FINE, hardest_negative=hardest), groups()

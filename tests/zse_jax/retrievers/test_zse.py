@@ -133,6 +133,7 @@ def test_loss_is_the_weighted_sum_of_its_terms_over_the_right_pairs():
     np.testing.assert_allclose(loss, 2 * triplet + 4 * relation, rtol=1e-5)
 
 
+@pytest.mark.slow
 def test_every_parameter_receives_a_gradient():
     model = still()
     batch = quadruplets(2)
