@@ -16,7 +16,7 @@ from zse_jax.explain import evaluation_figures, figures, pages, report_parts, st
 from zse_jax.explain.correspondence import Explainer
 from zse_jax.explain.pair_figures import LINE_STYLES
 from zse_jax.explain.report_parts import Headline
-from zse_jax.retrieval.results import Evaluation
+from zse_jax.retrieval.results import Evaluation, as_text
 
 COLUMNS = 10
 """Number of photos in the row of a query."""
@@ -292,5 +292,5 @@ def _confusions(
 
 def _facts(evaluation: Evaluation, material: Material) -> dict[str, str]:
     seconds = ", ".join(f"{name} {value:.1f} s" for name, value in evaluation.seconds.items())
-    notes = {str(name): report_parts.plain(value) for name, value in evaluation.notes.items()}
+    notes = {str(name): as_text(value) for name, value in evaluation.notes.items()}
     return {**material.about, **notes, "time": seconds}

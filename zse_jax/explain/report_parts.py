@@ -1,6 +1,6 @@
 """The tables of a report and the queries that it shows: plain values of an evaluation."""
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from typing import Any, NamedTuple
 
 import numpy as np
@@ -38,15 +38,6 @@ def headline(evaluation: Evaluation, name: str = "") -> Headline:
 def fine_grained(evaluation: Evaluation) -> bool:
     """Whether only the photo of the sketch's instance is right."""
     return evaluation.scope != "convention"
-
-
-def plain(value: Any) -> str:
-    """A note as text."""
-    if isinstance(value, Mapping):
-        return ", ".join(f"{key}: {plain(item)}" for key, item in value.items()) or "none"
-    if isinstance(value, list | tuple | set | frozenset):
-        return ", ".join(map(plain, value)) or "none"
-    return str(value)
 
 
 def percent(value: float) -> str:

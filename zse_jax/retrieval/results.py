@@ -340,7 +340,7 @@ class Evaluation:
         ]
         if self.queries_without_match:
             parts.append(f"{self.queries_without_match} sketches without {self.missing} excluded")
-        parts.extend(f"{name} {_written(value)}" for name, value in self.notes.items())
+        parts.extend(f"{name} {as_text(value)}" for name, value in self.notes.items())
         return "; ".join(parts)
 
 
@@ -373,12 +373,12 @@ def _percent(value: float) -> str:
     return f"{100 * value:.1f}"
 
 
-def _written(value: Any) -> str:
-    """A note's value as text for a caption."""
+def as_text(value: Any) -> str:
+    """The value of a note as text, for captions and reports."""
     if isinstance(value, Mapping):
-        return ", ".join(f"{key}: {_written(item)}" for key, item in value.items()) or "none"
+        return ", ".join(f"{key}: {as_text(item)}" for key, item in value.items()) or "none"
     if isinstance(value, list | tuple | set | frozenset):
-        return ", ".join(map(_written, value)) or "none"
+        return ", ".join(map(as_text, value)) or "none"
     return str(value)
 
 
