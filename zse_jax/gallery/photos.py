@@ -153,7 +153,7 @@ def find(places: "Places") -> Found:
         nonlocal others, links
         for here, folders, names in os.walk(folder, followlinks=True, onerror=failed):
             try:
-                status = os.stat(here)  # noqa: PTH116
+                status = os.stat(here)  # noqa: PTH116 - `here` is a str of os.walk
             except OSError as error:
                 failed(error)
                 continue

@@ -12,6 +12,7 @@ fingerprint differs. Checkpoints contain the knowledge. To write the file before
 """
 
 import hashlib
+import io
 import os
 from collections.abc import Mapping, Sequence
 from typing import Any
@@ -33,6 +34,7 @@ from zse_jax.retrieval.encoding import encode, fingerprint
 from zse_jax.retrievers import registry
 from zse_jax.retrievers.efficient_cnn import EfficientCNN, Teacher, class_knowledge
 from zse_jax.runtime import cli, sharding
+from zse_jax.runtime.metrics_file import replace_file
 from zse_jax.training.step import Setup, State, merge_model, placed, set_up
 
 FILE = "knowledge.npz"
@@ -83,11 +85,9 @@ def prepare(
     knowledge = class_knowledge(np.asarray(predictions), labels, photos.class_names)
     contents: dict[str, Any] = {"knowledge": knowledge, **marks}
     if jax.process_index() == 0:
-        file.parent.mkdir(parents=True, exist_ok=True)
-        part = file.with_name(file.name + ".part")
-        with part.open("wb") as stream:
+        with io.BytesIO() as stream:
             np.savez(stream, **contents)
-        part.replace(file)
+            replace_file(file, stream.getvalue())
     if jax.process_count() > 1:
         multihost_utils.sync_global_devices("knowledge")
 
