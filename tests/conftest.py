@@ -20,9 +20,13 @@ os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "2")
 os.environ.setdefault("JAX_COMPILATION_CACHE_DIR", str(ROOT / ".cache" / "jax"))
 os.environ.setdefault("JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS", "0")
 
+# Data sets in TFDS's default folder are prepared once: `doodles` takes most of a minute.
+os.environ.setdefault("TFDS_DATA_DIR", str(ROOT / ".cache" / "tensorflow_datasets"))
+
 import hypothesis
 import jax
 import numpy as np
+import orbax.checkpoint as ocp
 import psutil
 import pytest
 from absl import flags
@@ -36,6 +40,9 @@ if signal.getsignal(signal.SIGINT) is signal.SIG_IGN:
 
 # Annotated shapes and types of the packages are checked at each call.
 install_import_hook(["data_pipelines", "zse_jax"], f"{checked.__module__}.{checked.__name__}")
+
+# Replicas that save in parallel compile a slice of each array for each device. One writes all here.
+ocp.type_handlers.get_type_handler(jax.Array)._min_slice_bytes_for_replica_parallel = 2**20
 
 # grain's worker processes read absl flags, which `app.run` parses in a program.
 flags.FLAGS.mark_as_parsed()

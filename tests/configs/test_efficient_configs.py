@@ -3,7 +3,6 @@
 import inspect
 
 import pytest
-from flax import nnx
 
 from configs import (
     efficient_default,
@@ -13,7 +12,7 @@ from configs import (
     efficient_tuberlin,
 )
 from data_pipelines import sampling, splits
-from zse_jax import retrievers
+from tests.zse_jax import abstract
 from zse_jax.retrievers.efficient_cnn import EfficientCNN
 from zse_jax.runtime import config_io
 from zse_jax.training import optimizers
@@ -26,7 +25,7 @@ CONFIGS = (efficient_sketchy, efficient_sketchy_split2, efficient_tuberlin, effi
 def test_every_config_describes_a_run(module, arg):
     config = module.get_config(arg)
     split = splits.get(config.data.split)
-    model = nnx.eval_shape(lambda: retrievers.create(config.model, rngs=nnx.Rngs(0)))
+    model = abstract.retriever(config.model)
     assert split.dataset == config.data.name
     assert config.model.seen_classes == len(split.seen) >= config.train.batch_size
     assert config.evaluation.select.partition("/")[0] in model.rankings
