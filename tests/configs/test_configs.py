@@ -113,7 +113,7 @@ def trained_configs():
         }  # fmt: skip
     names, missing = [], set().union(*parts.values())
     while missing:
-        names.append(max(NAMES, key=lambda name: len(parts[name] & missing)))
+        names.append(max(reversed(NAMES), key=lambda name: len(parts[name] & missing)))
         missing -= parts[names[-1]]
     return names
 

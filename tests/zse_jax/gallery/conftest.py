@@ -70,16 +70,23 @@ def drawing(tmp_path) -> Path:
     return tmp_path / "circle.png"
 
 
-@pytest.fixture(scope="session")
-def browser() -> Iterator[Any]:
-    """Chromium, driven by Playwright."""
+@pytest.fixture
+def browser(chromium) -> Iterator[Any]:
+    """Chromium, driven by Playwright; its pages are closed after the test: they use CPU time."""
+    yield chromium
+    for context in chromium.contexts:
+        context.close()
+
+
+@pytest.fixture(scope="module")
+def chromium() -> Iterator[Any]:
     names = "chromium", "chromium-browser", "google-chrome"
-    chromium = next(filter(None, map(shutil.which, names)), None)
-    if chromium is None:
+    program = next(filter(None, map(shutil.which, names)), None)
+    if program is None:
         pytest.skip("needs Chromium (Debian's package chromium)")
     reason = "needs Playwright, which drives the browser"
     api = pytest.importorskip("playwright.sync_api", reason=reason)
     with api.sync_playwright() as driver:
-        started = driver.chromium.launch(executable_path=chromium, args=["--no-sandbox"])
+        started = driver.chromium.launch(executable_path=program, args=["--no-sandbox"])
         yield started
         started.close()

@@ -5,6 +5,7 @@ Tolerances are those of tests/golden/README.md. One fixture runs everything once
 
 import json
 from typing import NamedTuple
+from unittest import mock
 
 import jax
 import jax.numpy as jnp
@@ -18,6 +19,7 @@ from tests.zse_jax.pretrained.weights import GOLDEN, draw
 from tests.zse_jax.random_weights import drawn
 from zse_jax.pretrained import zse_sbir
 from zse_jax.retrievers import create
+from zse_jax.retrievers.zse import ZSE
 from zse_jax.training.optimizers import create as create_optimizer
 
 pytestmark = pytest.mark.slow
@@ -67,39 +69,50 @@ def run(model) -> Run:
             for path, leaf in nnx.to_flat_state(tree)
         }
 
-    @jax.jit
-    def forward(parameters):
-        model = nnx.merge(graphdef, parameters, rest)
-        tokens = model.tokens(jnp.concatenate([sketches, photos]))
-        return tokens, model.pairs(tokens[:2], tokens[2:])
-
-    @jax.jit
-    def gradient(parameters):
-        batch = {"sketches": sketches[None], "photos": photos[None]}
-        return jax.value_and_grad(lambda p: nnx.merge(graphdef, p, rest).loss(batch), has_aux=True)(
-            parameters
-        )
-
     settings = default.get_config().optimizer
     settings.learning_rate = 1e-4
     optimizer = create_optimizer(settings, steps=4)
 
-    @jax.jit
-    def update(gradients, state, parameters):
-        updates, state = optimizer.update(gradients, state, parameters)
-        return optax.apply_updates(parameters, updates), state
+    def loss(parameters):
+        """The loss and its terms; also the tokens and pairs from which the model computes it."""
+        outputs = {}
 
-    tokens, pairs = forward(parameters)
+        def record(name: str):
+            method = getattr(ZSE, name)
+
+            def recorded(*arguments):
+                outputs[name] = method(*arguments)
+                return outputs[name]
+
+            return mock.patch.object(ZSE, name, recorded)
+
+        with record("tokens"), record("pairs"):
+            batch = {"sketches": sketches[None], "photos": photos[None]}
+            value, terms = nnx.merge(graphdef, parameters, rest).loss(batch)
+        return value, (terms, outputs)
+
+    @jax.jit  # one program: compilation takes most of the time
+    def step(parameters, state):
+        (value, aux), gradients = jax.value_and_grad(loss, has_aux=True)(parameters)
+        updates, state = optimizer.update(gradients, state, parameters)
+        return optax.apply_updates(parameters, updates), state, value, aux, gradients
+
     current, state = parameters, optimizer.init(parameters)
-    losses, terms, first = [], {}, {}
-    for step in range(4):
-        (loss, aux), gradients = gradient(current)
-        losses.append(float(loss))
-        if step == 0:
-            terms, first = aux, norms(gradients)
-        current, state = update(gradients, state, current)
+    losses, first = [], None
+    for _ in range(4):
+        current, state, value, aux, gradients = step(current, state)
+        losses.append(float(value))
+        first = first or (*aux, norms(gradients))
+    terms, outputs, gradient_norms = first
     change = jax.tree.map(lambda new, old: new - old, current, parameters)
-    return Run(np.asarray(tokens), pairs, losses, terms, first, norms(change))
+    return Run(
+        np.asarray(outputs["tokens"]),
+        outputs["pairs"],
+        losses,
+        terms,
+        gradient_norms,
+        norms(change),
+    )
 
 
 def test_tokens_after_self_attention(run, expected):
