@@ -8,26 +8,25 @@ import numpy as np
 import pytest
 from flax import nnx
 
+from tests.zse_jax.random_weights import drawn
 from zse_jax.models.cross_attention import CrossAttention, UnbiasedNorm, fused_attention
 
 WIDTH, HEADS = 12, 3
 
 
 def build(value="own") -> CrossAttention:
-    model = CrossAttention(
-        WIDTH,
-        HEADS,
-        20,
-        value=value,
-        dropout=0.0,
-        dtype=jnp.dtype("float32"),
-        rngs=nnx.Rngs(params=0, dropout=1),
+    """Parameters of a new model are equal; these differ, so that a swap of them is detected."""
+    return drawn(
+        lambda: CrossAttention(
+            WIDTH,
+            HEADS,
+            20,
+            value=value,
+            dropout=0.0,
+            dtype=jnp.dtype("float32"),
+            rngs=nnx.Rngs(params=0, dropout=1),
+        )
     )
-    # Parameters start equal; change them so that swapped projections or directions are detected.
-    keys = iter(jax.random.split(jax.random.key(7), 100))
-    for _, parameter in nnx.to_flat_state(nnx.state(model, nnx.Param)):
-        parameter[...] += 0.3 * jax.random.normal(next(keys), parameter.shape)
-    return model
 
 
 def oracle(layer, residual, query, key, value):
@@ -60,7 +59,8 @@ def oracle(layer, residual, query, key, value):
 def test_both_directions_agree_with_a_numpy_oracle(value):
     model = build(value)
     s, p = (jax.random.normal(jax.random.key(i), (2, 5, WIDTH)) for i in range(2))
-    sketch, photo = model(s, p)
+    sketch, photo = nnx.jit(lambda model, s, p: model(s, p))(model, s, p)
+    s, p, sketch, photo = (np.asarray(x) for x in (s, p, sketch, photo))
     for i in range(2):
         sv, pv = (s[i], p[i]) if value == "own" else (p[i], s[i])
         np.testing.assert_allclose(
@@ -114,9 +114,14 @@ def local(projected):
 def test_meeting_equals_attending_to_each_photo(value, fused):
     model = build(value)
     s, p = (jax.random.normal(jax.random.key(i), (n, 5, WIDTH)) for i, n in enumerate((1, 4)))
-    sketch, photos = local(model.project_sketches(s)), local(model.project_photos(p))
-    met = model.meeting(photos, fused)(jax.tree.map(lambda x: x[0], sketch))
-    expected = model(jnp.broadcast_to(s, p.shape), p)
+
+    @nnx.jit
+    def both(model, s, p):
+        sketch, photos = local(model.project_sketches(s)), local(model.project_photos(p))
+        met = model.meeting(photos, fused)(jax.tree.map(lambda x: x[0], sketch))
+        return met, model(jnp.broadcast_to(s, p.shape), p)
+
+    met, expected = both(model, s, p)
     for found, whole in zip(met, expected, strict=True):
         np.testing.assert_allclose(found, whole[:, 1:], rtol=1e-5, atol=1e-5)
 
