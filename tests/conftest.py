@@ -1,6 +1,7 @@
 """Setup of all tests: eight virtual devices, runtime type checks, golden outputs, real images."""
 
 import gc
+import importlib.metadata
 import os
 import signal
 from collections.abc import Callable, Iterator
@@ -10,8 +11,15 @@ ROOT = Path(__file__).resolve().parents[1]
 
 # Set before jax is imported, and inherited by the programs that tests start. The networks are
 # small, so XLA's compilation takes more time than what it compiles: at optimization level 0 it
-# takes less than half. The caller's XLA_FLAGS come last and override these.
-FLAGS = ["--xla_force_host_platform_device_count=8", "--xla_backend_optimization_level=0"]
+# takes less than half, and without fusion emitters (a flag that newer versions do not know) a
+# quarter of that. The caller's XLA_FLAGS come last and override these.
+FLAGS = [
+    "--xla_force_host_platform_device_count=8",
+    "--xla_backend_optimization_level=0",
+    "--xla_cpu_parallel_codegen_split_count=1",
+]
+if tuple(map(int, importlib.metadata.version("jaxlib").split(".")[:2])) < (0, 11):
+    FLAGS.append("--xla_cpu_use_fusion_emitters=false")
 os.environ["XLA_FLAGS"] = " ".join([*FLAGS, os.environ.get("XLA_FLAGS", "")]).strip()
 os.environ.setdefault("JAX_PLATFORMS", "cpu")
 os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "2")
