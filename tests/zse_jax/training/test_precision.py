@@ -1,7 +1,6 @@
 """Compute in bfloat16: what stays in float32, and how close the losses are."""
 
 import functools
-import io
 
 import jax
 import jax.numpy as jnp
@@ -9,11 +8,10 @@ import numpy as np
 import optax
 import pytest
 from flax import nnx
-from PIL import Image
 
 from configs import demo
 from data_pipelines import loading
-from tests.zse_jax import small_systems
+from tests.zse_jax import small_systems, tiny
 from zse_jax.retrievers import create
 from zse_jax.runtime import sharding
 from zse_jax.training import loop, step
@@ -57,50 +55,32 @@ def test_norms_softmax_and_losses_are_float32_and_products_bfloat16(system):
     assert all(leaf.aval.dtype == jnp.float32 for leaf in traced.jaxpr.outvars)
 
 
-def doodles(name, modality, classes, **_):
-    """Twelve doodles of each class, generated without a prepared data set."""
-    from data_pipelines.builders.doodles import generation
-
-    drawn = [
-        doodle
-        for doodle in generation.generate(0, 12, modality=modality, workers=0)
-        if doodle.class_name in classes
-    ]
-    encoded = []
-    for doodle in drawn:
-        with io.BytesIO() as file:
-            Image.fromarray(doodle.image).save(file, "PNG")
-            encoded.append(file.getvalue())
-    labels = np.array([classes.index(doodle.class_name) for doodle in drawn], np.int32)
-    names, instances = (tuple(getattr(d, key) for d in drawn) for key in ("name", "instance"))
-    rows = np.arange(len(drawn))
-    return loading.Items(modality, encoded, rows, labels, tuple(classes), names, instances)
-
-
 @pytest.mark.slow
 def test_losses_in_bfloat16_track_those_in_float32(monkeypatch):
-    """Means over 20 steps of the demo's first 100 steps differ by less than 1 % (measured: 0.2 %).
+    """Means over 20 steps of the demo's first 60 steps differ by less than 1 % (measured: 0.2 %).
 
     Later, runs that differ only by rounding diverge, on other processors as well as in bfloat16.
     """
-    monkeypatch.setattr(loading, "load_items", functools.cache(doodles))
+    monkeypatch.setattr(loading, "load_items", functools.cache(tiny.load_items))
 
     def losses(dtype: str) -> tuple[np.ndarray, float]:
         """Means over 20 steps, and how far the parameters moved relative to their norm."""
-        config = demo.get_config("depth=2,width=32,mlp_width=64,scale_channels=8,batch_size=5")
+        config = demo.get_config(
+            "depth=2,width=32,mlp_width=64,scale_channels=8,batch_size=5,image_size=32,patch_size=4"
+        )
         config.compute_dtype = dtype
         mesh = sharding.make_mesh(devices=jax.devices()[:1])
         setup = step.set_up(config, mesh)
         state, batches = setup.init(), loop.training_batches(config, setup.model, mesh)
         before = jax.device_get(state["model"])
         found = []
-        for _ in range(100):
+        for _ in range(60):
             state, metrics = setup.step(state, next(batches))
             found.append(metrics["loss"])
         batches.close()
         change = jax.tree.map(np.subtract, jax.device_get(state["model"]), before)
         moved = optax.global_norm(change) / optax.global_norm(before)
-        return np.array(jax.device_get(found)).reshape(5, 20).mean(axis=1), float(moved)
+        return np.array(jax.device_get(found)).reshape(3, 20).mean(axis=1), float(moved)
 
     (exact, moved), (low, _) = losses("float32"), losses("bfloat16")
     assert moved > 0.05
