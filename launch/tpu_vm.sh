@@ -58,7 +58,7 @@ install() {
     tpu scp "$archive" "$NAME:zse_jax.tar.gz" --worker=all
     on_all_workers "mkdir -p zse_jax && tar -C zse_jax -xzf zse_jax.tar.gz && cd zse_jax && \
 python3 -m venv .venv && .venv/bin/pip install -q -r requirements.txt && \
-.venv/bin/pip install -q \"jax[tpu]==\$(sed -n 's/^jax==//p' requirements.txt)\""
+.venv/bin/pip install -q \"jax[tpu]\" -c requirements.txt"
 }
 
 run() {
