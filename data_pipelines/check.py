@@ -9,6 +9,7 @@ import argparse
 import collections
 import dataclasses
 import importlib
+import io
 import json
 import logging
 import pkgutil
@@ -21,7 +22,7 @@ from rich.console import Console
 from rich.table import Table
 from rich.text import Text
 
-from data_pipelines import builders, splits
+from data_pipelines import builders, paths, splits
 from data_pipelines.builders import folders
 from data_pipelines.checking import contact_sheet, findings, inspection
 from data_pipelines.suggestions import suggest
@@ -261,7 +262,9 @@ def main(argv: Sequence[str]) -> int:
             accept=options.accept,
         )
         if sheet:
-            contact_sheet.contact_sheet(report.data).save(sheet)
+            picture = io.BytesIO()
+            contact_sheet.contact_sheet(report.data).save(picture, "PNG")
+            paths.replace(sheet, picture.getvalue())
     except (ValueError, OSError) as error:
         print(f"error: {' '.join(str(error).split())}", file=sys.stderr)
         return NOT_CHECKED

@@ -27,6 +27,7 @@ from absl import flags
 from jaxtyping import Float, Int, UInt8
 from rich.console import Console
 
+from data_pipelines import paths
 from data_pipelines.images import UnreadableImageError
 from zse_jax.explain import pages
 from zse_jax.explain.correspondence import Explainer
@@ -304,8 +305,7 @@ def main(options: flags.FlagValues) -> None:
             for hit in results.hits[:EXPLAINED]
         ]
     text = results.to_json() if output.suffix == ".json" else results.to_html(explained)
-    output.parent.mkdir(parents=True, exist_ok=True)
-    output.write_text(text, encoding="utf-8")
+    paths.replace(output, text)
     print(f"wrote {output}")
 
 

@@ -13,6 +13,8 @@ from typing import Any
 
 import numpy as np
 
+from data_pipelines import paths
+
 SUFFIXES = (".safetensors", ".npz", ".pth", ".pt", ".bin")
 
 _CONVERT = (
@@ -54,7 +56,7 @@ def write(
     """
     from safetensors.numpy import save
 
-    Path(path).write_bytes(save(dict(arrays), metadata=dict(metadata) if metadata else None))
+    paths.replace(path, save(dict(arrays), metadata=dict(metadata) if metadata else None))
 
 
 def _numpy(path: Path) -> dict[str, np.ndarray]:

@@ -9,6 +9,7 @@ Codes are packed into words of 32 bits: a million codes of 64 bits take 8 MB. Th
 the host by XOR and popcount.
 """
 
+import io
 import os
 from collections.abc import Iterator, Mapping
 from concurrent.futures import ThreadPoolExecutor
@@ -21,6 +22,7 @@ from etils import epath
 from flax import nnx
 from jaxtyping import Array, Float, Int, UInt8, UInt32
 
+from data_pipelines import paths
 from zse_jax.retrievers.base import Encoder, Features, Modality
 
 WORD = 32
@@ -73,8 +75,9 @@ def learn(
 
 def save(projection: Projection, path: str | os.PathLike) -> None:
     """Writes a projection to an .npz file."""
-    with epath.Path(path).open("wb") as stream:
+    with io.BytesIO() as stream:
         np.savez(stream, **projection._asdict())
+        paths.replace(path, stream.getvalue())
 
 
 def load(path: str | os.PathLike) -> Projection:

@@ -8,7 +8,7 @@ import re
 import sys
 import traceback
 from collections.abc import Callable, Sequence
-from logging import CRITICAL, getLogger
+from logging import CRITICAL, ERROR, WARNING, Formatter, getLogger
 from pathlib import Path
 from typing import TypeVar
 
@@ -167,13 +167,19 @@ def _check_arguments(given: Sequence[str], wanted: Sequence[str]) -> None:
 
 
 def quiet() -> None:
-    """Silences the logs of libraries: their errors also reach us as exceptions."""
+    """Silences the logs of libraries, whose errors also reach us as exceptions.
+
+    Warnings of this project are printed: "warning: ...".
+    """
     os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "3")
     os.environ.setdefault("TF_ENABLE_ONEDNN_OPTS", "0")  # else a notice at every start
     if not _debug():
         logging.set_verbosity(logging.FATAL)
         getLogger("asyncio").setLevel(CRITICAL)
         sys.unraisablehook = lambda _: None
+        for package in ("data_pipelines", "zse_jax"):
+            getLogger(package).setLevel(ERROR if distributed.this_process() else WARNING)
+        logging.get_absl_handler().setFormatter(Formatter("warning: %(message)s"))
 
 
 def enable_compilation_cache() -> None:

@@ -13,6 +13,7 @@ fingerprint differs. Checkpoints contain the knowledge. To write the file before
 
 import hashlib
 import io
+import logging
 import os
 from collections.abc import Mapping, Sequence
 from typing import Any
@@ -27,15 +28,17 @@ from jax.sharding import Mesh
 from jaxtyping import Float
 from ml_collections import ConfigDict, config_flags
 
-from data_pipelines import loading
+from data_pipelines import loading, paths
 from zse_jax.checkpoints import initial_weights, reading
 from zse_jax.evaluation import data_selection
 from zse_jax.retrieval.encoding import encode, fingerprint
 from zse_jax.retrievers import registry
 from zse_jax.retrievers.efficient_cnn import EfficientCNN, Teacher, class_knowledge
-from zse_jax.runtime import cli, sharding
-from zse_jax.runtime.metrics_file import replace_file
+from zse_jax.runtime import cli, distributed, sharding
+from zse_jax.runtime.console import first_line
 from zse_jax.training.step import Setup, State, merge_model, placed, set_up
+
+logger = logging.getLogger(__name__)
 
 FILE = "knowledge.npz"
 
@@ -54,10 +57,22 @@ def start(config: ConfigDict, mesh: Mesh, setup: Setup, workdir: str | os.PathLi
         network = Teacher(model.backbone, model.image_size)
         marks = fingerprints(network, photos, config)
         file = knowledge_file(config, workdir)
-        if not file.exists():
+        if not distributed.of_first(_can_be_read(file, config)):
             prepare(config, mesh, network, photos, marks, file)
         model.knowledge[...] = jnp.asarray(read(file, marks))
     return placed(state, model, setup)
+
+
+def _can_be_read(file: epath.Path, config: ConfigDict) -> bool:
+    """Whether the file exists, and, if it is the run's own, is undamaged."""
+    if config.teacher.knowledge or not file.exists():  # a file that the user named is kept
+        return file.exists()
+    try:
+        with file.open("rb") as stream, np.load(stream) as saved:
+            return saved["knowledge"].ndim == 2
+    except Exception as error:  # numpy and zipfile raise many types
+        logger.warning("%s is damaged (%s): it is made again.", file, first_line(error))
+        return False
 
 
 def prepare(
@@ -87,7 +102,7 @@ def prepare(
     if jax.process_index() == 0:
         with io.BytesIO() as stream:
             np.savez(stream, **contents)
-            replace_file(file, stream.getvalue())
+            paths.replace(file, stream.getvalue())
     if jax.process_count() > 1:
         multihost_utils.sync_global_devices("knowledge")
 

@@ -7,7 +7,6 @@ checkpoint with bit-identical results. `zse_jax.training.step` defines a step.
 
 import contextlib
 import dataclasses
-import json
 import math
 import os
 import shutil
@@ -22,7 +21,7 @@ from jax.sharding import Mesh
 from jaxtyping import Array
 from ml_collections import ConfigDict
 
-from data_pipelines import loading
+from data_pipelines import loading, paths
 from zse_jax.checkpoints import workdir as workdir_
 from zse_jax.checkpoints import writing
 from zse_jax.evaluation import data_selection
@@ -282,7 +281,8 @@ class Run:
             for key in ("data_dir", "manual_dir", "workers"):
                 places.pop(key, None)
         wanted = {"step": step, "setting": setting}
-        if file.exists() and wanted.items() <= (done := json.loads(file.read_text())).items():
+        done = distributed.of_first(paths.read_json(file)) or {}
+        if wanted.items() <= done.items():
             self.report.say(f"This run is already complete; its results are in {file}.")
             show(comparison(done["untrained"], done["validation"], step, self.validation.size))
             return done

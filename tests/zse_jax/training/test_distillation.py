@@ -146,10 +146,15 @@ def test_stale_knowledge_is_an_error(tmp_path, monkeypatch, change, differing):
         begin(config(**flat), tmp_path)
 
 
-def test_a_damaged_knowledge_file_is_an_error(tmp_path):
+def test_a_damaged_knowledge_file_is_made_again_unless_the_user_named_it(tmp_path, caplog):
     (tmp_path / distillation.FILE).write_bytes(b"nothing")
+    begin(config(), tmp_path)
+    assert "knowledge.npz is damaged" in caplog.text
+    named = tmp_path / "named.npz"
+    named.write_bytes(b"nothing")
     with pytest.raises(ValueError, match="cannot be read .*delete it, or make it again"):
-        begin(config(), tmp_path)
+        begin(config(**{"teacher.knowledge": str(named)}), tmp_path)
+    assert named.read_bytes() == b"nothing"
 
 
 def test_another_number_of_seen_classes_is_an_error(tmp_path):

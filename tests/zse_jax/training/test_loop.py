@@ -1,6 +1,7 @@
 """Training: the same on any mesh and after any interruption, and stopped when it diverges."""
 
 import json
+import shutil
 import signal
 import subprocess
 import sys
@@ -114,6 +115,16 @@ def test_the_test_set_is_evaluated_apart_where_it_is_larger(tmp_path, capsys):
     assert loop.train(tiny.config(**changes), tmp_path) == results
     assert file.stat().st_mtime_ns == written
     assert "This run is already complete" in capsys.readouterr().out
+
+
+def test_half_a_results_file_is_reported_and_made_again(tmp_path, reference, caplog):
+    workdir = shutil.copytree(reference, tmp_path / "run")
+    file = workdir / "metrics.json"
+    whole = file.read_text()
+    file.write_text(whole[: len(whole) // 2])
+    loop.train(tiny.config(), workdir)
+    assert file.read_text() == whole
+    assert "metrics.json is damaged" in caplog.text
 
 
 def test_a_loss_that_is_not_finite_stops_the_run(tmp_path, monkeypatch):
