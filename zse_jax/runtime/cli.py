@@ -16,7 +16,7 @@ import jax
 from absl import app, flags, logging
 from ml_collections.config_flags import config_flags
 
-from zse_jax.runtime import config_io, distributed
+from zse_jax.runtime import config_io, distributed, preemption
 
 Result = TypeVar("Result")
 Main = Callable[..., None]
@@ -86,9 +86,8 @@ def with_message(function: Callable[[], Result]) -> Result:
         print("\ninterrupted", file=sys.stderr)
         distributed.leave(130, "interrupted")
         sys.exit(130)
-    except SystemExit as end:
-        if end.code == distributed.AGAIN:  # all processes exit at the same step
-            distributed.finish()
+    except preemption.Preempted:
+        distributed.finish()  # all processes exit at the same step
         raise
     except Exception as error:
         if distributed.together():

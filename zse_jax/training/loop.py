@@ -12,7 +12,7 @@ import os
 import shutil
 import time
 from collections.abc import Mapping
-from typing import Any
+from typing import Any, NoReturn
 
 import jax
 import numpy as np
@@ -37,6 +37,10 @@ from zse_jax.training.metric_logging import Reporter
 from zse_jax.training.step import Batch, Setup, State, complete, merge_model, set_up
 
 RESULTS_FILE = "metrics.json"
+
+AHEAD = 2
+"""Steps that wait on the device or are computed: enough to keep it busy. A notice to stop is obeyed
+when they are done."""
 
 
 def training_batches(config: ConfigDict, model: Retriever, mesh: Mesh) -> Any:
@@ -85,7 +89,10 @@ def train(config: ConfigDict, workdir: str | os.PathLike) -> dict[str, Any]:
     check_select(config, setup.model.rankings)
     workdir_.check_space(workdir, setup.abstract, config.checkpoint.keep_last)
     with writing.Checkpoints(
-        workdir, select=config.evaluation.select, keep_last=config.checkpoint.keep_last
+        workdir,
+        select=config.evaluation.select,
+        setting=config_io.validation_setting(config),
+        keep_last=config.checkpoint.keep_last,
     ) as checkpoints:
         changed: dict[str, tuple[Any, Any]] = {}
 
@@ -106,6 +113,12 @@ def train(config: ConfigDict, workdir: str | os.PathLike) -> dict[str, Any]:
             workdir, config.train.steps, start, config.log.tensorboard, headline
         ) as report:
             introduce(report, config, mesh, setup, workdir, start, changed)
+            if start is not None and checkpoints.incomparable:
+                report.say(
+                    "The validation setting has changed, so earlier evaluations do not compare: "
+                    f"the best step is chosen from step {start} on. (The former best checkpoint "
+                    "is kept.)"
+                )
             run = Run(config, mesh, setup, workdir, checkpoints, report, validation, trace)
             closing = contextlib.closing  # closing the batches ends the worker processes
             with preemption.Preemption() as notice:
@@ -148,21 +161,29 @@ class Run:
         with watchdog_.Watchdog(self.config.train.stall_seconds) as watchdog:
             watchdog.beat(start or 0)
             for step in range(start or 0, steps + 1):
-                preempted = notice.due(step)
-                if step != start:  # evaluated and saved before the run resumed
-                    with watchdog.paused():
-                        metrics = self.evaluate(step, state)
-                        self.save(step, state, batches, metrics, now=preempted)
-                if preempted:
-                    self.checkpoints.wait()
-                    message = f"Preempted: saved step {step}. Run the same command to resume."
-                    self.report.say(message)
-                    raise preemption.Preempted(message)
+                stopping = notice.due(step)
+                with watchdog.paused():
+                    metrics = None
+                    if not stopping:  # save first: the time until the kill may be short
+                        with notice.breakable():
+                            metrics = self.evaluate(step, state)
+                    if metrics is not None and step == start:
+                        self.checkpoints.evaluated(step, self.config, metrics)
+                    stopping = stopping or notice.broken
+                    self.save(step, state, batches, metrics, now=stopping)
+                if stopping:
+                    self.leave(notice)
                 if trace := self.trace.at(step, self.pending):
                     self.report.say(f"Wrote a profile of steps {self.config.profile} to {trace}.")
                 if step >= steps:
                     break
-                batch = self.health.fetch(batches)
+                try:
+                    batch = self.health.fetch(batches)
+                except Exception:
+                    if not notice.noticed:  # else it also ended the processes that read images
+                        raise
+                    self.save(step, state, batches, None, now=True)
+                    self.leave(notice)
                 if step == (start or 0):
                     advance = self.compiled(state, batch)
                 with jax.transfer_guard("disallow"):  # a step transfers nothing from the host
@@ -170,6 +191,16 @@ class Run:
                 self.health.started(losses)
                 self.note(step, losses, first=step == (start or 0), batch=batch)
                 watchdog.beat(step + 1)
+
+    def leave(self, notice: preemption.Preemption) -> NoReturn:
+        """Ends the run after a notice, when the last save is on disk."""
+        self.checkpoints.wait()
+        last = self.checkpoints.latest
+        end = notice.left(
+            " before the first step; nothing was saved" if last is None else f": saved step {last}"
+        )
+        self.report.say(str(end))
+        raise end
 
     def compiled(self, state: State, batch: Batch) -> profiling.Step:
         """Compiles the step for these arrays, and reports its cost."""
@@ -183,16 +214,19 @@ class Run:
         return step
 
     def evaluate(self, step: int, state: State) -> dict[str, float] | None:
-        """The validation metrics, if they are due at `step`."""
+        """The validation metrics, if they are due at `step` and were not saved with it."""
         every = self.config.evaluation.every
-        if not every or (step % every and step != self.config.train.steps):
+        due = bool(every) and (not step % every or step == self.config.train.steps)
+        if not due or self.checkpoints.metrics(step):
             return None
         self.flush(step)
         with self.report.clock.paused():
             began = time.monotonic()
             evaluation = self.validation(merge_model(self.setup.definition, state))
-            metrics = evaluation.flat()
-            self.report.evaluation(step, metrics, time.monotonic() - began)
+            # The same for all processes, to the last bit: what is saved depends on them.
+            metrics = distributed.of_first(evaluation.flat(), seconds=600.0)
+            seconds = time.monotonic() - began
+            self.report.evaluation(step, metrics, seconds, self.checkpoints.setting)
         return metrics
 
     def save(
@@ -221,9 +255,12 @@ class Run:
     def note(self, step: int, losses: dict[str, Array], *, first: bool, batch: Batch) -> None:
         """Records the losses of the step after `step` without waiting for them.
 
-        They are reported one step later, while the device computes the next step.
+        They are reported one step later, while the device computes the next step. Waits for the
+        step `AHEAD` steps before.
         """
         self.pending.append((step + 1, losses))
+        if len(self.pending) > AHEAD:
+            jax.block_until_ready(self.pending[-1 - AHEAD][1])
         if first:  # its time includes the compilation
             jax.block_until_ready(losses)
             self.report.clock.restart(step + 1)
@@ -289,7 +326,8 @@ class Run:
         evaluation = config.evaluation
         strides = evaluation.test_sketch_stride, evaluation.test_photo_stride
         test = validation
-        if strides != (evaluation.sketch_stride, evaluation.photo_stride) or not validation:
+        validated = evaluation.sketch_stride, evaluation.photo_stride
+        if strides != validated or not validation or evaluation.shortlists:
             best = checkpoints.restore(step, self.setup.abstract)
             evaluator = Evaluator(config, self.mesh, *strides)
             self.report.say(f"Evaluating step {step} on the test set: {evaluator.size}")
@@ -307,7 +345,7 @@ class Run:
         untrained = {
             key.removeprefix("validation/"): value
             for line in lines
-            if line["step"] == 0
+            if line["step"] == 0 and line.get("setting", checkpoints.setting) == checkpoints.setting
             for key, value in line.items()
             if key.startswith("validation/")
         }

@@ -3,6 +3,8 @@
 import contextlib
 import io
 import json
+import re
+import shutil
 
 import pytest
 from absl import flags
@@ -10,6 +12,7 @@ from absl import flags
 import zse_jax
 from tests.zse_jax import tiny
 from zse_jax import evaluate
+from zse_jax.checkpoints import reading
 from zse_jax.evaluation import evaluator as evaluator_
 from zse_jax.evaluation.evaluator import Evaluator
 from zse_jax.retrieval import metrics
@@ -54,6 +57,27 @@ def test_the_program_evaluates_the_best_step_and_writes_pictures(workdir, evalua
     }  # fmt: skip
     assert f"step {written['step']}, on unseen classes of doodles: 24 sketches x 24" in output
     assert "relation" in output
+
+
+def test_a_damaged_best_step_is_replaced_only_if_asked(workdir, tmp_path, caplog, capsys):
+    damaged = shutil.copytree(workdir, tmp_path / "run")
+    best = reading.step_of(damaged)
+    for file in (damaged / "checkpoints" / str(best) / "model").rglob("*"):
+        if file.is_file():
+            file.write_bytes(b"")
+    quick = f"--checkpoint={damaged}", "--config.evaluation.test_sketch_stride=12"
+    with pytest.raises(ValueError, match=rf"checkpoints/{best} cannot be read.*next best step is"):
+        run(*quick)
+    other = next(s for s in (9, 12) if s != best)
+    run(*quick, f"--step={other}")
+    assert not caplog.text
+    run(*quick, "--allow_fallback")
+    assert f"checkpoints/{best} cannot be read" in caplog.text
+    assert "Reading step" in caplog.text
+    steps = set(re.findall(r"step (\d+), on unseen", capsys.readouterr().out))
+    assert steps and str(best) not in steps
+    with pytest.raises(FileNotFoundError, match="has no step 7: its steps are"):
+        run(*quick, "--step=7")
 
 
 def test_overrides_change_the_config_inside_the_checkpoint(workdir, capsys):
