@@ -67,12 +67,12 @@ class Reporter:
         return self
 
     def __exit__(self, kind: type | None, error: BaseException | None, trace: object) -> None:
-        closing = [("metrics.jsonl", self._file), ("The TensorBoard files", self._writer)]
+        closing = [(METRICS_FILE, self._file), ("The TensorBoard files", self._writer)]
         for what, file in closing:
             if file is None:
                 continue
             # After an error, which describes the cause, another one of the same cause says nothing.
-            ignored = contextlib.suppress(Exception if error or self._failed else ())
+            ignored = contextlib.suppress(*([Exception] if error or self._failed else []))
             with ignored, self._writing(what):
                 file.close()
 
@@ -89,7 +89,7 @@ class Reporter:
         """
         if self._file is None:
             return
-        with self._writing(self._file.name):
+        with self._writing(METRICS_FILE):
             self._file.write(json.dumps({"step": step, **labels, **values}) + "\n")
             self._file.flush()
         if self._writer is not None:
@@ -104,7 +104,7 @@ class Reporter:
         except Exception as error:  # clu and TensorFlow raise types of their own, in threads
             self._failed = True
             cause = error.__cause__ or error
-            reason = getattr(cause, "strerror", None) or first_line(cause)
+            reason = getattr(cause, "strerror", None) or first_line(cause).rpartition("; ")[2]
             raise OSError(
                 f"{what} in {self._workdir} cannot be written: {reason}. Fix the cause (such as a "
                 "full disk) and run the same command to resume from the last checkpoint."
