@@ -72,8 +72,8 @@ def train(config: ConfigDict, workdir: str | os.PathLike) -> dict[str, Any]:
     Raises:
       ValueError: values in the config that do not fit each other, the machine, or the run in
         `workdir`.
-      OSError: `workdir` is not writable or its disk nearly full; the data set is missing; or a
-        save failed.
+      OSError: `workdir` is not writable, in use by another run, or its disk nearly full; the data
+        set is missing; or a save failed.
       FloatingPointError: the loss is not finite, or far above its median.
       SystemExit: with `distributed.AGAIN`, after a preemption; everything is saved.
     """
@@ -88,12 +88,15 @@ def train(config: ConfigDict, workdir: str | os.PathLike) -> dict[str, Any]:
     setup = set_up(config, mesh)
     check_select(config, setup.model.rankings)
     workdir_.check_space(workdir, setup.abstract, config.checkpoint.keep_last)
-    with writing.Checkpoints(
-        workdir,
-        select=config.evaluation.select,
-        setting=config_io.validation_setting(config),
-        keep_last=config.checkpoint.keep_last,
-    ) as checkpoints:
+    with (
+        workdir_.alone(workdir),
+        writing.Checkpoints(
+            workdir,
+            select=config.evaluation.select,
+            setting=config_io.validation_setting(config),
+            keep_last=config.checkpoint.keep_last,
+        ) as checkpoints,
+    ):
         changed: dict[str, tuple[Any, Any]] = {}
 
         def check(saved: ConfigDict) -> None:
