@@ -334,11 +334,15 @@ class Run:
             best = checkpoints.restore(step, self.setup.abstract)
             evaluator = Evaluator(config, self.mesh, *strides)
             self.report.say(f"Evaluating step {step} on the test set: {evaluator.size}")
+            folder = self.scratch
+            if folder is not None:  # of this step, these images and this code
+                key = evaluator.key(self.setup.model.image_size)
+                folder /= f"{step}-{consistency.digest([key])}"
             found = evaluator(
                 merge_model(self.setup.definition, best),
                 progress=True,
                 shortlists=evaluation.shortlists,
-                folder=self.scratch,
+                folder=folder,
             )
             show(found.table(f"Step {step}, test set", intervals=True))
             if (tradeoff := shortlist_table(found)) is not None:

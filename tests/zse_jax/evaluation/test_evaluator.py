@@ -16,7 +16,7 @@ from zse_jax.checkpoints import reading
 from zse_jax.evaluation import evaluator as evaluator_
 from zse_jax.evaluation.evaluator import Evaluator
 from zse_jax.retrieval import metrics
-from zse_jax.runtime import cli, sharding
+from zse_jax.runtime import cli, consistency, sharding
 
 pytestmark = pytest.mark.usefixtures("tiny_system")
 
@@ -78,6 +78,30 @@ def test_a_damaged_best_step_is_replaced_only_if_asked(workdir, tmp_path, caplog
     assert steps and str(best) not in steps
     with pytest.raises(FileNotFoundError, match="has no step 7: its steps are"):
         run(*quick, "--step=7")
+
+
+def test_cached_features_of_other_pixels_or_other_code_are_not_used(tmp_path, monkeypatch):
+    evaluator = Evaluator(tiny.config(), sharding.make_mesh(), 4, 4)
+    keys = [evaluator.key(tiny.SIZE), evaluator.key(tiny.SIZE), evaluator.key(2 * tiny.SIZE)]
+    row = int(evaluator.photos.rows[-1])
+    evaluator.photos.source[row] += b"\0"  # the same name, other content
+    keys.append(evaluator.key(tiny.SIZE))
+    monkeypatch.setattr(consistency, "code_digest", lambda *_: "other")
+    keys.append(evaluator.key(tiny.SIZE))
+    assert keys[0] == keys[1]
+    assert len(set(keys)) == 4
+
+
+def test_an_evaluation_does_not_resume_what_other_code_computed(workdir, tmp_path, monkeypatch):
+    quick = (
+        f"--checkpoint={workdir}", "--config.evaluation.test_sketch_stride=12",
+        "--config.evaluation.test_photo_stride=6", f"--scratch={tmp_path}",
+    )  # fmt: skip
+    run(*quick)
+    run(*quick)
+    monkeypatch.setattr(consistency, "code_digest", lambda *_: "other")
+    with pytest.raises(ValueError, match=r"code \w{12}' and not .*code other'\. Delete the folder"):
+        run(*quick)
 
 
 def test_overrides_change_the_config_inside_the_checkpoint(workdir, capsys):
