@@ -226,17 +226,27 @@ def _parser() -> argparse.ArgumentParser:
     )
     add = parser.add_argument
     add("--dataset", required=True, help="name of an unpacked data set, such as sketchy")
-    add("--manual_dir", required=True, type=Path, help="folder of the data set")
+    add("--manual_dir", required=True, type=_path("manual_dir"), help="folder of the data set")
     add("--split", help="published split of the data set; default: its first one")
     add("--unseen", type=_list, default=(), help="unseen classes of your own data: A,B,...")
     add("--accept", type=_list, default=(), help="checks whose findings count as notes: A,B,...")
     add(
         "--contact_sheet",
-        type=Path,
+        type=_path("contact_sheet"),
         help="write an overview of some images of each class: FILE.png",
     )
     add("--json", action="store_true", help="print only one JSON object on stdout")
     return parser
+
+
+def _path(flag: str) -> Callable[[str], Path]:
+    def read(text: str) -> Path:
+        try:
+            return paths.local(text, f"--{flag}")
+        except ValueError as error:
+            raise argparse.ArgumentTypeError(str(error)) from error
+
+    return read
 
 
 def _list(text: str) -> tuple[str, ...]:
@@ -256,7 +266,7 @@ def main(argv: Sequence[str]) -> int:
             raise ValueError(f"--contact_sheet={sheet} must be FILE.png in an existing folder.")
         report = check(
             options.dataset,
-            options.manual_dir.expanduser(),
+            options.manual_dir,
             split=options.split,
             unseen=options.unseen,
             accept=options.accept,

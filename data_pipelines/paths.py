@@ -91,8 +91,8 @@ def local(path: str | os.PathLike, what: str) -> Path:
     place = located(path)
     if in_bucket(place):
         raise ValueError(
-            f"{what}={os.fspath(path)} must be on a local disk, not in a bucket: copy it, or mount "
-            "the bucket and give the path of the mount."
+            f"{os.fspath(path)}: {what} must be on a local disk, not in a bucket. Copy it, or "
+            "mount the bucket and give the path of the mount."
         )
     return Path(place)
 

@@ -178,7 +178,7 @@ def prepare(
     import tensorflow_datasets as tfds
 
     package = _builder_package(name)
-    root = Path(data_dir or tfds.core.constants.DATA_DIR).expanduser().absolute()
+    root = paths.local(data_dir or tfds.core.constants.DATA_DIR, "config.data.data_dir")
     if not hasattr(package, "scan"):
         for option, given in (("manual_dir", manual_dir), ("beam_runner", beam_runner)):
             if given is not None:
@@ -188,7 +188,7 @@ def prepare(
                 )
         return _prepare_automatic(package, name, root)
     if manual_dir is not None:
-        manual_dir = Path(manual_dir).expanduser().absolute()
+        manual_dir = paths.local(manual_dir, "config.data.manual_dir")
         if not manual_dir.is_dir() or not any(manual_dir.iterdir()):
             raise FileNotFoundError(
                 f"manual_dir {manual_dir} is empty or missing. Set config.data.manual_dir to "

@@ -24,6 +24,7 @@ import jax
 from absl import flags
 from ml_collections import config_flags
 
+from data_pipelines import paths
 from zse_jax.checkpoints import reading
 from zse_jax.evaluation import report
 from zse_jax.evaluation.evaluator import Evaluator, trained_on
@@ -82,6 +83,9 @@ def main(options: flags.FlagValues) -> None:
     path, config = options.checkpoint, options.config
     if not path:
         raise ValueError("Give a checkpoint, such as --checkpoint=runs/sketchy. See --help.")
+    for place in filter(None, (options.output, options.pictures, options.report)):
+        paths.located(place)  # an error now, not when everything is computed
+    scratch = paths.local(options.scratch, "--scratch") if options.scratch else None
     strides = config.evaluation.test_sketch_stride, config.evaluation.test_photo_stride
     evaluator = Evaluator(config, sharding.make_mesh(**config.mesh), *strides)
     step, retriever = reading.load_step(path, options.step, allow_fallback=options.allow_fallback)
@@ -96,7 +100,7 @@ def main(options: flags.FlagValues) -> None:
         retriever,
         progress=True,
         shortlists=config.evaluation.shortlists,
-        folder=options.scratch,
+        folder=scratch,
         name=title,
     )
     show(results.table(intervals=True))

@@ -11,7 +11,7 @@ from pathlib import Path
 
 import pytest
 
-from data_pipelines import paths
+from data_pipelines import check, paths, prepared
 from tests.source import PACKAGES, ROOT, files, syntax
 
 
@@ -99,9 +99,104 @@ def test_a_damaged_file_is_reported_and_counts_as_missing(tmp_path, caplog, cont
     assert "metrics.json is damaged" in caplog.text
 
 
+@pytest.fixture
+def home(tmp_path, monkeypatch):
+    """The home folder, also $ALBUM; the current folder is another one."""
+    (tmp_path / "home").mkdir()
+    (tmp_path / "here").mkdir()
+    monkeypatch.setenv("HOME", str(tmp_path / "home"))
+    monkeypatch.setenv("ALBUM", str(tmp_path / "home"))
+    monkeypatch.delenv("MISSING", raising=False)
+    monkeypatch.chdir(tmp_path / "here")
+    return tmp_path / "home"
+
+
+@pytest.mark.parametrize(
+    ("text", "expected"),
+    [
+        ("runs/a", "{here}/runs/a"),
+        ("~/a b", "{home}/a b"),
+        ("$ALBUM/a", "{home}/a"),
+        ("${ALBUM}/a", "{home}/a"),
+        ("file:///data/a", "/data/a"),
+        ("gs://bucket/a", "gs://bucket/a"),
+        ("GS://bucket/${NAME}", "gs://bucket/run"),
+        ("a_$5_and_$6.jpg", "{here}/a_$5_and_$6.jpg"),
+        ("album: 2020/a", "{here}/album: 2020/a"),
+        ("/data/\udce9.jpg", "/data/\udce9.jpg"),
+    ],
+)
+def test_paths_of_users(home, monkeypatch, text, expected):
+    monkeypatch.setenv("NAME", "run")
+    place = expected.format(home=home, here=home.with_name("here"))
+    assert os.fspath(paths.located(text)) == place
+    assert os.fspath(paths.located(Path(text) if "://" not in text else text)) == place
+
+
+def test_a_file_that_exists_as_written_is_that_file(home):
+    for name in ("~", "$ALBUM", "$MISSING.jpg"):
+        Path(name).touch()
+        assert paths.located(name) == home.with_name("here") / name
+
+
+@pytest.mark.parametrize(
+    ("text", "message"),
+    [
+        ("", "A path is empty"),
+        ("$MISSING/a", "the environment variable MISSING is not set"),
+        ("gs://bucket/$MISSING", "the environment variable MISSING is not set"),
+        ("~nobody-of-this-name/a", "the home folder is not known"),
+        ("gs:/bucket/a", "write gs://BUCKET/FOLDER"),
+        ("s3:/bucket/a", "write s3://BUCKET/FOLDER"),
+        ("s3://bucket/a", "cannot start with s3://.* one that starts with gs://"),
+        ("hdfs://a", "cannot start with hdfs://"),
+        ("https://a.org/b.png", "cannot start with https://"),
+    ],
+)
+def test_other_paths_are_refused_with_the_reason(home, text, message):
+    with pytest.raises(ValueError, match=message):
+        paths.located(text)
+    with pytest.raises(ValueError, match=message):
+        paths.replace(text, "text")
+    assert [*home.with_name("here").iterdir()] == []
+
+
+def test_what_must_be_local_refuses_a_bucket(home):
+    assert paths.local("~/a", "--scratch") == home / "a"
+    with pytest.raises(ValueError, match="gs://bucket/a: --scratch must be on a local disk"):
+        paths.local("gs://bucket/a", "--scratch")
+
+
+@pytest.mark.parametrize("option", ["data_dir", "manual_dir"])
+def test_data_in_a_bucket_are_refused_before_anything_is_written(home, option):
+    given = {"data_dir": "~/data", option: "gs://bucket/x"}
+    with pytest.raises(ValueError, match=f"gs://bucket/x: config.data.{option} must be on a local"):
+        prepared.prepare("sketchy", **given)
+    assert [*home.iterdir()] == [*home.with_name("here").iterdir()] == []
+
+
+def test_the_checker_expands_its_paths(home, capsys):
+    program = ["--dataset=folder", "--manual_dir=$ALBUM/nothing", "--contact_sheet=~/sheet.png"]
+    assert check.main(program) == check.NOT_CHECKED
+    assert f"{home}/nothing is empty or missing" in capsys.readouterr().err
+    assert check.main(["--dataset=folder", "--manual_dir=gs://bucket/x"]) == check.NOT_CHECKED
+    assert "gs://bucket/x: --manual_dir must be on a local disk" in capsys.readouterr().err
+
+
+def test_paths_are_expanded_in_one_place():
+    wrong = [
+        f"{file}:{node.lineno}"
+        for file in files(*PACKAGES)
+        for node in ast.walk(syntax(file))
+        if isinstance(node, ast.Attribute) and node.attr in ("expanduser", "expandvars")
+    ]
+    assert [place for place in wrong if not place.startswith("data_pipelines/paths.py")] == []
+
+
 LARGE = {
     "data_pipelines/prepared.py",  # a lock
     "zse_jax/retrieval/score_cache.py",  # scores, valid at any moment
+    "zse_jax/runtime/locks.py",  # a lock
     "zse_jax/training/metric_logging.py",  # lines that are appended
 }
 """Files with a reason to open a file for writing."""

@@ -9,7 +9,6 @@ import logging
 import os
 import weakref
 from collections.abc import Callable, Iterator, Mapping, MutableMapping
-from pathlib import Path
 from typing import NamedTuple, TypeVar
 
 import jax
@@ -19,6 +18,7 @@ from flax import nnx
 from ml_collections import ConfigDict
 from orbax.checkpoint import checkpoint_managers as managers
 
+from data_pipelines import paths
 from zse_jax.checkpoints import hub
 from zse_jax.checkpoints.arrays import (
     Arrays,
@@ -382,9 +382,11 @@ def reading(folder: epath.Path) -> Iterator[None]:
 
 
 def absolute(path: str | os.PathLike) -> epath.Path:
-    """A local path as an absolute one (Orbax requires it); a cloud path unchanged."""
-    path = os.fspath(path)
-    return epath.Path(path if "://" in path else Path(path).expanduser().resolve())
+    """A user's path as `paths.located`; a local one without links, and a hub's unchanged."""
+    if hub.parse_hub_uri(path) is not None:
+        return epath.Path(os.fspath(path))
+    place = paths.located(path)
+    return place if paths.in_bucket(place) else place.resolve()
 
 
 def new_folder(path: str | os.PathLike) -> epath.Path:

@@ -11,6 +11,7 @@ from typing import Any
 import jax
 from etils import epath
 
+from data_pipelines import paths
 from zse_jax.checkpoints import reading
 from zse_jax.runtime import consistency, distributed, locks
 
@@ -21,7 +22,7 @@ def writable(workdir: str | os.PathLike) -> epath.Path:
     Raises:
       OSError: it cannot be created or written, or other processes do not see it.
     """
-    path = reading.absolute(workdir)
+    path = reading.absolute(paths.located(workdir))
     try:
         path.mkdir(parents=True, exist_ok=True)
         if "://" not in os.fspath(path):

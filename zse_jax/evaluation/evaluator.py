@@ -12,7 +12,7 @@ from jaxtyping import Int
 from ml_collections import ConfigDict
 from rich.table import Table
 
-from data_pipelines import loading, splits
+from data_pipelines import loading, paths, splits
 from zse_jax.checkpoints import reading
 from zse_jax.evaluation import data_selection, text_baseline
 from zse_jax.retrieval import metrics, protocols
@@ -79,6 +79,7 @@ class Evaluator:
           options: those of `protocols.zero_shot`.
         """
         evaluation = self.config.evaluation
+        folder = None if folder is None else paths.local(folder, "--scratch")
         storage = Storage(
             where=evaluation.storage,
             dtype=evaluation.storage_dtype,

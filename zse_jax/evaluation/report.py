@@ -10,7 +10,6 @@ from typing import TYPE_CHECKING, Any
 import jax
 import jax.numpy as jnp
 import numpy as np
-from etils import epath
 from jaxtyping import UInt8
 
 from data_pipelines import loading, paths
@@ -197,7 +196,7 @@ class Prepared:
 
 def save(figure: Any, folder: str | os.PathLike, name: str) -> None:
     """Writes a figure into a folder, which is created."""
-    file = epath.Path(folder) / name
+    file = paths.located(folder) / name
     content = io.BytesIO()
     figure.savefig(content, format="png", dpi=150)
     paths.replace(file, content.getvalue())

@@ -18,6 +18,7 @@ from typing import Any
 
 import numpy as np
 from absl import flags
+from etils import epath
 from jaxtyping import UInt8
 
 from data_pipelines import paths
@@ -86,7 +87,11 @@ def hit(rank: int, file: Path, similarity: float, photo: Photo) -> Hit:
 
 
 def explain(
-    folder: Path, retriever: Encoder, sketch: Image, hits: Sequence[Hit], found: Sequence[Image]
+    folder: epath.Path,
+    retriever: Encoder,
+    sketch: Image,
+    hits: Sequence[Hit],
+    found: Sequence[Image],
 ) -> list[pages.Explained]:
     """Explains photos, and draws one picture of each.
 
@@ -121,7 +126,7 @@ def explain(
     return result
 
 
-def save(figure: Any, file: Path) -> None:
+def save(figure: Any, file: epath.Path) -> None:
     """Writes a figure as PNG."""
     content = io.BytesIO()
     figure.savefig(content, format="png", dpi=150)
@@ -148,7 +153,7 @@ def main(options: flags.FlagValues) -> None:
     found = photos.find(options.photos)
     if not found.files:
         raise ValueError(f"--photos={', '.join(options.photos)} contains no photos.")
-    folder = Path(reading.new_folder(options.output))
+    folder = reading.new_folder(options.output)
     step, retriever = reading.load_step(options.checkpoint)
     config = reading.read_config(options.checkpoint)
     sketch = sketch_input.read(options.sketch, retriever.image_size)

@@ -55,7 +55,8 @@ def build(
       FileNotFoundError: the checkpoint does not exist.
       BlockingIOError, ValueError: as `index.build`.
     """
-    photos, where = Path(folder) / "photos", Path(folder) / "index"
+    folder = paths.local(folder, "--folder")
+    photos, where = folder / "photos", folder / "index"
     write_photos(photos, per_class)
     if where.exists():
         try:

@@ -281,7 +281,7 @@ def define_flags(options: flags.FlagValues, argv: Sequence[str]) -> None:
 def main(options: flags.FlagValues) -> None:
     """Runs one search."""
     cli.require(options, index="my-index", sketch="cat.png")
-    output = Path(options.output).expanduser() if options.output else None
+    output = paths.located(options.output) if options.output else None
     if output is not None and output.suffix not in (".json", ".html"):
         raise ValueError(f"--output={output}: give a file name that ends with .json or .html.")
     if options.explain and (output is None or output.suffix != ".html"):

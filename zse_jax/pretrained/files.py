@@ -34,7 +34,7 @@ def read(path: str | os.PathLike) -> dict[str, np.ndarray]:
       ValueError: a suffix that is not in `SUFFIXES`, PyTorch's format without PyTorch, a damaged
         file, or one that contains anything but arrays.
     """
-    path = Path(path).expanduser()
+    path = paths.local(path, "a file of weights")
     if not path.is_file():
         raise FileNotFoundError(f"There is no file of weights {path}.")
     readers = {".safetensors": _safetensors, ".npz": _numpy}

@@ -18,7 +18,6 @@ from typing import ClassVar, Literal, NamedTuple
 import jax
 import jax.numpy as jnp
 import numpy as np
-from etils import epath
 from flax import nnx
 from jaxtyping import Array, Float, Int, UInt8, UInt32
 
@@ -82,7 +81,7 @@ def save(projection: Projection, path: str | os.PathLike) -> None:
 
 def load(path: str | os.PathLike) -> Projection:
     """Reads what `save` wrote."""
-    with epath.Path(path).open("rb") as stream, np.load(stream) as arrays:
+    with paths.located(path).open("rb") as stream, np.load(stream) as arrays:
         return Projection(arrays["mean"], arrays["matrix"])
 
 

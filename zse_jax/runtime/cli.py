@@ -16,6 +16,7 @@ import jax
 from absl import app, flags, logging
 from ml_collections.config_flags import config_flags
 
+from data_pipelines import paths
 from zse_jax.runtime import config_io, distributed, preemption
 
 Result = TypeVar("Result")
@@ -44,6 +45,7 @@ def run(main: Main, define_flags: DefineFlags, arguments: Sequence[str] = ()) ->
 
     def checked(argv: Sequence[str]) -> list[str]:
         quiet()
+        argv = with_message(lambda: [*map(_located_config, argv)])
         if not {"--help", "-h", "--helpfull"} & set(argv):
             with_message(lambda: distributed.initialize(**distributed.from_arguments(argv)))
         with_message(lambda: define_flags(options, argv))
@@ -145,6 +147,13 @@ def config_arguments(argv: Sequence[str]) -> tuple[str | None, list[str]]:
         elif match := re.match(r"--?(?:no)?config\.([^=]+)", argument):
             overrides.append(match[1])
     return path, overrides
+
+
+def _located_config(argument: str) -> str:
+    """`--config=~/mine.py:variant` with the place of the file; other arguments unchanged."""
+    if not (match := re.fullmatch(r"(--?config=)([~$][^:]*)(:.*)?", argument)):
+        return argument
+    return f"{match[1]}{paths.local(match[2], '--config')}{match[3] or ''}"
 
 
 def check_config_file(path: str) -> None:

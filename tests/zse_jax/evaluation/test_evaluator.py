@@ -95,10 +95,16 @@ def test_cached_features_of_other_pixels_or_other_code_are_not_used(tmp_path, mo
 def test_an_evaluation_does_not_resume_what_other_code_computed(workdir, tmp_path, monkeypatch):
     quick = (
         f"--checkpoint={workdir}", "--config.evaluation.test_sketch_stride=12",
-        "--config.evaluation.test_photo_stride=6", f"--scratch={tmp_path}",
+        "--config.evaluation.test_photo_stride=6", "--scratch=~/kept", "--output=$HOME/m.json",
     )  # fmt: skip
+    monkeypatch.setenv("HOME", str(tmp_path))
+    for wrong in ("--report=hdfs://a", "--scratch=gs://bucket/a", "--pictures=$UNSET/a"):
+        with pytest.raises(ValueError, match=r"cannot start|a local disk|is not set"):
+            run(*quick, wrong)
+    assert [*tmp_path.iterdir()] == []
     run(*quick)
     run(*quick)
+    assert {path.name for path in tmp_path.iterdir()} == {"kept", "m.json"}
     monkeypatch.setattr(consistency, "code_digest", lambda *_: "other")
     with pytest.raises(ValueError, match=r"code \w{12}' and not .*code other'\. Delete the folder"):
         run(*quick)
