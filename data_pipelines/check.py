@@ -9,6 +9,7 @@ import argparse
 import collections
 import dataclasses
 import importlib
+import io
 import json
 import logging
 import pkgutil
@@ -21,7 +22,7 @@ from rich.console import Console
 from rich.table import Table
 from rich.text import Text
 
-from data_pipelines import builders, splits
+from data_pipelines import builders, paths, splits
 from data_pipelines.builders import folders
 from data_pipelines.checking import contact_sheet, findings, inspection
 from data_pipelines.suggestions import suggest
@@ -225,17 +226,27 @@ def _parser() -> argparse.ArgumentParser:
     )
     add = parser.add_argument
     add("--dataset", required=True, help="name of an unpacked data set, such as sketchy")
-    add("--manual_dir", required=True, type=Path, help="folder of the data set")
+    add("--manual_dir", required=True, type=_path("manual_dir"), help="folder of the data set")
     add("--split", help="published split of the data set; default: its first one")
     add("--unseen", type=_list, default=(), help="unseen classes of your own data: A,B,...")
     add("--accept", type=_list, default=(), help="checks whose findings count as notes: A,B,...")
     add(
         "--contact_sheet",
-        type=Path,
+        type=_path("contact_sheet"),
         help="write an overview of some images of each class: FILE.png",
     )
     add("--json", action="store_true", help="print only one JSON object on stdout")
     return parser
+
+
+def _path(flag: str) -> Callable[[str], Path]:
+    def read(text: str) -> Path:
+        try:
+            return paths.local(text, f"--{flag}")
+        except ValueError as error:
+            raise argparse.ArgumentTypeError(str(error)) from error
+
+    return read
 
 
 def _list(text: str) -> tuple[str, ...]:
@@ -255,13 +266,15 @@ def main(argv: Sequence[str]) -> int:
             raise ValueError(f"--contact_sheet={sheet} must be FILE.png in an existing folder.")
         report = check(
             options.dataset,
-            options.manual_dir.expanduser(),
+            options.manual_dir,
             split=options.split,
             unseen=options.unseen,
             accept=options.accept,
         )
         if sheet:
-            contact_sheet.contact_sheet(report.data).save(sheet)
+            picture = io.BytesIO()
+            contact_sheet.contact_sheet(report.data).save(picture, "PNG")
+            paths.replace(sheet, picture.getvalue())
     except (ValueError, OSError) as error:
         print(f"error: {' '.join(str(error).split())}", file=sys.stderr)
         return NOT_CHECKED

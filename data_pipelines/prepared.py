@@ -14,7 +14,6 @@ import importlib
 import io
 import json
 import logging
-import os
 import pkgutil
 import shutil
 from collections.abc import Callable, Iterator, Sequence
@@ -24,7 +23,7 @@ from typing import Any, NamedTuple
 
 import tqdm
 
-from data_pipelines import builders, catalogue
+from data_pipelines import builders, catalogue, paths
 from data_pipelines.images import Modality
 from data_pipelines.suggestions import suggest
 
@@ -120,10 +119,9 @@ def _check_files(folder: Path, names: Sequence[str]) -> None:
 
 def _index(path: Path, count: int, texts: Callable[[int], tuple[str, ...]]) -> Index:
     """Reads the index at `path`; builds it from the records if it is missing or outdated."""
-    if path.exists():
-        stored = json.loads(path.read_text())
-        if stored.pop("format") == _INDEX_FORMAT and len(stored["rows"]) == count:
-            return Index(**stored)
+    stored = paths.read_json(path) or {}
+    if stored.pop("format", None) == _INDEX_FORMAT and len(stored.get("rows", ())) == count:
+        return Index(**stored)
     rows = tqdm.trange(count, desc=f"Indexing {path.parent}", unit=" images")
     index = sorted_index([texts(row) for row in rows])
     try:
@@ -143,17 +141,7 @@ def sorted_index(texts: Sequence[tuple[str, ...]]) -> Index:
 
 def write_index(path: Path, index: Index) -> None:
     """Writes the index to `path`; `open_split` reads it from `index_<modality>.json`."""
-    write_atomically(path, json.dumps({"format": _INDEX_FORMAT, **index._asdict()}))
-
-
-def write_atomically(path: Path, text: str) -> None:
-    """Writes a file in one step, so that other processes never read an incomplete file."""
-    part = path.with_name(f"{path.name}.{os.getpid()}.part")
-    try:
-        part.write_text(text)
-        part.replace(path)
-    finally:
-        part.unlink(missing_ok=True)
+    paths.replace(path, json.dumps({"format": _INDEX_FORMAT, **index._asdict()}))
 
 
 def prepare(
@@ -190,7 +178,7 @@ def prepare(
     import tensorflow_datasets as tfds
 
     package = _builder_package(name)
-    root = Path(data_dir or tfds.core.constants.DATA_DIR).expanduser().absolute()
+    root = paths.local(data_dir or tfds.core.constants.DATA_DIR, "config.data.data_dir")
     if not hasattr(package, "scan"):
         for option, given in (("manual_dir", manual_dir), ("beam_runner", beam_runner)):
             if given is not None:
@@ -200,7 +188,7 @@ def prepare(
                 )
         return _prepare_automatic(package, name, root)
     if manual_dir is not None:
-        manual_dir = Path(manual_dir).expanduser().absolute()
+        manual_dir = paths.local(manual_dir, "config.data.manual_dir")
         if not manual_dir.is_dir() or not any(manual_dir.iterdir()):
             raise FileNotFoundError(
                 f"manual_dir {manual_dir} is empty or missing. Set config.data.manual_dir to "

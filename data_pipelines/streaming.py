@@ -6,6 +6,7 @@ streams, and global arrays on a mesh of several hosts.
 
 import functools
 import os
+import signal
 from collections.abc import Iterator
 from typing import Any
 
@@ -45,9 +46,16 @@ class Batches(grain.IterDataset):
             if not flags.FLAGS.is_parsed():  # grain reads absl flags; notebooks do not parse any.
                 flags.FLAGS.mark_as_parsed()
             remaining = remaining.mp_prefetch(
-                grain.MultiprocessingOptions(num_workers=self._workers)
+                grain.MultiprocessingOptions(num_workers=self._workers),
+                worker_init_fn=_leave_interrupts_to_the_parent,
             )
         return iter(remaining)
+
+
+def _leave_interrupts_to_the_parent(index: int, count: int) -> None:
+    """Ignores Ctrl-C in a worker: a terminal sends it to all processes, and the parent ends it."""
+    del index, count
+    signal.signal(signal.SIGINT, signal.SIG_IGN)
 
 
 class _BatchIterator(grain.DatasetIterator):

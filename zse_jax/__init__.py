@@ -19,15 +19,17 @@ if TYPE_CHECKING:
 from zse_jax.version import __version__ as __version__
 
 
-def load(path: "str | os.PathLike") -> "Retriever":
+def load(path: "str | os.PathLike", *, allow_fallback: bool = False) -> "Retriever":
     """The trained retriever in a checkpoint: a workdir, or the folder of one step.
 
     Also reads the output of `save_pretrained`: a folder, or hf://owner/name (Hugging Face Hub).
+    If the best checkpoint of a workdir is damaged, that is an error, or, with `allow_fallback`, a
+    warning, and the next best is read.
     See `zse_jax.checkpoints.reading.load`. JAX is imported on the first call, TensorFlow never.
     """
     from zse_jax.checkpoints import reading
 
-    return reading.load(path)
+    return reading.load(path, allow_fallback=allow_fallback)
 
 
 def save_pretrained(

@@ -18,7 +18,6 @@ import functools
 import os
 from collections.abc import Mapping, Sequence
 from importlib import import_module
-from pathlib import Path
 
 import jax
 import numpy as np
@@ -26,6 +25,7 @@ from absl import flags
 from flax import nnx
 from ml_collections import ConfigDict, config_flags
 
+from data_pipelines import paths
 from zse_jax.checkpoints import reading, writing
 from zse_jax.pretrained import files, publishers
 from zse_jax.retrievers import registry
@@ -111,7 +111,7 @@ def export(source: str | os.PathLike, output: str | os.PathLike, publisher: str)
     if publisher not in publishers.EXPORTS:
         known = ", ".join(publishers.EXPORTS)
         raise ValueError(f"--to={publisher}: checkpoints can be exported for {known}.")
-    file = Path(output).expanduser()
+    file = paths.local(output, "OUTPUT")
     if file.suffix != ".safetensors":
         raise ValueError(f"OUTPUT {file}: name a file that ends with .safetensors.")
     if file.exists():

@@ -5,7 +5,7 @@
     python -m zse_jax.evaluate --checkpoint=runs/sketchy --config.evaluation.test_sketch_stride=20
     python -m zse_jax.evaluate --checkpoint=runs/sketchy --config=configs/cross_sketchy_tuberlin.py
 
-Loads the best model of a workdir (or the given step) and ranks a gallery for each sketch of the
+Loads the best model of a workdir (or the one of --step) and ranks a gallery for each sketch of the
 unseen classes, by every ranking of the system. The config defines the sketches, the gallery and
 which photos are relevant. Prints the metrics in three conventions of the literature (exact, voc,
 hits), or Acc@k for fine-grained settings, with 95 % bootstrap intervals, metrics per class, and the
@@ -24,6 +24,7 @@ import jax
 from absl import flags
 from ml_collections import config_flags
 
+from data_pipelines import paths
 from zse_jax.checkpoints import reading
 from zse_jax.evaluation import report
 from zse_jax.evaluation.evaluator import Evaluator, trained_on
@@ -42,6 +43,10 @@ def define_flags(options: flags.FlagValues, argv: Sequence[str]) -> None:
         flags.DEFINE_string(
             "checkpoint", None, "The workdir of a training run, or the folder of one step.", values
         )
+        help_ = "Evaluate this step of the run; default: its best one."
+        flags.DEFINE_integer("step", None, help_, flag_values=values)
+        help_ = "If the best step is damaged, evaluate the next best, with a warning."
+        flags.DEFINE_bool("allow_fallback", False, help_, values)
         flags.DEFINE_string("output", None, "Write the metrics to this JSON file.", values)
         flags.DEFINE_string("pictures", None, "Draw retrieved photos into this folder.", values)
         flags.DEFINE_string(
@@ -62,7 +67,9 @@ def define_flags(options: flags.FlagValues, argv: Sequence[str]) -> None:
     where = {"flag_values": options, "sys_argv": list(argv)}
     file, overrides = cli.config_arguments(argv)
     if first.checkpoint and file is None:
-        config = reading.read_config(first.checkpoint)
+        config = reading.read_config(
+            first.checkpoint, first.step, allow_fallback=first.allow_fallback
+        )
         config_io.check_keys(config, overrides)
         help_ = "The config of the checkpoint."
         config_flags.DEFINE_config_dict("config", config, help_, **where)
@@ -76,17 +83,24 @@ def main(options: flags.FlagValues) -> None:
     path, config = options.checkpoint, options.config
     if not path:
         raise ValueError("Give a checkpoint, such as --checkpoint=runs/sketchy. See --help.")
+    for place in filter(None, (options.output, options.pictures, options.report)):
+        paths.located(place)  # an error now, not when everything is computed
+    scratch = paths.local(options.scratch, "--scratch") if options.scratch else None
     strides = config.evaluation.test_sketch_stride, config.evaluation.test_photo_stride
     evaluator = Evaluator(config, sharding.make_mesh(**config.mesh), *strides)
-    step, retriever = reading.load_step(path)
+    step, retriever = reading.load_step(path, options.step, allow_fallback=options.allow_fallback)
+    path = reading.place_of(path, step)  # what follows must not choose again
     evaluator.notes |= trained_on(path, config, evaluator.sketches.class_names)
     title = f"Unseen classes of {evaluator.title}, step {step}"
-    print(f"{path}, step {step}, on unseen classes of {evaluator.title}: {evaluator.size}")
+    print(
+        f"{options.checkpoint}, step {step}, on unseen classes of {evaluator.title}: "
+        f"{evaluator.size}"
+    )
     results = evaluator(
         retriever,
         progress=True,
         shortlists=config.evaluation.shortlists,
-        folder=options.scratch,
+        folder=scratch,
         name=title,
     )
     show(results.table(intervals=True))
@@ -96,7 +110,7 @@ def main(options: flags.FlagValues) -> None:
         show(results.class_table(ranking))
         show(results.confusion_table(ranking))
     if options.output:
-        about = {"checkpoint": str(path), "step": step, "split": config.data.split}
+        about = {"checkpoint": str(options.checkpoint), "step": step, "split": config.data.split}
         about["config"] = config_io.to_plain(config)
         write_json(options.output, about | results.to_dict() | shortlists_dict(results))
     if options.pictures and jax.process_index() == 0:

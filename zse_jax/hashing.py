@@ -20,7 +20,7 @@ from jaxtyping import Float
 from ml_collections import ConfigDict, config_flags
 from rich.table import Table
 
-from data_pipelines import loading
+from data_pipelines import loading, paths
 from zse_jax.checkpoints import reading
 from zse_jax.evaluation import data_selection
 from zse_jax.evaluation.evaluator import Evaluator
@@ -128,6 +128,8 @@ def main(options: flags.FlagValues) -> None:
     path = options.checkpoint
     if not path:
         raise ValueError("--checkpoint is missing: pass a workdir, such as runs/x. See --help.")
+    for place in filter(None, (options.output, options.projection)):
+        paths.located(place)  # an error now, not when everything is computed
     config = options.config
     mesh = sharding.make_mesh(**config.mesh)
     evaluator = Evaluator(

@@ -24,7 +24,7 @@ from typing import Any
 
 import tqdm
 
-from data_pipelines import images, prepared
+from data_pipelines import images, paths
 from data_pipelines.builders import folders
 from data_pipelines.images import Modality
 
@@ -153,7 +153,7 @@ def pack_shard(shard: Shard) -> int:
         writer.close()
         unfinished.replace(shard.path)
         manifest = Manifest(source, count, size, unreadable)
-        prepared.write_atomically(_manifest_path(shard), json.dumps(dataclasses.asdict(manifest)))
+        paths.replace(_manifest_path(shard), json.dumps(dataclasses.asdict(manifest)))
     except (OSError, RuntimeError) as error:  # ArrayRecordWriter raises RuntimeError.
         raise OSError(
             f"Cannot write the packed images {shard.path}: {error}. Is the disk full? The next "

@@ -12,7 +12,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from jax.sharding import AxisType, NamedSharding, PartitionSpec
 
-from data_pipelines import images, loading, prepared, splits
+from data_pipelines import images, loading, paths, splits
 from tests.data_pipelines.conftest import CLASSES, encode
 
 SIZE = 8
@@ -149,7 +149,7 @@ def test_a_data_set_on_a_read_only_disk_can_be_read(data_dir, monkeypatch):
     def refuse(path, text):
         raise PermissionError(path)
 
-    monkeypatch.setattr(prepared, "write_atomically", refuse)
+    monkeypatch.setattr(paths, "replace", refuse)
     (data_dir / "sketchy/1.0.0/index_photo.json").unlink(missing_ok=True)
     assert len(loading.load_items("sketchy", "photo", ["ant"], data_dir=data_dir)) == 3
 

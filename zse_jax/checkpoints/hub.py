@@ -13,7 +13,6 @@ import json
 import os
 import re
 from collections.abc import Mapping
-from pathlib import Path
 from typing import Any, NamedTuple
 
 import jax
@@ -22,6 +21,7 @@ import numpy as np
 from etils import epath
 from ml_collections import ConfigDict
 
+from data_pipelines import paths
 from zse_jax.checkpoints.arrays import (
     abstract_model,
     array_name,
@@ -100,8 +100,7 @@ def find(path: str | os.PathLike) -> epath.Path | None:
                 "`zse_jax.save_pretrained` creates one."
             )
     else:
-        path = os.fspath(path)
-        folder = epath.Path(path if "://" in path else Path(path).expanduser())
+        folder = paths.located(path)
     return folder if (folder / WEIGHTS).exists() and (folder / CONFIG).exists() else None
 
 

@@ -21,7 +21,7 @@ import numpy as np
 from etils import epath
 from ml_collections import ConfigDict
 
-from data_pipelines import splits
+from data_pipelines import paths, splits
 from zse_jax.checkpoints import hub, reading
 from zse_jax.checkpoints.arrays import Arrays, checksums, flat_arrays, split_model
 from zse_jax.pretrained import files
@@ -81,7 +81,7 @@ def save_pretrained(
         try:
             folder.mkdir(parents=True, exist_ok=True)
             for file in hub.FILES:
-                (folder / file).write_bytes((Path(written) / file).read_bytes())
+                paths.replace(folder / file, (Path(written) / file).read_bytes())
         except OSError as error:
             raise OSError(f"The model could not be written to {folder}: {error}.") from error
     return os.fspath(folder)
@@ -166,10 +166,9 @@ def _metrics(source: str | os.PathLike, step: int) -> tuple[dict[str, float], st
         about = hub.read_about(folder)
         return about["metrics"], about["measured"]
     file = reading.absolute(source) / "metrics.json"
-    if file.exists():
-        found = json.loads(file.read_text())
-        if found.get("step") == step and found.get("test"):
-            return found["test"], "all sketches and photos of the unseen classes"
+    found = paths.read_json(file) or {}
+    if found.get("step") == step and found.get("test"):
+        return found["test"], "all sketches and photos of the unseen classes"
     with reading.find(source) as (manager, _):
         return reading.metrics_of(manager, step), "the subset by which checkpoints are chosen"
 
@@ -180,8 +179,8 @@ def _write(folder: Path, retriever: Retriever, about: Mapping[str, Any], text: s
         for name, leaf in _parameters(retriever).items()
     }
     files.write(folder / hub.WEIGHTS, arrays, metadata={"format": "zse_jax"})
-    (folder / hub.CONFIG).write_text(json.dumps(about, indent=2) + "\n")
-    (folder / hub.CARD).write_text(text, encoding="utf-8")
+    paths.replace(folder / hub.CONFIG, json.dumps(about, indent=2) + "\n")
+    paths.replace(folder / hub.CARD, text)
 
 
 def _upload(client: Any, repository: hub.Repository, folder: str, private: bool) -> str:

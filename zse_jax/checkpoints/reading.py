@@ -8,8 +8,8 @@ import json
 import logging
 import os
 import weakref
-from collections.abc import Iterator, Mapping, MutableMapping
-from pathlib import Path
+from collections.abc import Callable, Iterator, Mapping, MutableMapping
+from typing import NamedTuple, TypeVar
 
 import jax
 import orbax.checkpoint as ocp
@@ -18,6 +18,7 @@ from flax import nnx
 from ml_collections import ConfigDict
 from orbax.checkpoint import checkpoint_managers as managers
 
+from data_pipelines import paths
 from zse_jax.checkpoints import hub
 from zse_jax.checkpoints.arrays import (
     Arrays,
@@ -37,6 +38,10 @@ from zse_jax.runtime.console import first_line
 logger = logging.getLogger(__name__)
 
 FOLDER = "checkpoints"
+METRICS = "metrics"
+"""The item of a checkpoint with its evaluation, and its file."""
+
+Read = TypeVar("Read")
 
 _CONFIGS: MutableMapping[Retriever, ConfigDict] = weakref.WeakKeyDictionary()
 """The configs of the retrievers that were loaded and still exist."""
@@ -46,39 +51,59 @@ class DamagedError(ValueError):
     """A checkpoint with missing or changed files."""
 
 
-def load(path: str | os.PathLike) -> Retriever:
+def load(path: str | os.PathLike, *, allow_fallback: bool = False) -> Retriever:
     """The trained retriever in a checkpoint, ready to encode and score (dropout off).
 
     Nothing else is needed: the checkpoint contains its config. Never imports TensorFlow.
 
     Args:
-      path: a workdir (its best checkpoint, or the last if none was evaluated; if that is damaged,
-        the next best, with a warning), the folder of one step, or a folder written by
-        `zse_jax.save_pretrained`; local, in a bucket such as gs://bucket/run, or, for published
-        models, hf://owner/name on the Hugging Face Hub.
+      path: a workdir (its best checkpoint, or the last if none was evaluated), the folder of one
+        step, or a folder written by `zse_jax.save_pretrained`; local, in a bucket such as
+        gs://bucket/run, or, for published models, hf://owner/name on the Hugging Face Hub.
+      allow_fallback: if the best checkpoint of a workdir is damaged, read the next best, with a
+        warning.
 
     Raises:
       FileNotFoundError: there is no checkpoint at `path`.
-      DamagedError: no checkpoint at `path` can be read.
+      DamagedError: it cannot be read.
       ValueError: the checkpoint is of another version of its model.
     """
-    return load_step(path)[1]
+    return load_step(path, allow_fallback=allow_fallback)[1]
 
 
-def load_step(path: str | os.PathLike) -> tuple[int, Retriever]:
-    """The step that `load(path)` reads, and the retriever."""
+def load_step(
+    path: str | os.PathLike, step: int | None = None, *, allow_fallback: bool = False
+) -> tuple[int, Retriever]:
+    """The step that is read, and the retriever; as `load`, or a given `step` of a workdir."""
     if folder := hub.find(path):
         retriever = hub.load(folder)
         _CONFIGS[retriever] = hub.read_config(folder)
         return hub.read_about(folder)["step"], retriever
-    with find(path) as (manager, first):
-        steps = [first] if _is_step(absolute(path)) else _by_quality(manager, first)
-        for step, following in zip(steps, [*steps[1:], None], strict=True):
+    return _first_readable(path, _load, step, allow_fallback)
+
+
+def _first_readable(
+    path: str | os.PathLike,
+    read: Callable[[managers.CheckpointManager, int], Read],
+    step: int | None,
+    allow_fallback: bool,
+) -> tuple[int, Read]:
+    """The step to read and what `read` makes of it; with `allow_fallback`, of the next best."""
+    with find(path, step, allow_fallback=allow_fallback) as (manager, first):
+        fixed = step is not None or _is_step(absolute(path))
+        steps = [first] if fixed else _by_quality(manager, first)
+        for number, following in zip(steps, [*steps[1:], None], strict=True):
             try:
-                return step, _load(manager, step)
+                return number, read(manager, number)
             except DamagedError as error:
                 if following is None:
                     raise
+                if not allow_fallback:
+                    raise DamagedError(
+                        f"{error} The next best step is {following}: to use it, give its folder, "
+                        f"{manager.directory / str(following)}, or allow the fallback "
+                        "(--allow_fallback of zse_jax.evaluate, allow_fallback=True of load)."
+                    ) from error
                 logger.warning("%s Reading step %d instead.", error, following)
     raise AssertionError("`find` returns at least one step.")
 
@@ -100,29 +125,37 @@ def config_of(retriever: Retriever) -> ConfigDict | None:
 
 def _by_quality(manager: managers.CheckpointManager, first: int) -> list[int]:
     """All steps: `first`, then the evaluated ones, best first, then the others, latest first."""
-    steps = manager.all_steps()
-    select = _select(manager)
+    select, setting = _validation(manager)
+    evaluated = _evaluations(manager, skip_damaged=True)
 
     def quality(step: int) -> tuple[bool, float, int]:
-        return step == first, (metrics_of(manager, step).get(select, float("-inf"))), step
+        found = evaluated.get(step)
+        same = found is not None and found.setting == setting
+        value = found.metrics.get(select) if found is not None and same else None
+        return step == first, float("-inf") if value is None else value, step
 
-    return sorted(steps, key=quality, reverse=True)
+    return sorted(manager.all_steps(), key=quality, reverse=True)
 
 
-def _select(manager: managers.CheckpointManager) -> str:
-    """The metric that selects the best step, from the last config that can be read."""
+def _validation(manager: managers.CheckpointManager) -> tuple[str, str]:
+    """The metric that selects the best step, and the setting in which it was measured.
+
+    From the last config that can be read.
+    """
     for step in sorted(manager.all_steps(), reverse=True):
         with contextlib.suppress(DamagedError):
-            return read_step_config(manager, step).evaluation.select
-    return ""
+            config = read_step_config(manager, step)
+            return config.evaluation.select, config_io.validation_setting(config)
+    return "", ""
 
 
-def read_config(path: str | os.PathLike) -> ConfigDict:
-    """The config of the checkpoint that `load(path)` would read."""
+def read_config(
+    path: str | os.PathLike, step: int | None = None, *, allow_fallback: bool = False
+) -> ConfigDict:
+    """The config of the checkpoint that `load_step` would read."""
     if folder := hub.find(path):
         return hub.read_config(folder)
-    with find(path) as (manager, step):
-        return read_step_config(manager, step)
+    return _first_readable(path, read_step_config, step, allow_fallback)[1]
 
 
 def step_of(path: str | os.PathLike) -> int:
@@ -143,27 +176,43 @@ def place_of(path: str | os.PathLike, step: int) -> str:
 
 
 @contextlib.contextmanager
-def find(path: str | os.PathLike) -> Iterator[tuple[managers.CheckpointManager, int]]:
+def find(
+    path: str | os.PathLike, step: int | None = None, *, allow_fallback: bool = False
+) -> Iterator[tuple[managers.CheckpointManager, int]]:
     """Opens the manager of `path` (a workdir, or one step's folder), with the step to read.
 
+    Args:
+      path: see `load`.
+      step: a step of the workdir; None: the best.
+      allow_fallback: ignore, with a warning, evaluations that cannot be read.
+
     Raises:
-      FileNotFoundError: there is no checkpoint at `path`; the message lists what is there.
+      FileNotFoundError: there is no checkpoint at `path`, or not this step; the message lists what
+        is there.
+      DamagedError: the best step is not known, because an evaluation cannot be read.
     """
     path = absolute(path)
     if _is_step(path):
+        if step not in (None, int(path.name)):
+            raise ValueError(f"{path} is the folder of one step: give its run for step {step}.")
         folder, step = path.parent, int(path.name)
     else:
-        folder, step = path if path.name == FOLDER else path / FOLDER, None
+        folder = path if path.name == FOLDER else path / FOLDER
     if not folder.is_dir():
         raise FileNotFoundError(f"{path} contains no checkpoint: {_contents(path)}.")
     with reader(folder) as manager:
-        if step is None and (latest := manager.latest_step()) is not None:
-            best = best_step(manager, _select(manager))
-            step = best[0] if best else latest
-        if step is None:
+        steps = manager.all_steps()
+        if not steps:
             raise FileNotFoundError(
                 f"{folder} contains no complete checkpoint: the run has not saved one yet "
                 f"({_contents(folder)})."
+            )
+        if step is None:
+            best = best_step(_evaluations(manager, allow_fallback), *_validation(manager))
+            step = best[0] if best else max(steps)
+        if step not in steps:
+            raise FileNotFoundError(
+                f"{folder} has no step {step}: its steps are {', '.join(map(str, sorted(steps)))}."
             )
         yield manager, step
 
@@ -172,29 +221,86 @@ def _is_step(path: epath.Path) -> bool:
     return path.name.isdigit() and (path / "model").exists()
 
 
-def reader(folder: epath.Path) -> managers.CheckpointManager:
+class Manager(managers.CheckpointManager):
+    """Orbax's manager, which does not read evaluations: `evaluation_of` does."""
+
+    def metrics(self, step: int) -> None:
+        """Nothing: Orbax would read every evaluation when it opens a folder."""
+
+
+def reader(folder: epath.Path) -> Manager:
     """A read-only manager: it creates and deletes nothing."""
     options = managers.CheckpointManagerOptions(
-        create=False,
-        best_fn=lambda metrics: 0.0,  # without it, Orbax does not read metrics
-        preservation_policy=managers.preservation_policy.PreserveAll(),
+        create=False, preservation_policy=managers.preservation_policy.PreserveAll()
     )
-    return managers.CheckpointManager(folder, options=options)
+    return Manager(folder, options=options)
 
 
-def best_step(manager: managers.CheckpointManager, select: str) -> tuple[int, float] | None:
-    """The step with the largest metric `select`, and its value; None if none was evaluated."""
-    metrics = {step: metrics_of(manager, step) for step in manager.all_steps()}
-    found = [(values[select], step) for step, values in metrics.items() if select in values]
+class Evaluated(NamedTuple):
+    """The evaluation of a saved step: its metrics, and their `config_io.validation_setting`."""
+
+    setting: str
+    metrics: dict[str, float]
+
+
+def best_step(
+    evaluations: Mapping[int, Evaluated], select: str, setting: str
+) -> tuple[int, float] | None:
+    """The step with the largest metric `select` in a setting, and its value; None if none has it.
+
+    Of equal ones, the last.
+    """
+    found = [
+        (metrics[select], step)
+        for step, (of, metrics) in evaluations.items()
+        if of == setting and select in metrics
+    ]
     return max(found)[::-1] if found else None
 
 
+def evaluation_of(manager: managers.CheckpointManager, step: int) -> Evaluated | None:
+    """The evaluation saved with `step`; None if there was none. Raises DamagedError."""
+    folder = manager.directory / str(step)
+    file = evaluation_file(folder)
+    if not file.exists():
+        return None
+    with reading(folder):
+        metrics = dict(json.loads(file.read_bytes()))
+    setting = metrics.pop("setting", None)
+    if setting is None:  # saved by an earlier version
+        setting = config_io.validation_setting(read_step_config(manager, step))
+    return Evaluated(setting, metrics)
+
+
+def evaluation_file(folder: epath.Path) -> epath.Path:
+    """The file with the evaluation of the step in `folder`."""
+    return folder / METRICS / METRICS
+
+
+def _evaluations(manager: managers.CheckpointManager, skip_damaged: bool) -> dict[int, Evaluated]:
+    """The evaluations of all steps that have one; raises DamagedError, or warns of it."""
+    found = {}
+    for step in manager.all_steps():
+        try:
+            evaluation = evaluation_of(manager, step)
+        except DamagedError as error:
+            if not skip_damaged:
+                raise DamagedError(
+                    f"{error} So the best step of the run is not known: choose a step, such as "
+                    f"{manager.directory / str(step)}, or allow the fallback (--allow_fallback of "
+                    "zse_jax.evaluate, allow_fallback=True of load)."
+                ) from error
+            logger.warning("%s Its evaluation is ignored.", error)
+            continue
+        if evaluation is not None:
+            found[step] = evaluation
+    return found
+
+
 def metrics_of(manager: managers.CheckpointManager, step: int) -> dict[str, float]:
-    """The evaluation saved with `step`; empty if there was none, or it is damaged."""
-    try:
-        return manager.metrics(step) or {}
-    except Exception:  # Orbax raises various errors for a truncated file
-        return {}
+    """The metrics saved with `step`; empty if it was not evaluated. Raises DamagedError."""
+    found = evaluation_of(manager, step)
+    return found.metrics if found else {}
 
 
 def read_step_config(manager: managers.CheckpointManager, step: int) -> ConfigDict:
@@ -266,19 +372,21 @@ def reading(folder: epath.Path) -> Iterator[None]:
     """Turns every error while reading into one DamagedError that names the folder."""
     try:
         yield
-    except MismatchError:
+    except (MismatchError, DamagedError):
         raise
     except Exception as error:
         raise DamagedError(
             f"The checkpoint {folder} cannot be read; it is damaged, or was written by another "
-            f"version ({first_line(error)}). To use an earlier step of the run, delete this folder."
+            f"version ({first_line(error)})."
         ) from error
 
 
 def absolute(path: str | os.PathLike) -> epath.Path:
-    """A local path as an absolute one (Orbax requires it); a cloud path unchanged."""
-    path = os.fspath(path)
-    return epath.Path(path if "://" in path else Path(path).expanduser().resolve())
+    """A user's path as `paths.located`; a local one without links, and a hub's unchanged."""
+    if hub.parse_hub_uri(path) is not None:
+        return epath.Path(os.fspath(path))
+    place = paths.located(path)
+    return place if paths.in_bucket(place) else place.resolve()
 
 
 def new_folder(path: str | os.PathLike) -> epath.Path:

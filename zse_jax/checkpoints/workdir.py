@@ -1,16 +1,19 @@
 """Checks that the workdir of a run is writable and has enough space, before the run starts."""
 
+import contextlib
 import math
 import os
 import shutil
 import tempfile
+from collections.abc import Iterator
 from typing import Any
 
 import jax
 from etils import epath
 
+from data_pipelines import paths
 from zse_jax.checkpoints import reading
-from zse_jax.runtime import consistency
+from zse_jax.runtime import consistency, distributed, locks
 
 
 def writable(workdir: str | os.PathLike) -> epath.Path:
@@ -19,7 +22,7 @@ def writable(workdir: str | os.PathLike) -> epath.Path:
     Raises:
       OSError: it cannot be created or written, or other processes do not see it.
     """
-    path = reading.absolute(workdir)
+    path = reading.absolute(paths.located(workdir))
     try:
         path.mkdir(parents=True, exist_ok=True)
         if "://" not in os.fspath(path):
@@ -32,6 +35,20 @@ def writable(workdir: str | os.PathLike) -> epath.Path:
         ) from error
     consistency.check_shared(path)
     return path
+
+
+@contextlib.contextmanager
+def alone(workdir: epath.Path) -> Iterator[None]:
+    """Locks the workdir inside the `with` block, so that two runs cannot mix their files.
+
+    Raises:
+      BlockingIOError: another run trains in it; says which process on which host.
+    """
+    if distributed.this_process():  # the first process holds the lock for all
+        yield
+        return
+    with locks.held(workdir, ".lock", "trains in"):
+        yield
 
 
 def check_space(workdir: epath.Path, state: Any, keep_last: int) -> None:

@@ -21,7 +21,8 @@ import logging
 import os
 import re
 import sys
-from collections.abc import Callable, Iterator, Mapping
+import time
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from types import SimpleNamespace
 from typing import Any
 
@@ -30,6 +31,7 @@ from flax import nnx
 from ml_collections import ConfigDict
 from orbax.checkpoint import checkpoint_managers as managers
 
+from data_pipelines import paths
 from zse_jax.checkpoints import reading
 from zse_jax.checkpoints.arrays import checksums, flat_arrays, split_model
 from zse_jax.checkpoints.reading import FOLDER, DamagedError, absolute, reader
@@ -42,6 +44,9 @@ logger = logging.getLogger(__name__)
 DAMAGED = "damaged-checkpoints"
 """The folder in the workdir for checkpoints that could not be read."""
 
+LAG_SECONDS = 15.0
+"""How long to wait until every process sees the checkpoints that process 0 sees."""
+
 ITEMS = ("model", "random", "optimizer")
 """The parts of a train state, which are saved as separate items."""
 
@@ -49,34 +54,82 @@ ITEMS = ("model", "random", "optimizer")
 class Checkpoints:
     """The checkpoints of one training run; a context manager that waits for the last save.
 
+    Which steps exist, and their evaluations, are read once, by one process, and then kept in
+    memory: all processes decide alike, and no step of the training reads the storage.
+
     Attributes:
       folder: contains the checkpoints.
       select: the metric (a key of the saved metrics) whose largest value is "best".
+      setting: the `config_io.validation_setting` in which values of `select` are compared.
     """
 
-    def __init__(self, workdir: str | os.PathLike, *, select: str, keep_last: int = 2):
-        """Opens or creates the checkpoints of `workdir`; keeps the best and the last ones."""
+    def __init__(
+        self,
+        workdir: str | os.PathLike,
+        *,
+        select: str,
+        setting: str | None = None,
+        keep_last: int = 2,
+    ):
+        """Opens or creates the checkpoints of `workdir`.
+
+        It keeps the last ones, and the best one of every setting.
+
+        Args:
+          workdir: of the run.
+          select: see the attributes.
+          setting: see the attributes; None: that of the last step with an evaluation.
+          keep_last: number of last checkpoints.
+        """
         if keep_last < 1:
             raise ValueError(f"config.checkpoint.keep_last={keep_last} must be at least 1.")
-        self.select = select
+        self.select, self._setting, self._keep_last = select, setting, keep_last
         self.folder = absolute(workdir) / FOLDER
-
-        def quality(metrics: Mapping[str, float]) -> float:
-            return metrics.get(select, float("-inf"))
-
         options = managers.CheckpointManagerOptions(
-            best_fn=quality,
-            cleanup_tmp_directories=True,
-            preservation_policy=managers.AnyPreservationPolicy(
-                [
-                    managers.LatestN(keep_last),
-                    managers.BestN(
-                        get_metric_fn=quality, n=1, keep_checkpoints_without_metrics=False
-                    ),
-                ]
-            ),
+            cleanup_tmp_directories=True, preservation_policy=_Kept(self)
         )
-        self._manager = managers.CheckpointManager(self.folder, options=options)
+        self._manager = reading.Manager(self.folder, options=options)
+        self._evaluations: dict[int, reading.Evaluated] = {}
+        self._look()
+
+    def _look(self) -> None:
+        """Reads which steps exist, and their evaluations; all processes get those of the first."""
+        known: dict[str, Any] = {}
+        if distributed.this_process() == 0:
+            for step in self._manager.all_steps():
+                try:
+                    known[str(step)] = reading.evaluation_of(self._manager, step)
+                except DamagedError as error:
+                    logger.warning("%s Its evaluation is ignored.", error)
+                    known[str(step)] = None
+        known = distributed.of_first(known)
+        self._evaluations = {
+            int(step): reading.Evaluated(*found) for step, found in known.items() if found
+        }
+        steps, until = sorted(map(int, known)), time.monotonic() + LAG_SECONDS
+        while sorted(self._manager.all_steps()) != steps and time.monotonic() < until:
+            time.sleep(0.5)
+            self._manager.reload()
+        if (here := sorted(self._manager.all_steps())) != steps:
+            raise OSError(
+                f"{self.folder} has the steps {steps} for process 0, and {here} for process "
+                f"{distributed.this_process()}: the shared disk is not up to date. Run the same "
+                "command again."
+            )
+
+    @property
+    def setting(self) -> str:
+        """The setting in which evaluations are compared."""
+        if self._setting is not None or not self._evaluations:
+            return self._setting or ""
+        return self._evaluations[max(self._evaluations)].setting
+
+    @property
+    def kept(self) -> set[int]:
+        """The steps to keep besides the last ones: the best of every setting."""
+        settings = {found.setting for found in self._evaluations.values()}
+        best = (reading.best_step(self._evaluations, self.select, one) for one in settings)
+        return {found[0] for found in best if found}
 
     def __enter__(self) -> "Checkpoints":
         return self
@@ -96,12 +149,21 @@ class Checkpoints:
 
     @property
     def best(self) -> tuple[int, float] | None:
-        """The step with the best metric and its value, or None if none was evaluated."""
-        return reading.best_step(self._manager, self.select)
+        """The step with the best metric and its value, or None if none was evaluated.
+
+        Only evaluations in `setting` count.
+        """
+        return reading.best_step(self._evaluations, self.select, self.setting)
+
+    @property
+    def incomparable(self) -> bool:
+        """Whether there are evaluations, but none in `setting`."""
+        return bool(self._evaluations) and not any(map(self.metrics, self._evaluations))
 
     def metrics(self, step: int) -> dict[str, float]:
-        """The evaluation saved with `step`; empty if there was none."""
-        return reading.metrics_of(self._manager, step)
+        """The evaluation of `step` in `setting`; empty if there was none."""
+        found = self._evaluations.get(step)
+        return found.metrics if found and found.setting == self.setting else {}
 
     def save(
         self,
@@ -134,6 +196,8 @@ class Checkpoints:
             "config": config_io.to_plain(config),
             "digests": {name: checksums(arrays) for name, arrays in flat.items()},
         }
+        if metrics:
+            items[reading.METRICS] = ocp.args.JsonSave(self._evaluated(step, config, metrics))
         with self._saving():
             self._manager.save(
                 step,
@@ -142,9 +206,32 @@ class Checkpoints:
                     data=CheckpointSave(_Position(batches)),
                     config=ocp.args.JsonSave(about),
                 ),
-                metrics=dict(metrics) if metrics else None,
                 force=True,
             )
+
+    def _evaluated(
+        self, step: int, config: ConfigDict, metrics: Mapping[str, float]
+    ) -> dict[str, Any]:
+        """Records an evaluation in memory; returns what its file contains."""
+        setting = config_io.validation_setting(config)
+        self._evaluations[step] = reading.Evaluated(setting, dict(metrics))
+        return {**metrics, "setting": setting}
+
+    def evaluated(self, step: int, config: ConfigDict, metrics: Mapping[str, float]) -> None:
+        """Adds an evaluation to a step that is already saved.
+
+        Args:
+          step: a saved step.
+          config: of the evaluation.
+          metrics: the evaluation.
+
+        Raises:
+          OSError: it cannot be written.
+        """
+        self.wait()
+        content = self._evaluated(step, config, metrics)
+        if distributed.this_process() == 0:
+            paths.replace(reading.evaluation_file(self.folder / str(step)), json.dumps(content))
 
     def wait(self) -> None:
         """Returns when the last save is on disk; raises OSError if it failed."""
@@ -215,7 +302,7 @@ class Checkpoints:
                 check(self.read_config(step))
                 return step, self.restore(step, abstract, batches)
             except DamagedError as error:
-                problem = str(error).split(" To use an earlier")[0]
+                problem = str(error)
             problem = self._set_aside(step, problem)
             logger.warning(problem)
         if problem:
@@ -245,6 +332,7 @@ class Checkpoints:
             print(f"error: {message}", file=sys.stderr, flush=True)
             distributed.leave(distributed.AGAIN if steps else 1, message)
         self._manager.reload()
+        self._evaluations.pop(step, None)
         then = f"resuming from step {max(steps)}" if steps else "starting from scratch"
         return f"{message}; {then}."
 
@@ -273,6 +361,19 @@ class Checkpoints:
                 + f": {'free some space' if full else 'fix the cause'} and run the same command "
                 "to resume from there."
             ) from error
+
+
+class _Kept(managers.PreservationPolicy):
+    """Keeps the last checkpoints, and `Checkpoints.kept`."""
+
+    def __init__(self, checkpoints: Checkpoints):
+        self._checkpoints = checkpoints
+
+    def should_preserve(self, checkpoints: Sequence[Any], *, context: Any) -> list[bool]:
+        """Whether each step is kept."""
+        steps = [info.step for info in checkpoints]
+        kept = {*steps[-self._checkpoints._keep_last :], *self._checkpoints.kept}
+        return [step in kept for step in steps]
 
 
 def write(workdir: str | os.PathLike, step: int, retriever: nnx.Module, config: ConfigDict) -> None:

@@ -13,6 +13,7 @@ A setting is defined by the groups `data`, `target` and `evaluation` of a config
 This module reads names only. `zse_jax.retrieval.protocols` defines the metrics of a ranking.
 """
 
+import hashlib
 import logging
 import zlib
 from collections.abc import Sequence
@@ -118,6 +119,16 @@ def instance_numbers(
 
     photo_numbers = numbers(photos)
     return numbers(sketches), photo_numbers
+
+
+def content_digest(items: Items) -> str:
+    """A digest of the names, the classes and the bytes of all images, in their order."""
+    digest = hashlib.blake2b(digest_size=8)
+    for name, label, row in zip(items.names, items.labels, items.rows, strict=True):
+        encoded = items.source[int(row)]
+        digest.update(f"{items.class_names[label]}\0{name}\0{len(encoded)}\0".encode())
+        digest.update(encoded)
+    return digest.hexdigest()
 
 
 def split_of(config: ConfigDict, data: ConfigDict) -> splits.Split:

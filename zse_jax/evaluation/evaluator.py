@@ -1,6 +1,5 @@
 """Evaluates a retriever: ranks the photos of the unseen classes for their sketches."""
 
-import hashlib
 import logging
 import os
 from collections.abc import Iterable, Mapping, Sequence
@@ -13,14 +12,14 @@ from jaxtyping import Int
 from ml_collections import ConfigDict
 from rich.table import Table
 
-from data_pipelines import loading, splits
+from data_pipelines import loading, paths, splits
 from zse_jax.checkpoints import reading
 from zse_jax.evaluation import data_selection, text_baseline
 from zse_jax.retrieval import metrics, protocols
 from zse_jax.retrieval.results import Evaluation
 from zse_jax.retrieval.storage import Storage
 from zse_jax.retrievers.base import Encoder
-from zse_jax.runtime import config_io, sharding
+from zse_jax.runtime import config_io, consistency, sharding
 
 logger = logging.getLogger(__name__)
 
@@ -80,11 +79,12 @@ class Evaluator:
           options: those of `protocols.zero_shot`.
         """
         evaluation = self.config.evaluation
+        folder = None if folder is None else paths.local(folder, "--scratch")
         storage = Storage(
             where=evaluation.storage,
             dtype=evaluation.storage_dtype,
             folder=folder,
-            key=self._key(retriever.image_size),
+            key="" if folder is None else self.key(retriever.image_size),
         )
         given: dict[str, Any] = {
             "rankings": evaluation.rankings or None,
@@ -104,14 +104,17 @@ class Evaluator:
         photos = self.batches(self.photos, retriever.image_size)
         return run(retriever, queries, photos, **given | options)
 
-    def _key(self, image_size: int) -> str:
-        """A digest of the queries and the gallery, with their order and the size of the images."""
-        digest = hashlib.sha256()
-        for items in (self.sketches, self.photos):
-            for name in items.names:
-                digest.update(name.encode() + b"\n")
-        key = f"{self.notes['data']}/{image_size}/{digest.hexdigest()[:16]}"
-        return f"{key}/text" if self.config.evaluation.queries == "text" else key
+    def key(self, image_size: int) -> str:
+        """Identifies the features and scores of an evaluation, besides the retriever.
+
+        The queries and the gallery in their order, with the content of every image, which is read
+        for this; the size of the images; and the code.
+        """
+        queries = self.config.evaluation.queries
+        code = consistency.code_digest(*consistency.FEATURE_CODE)
+        images = " and ".join(map(data_selection.content_digest, (self.sketches, self.photos)))
+        data = self.notes["data"]
+        return f"{data}, {queries} queries, {image_size} pixels, images {images}, code {code}"
 
     def batches(self, items: loading.Items, image_size: int) -> Any:
         """Evaluation batches of `items`, with square images of `image_size` pixels."""

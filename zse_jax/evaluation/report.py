@@ -10,10 +10,9 @@ from typing import TYPE_CHECKING, Any
 import jax
 import jax.numpy as jnp
 import numpy as np
-from etils import epath
 from jaxtyping import UInt8
 
-from data_pipelines import loading
+from data_pipelines import loading, paths
 from zse_jax.checkpoints import reading
 from zse_jax.evaluation.evaluator import Evaluator
 from zse_jax.retrieval import encoding
@@ -22,7 +21,7 @@ from zse_jax.retrieval.storage import Storage
 from zse_jax.retrievers.base import Encoder, Explainable, Modality
 from zse_jax.runtime import config_io
 from zse_jax.runtime.console import duration
-from zse_jax.runtime.metrics_file import METRICS_FILE, read_metrics, replace_file
+from zse_jax.runtime.metrics_file import METRICS_FILE, read_metrics
 from zse_jax.version import __version__
 
 if TYPE_CHECKING:
@@ -149,7 +148,7 @@ def write_report(
     )
     page = report.report(results, material, progress=True)
     content = page.encode()
-    replace_file(file, content)
+    paths.replace(file, content)
     took = duration(time.monotonic() - began)
     print(f"wrote {file} ({len(content) / 1e6:.1f} MB, {took})")
 
@@ -197,8 +196,8 @@ class Prepared:
 
 def save(figure: Any, folder: str | os.PathLike, name: str) -> None:
     """Writes a figure into a folder, which is created."""
-    file = epath.Path(folder) / name
+    file = paths.located(folder) / name
     content = io.BytesIO()
     figure.savefig(content, format="png", dpi=150)
-    replace_file(file, content.getvalue())
+    paths.replace(file, content.getvalue())
     print(f"wrote {file}")

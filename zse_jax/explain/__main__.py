@@ -9,15 +9,19 @@ maps, and the sketch rebuilt from photo patches. OUTPUT receives `index.html`, w
 evidence, the photos are only ranked, and the page says so.
 """
 
+import io
 import re
 import time
 from collections.abc import Sequence
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 from absl import flags
+from etils import epath
 from jaxtyping import UInt8
 
+from data_pipelines import paths
 from zse_jax.checkpoints import reading
 from zse_jax.explain import figures, pages, pair_figures
 from zse_jax.explain.correspondence import Explainer
@@ -83,7 +87,11 @@ def hit(rank: int, file: Path, similarity: float, photo: Photo) -> Hit:
 
 
 def explain(
-    folder: Path, retriever: Encoder, sketch: Image, hits: Sequence[Hit], found: Sequence[Image]
+    folder: epath.Path,
+    retriever: Encoder,
+    sketch: Image,
+    hits: Sequence[Hit],
+    found: Sequence[Image],
 ) -> list[pages.Explained]:
     """Explains photos, and draws one picture of each.
 
@@ -110,12 +118,19 @@ def explain(
             sketch, photo, *reason, syntheses=syntheses, title=title
         )
         name = re.sub(r"[^\w.-]+", "_", hit.file.stem)[:60]
-        figure.savefig(folder / f"{hit.rank:02}-{name}.png", dpi=150)
+        save(figure, folder / f"{hit.rank:02}-{name}.png")
         shown = hit.rank == 1
         result.append(
             pages.explained(sketch, photo, *reason, title=title, syntheses=syntheses, shown=shown)
         )
     return result
+
+
+def save(figure: Any, file: epath.Path) -> None:
+    """Writes a figure as PNG."""
+    content = io.BytesIO()
+    figure.savefig(content, format="png", dpi=150)
+    paths.replace(file, content.getvalue())
 
 
 def define_flags(options: flags.FlagValues, argv: Sequence[str]) -> None:
@@ -138,7 +153,7 @@ def main(options: flags.FlagValues) -> None:
     found = photos.find(options.photos)
     if not found.files:
         raise ValueError(f"--photos={', '.join(options.photos)} contains no photos.")
-    folder = Path(reading.new_folder(options.output))
+    folder = reading.new_folder(options.output)
     step, retriever = reading.load_step(options.checkpoint)
     config = reading.read_config(options.checkpoint)
     sketch = sketch_input.read(options.sketch, retriever.image_size)
@@ -168,7 +183,7 @@ def main(options: flags.FlagValues) -> None:
         )
     if skipped:
         warnings.append(f"{len(skipped):,} files were skipped ({report}).")
-    figures.retrieval_grid(
+    grid = figures.retrieval_grid(
         [sketch],
         images,
         np.arange(len(hits))[None],
@@ -178,7 +193,8 @@ def main(options: flags.FlagValues) -> None:
         similarity=np.array([[hit.similarity for hit in hits]]),
         judged=False,
         title=f"The photos nearest to {Path(options.sketch).name}, by {ranking}",
-    ).savefig(folder / "retrieved.png", dpi=150)
+    )
+    save(grid, folder / "retrieved.png")
     results = Results(
         hits=hits,
         sketch=sketch,
@@ -193,7 +209,7 @@ def main(options: flags.FlagValues) -> None:
             "system": f"{config.model.system}, ranking by {ranking}",
         },
     )
-    (folder / "index.html").write_text(results.to_html(explained, warnings), encoding="utf-8")
+    paths.replace(folder / "index.html", results.to_html(explained, warnings))
     for warning in warnings:
         print(warning)
     print(f"wrote {folder / 'index.html'} and {len(explained) + 1} pictures")

@@ -13,7 +13,7 @@ from pathlib import Path
 
 from absl import flags
 
-from data_pipelines import loading, splits
+from data_pipelines import loading, paths, splits
 from zse_jax.gallery import app, index
 from zse_jax.runtime import cli
 
@@ -35,10 +35,7 @@ def write_photos(folder: str | os.PathLike, per_class: int | None = None) -> int
     for position in chosen:
         file = Path(folder) / photos.names[position].removeprefix("photo/")
         if not file.exists():
-            file.parent.mkdir(parents=True, exist_ok=True)
-            partial = file.with_name(file.name + ".partial")
-            partial.write_bytes(photos.source[int(photos.rows[position])])
-            partial.rename(file)
+            paths.replace(file, photos.source[int(photos.rows[position])])
     return len(chosen)
 
 
@@ -58,7 +55,8 @@ def build(
       FileNotFoundError: the checkpoint does not exist.
       BlockingIOError, ValueError: as `index.build`.
     """
-    photos, where = Path(folder) / "photos", Path(folder) / "index"
+    folder = paths.local(folder, "--folder")
+    photos, where = folder / "photos", folder / "index"
     write_photos(photos, per_class)
     if where.exists():
         try:

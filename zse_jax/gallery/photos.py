@@ -22,7 +22,7 @@ import numpy as np
 from jaxtyping import UInt8
 from PIL import Image, ImageOps, JpegImagePlugin, UnidentifiedImageError
 
-from data_pipelines import images
+from data_pipelines import images, paths
 from data_pipelines.images import UnreadableImageError
 
 SUFFIXES = frozenset(
@@ -111,8 +111,8 @@ def identity(file: Path) -> str:
 
 
 def absolute(place: str | os.PathLike) -> Path:
-    """An absolute path without `..`; symbolic links are not resolved."""
-    return Path(os.path.abspath(Path(place).expanduser()))  # noqa: PTH100 - resolve() follows links
+    """An absolute path without `..`; symbolic links are not resolved. See `paths.local`."""
+    return Path(os.path.abspath(paths.local(place, "--photos")))  # noqa: PTH100 - resolve() follows links
 
 
 def listed(places: "Places") -> list[str | os.PathLike]:
@@ -170,11 +170,6 @@ def find(places: "Places") -> Found:
                     others += 1
 
     for place in places:
-        if "://" in os.fspath(place):
-            raise ValueError(
-                f"--photos={place}: photos are read from a local disk; mount or copy them. (The "
-                "index itself can be in a bucket.)"
-            )
         path = absolute(place)
         matches = [path] if path.exists() else _matching(path)
         if not matches:

@@ -27,6 +27,7 @@ from absl import flags
 from jaxtyping import Float, Int, UInt8
 from rich.console import Console
 
+from data_pipelines import paths
 from data_pipelines.images import UnreadableImageError
 from zse_jax.explain import pages
 from zse_jax.explain.correspondence import Explainer
@@ -280,7 +281,7 @@ def define_flags(options: flags.FlagValues, argv: Sequence[str]) -> None:
 def main(options: flags.FlagValues) -> None:
     """Runs one search."""
     cli.require(options, index="my-index", sketch="cat.png")
-    output = Path(options.output).expanduser() if options.output else None
+    output = paths.located(options.output) if options.output else None
     if output is not None and output.suffix not in (".json", ".html"):
         raise ValueError(f"--output={output}: give a file name that ends with .json or .html.")
     if options.explain and (output is None or output.suffix != ".html"):
@@ -304,8 +305,7 @@ def main(options: flags.FlagValues) -> None:
             for hit in results.hits[:EXPLAINED]
         ]
     text = results.to_json() if output.suffix == ".json" else results.to_html(explained)
-    output.parent.mkdir(parents=True, exist_ok=True)
-    output.write_text(text, encoding="utf-8")
+    paths.replace(output, text)
     print(f"wrote {output}")
 
 

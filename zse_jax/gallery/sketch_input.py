@@ -1,12 +1,11 @@
 """Reads a user's sketch and prepares it for a retrieval system."""
 
 import os
-from pathlib import Path
 
 import numpy as np
 from jaxtyping import UInt8
 
-from data_pipelines import images
+from data_pipelines import images, paths
 from data_pipelines.images import UnreadableImageError
 from zse_jax.explain.correspondence import ink_share
 from zse_jax.gallery import photos
@@ -34,7 +33,7 @@ def read(sketch: Sketch, size: int, name: str = "") -> UInt8[np.ndarray, "s s 3"
     """
     name = name or name_of(sketch)
     if not isinstance(sketch, np.ndarray):
-        file = Path(sketch).expanduser()
+        file = paths.local(sketch, "--sketch")
         if not file.is_file():
             raise FileNotFoundError(f"The sketch {file} does not exist: give an image file.")
         try:

@@ -18,6 +18,8 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 from jaxtyping import Float, Int
 
+from data_pipelines import paths
+
 if TYPE_CHECKING:
     import pyarrow as pa  # type: ignore[import-untyped]
 
@@ -274,12 +276,16 @@ class Tables:
                 table.add(made)
 
 
+BUCKETS = ("gs", "s3", "az")
+"""The schemes of the buckets that LanceDB reads and writes."""
+
+
 def located(uri: str | os.PathLike) -> str:
     """The location of an index: an absolute path, or an unchanged location in a bucket."""
     text = os.fspath(uri)
     if not text:
         raise ValueError("--index is missing: give, for example, --index=my-index.")
-    return text.rstrip("/") if "://" in text else str(Path(text).expanduser().absolute())
+    return os.fspath(paths.located(text.rstrip("/") or "/", BUCKETS))
 
 
 @contextlib.contextmanager

@@ -13,6 +13,8 @@ from typing import Any
 
 import numpy as np
 
+from data_pipelines import paths
+
 SUFFIXES = (".safetensors", ".npz", ".pth", ".pt", ".bin")
 
 _CONVERT = (
@@ -32,7 +34,7 @@ def read(path: str | os.PathLike) -> dict[str, np.ndarray]:
       ValueError: a suffix that is not in `SUFFIXES`, PyTorch's format without PyTorch, a damaged
         file, or one that contains anything but arrays.
     """
-    path = Path(path).expanduser()
+    path = paths.local(path, "a file of weights")
     if not path.is_file():
         raise FileNotFoundError(f"There is no file of weights {path}.")
     readers = {".safetensors": _safetensors, ".npz": _numpy}
@@ -54,7 +56,7 @@ def write(
     """
     from safetensors.numpy import save
 
-    Path(path).write_bytes(save(dict(arrays), metadata=dict(metadata) if metadata else None))
+    paths.replace(path, save(dict(arrays), metadata=dict(metadata) if metadata else None))
 
 
 def _numpy(path: Path) -> dict[str, np.ndarray]:

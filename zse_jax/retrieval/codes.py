@@ -9,6 +9,7 @@ Codes are packed into words of 32 bits: a million codes of 64 bits take 8 MB. Th
 the host by XOR and popcount.
 """
 
+import io
 import os
 from collections.abc import Iterator, Mapping
 from concurrent.futures import ThreadPoolExecutor
@@ -17,10 +18,10 @@ from typing import ClassVar, Literal, NamedTuple
 import jax
 import jax.numpy as jnp
 import numpy as np
-from etils import epath
 from flax import nnx
 from jaxtyping import Array, Float, Int, UInt8, UInt32
 
+from data_pipelines import paths
 from zse_jax.retrievers.base import Encoder, Features, Modality
 
 WORD = 32
@@ -73,13 +74,14 @@ def learn(
 
 def save(projection: Projection, path: str | os.PathLike) -> None:
     """Writes a projection to an .npz file."""
-    with epath.Path(path).open("wb") as stream:
+    with io.BytesIO() as stream:
         np.savez(stream, **projection._asdict())
+        paths.replace(path, stream.getvalue())
 
 
 def load(path: str | os.PathLike) -> Projection:
     """Reads what `save` wrote."""
-    with epath.Path(path).open("rb") as stream, np.load(stream) as arrays:
+    with paths.located(path).open("rb") as stream, np.load(stream) as arrays:
         return Projection(arrays["mean"], arrays["matrix"])
 
 

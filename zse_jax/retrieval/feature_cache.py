@@ -12,6 +12,7 @@ share a folder: they write the same bytes to the same places.
 """
 
 import json
+import logging
 import os
 import shutil
 import tempfile
@@ -25,8 +26,11 @@ import jax.numpy as jnp
 import numpy as np
 from jaxtyping import Int
 
-from zse_jax.retrieval.storage import Place, across_processes, replace_json
+from data_pipelines import paths
+from zse_jax.retrieval.storage import Place, across_processes
 from zse_jax.retrievers.base import Features
+
+logger = logging.getLogger(__name__)
 
 RECORD = "record.json"
 
@@ -61,8 +65,10 @@ class OnDisk:
           batches: number of batches, 0 if it is not known.
           place: see the attributes.
 
+        A damaged folder is used as an empty one, with a warning.
+
         Raises:
-          ValueError: the folder contains something else or is damaged; the message says what.
+          ValueError: the folder contains something else; the message says what.
         """
         self.items = self.finished = 0
         self.complete = False
@@ -143,14 +149,11 @@ class OnDisk:
 
     def _open(self, folder: Path) -> None:
         """Resumes from the record; all processes agree on what is finished."""
-        found: dict[str, Any] = {}
-        problem = ""
-        try:
-            if (folder / RECORD).exists():
-                found = json.loads((folder / RECORD).read_text(encoding="utf-8"))
-                problem = self._problem(folder, found)
-        except (KeyError, TypeError, json.JSONDecodeError) as error:
-            problem = f"{RECORD} is damaged ({error!r})"
+        found = paths.read_json(folder / RECORD) or {}
+        problem = self._problem(found) if found else ""
+        if found and not problem and (damage := self._damage(folder, found)):
+            logger.warning("%s: %s. The features are encoded again.", folder, damage)
+            found = {}
         state = [False] * 4
         if not problem:
             state = [True, *(found.get(name, 0) for name in ("complete", "finished", "items"))]
@@ -166,20 +169,31 @@ class OnDisk:
         self._record |= {name: found[name] for name in ("arrays", "batch_size")}
         self._open_files()
 
-    def _problem(self, folder: Path, found: Mapping[str, Any]) -> str:
-        """Why the folder with this record cannot be used; empty if it can."""
-        if found["format"] != _FORMAT:
+    def _problem(self, found: Mapping[str, Any]) -> str:
+        """Why the features of this record are not the wanted ones; empty if they are."""
+        if found.get("format", _FORMAT) != _FORMAT:
             return f"{RECORD} has format {found['format']}, not {_FORMAT}"
+        about = found.get("about", {})
+        for name, value in self._record["about"].items():
+            if about and (other := about.get(name)) != value:
+                return f"these are features of another {name}, {other!r} and not {value!r}"
+        if not found.get("complete", True) and found.get("batches") != self._record["batches"]:
+            return (
+                f"these features were being encoded in {found.get('batches')} batches, and now "
+                f"there are {self._record['batches']}: another batch size, or other images"
+            )
+        return ""
+
+    def _damage(self, folder: Path, found: Mapping[str, Any]) -> str:
+        """What is missing in the folder with this record; empty if nothing is."""
+        try:
+            return self._missing(folder, found)
+        except (KeyError, TypeError) as error:
+            return f"{RECORD} is damaged ({error!r})"
+
+    def _missing(self, folder: Path, found: Mapping[str, Any]) -> str:
         if missing := {*self._record, "finished", "items", "complete"} - set(found):
             return f"{RECORD} lacks {', '.join(sorted(missing))}"
-        for name, value in self._record["about"].items():
-            if (other := found["about"].get(name)) != value:
-                return f"these are features of another {name}, {other!r} and not {value!r}"
-        if found["batches"] != self._record["batches"] and not found["complete"]:
-            return (
-                f"these features were being encoded in {found['batches']} batches, and now there "
-                f"are {self._record['batches']}: another batch size, or other images"
-            )
         for index, described in enumerate(found["arrays"]):
             file = folder / _file_name(found["arrays"], index)
             size = found["items"] * _row_bytes(described)
@@ -228,7 +242,7 @@ class OnDisk:
                 "items": self.items,
                 "complete": complete,
             }
-            replace_json(self._folder / RECORD, self._record)
+            paths.replace(self._folder / RECORD, json.dumps(self._record, indent=2))
         self._recorded = time.monotonic()
 
 

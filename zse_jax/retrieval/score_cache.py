@@ -10,6 +10,7 @@ scoring starts from the beginning.
 
 import hashlib
 import json
+import logging
 import os
 from collections.abc import Mapping
 from pathlib import Path
@@ -21,9 +22,12 @@ import numpy as np
 from jax.experimental import multihost_utils
 from jaxtyping import Float
 
+from data_pipelines import paths
 from zse_jax.retrieval.encoding import fetched
-from zse_jax.retrieval.storage import across_processes, replace_json
+from zse_jax.retrieval.storage import across_processes
 from zse_jax.retrievers.base import Features
+
+logger = logging.getLogger(__name__)
 
 _FORMAT = 1
 _CHUNK = 2**22
@@ -41,11 +45,12 @@ class ScoreFile:
         """Opens or creates the folder. With several processes, all must call it.
 
         Args:
-          folder: created if it does not exist.
+          folder: created if it does not exist; used as an empty one, with a warning, if it is
+            damaged.
           about: what the scores depend on; "shape" is [Q, G].
 
         Raises:
-          ValueError: the folder is damaged or contains scores of something else.
+          ValueError: the folder contains scores of something else.
         """
         self._folder = Path(folder)
         self._about = {"format": _FORMAT, **about}
@@ -100,15 +105,10 @@ class ScoreFile:
     def _open(self) -> None:
         self._folder.mkdir(parents=True, exist_ok=True)
         record = self._folder / "record.json"
-        if not record.exists():
+        found = paths.read_json(record)
+        if found is None:
             self._begin(record)
             return
-        try:
-            found = dict(json.loads(record.read_text(encoding="utf-8")))
-        except (ValueError, TypeError) as error:
-            raise ValueError(
-                f"{record} is damaged ({error}): delete {self._folder} to score again."
-            ) from error
         wrong = [key for key in {**self._about, **found} if found.get(key) != self._about.get(key)]
         if wrong:
             differences = "; ".join(
@@ -120,10 +120,14 @@ class ScoreFile:
             )
         size = self._scores.stat().st_size if self._scores.exists() else 0
         if size != 4 * np.prod(self._shape, dtype=np.int64):
-            raise ValueError(
-                f"{self._scores} has {size} bytes, but {self._shape[0]} x {self._shape[1]} scores "
-                f"take 4 bytes each: delete {self._folder} to score again."
+            logger.warning(
+                "%s has %d bytes, but %d x %d scores take 4 bytes each: it is damaged, and all "
+                "pairs are scored again.",
+                self._scores,
+                size,
+                *self._shape,
             )
+            self._begin(record)
 
     def _begin(self, record: Path) -> None:
         left = int(np.prod(self._shape, dtype=np.int64))
@@ -134,7 +138,7 @@ class ScoreFile:
                 left -= min(left, len(empty))
             file.flush()
             os.fsync(file.fileno())
-        replace_json(record, self._about)
+        paths.replace(record, json.dumps(self._about, indent=2))
 
 
 def digest(features: Features) -> str:

@@ -5,11 +5,10 @@
 
 import collections
 import dataclasses
-import json
 import math
 import mmap
 import os
-from collections.abc import Collection, Mapping, Sequence
+from collections.abc import Collection, Sequence
 from pathlib import Path
 from typing import Any, Literal
 
@@ -165,16 +164,6 @@ def across_processes(values: Sequence[int | bool]) -> Int[np.ndarray, "process n
     if jax.process_count() == 1:
         return row[None]
     return np.asarray(multihost_utils.process_allgather(row))
-
-
-def replace_json(path: Path, value: Mapping[str, Any]) -> None:
-    """Writes a JSON file atomically: a reader or a crash finds the old or the new content."""
-    new = path.with_name(f"{path.name}.{jax.process_index()}.new")
-    with new.open("w", encoding="utf-8") as file:
-        json.dump(value, file, indent=2)
-        file.flush()
-        os.fsync(file.fileno())
-    new.replace(path)
 
 
 def _joined(chunks: list[Features]) -> list[np.ndarray]:

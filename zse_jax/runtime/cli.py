@@ -8,7 +8,7 @@ import re
 import sys
 import traceback
 from collections.abc import Callable, Sequence
-from logging import CRITICAL, getLogger
+from logging import CRITICAL, ERROR, WARNING, Formatter, getLogger
 from pathlib import Path
 from typing import TypeVar
 
@@ -16,7 +16,8 @@ import jax
 from absl import app, flags, logging
 from ml_collections.config_flags import config_flags
 
-from zse_jax.runtime import config_io, distributed
+from data_pipelines import paths
+from zse_jax.runtime import config_io, distributed, preemption
 
 Result = TypeVar("Result")
 Main = Callable[..., None]
@@ -44,6 +45,7 @@ def run(main: Main, define_flags: DefineFlags, arguments: Sequence[str] = ()) ->
 
     def checked(argv: Sequence[str]) -> list[str]:
         quiet()
+        argv = with_message(lambda: [*map(_located_config, argv)])
         if not {"--help", "-h", "--helpfull"} & set(argv):
             with_message(lambda: distributed.initialize(**distributed.from_arguments(argv)))
         with_message(lambda: define_flags(options, argv))
@@ -86,9 +88,8 @@ def with_message(function: Callable[[], Result]) -> Result:
         print("\ninterrupted", file=sys.stderr)
         distributed.leave(130, "interrupted")
         sys.exit(130)
-    except SystemExit as end:
-        if end.code == distributed.AGAIN:  # all processes exit at the same step
-            distributed.finish()
+    except preemption.Preempted:
+        distributed.finish()  # all processes exit at the same step
         raise
     except Exception as error:
         if distributed.together():
@@ -148,6 +149,13 @@ def config_arguments(argv: Sequence[str]) -> tuple[str | None, list[str]]:
     return path, overrides
 
 
+def _located_config(argument: str) -> str:
+    """`--config=~/mine.py:variant` with the place of the file; other arguments unchanged."""
+    if not (match := re.fullmatch(r"(--?config=)([~$][^:]*)(:.*)?", argument)):
+        return argument
+    return f"{match[1]}{paths.local(match[2], '--config')}{match[3] or ''}"
+
+
 def check_config_file(path: str) -> None:
     """Raises FileNotFoundError with the nearest existing file unless the config file exists."""
     file = Path(path.partition(":")[0])
@@ -167,13 +175,19 @@ def _check_arguments(given: Sequence[str], wanted: Sequence[str]) -> None:
 
 
 def quiet() -> None:
-    """Silences the logs of libraries: their errors also reach us as exceptions."""
+    """Silences the logs of libraries, whose errors also reach us as exceptions.
+
+    Warnings of this project are printed: "warning: ...".
+    """
     os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "3")
     os.environ.setdefault("TF_ENABLE_ONEDNN_OPTS", "0")  # else a notice at every start
     if not _debug():
         logging.set_verbosity(logging.FATAL)
         getLogger("asyncio").setLevel(CRITICAL)
         sys.unraisablehook = lambda _: None
+        for package in ("data_pipelines", "zse_jax"):
+            getLogger(package).setLevel(ERROR if distributed.this_process() else WARNING)
+        logging.get_absl_handler().setFormatter(Formatter("warning: %(message)s"))
 
 
 def enable_compilation_cache() -> None:

@@ -5,6 +5,7 @@ programs and `training/` use it; modules take typed arguments.
 """
 
 import difflib
+import hashlib
 import json
 from collections.abc import Mapping
 from typing import Any
@@ -30,6 +31,22 @@ MAY_CHANGE = (
 )
 """Keys that may change when a run is resumed: its length, monitoring and machine. All other keys
 influence the results."""
+
+ALIKE = (
+    "data.data_dir",
+    "data.manual_dir",
+    "data.workers",
+    "target.manual_dir",
+    "evaluation.batch_size",
+    "evaluation.every",
+    "evaluation.rankings",
+    "evaluation.select",
+    "evaluation.shortlists",
+    "evaluation.storage",
+    "evaluation.test_photo_stride",
+    "evaluation.test_sketch_stride",
+)
+"""Keys of `data`, `target` and `evaluation` that do not change the value of a validation metric."""
 
 RENAMED = {"train.vary": "train.augment"}
 """Keys of earlier versions and their present names, in the same group. `from_plain` accepts the old
@@ -105,6 +122,18 @@ def check_resumable(old: ConfigDict, new: ConfigDict, workdir: str) -> dict[str,
             f"--workdir. (May change when resuming: {', '.join(sorted(allowed))}.)"
         )
     return changed
+
+
+def validation_setting(config: ConfigDict) -> str:
+    """A digest of what a validation ranks, and how: metrics of different settings do not compare.
+
+    It covers `data`, `target` and `evaluation` without `ALIKE`. Keys without a value do not count,
+    so that a key which a later version adds changes nothing.
+    """
+    groups = {name: config.get(name, {}) for name in ("data", "target", "evaluation")}
+    values = json.loads(json.dumps(flat(groups)))
+    counting = {key: value for key, value in values.items() if value and key not in ALIKE}
+    return hashlib.sha256(json.dumps(counting, sort_keys=True).encode()).hexdigest()[:12]
 
 
 def describe(changed: Mapping[str, tuple[Any, Any]]) -> str:

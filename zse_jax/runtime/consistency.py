@@ -71,12 +71,21 @@ def _plain(facts: Mapping[str, Any]) -> dict[str, str]:
 
 def code_version() -> dict[str, str]:
     """The versions that results depend on: a digest of this project's files, and jax."""
-    digest, root = hashlib.sha256(), Path(__file__).parents[2]
-    for package in ("configs", "data_pipelines", "zse_jax"):
-        for file in sorted((root / package).rglob("*.py")):
-            digest.update(str(file.relative_to(root)).encode() + b"\0" + file.read_bytes())
-    files = f"{__version__}, files {digest.hexdigest()[:12]}"
+    files = f"{__version__}, files {code_digest('configs', 'data_pipelines', 'zse_jax')}"
     return {"code version": files, "jax version": jax.__version__}
+
+
+FEATURE_CODE = ("data_pipelines", "zse_jax/models", "zse_jax/retrievers", "zse_jax/retrieval")
+"""What features and scores are computed by: cached ones of other code are not used."""
+
+
+def code_digest(*folders: str) -> str:
+    """A short digest of the Python files in folders of this project."""
+    digest, root = hashlib.sha256(), Path(__file__).parents[2]
+    for folder in folders:
+        for file in sorted((root / folder).rglob("*.py")):
+            digest.update(str(file.relative_to(root)).encode() + b"\0" + file.read_bytes())
+    return digest.hexdigest()[:12]
 
 
 def digest(names: Iterable[str]) -> str:

@@ -11,6 +11,7 @@ checkpoint: after a preemption notice, or when another process was lost or hung.
 
 import contextlib
 import itertools
+import json
 import os
 import socket
 import sys
@@ -210,6 +211,21 @@ def exchange(value: str, seconds: float = START_SECONDS) -> list[str]:
                 f"{seconds:.0f} s; see its output."
             ) from error
     return found
+
+
+def of_first(value: Any, seconds: float = START_SECONDS) -> Any:
+    """The `value` of process 0, in every process. All must call it, as `exchange`.
+
+    For decisions that depend on files or clocks: two processes can see different ones.
+
+    Args:
+      value: of JSON types; ignored in other processes.
+      seconds: as for `exchange`.
+    """
+    if not together():
+        return value
+    text = json.dumps(value if this_process() == 0 else None)
+    return json.loads(exchange(text, seconds)[0])
 
 
 class _Monitor(threading.Thread):

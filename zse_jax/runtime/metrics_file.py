@@ -8,6 +8,8 @@ from typing import Any
 import jax
 from etils import epath
 
+from data_pipelines import paths
+
 METRICS_FILE = "metrics.jsonl"
 
 
@@ -31,20 +33,11 @@ def keep_until(path: str | os.PathLike, step: int) -> None:
     path = epath.Path(path)
     if path.exists():
         kept = [line for line in read_metrics(path) if line["step"] <= step]
-        replace_file(path, "".join(json.dumps(line) + "\n" for line in kept).encode())
+        paths.replace(path, "".join(json.dumps(line) + "\n" for line in kept))
 
 
 def write_json(path: str | os.PathLike, content: Mapping[str, Any]) -> None:
     """Writes `content` to the file `path` and creates its folder. Only process 0 writes."""
     if jax.process_index() == 0:
-        replace_file(path, (json.dumps(content, indent=2) + "\n").encode())
+        paths.replace(path, json.dumps(content, indent=2) + "\n")
         print(f"wrote {path}")
-
-
-def replace_file(path: str | os.PathLike, content: bytes) -> None:
-    """Writes a small file atomically: a kill leaves the old file, or the new one."""
-    path = epath.Path(path)
-    path.parent.mkdir(parents=True, exist_ok=True)
-    partial = path.with_name(path.name + ".tmp")
-    partial.write_bytes(content)
-    partial.replace(path)

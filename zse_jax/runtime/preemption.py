@@ -1,17 +1,20 @@
-"""Handles notices of preemption: save, then exit with a code that asks for a restart.
+"""Handles notices to stop: save, then exit with a code that says how to go on.
 
 A notice is SIGTERM (Kubernetes, Cloud TPU, spot machines, `scancel`), SIGUSR1 (SLURM's
-`--signal=USR1@120`), or a maintenance event announced by Google Cloud. The run finishes its step
-(with several processes: all reach the same step), saves, and exits with `distributed.AGAIN`. The
-same command then resumes it.
+`--signal=USR1@120`), a maintenance event announced by Google Cloud, or Ctrl-C (SIGINT). The run
+finishes its step (with several processes: all reach the same step), saves, and exits with
+`distributed.AGAIN`, or with `INTERRUPTED` after Ctrl-C. The same command then resumes it. A second
+Ctrl-C ends the process at once.
 """
 
 import contextlib
 import os
 import signal
+import sys
 import threading
 import time
 import urllib.request
+from collections.abc import Iterator
 from typing import Any
 
 import jax
@@ -23,32 +26,47 @@ METADATA = "http://{host}/computeMetadata/v1/instance/maintenance-event"
 """Where a Google Cloud machine reads its own maintenance events; "NONE" if there are none."""
 
 
-class Preempted(SystemExit):
-    """The run was preempted and has saved; a SystemExit with the code `distributed.AGAIN`."""
+INTERRUPTED = 130
+"""Exit code after Ctrl-C, as of a shell."""
 
-    def __init__(self, text: str):
+
+class Preempted(SystemExit):
+    """The run got a notice to stop and has saved; a SystemExit with the exit code."""
+
+    def __init__(self, text: str, code: int = distributed.AGAIN):
         """`text`: the message for the user."""
-        super().__init__(distributed.AGAIN)
+        super().__init__(code)
         self.text = text
 
     def __str__(self) -> str:
         return self.text
 
 
+class _Stop(BaseException):
+    """Leaves `Preemption.breakable`."""
+
+
 class Preemption:
-    """Listens for notices of preemption inside its `with` block.
+    """Listens for notices to stop inside its `with` block.
 
     Python delivers signals to the main thread only. In other threads, this class does nothing.
+
+    Attributes:
+      noticed: whether this process got a notice.
+      broken: whether a notice ended a `breakable` block.
     """
 
     def __init__(self) -> None:
         """Installs no handler yet: `with` does."""
-        self._noticed = False
-        self._at_once = False
+        self.noticed = self._interrupted = False
+        self._at_once = self._breaks = False
+        self.broken = False
         self._before: dict[int, Any] = {}
 
     def __enter__(self) -> "Preemption":
         numbers = [signal.SIGUSR1] if hasattr(signal, "SIGUSR1") else []
+        if signal.getsignal(signal.SIGINT) is not signal.SIG_IGN:  # a shell's background jobs do
+            numbers.append(signal.SIGINT)
         if not distributed.together():  # otherwise jax handles SIGTERM and informs all processes
             numbers.append(signal.SIGTERM)
         with contextlib.suppress(ValueError):  # not the main thread
@@ -63,13 +81,23 @@ class Preemption:
             signal.signal(number, handler)
 
     def _notice(self, number: int, frame: Any) -> None:
+        if number == signal.SIGINT:
+            self._interrupted = True
+            # The system's own action ends the process even while it waits for a device or a disk.
+            notebook = "ipykernel" in sys.modules
+            signal.signal(number, signal.default_int_handler if notebook else signal.SIG_DFL)
         if self._at_once:
-            raise Preempted("Preempted after the last step.")
+            raise self.left(" after the last step, which is saved")
+        first, self.noticed = not self.noticed, True
+        if first:
+            again = b" Press Ctrl-C again to end at once." if self._interrupted else b""
+            what = b"Interrupted" if self._interrupted else b"Preempted"
+            os.write(2, what + b": saving after this step." + again + b"\n")
         if distributed.together() and number != signal.SIGTERM:
             os.kill(os.getpid(), signal.SIGTERM)
-        elif not self._noticed:
-            self._noticed = True
-            os.write(2, b"Preempted: saving after this step.\n")
+        if self._breaks:
+            self._breaks = False
+            raise _Stop
 
     def due(self, step: int) -> bool:
         """Whether to save at `step` and exit: True at the same step in every process.
@@ -78,13 +106,36 @@ class Preemption:
         """
         if distributed.together():
             return multihost_utils.reached_preemption_sync_point(step)
-        return self._noticed
+        return self.noticed
+
+    @contextlib.contextmanager
+    def breakable(self) -> Iterator[None]:
+        """A notice ends the block at once, because an evaluation may outlast the grace period.
+
+        With several processes the block is finished: they compute it together.
+        """
+        try:
+            try:
+                self._breaks = not distributed.together()
+                if self._breaks and self.noticed:
+                    raise _Stop
+                yield
+            finally:
+                self._breaks = False
+        except _Stop:
+            self.broken = True
+
+    def left(self, when: str) -> Preempted:
+        """The exception with which the run ends, and its message."""
+        what = "Interrupted" if self._interrupted else "Preempted"
+        code = INTERRUPTED if self._interrupted else distributed.AGAIN
+        return Preempted(f"{what}{when}. Run the same command to resume.", code)
 
     def at_once(self) -> None:
         """Call when everything is saved: from now on a notice ends the process immediately."""
-        if self._noticed:
-            raise Preempted("Preempted after the last step.")
         self._at_once = True
+        if self.noticed:
+            raise self.left(" after the last step, which is saved")
         if self._before and signal.SIGTERM not in self._before:
             self._before[signal.SIGTERM] = signal.signal(signal.SIGTERM, self._notice)
 

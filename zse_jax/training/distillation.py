@@ -11,8 +11,8 @@ fingerprint differs. Checkpoints contain the knowledge. To write the file before
         --config.teacher.weights=resnet50.safetensors --config.teacher.knowledge=sketchy.npz
 """
 
-import hashlib
 import io
+import logging
 import os
 from collections.abc import Mapping, Sequence
 from typing import Any
@@ -27,15 +27,17 @@ from jax.sharding import Mesh
 from jaxtyping import Float
 from ml_collections import ConfigDict, config_flags
 
-from data_pipelines import loading
+from data_pipelines import loading, paths
 from zse_jax.checkpoints import initial_weights, reading
 from zse_jax.evaluation import data_selection
 from zse_jax.retrieval.encoding import encode, fingerprint
 from zse_jax.retrievers import registry
 from zse_jax.retrievers.efficient_cnn import EfficientCNN, Teacher, class_knowledge
-from zse_jax.runtime import cli, sharding
-from zse_jax.runtime.metrics_file import replace_file
+from zse_jax.runtime import cli, consistency, distributed, sharding
+from zse_jax.runtime.console import first_line
 from zse_jax.training.step import Setup, State, merge_model, placed, set_up
+
+logger = logging.getLogger(__name__)
 
 FILE = "knowledge.npz"
 
@@ -54,10 +56,22 @@ def start(config: ConfigDict, mesh: Mesh, setup: Setup, workdir: str | os.PathLi
         network = Teacher(model.backbone, model.image_size)
         marks = fingerprints(network, photos, config)
         file = knowledge_file(config, workdir)
-        if not file.exists():
+        if not distributed.of_first(_can_be_read(file, config)):
             prepare(config, mesh, network, photos, marks, file)
         model.knowledge[...] = jnp.asarray(read(file, marks))
     return placed(state, model, setup)
+
+
+def _can_be_read(file: epath.Path, config: ConfigDict) -> bool:
+    """Whether the file exists, and, if it is the run's own, is undamaged."""
+    if config.teacher.knowledge or not file.exists():  # a file that the user named is kept
+        return file.exists()
+    try:
+        with file.open("rb") as stream, np.load(stream) as saved:
+            return saved["knowledge"].ndim == 2
+    except Exception as error:  # numpy and zipfile raise many types
+        logger.warning("%s is damaged (%s): it is made again.", file, first_line(error))
+        return False
 
 
 def prepare(
@@ -87,7 +101,7 @@ def prepare(
     if jax.process_index() == 0:
         with io.BytesIO() as stream:
             np.savez(stream, **contents)
-            replace_file(file, stream.getvalue())
+            paths.replace(file, stream.getvalue())
     if jax.process_count() > 1:
         multihost_utils.sync_global_devices("knowledge")
 
@@ -101,7 +115,7 @@ def read(file: epath.Path, marks: Mapping[str, str]) -> Float[np.ndarray, "c k"]
     again = "delete it, or make it again (python -m zse_jax.training.distillation --prepare)"
     try:
         with file.open("rb") as stream, np.load(stream) as saved:
-            found = {name: str(saved[name]) for name in marks}
+            found = {name: str(saved[name]) if name in saved else "" for name in marks}
             knowledge = saved["knowledge"]
     except Exception as error:
         raise ValueError(
@@ -117,24 +131,16 @@ def read(file: epath.Path, marks: Mapping[str, str]) -> Float[np.ndarray, "c k"]
 
 
 def fingerprints(network: Teacher, photos: loading.Items, config: ConfigDict) -> dict[str, str]:
-    """Digests of what the knowledge depends on: `weights`, `photos` and `classes`.
+    """Digests of what the knowledge depends on: `weights`, `photos`, `classes` and `code`.
 
-    The digest of the photos covers all names and classes, and the bytes of one photo per class.
+    The digest of the photos covers all names, classes and bytes.
     """
-
-    def digest(*parts: str | bytes) -> str:
-        found = hashlib.blake2b(digest_size=16)
-        for part in parts:
-            content = part if isinstance(part, bytes) else part.encode()
-            found.update(len(content).to_bytes(8, "little") + content)
-        return found.hexdigest()
-
-    firsts = [photos.rows[positions[0]] for positions in photos.by_class() if len(positions)]
-    listed = [f"{label} {name}" for label, name in zip(photos.labels, photos.names, strict=True)]
+    classes = (config.data.name, str(config.data.split), *photos.class_names)
     return {
         "weights": fingerprint(network),
-        "photos": digest(*listed, *(photos.source[int(row)] for row in firsts)),
-        "classes": digest(config.data.name, str(config.data.split), *photos.class_names),
+        "photos": data_selection.content_digest(photos),
+        "classes": consistency.digest(classes),
+        "code": consistency.code_digest(*consistency.FEATURE_CODE),
     }
 
 

@@ -7,13 +7,12 @@ checkpoint with bit-identical results. `zse_jax.training.step` defines a step.
 
 import contextlib
 import dataclasses
-import json
 import math
 import os
 import shutil
 import time
 from collections.abc import Mapping
-from typing import Any
+from typing import Any, NoReturn
 
 import jax
 import numpy as np
@@ -22,7 +21,7 @@ from jax.sharding import Mesh
 from jaxtyping import Array
 from ml_collections import ConfigDict
 
-from data_pipelines import loading
+from data_pipelines import loading, paths
 from zse_jax.checkpoints import workdir as workdir_
 from zse_jax.checkpoints import writing
 from zse_jax.evaluation import data_selection
@@ -38,6 +37,10 @@ from zse_jax.training.metric_logging import Reporter
 from zse_jax.training.step import Batch, Setup, State, complete, merge_model, set_up
 
 RESULTS_FILE = "metrics.json"
+
+AHEAD = 2
+"""Steps that wait on the device or are computed: enough to keep it busy. A notice to stop is obeyed
+when they are done."""
 
 
 def training_batches(config: ConfigDict, model: Retriever, mesh: Mesh) -> Any:
@@ -69,8 +72,8 @@ def train(config: ConfigDict, workdir: str | os.PathLike) -> dict[str, Any]:
     Raises:
       ValueError: values in the config that do not fit each other, the machine, or the run in
         `workdir`.
-      OSError: `workdir` is not writable or its disk nearly full; the data set is missing; or a
-        save failed.
+      OSError: `workdir` is not writable, in use by another run, or its disk nearly full; the data
+        set is missing; or a save failed.
       FloatingPointError: the loss is not finite, or far above its median.
       SystemExit: with `distributed.AGAIN`, after a preemption; everything is saved.
     """
@@ -85,9 +88,15 @@ def train(config: ConfigDict, workdir: str | os.PathLike) -> dict[str, Any]:
     setup = set_up(config, mesh)
     check_select(config, setup.model.rankings)
     workdir_.check_space(workdir, setup.abstract, config.checkpoint.keep_last)
-    with writing.Checkpoints(
-        workdir, select=config.evaluation.select, keep_last=config.checkpoint.keep_last
-    ) as checkpoints:
+    with (
+        workdir_.alone(workdir),
+        writing.Checkpoints(
+            workdir,
+            select=config.evaluation.select,
+            setting=config_io.validation_setting(config),
+            keep_last=config.checkpoint.keep_last,
+        ) as checkpoints,
+    ):
         changed: dict[str, tuple[Any, Any]] = {}
 
         def check(saved: ConfigDict) -> None:
@@ -107,6 +116,12 @@ def train(config: ConfigDict, workdir: str | os.PathLike) -> dict[str, Any]:
             workdir, config.train.steps, start, config.log.tensorboard, headline
         ) as report:
             introduce(report, config, mesh, setup, workdir, start, changed)
+            if start is not None and checkpoints.incomparable:
+                report.say(
+                    "The validation setting has changed, so earlier evaluations do not compare: "
+                    f"the best step is chosen from step {start} on. (The former best checkpoint "
+                    "is kept.)"
+                )
             run = Run(config, mesh, setup, workdir, checkpoints, report, validation, trace)
             closing = contextlib.closing  # closing the batches ends the worker processes
             with preemption.Preemption() as notice:
@@ -149,21 +164,29 @@ class Run:
         with watchdog_.Watchdog(self.config.train.stall_seconds) as watchdog:
             watchdog.beat(start or 0)
             for step in range(start or 0, steps + 1):
-                preempted = notice.due(step)
-                if step != start:  # evaluated and saved before the run resumed
-                    with watchdog.paused():
-                        metrics = self.evaluate(step, state)
-                        self.save(step, state, batches, metrics, now=preempted)
-                if preempted:
-                    self.checkpoints.wait()
-                    message = f"Preempted: saved step {step}. Run the same command to resume."
-                    self.report.say(message)
-                    raise preemption.Preempted(message)
+                stopping = notice.due(step)
+                with watchdog.paused():
+                    metrics = None
+                    if not stopping:  # save first: the time until the kill may be short
+                        with notice.breakable():
+                            metrics = self.evaluate(step, state)
+                    if metrics is not None and step == start:
+                        self.checkpoints.evaluated(step, self.config, metrics)
+                    stopping = stopping or notice.broken
+                    self.save(step, state, batches, metrics, now=stopping)
+                if stopping:
+                    self.leave(notice)
                 if trace := self.trace.at(step, self.pending):
                     self.report.say(f"Wrote a profile of steps {self.config.profile} to {trace}.")
                 if step >= steps:
                     break
-                batch = self.health.fetch(batches)
+                try:
+                    batch = self.health.fetch(batches)
+                except Exception:
+                    if not notice.noticed:  # else it also ended the processes that read images
+                        raise
+                    self.save(step, state, batches, None, now=True)
+                    self.leave(notice)
                 if step == (start or 0):
                     advance = self.compiled(state, batch)
                 with jax.transfer_guard("disallow"):  # a step transfers nothing from the host
@@ -171,6 +194,16 @@ class Run:
                 self.health.started(losses)
                 self.note(step, losses, first=step == (start or 0), batch=batch)
                 watchdog.beat(step + 1)
+
+    def leave(self, notice: preemption.Preemption) -> NoReturn:
+        """Ends the run after a notice, when the last save is on disk."""
+        self.checkpoints.wait()
+        last = self.checkpoints.latest
+        end = notice.left(
+            " before the first step; nothing was saved" if last is None else f": saved step {last}"
+        )
+        self.report.say(str(end))
+        raise end
 
     def compiled(self, state: State, batch: Batch) -> profiling.Step:
         """Compiles the step for these arrays, and reports its cost."""
@@ -184,16 +217,19 @@ class Run:
         return step
 
     def evaluate(self, step: int, state: State) -> dict[str, float] | None:
-        """The validation metrics, if they are due at `step`."""
+        """The validation metrics, if they are due at `step` and were not saved with it."""
         every = self.config.evaluation.every
-        if not every or (step % every and step != self.config.train.steps):
+        due = bool(every) and (not step % every or step == self.config.train.steps)
+        if not due or self.checkpoints.metrics(step):
             return None
         self.flush(step)
         with self.report.clock.paused():
             began = time.monotonic()
             evaluation = self.validation(merge_model(self.setup.definition, state))
-            metrics = evaluation.flat()
-            self.report.evaluation(step, metrics, time.monotonic() - began)
+            # The same for all processes, to the last bit: what is saved depends on them.
+            metrics = distributed.of_first(evaluation.flat(), seconds=600.0)
+            seconds = time.monotonic() - began
+            self.report.evaluation(step, metrics, seconds, self.checkpoints.setting)
         return metrics
 
     def save(
@@ -222,9 +258,12 @@ class Run:
     def note(self, step: int, losses: dict[str, Array], *, first: bool, batch: Batch) -> None:
         """Records the losses of the step after `step` without waiting for them.
 
-        They are reported one step later, while the device computes the next step.
+        They are reported one step later, while the device computes the next step. Waits for the
+        step `AHEAD` steps before.
         """
         self.pending.append((step + 1, losses))
+        if len(self.pending) > AHEAD:
+            jax.block_until_ready(self.pending[-1 - AHEAD][1])
         if first:  # its time includes the compilation
             jax.block_until_ready(losses)
             self.report.clock.restart(step + 1)
@@ -282,22 +321,28 @@ class Run:
             for key in ("data_dir", "manual_dir", "workers"):
                 places.pop(key, None)
         wanted = {"step": step, "setting": setting}
-        if file.exists() and wanted.items() <= (done := json.loads(file.read_text())).items():
+        done = distributed.of_first(paths.read_json(file)) or {}
+        if wanted.items() <= done.items():
             self.report.say(f"This run is already complete; its results are in {file}.")
             show(comparison(done["untrained"], done["validation"], step, self.validation.size))
             return done
         evaluation = config.evaluation
         strides = evaluation.test_sketch_stride, evaluation.test_photo_stride
         test = validation
-        if strides != (evaluation.sketch_stride, evaluation.photo_stride) or not validation:
+        validated = evaluation.sketch_stride, evaluation.photo_stride
+        if strides != validated or not validation or evaluation.shortlists:
             best = checkpoints.restore(step, self.setup.abstract)
             evaluator = Evaluator(config, self.mesh, *strides)
             self.report.say(f"Evaluating step {step} on the test set: {evaluator.size}")
+            folder = self.scratch
+            if folder is not None:  # of this step, these images and this code
+                key = evaluator.key(self.setup.model.image_size)
+                folder /= f"{step}-{consistency.digest([key])}"
             found = evaluator(
                 merge_model(self.setup.definition, best),
                 progress=True,
                 shortlists=evaluation.shortlists,
-                folder=self.scratch,
+                folder=folder,
             )
             show(found.table(f"Step {step}, test set", intervals=True))
             if (tradeoff := shortlist_table(found)) is not None:
@@ -307,7 +352,7 @@ class Run:
         untrained = {
             key.removeprefix("validation/"): value
             for line in lines
-            if line["step"] == 0
+            if line["step"] == 0 and line.get("setting", checkpoints.setting) == checkpoints.setting
             for key, value in line.items()
             if key.startswith("validation/")
         }

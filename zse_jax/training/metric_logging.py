@@ -2,8 +2,9 @@
 
 Only process 0 logs. `metrics.jsonl` has one JSON object per line: `step`, and values named
 `train/...` (means over the steps since the previous line), `validation/RANKING/CONVENTION/METRIC`
-and `time/...` (the only ones that differ when a run is repeated). A resumed run removes the lines
-later than its first step, so that the file is the same as without the interruption.
+(with the `setting` in which they were measured, see `config_io.validation_setting`) and `time/...`
+(the only ones that differ when a run is repeated). A resumed run removes the lines later than its
+first step, so that the file is the same as without the interruption.
 """
 
 import contextlib
@@ -11,11 +12,12 @@ import json
 import os
 import time
 from collections.abc import Callable, Iterator, Mapping
+from typing import Any, TextIO
 
 import jax
 from etils import epath
 
-from zse_jax.runtime.console import duration
+from zse_jax.runtime.console import duration, first_line
 from zse_jax.runtime.metrics_file import METRICS_FILE, keep_until
 
 
@@ -48,7 +50,9 @@ class Reporter:
         self._steps = steps
         self._headline = headline
         self._chief = jax.process_index() == 0
-        self._file = self._writer = None
+        self._file: TextIO | None = None
+        self._writer: Any = None
+        self._workdir, self._failed = workdir, False
         if not self._chief:
             return
         path = epath.Path(workdir) / METRICS_FILE
@@ -62,32 +66,49 @@ class Reporter:
     def __enter__(self) -> "Reporter":
         return self
 
-    def __exit__(self, *_: object) -> None:
-        if self._file is not None:
-            self._file.close()
-        if self._writer is not None:
-            self._writer.close()
+    def __exit__(self, kind: type | None, error: BaseException | None, trace: object) -> None:
+        closing = [(METRICS_FILE, self._file), ("The TensorBoard files", self._writer)]
+        for what, file in closing:
+            if file is None:
+                continue
+            # After an error, which describes the cause, another one of the same cause says nothing.
+            ignored = contextlib.suppress(*([Exception] if error or self._failed else []))
+            with ignored, self._writing(what):
+                file.close()
 
     def say(self, text: str = "") -> None:
         """Prints a line on the console."""
         if self._chief:
             print(text, flush=True)
 
-    def write(self, step: int, values: Mapping[str, float]) -> None:
-        """Appends a line to `metrics.jsonl`, and the values to TensorBoard."""
+    def write(self, step: int, values: Mapping[str, float], **labels: str) -> None:
+        """Appends a line to `metrics.jsonl`, and the values, without the labels, to TensorBoard.
+
+        Raises:
+          OSError: a file cannot be written.
+        """
         if self._file is None:
             return
-        try:
-            self._file.write(json.dumps({"step": step, **values}) + "\n")
+        with self._writing(METRICS_FILE):
+            self._file.write(json.dumps({"step": step, **labels, **values}) + "\n")
             self._file.flush()
-        except OSError as error:
-            raise OSError(
-                f"{self._file.name} cannot be written at step {step}: {error.strerror}. Fix the "
-                "cause (such as a full disk) and run the same command to resume from the last "
-                "checkpoint."
-            ) from error
         if self._writer is not None:
-            self._writer.write_scalars(step, dict(values))
+            with self._writing("The TensorBoard files"):
+                self._writer.write_scalars(step, dict(values))
+
+    @contextlib.contextmanager
+    def _writing(self, what: str) -> Iterator[None]:
+        """Turns every error of a writer into one OSError that says what to do."""
+        try:
+            yield
+        except Exception as error:  # clu and TensorFlow raise types of their own, in threads
+            self._failed = True
+            cause = error.__cause__ or error
+            reason = getattr(cause, "strerror", None) or first_line(cause).rpartition("; ")[2]
+            raise OSError(
+                f"{what} in {self._workdir} cannot be written: {reason}. Fix the cause (such as a "
+                "full disk) and run the same command to resume from the last checkpoint."
+            ) from error
 
     def training(self, step: int, means: Mapping[str, float]) -> None:
         """Reports the mean losses up to `step`: {"loss": ..., "triplet": ...}."""
@@ -108,9 +129,12 @@ class Reporter:
             + (f"  waiting for data {waits:.0%}" if waits > 0.1 else "")
         )
 
-    def evaluation(self, step: int, metrics: Mapping[str, float], seconds: float) -> None:
-        """Reports validation metrics, named ranking/convention/metric."""
-        self.write(step, {f"validation/{name}": value for name, value in metrics.items()})
+    def evaluation(
+        self, step: int, metrics: Mapping[str, float], seconds: float, setting: str
+    ) -> None:
+        """Reports validation metrics, named ranking/convention/metric, of a setting."""
+        values = {f"validation/{name}": value for name, value in metrics.items()}
+        self.write(step, values, setting=setting)
         shown = "  ".join(
             f"{name.partition('/')[0]} {100 * value:.1f}"
             for name, value in metrics.items()

@@ -14,9 +14,9 @@ from flax import nnx
 
 import zse_jax
 from tests.zse_jax import tiny
-from zse_jax.checkpoints import reading
+from zse_jax.checkpoints import reading, writing
 from zse_jax.checkpoints.writing import Checkpoints
-from zse_jax.runtime import sharding
+from zse_jax.runtime import distributed, sharding
 from zse_jax.training import loop
 from zse_jax.training.step import merge_model, set_up
 
@@ -73,6 +73,38 @@ def test_the_best_and_the_last_are_kept(saved):
         assert checkpoints.latest == 12
         assert checkpoints.best == (3, 0.9)
         assert checkpoints.metrics(9) == {}
+
+
+def test_every_process_decides_by_what_the_first_one_reads(saved, monkeypatch):
+    known = {"3": ["here", {SELECT: 0.2}], "9": ["here", {SELECT: 0.8}], "12": None}
+    monkeypatch.setattr(distributed, "of_first", lambda _: known)
+    with Checkpoints(saved[0], select=SELECT, setting="here") as checkpoints:
+        assert checkpoints.best == (9, 0.8)
+    monkeypatch.setattr(writing, "LAG_SECONDS", 0.0)
+    known["15"] = None
+    with pytest.raises(OSError, match="steps .*15.* for process 0.*Run the same command again"):
+        Checkpoints(saved[0], select=SELECT)
+
+
+def test_an_evaluation_that_cannot_be_read_is_not_passed_over(saved, tmp_path, caplog):
+    workdir = tmp_path / "run"
+    shutil.copytree(saved[0], workdir)
+    (workdir / "checkpoints/3/metrics/metrics").write_text('{"rel')
+    with pytest.raises(reading.DamagedError, match="checkpoints/3 .*best step .* is not known"):
+        zse_jax.load(workdir)
+    assert reading.load_step(workdir, allow_fallback=True)[0] == 12
+    assert reading.load_step(workdir, 9)[0] == 9
+    with Checkpoints(workdir, select=SELECT) as checkpoints:
+        assert checkpoints.best == (12, 0.5)
+    assert "Its evaluation is ignored" in caplog.text
+
+
+def test_a_saved_step_can_be_evaluated_later(saved, tmp_path):
+    workdir = tmp_path / "run"
+    shutil.copytree(saved[0], workdir)
+    with Checkpoints(workdir, select=SELECT) as checkpoints:
+        checkpoints.evaluated(9, tiny.config(), {SELECT: 0.95})
+    assert reading.step_of(workdir) == 9
 
 
 def test_everything_is_restored(saved, setup):

@@ -3,6 +3,8 @@
 import contextlib
 import io
 import json
+import re
+import shutil
 
 import pytest
 from absl import flags
@@ -10,10 +12,11 @@ from absl import flags
 import zse_jax
 from tests.zse_jax import tiny
 from zse_jax import evaluate
+from zse_jax.checkpoints import reading
 from zse_jax.evaluation import evaluator as evaluator_
 from zse_jax.evaluation.evaluator import Evaluator
 from zse_jax.retrieval import metrics
-from zse_jax.runtime import cli, sharding
+from zse_jax.runtime import cli, consistency, sharding
 
 pytestmark = pytest.mark.usefixtures("tiny_system")
 
@@ -54,6 +57,57 @@ def test_the_program_evaluates_the_best_step_and_writes_pictures(workdir, evalua
     }  # fmt: skip
     assert f"step {written['step']}, on unseen classes of doodles: 24 sketches x 24" in output
     assert "relation" in output
+
+
+def test_a_damaged_best_step_is_replaced_only_if_asked(workdir, tmp_path, caplog, capsys):
+    damaged = shutil.copytree(workdir, tmp_path / "run")
+    best = reading.step_of(damaged)
+    for file in (damaged / "checkpoints" / str(best) / "model").rglob("*"):
+        if file.is_file():
+            file.write_bytes(b"")
+    quick = f"--checkpoint={damaged}", "--config.evaluation.test_sketch_stride=12"
+    with pytest.raises(ValueError, match=rf"checkpoints/{best} cannot be read.*next best step is"):
+        run(*quick)
+    other = next(s for s in (9, 12) if s != best)
+    run(*quick, f"--step={other}")
+    assert not caplog.text
+    run(*quick, "--allow_fallback")
+    assert f"checkpoints/{best} cannot be read" in caplog.text
+    assert "Reading step" in caplog.text
+    steps = set(re.findall(r"step (\d+), on unseen", capsys.readouterr().out))
+    assert steps and str(best) not in steps
+    with pytest.raises(FileNotFoundError, match="has no step 7: its steps are"):
+        run(*quick, "--step=7")
+
+
+def test_cached_features_of_other_pixels_or_other_code_are_not_used(tmp_path, monkeypatch):
+    evaluator = Evaluator(tiny.config(), sharding.make_mesh(), 4, 4)
+    keys = [evaluator.key(tiny.SIZE), evaluator.key(tiny.SIZE), evaluator.key(2 * tiny.SIZE)]
+    row = int(evaluator.photos.rows[-1])
+    evaluator.photos.source[row] += b"\0"  # the same name, other content
+    keys.append(evaluator.key(tiny.SIZE))
+    monkeypatch.setattr(consistency, "code_digest", lambda *_: "other")
+    keys.append(evaluator.key(tiny.SIZE))
+    assert keys[0] == keys[1]
+    assert len(set(keys)) == 4
+
+
+def test_an_evaluation_does_not_resume_what_other_code_computed(workdir, tmp_path, monkeypatch):
+    quick = (
+        f"--checkpoint={workdir}", "--config.evaluation.test_sketch_stride=12",
+        "--config.evaluation.test_photo_stride=6", "--scratch=~/kept", "--output=$HOME/m.json",
+    )  # fmt: skip
+    monkeypatch.setenv("HOME", str(tmp_path))
+    for wrong in ("--report=hdfs://a", "--scratch=gs://bucket/a", "--pictures=$UNSET/a"):
+        with pytest.raises(ValueError, match=r"cannot start|a local disk|is not set"):
+            run(*quick, wrong)
+    assert [*tmp_path.iterdir()] == []
+    run(*quick)
+    run(*quick)
+    assert {path.name for path in tmp_path.iterdir()} == {"kept", "m.json"}
+    monkeypatch.setattr(consistency, "code_digest", lambda *_: "other")
+    with pytest.raises(ValueError, match=r"code \w{12}' and not .*code other'\. Delete the folder"):
+        run(*quick)
 
 
 def test_overrides_change_the_config_inside_the_checkpoint(workdir, capsys):

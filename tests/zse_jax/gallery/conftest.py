@@ -47,7 +47,9 @@ def loaded_once(zse) -> Iterator[None]:
     cached = functools.cache(lambda: load(zse))
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(
-            reading, "load_step", lambda p: cached() if zse in (p, *Path(p).parents) else load(p)
+            reading,
+            "load_step",
+            lambda p, **given: cached() if zse in (p, *Path(p).parents) else load(p, **given),
         )
         yield
 

@@ -78,8 +78,8 @@ def test_places_that_do_not_exist():
         photos.find([])
     with pytest.raises(FileNotFoundError, match="--photos=nothing: no file, folder or match"):
         photos.find(["nothing"])
-    with pytest.raises(ValueError, match="photos are read from a local disk"):
-        photos.find(["s3://bucket/album"])
+    with pytest.raises(ValueError, match="gs://bucket/album: --photos must be on a local disk"):
+        photos.find(["gs://bucket/album"])
 
 
 def test_a_photo_is_prepared_as_for_the_evaluation(album):

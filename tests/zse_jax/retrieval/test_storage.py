@@ -224,22 +224,31 @@ def test_an_interrupted_encoding_resumes_in_the_same_batches_only(tmp_path, size
 
 @pytest.mark.parametrize("file", ["features0.bin", "features1.bin", "labels.bin"])
 @pytest.mark.parametrize("finish", [True, False])
-def test_a_truncated_file_is_an_error(tmp_path, file, finish):
+def test_a_truncated_file_is_reported_and_written_again(tmp_path, file, finish, caplog):
     if finish:
         encoded(same_fake(), storage=into(tmp_path))
     else:
         interrupted(tmp_path)
     with (tmp_path / "photo" / file).open("r+b") as opened:
         opened.truncate(20)
-    with pytest.raises(ValueError, match=f"{file} has 20 bytes, .* Delete the folder"):
-        encoded(same_fake(), storage=into(tmp_path))
+    expected = encoded(same_fake())
+    assert_equal(encoded(same_fake(), storage=into(tmp_path)), expected)
+    assert f"{file} has 20 bytes" in caplog.text
 
 
-@pytest.mark.parametrize("text", ["", "{", "[]", "{}", '{"format": 2}'])
-def test_a_damaged_record_is_an_error(tmp_path, text):
-    encoded(same_fake(), storage=into(tmp_path))
+@pytest.mark.parametrize("text", ["", "{", "[]", "{}", '{"complete": true}', "\x00"])
+def test_a_damaged_record_is_reported_and_the_features_are_encoded_again(tmp_path, text, caplog):
+    expected = encoded(same_fake(), storage=into(tmp_path))
     (tmp_path / "photo/record.json").write_text(text)
-    with pytest.raises(ValueError, match=r"record.json .* Delete the folder"):
+    assert_equal(encoded(same_fake(), storage=into(tmp_path)), expected)
+    assert text == "{}" or "record.json" in caplog.text
+    assert recorded(tmp_path)["complete"]
+
+
+def test_a_record_of_another_format_is_an_error(tmp_path):
+    encoded(same_fake(), storage=into(tmp_path))
+    (tmp_path / "photo/record.json").write_text('{"format": 2}')
+    with pytest.raises(ValueError, match=r"record.json has format 2.* Delete the folder"):
         encoded(same_fake(), storage=into(tmp_path))
 
 

@@ -22,7 +22,7 @@ from tests.zse_jax import tiny
 from zse_jax.checkpoints import reading
 from zse_jax.runtime import distributed, preemption
 from zse_jax.runtime import watchdog as watchdog_
-from zse_jax.training import divergence, loop
+from zse_jax.training import divergence, loop, profiling
 
 SELECT = "relation/exact/mAP@all"
 
@@ -56,19 +56,73 @@ def test_sigterm_saves_at_the_next_step_and_exits_with_code_75(tmp_path, referen
     check_resumed(tmp_path, reference)
 
 
-def test_sigusr1_does_the_same(tmp_path, reference, monkeypatch):
-    note = loop.Run.note
+def stopped(workdir, number, at, part="note"):
+    """Trains until signal `number` arrives: in `note` of a step, or in its evaluation."""
+    original = getattr(loop.Run, part)
 
     def signalled(run, step, *args, **options):
-        if step == 4:
-            os.kill(os.getpid(), signal.SIGUSR1)
-        note(run, step, *args, **options)
+        if step == at:
+            os.kill(os.getpid(), number)
+            time.sleep(0.01)
+            assert part == "note", "the evaluation went on"
+        return original(run, step, *args, **options)
 
-    with monkeypatch.context() as patch, pytest.raises(preemption.Preempted) as left:
-        patch.setattr(loop.Run, "note", signalled)
-        loop.train(tiny.config(), tmp_path)
-    assert left.value.code == distributed.AGAIN
+    with pytest.MonkeyPatch.context() as patch, pytest.raises(preemption.Preempted) as left:
+        patch.setattr(loop.Run, part, signalled)
+        loop.train(tiny.config(), workdir)
+    return left.value
+
+
+def test_sigusr1_does_the_same(tmp_path, reference):
+    assert stopped(tmp_path, signal.SIGUSR1, 4).code == distributed.AGAIN
     check_resumed(tmp_path, reference)
+
+
+def test_ctrl_c_saves_and_says_how_to_resume(tmp_path, reference):
+    end = stopped(tmp_path, signal.SIGINT, 4)
+    assert end.code == preemption.INTERRUPTED == 130
+    assert str(end) == "Interrupted: saved step 5. Run the same command to resume."
+    assert signal.getsignal(signal.SIGINT) is signal.default_int_handler
+    check_resumed(tmp_path, reference)
+
+
+def test_a_second_ctrl_c_ends_at_once():
+    with preemption.Preemption() as notice:
+        os.kill(os.getpid(), signal.SIGINT)
+        time.sleep(0.01)
+        assert notice.due(1)
+        assert signal.getsignal(signal.SIGINT) is signal.SIG_DFL
+    assert signal.getsignal(signal.SIGINT) is signal.default_int_handler
+
+
+@pytest.mark.parametrize(("part", "at"), [("note", 5), ("evaluate", 6)])
+def test_a_due_evaluation_does_not_delay_the_save(tmp_path, reference, part, at):
+    """Neither one that would begin nor one that has begun; it is made up for after the restart."""
+    stopped(tmp_path, signal.SIGTERM, at, part)
+    assert killing.last_saved(tmp_path) == 6
+    assert not (tmp_path / "checkpoints/6/metrics").exists()
+    loop.train(tiny.config(), tmp_path)
+    assert killing.different(tmp_path, reference) == []
+
+
+def test_before_the_first_step_nothing_is_claimed_to_be_saved(tmp_path):
+    end = stopped(tmp_path, signal.SIGTERM, 0, "evaluate")
+    assert str(end).startswith("Preempted before the first step; nothing was saved.")
+    assert end.code == distributed.AGAIN
+    assert killing.last_saved(tmp_path) == -1
+
+
+def test_a_notice_that_ends_the_loading_too_still_saves(tmp_path, monkeypatch):
+    def killed(health, batches):
+        if health.cost is not None:
+            os.kill(os.getpid(), signal.SIGTERM)
+            raise RuntimeError("a worker process was terminated")
+        return next(batches)
+
+    with monkeypatch.context() as patch, pytest.raises(preemption.Preempted, match="saved step 1"):
+        patch.setattr(profiling.Health, "fetch", killed)
+        loop.train(tiny.config(), tmp_path)
+    assert killing.last_saved(tmp_path) == 1
 
 
 def test_a_notice_after_the_last_step_ends_at_once():
@@ -123,12 +177,14 @@ def test_without_a_readable_checkpoint_a_run_does_not_restart_silently(tmp_path,
     assert killing.last_saved(workdir) == 2
 
 
-def test_load_reads_the_next_best_where_the_best_is_damaged(tmp_path, reference, caplog):
+def test_load_reads_the_next_best_only_if_it_may(tmp_path, reference, caplog):
     workdir = shutil.copytree(reference, tmp_path / "run")
     best = reading.step_of(workdir)
     truncate(workdir / "checkpoints" / str(best) / "model")
-    assert isinstance(zse_jax.load(workdir), tiny.Tiny)
-    assert reading.load_step(workdir)[0] != best
+    with pytest.raises(reading.DamagedError, match=f"checkpoints/{best} cannot.*next best step is"):
+        zse_jax.load(workdir)
+    assert not caplog.text
+    assert isinstance(zse_jax.load(workdir, allow_fallback=True), tiny.Tiny)
     assert f"checkpoints/{best} cannot be read" in caplog.text
     assert "Reading step" in caplog.text
     with pytest.raises(reading.DamagedError, match="cannot be read"):

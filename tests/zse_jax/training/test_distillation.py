@@ -124,7 +124,13 @@ def test_knowledge_is_computed_once_and_then_read(tmp_path, monkeypatch):
 
 @pytest.mark.parametrize(
     ("change", "differing"),
-    [("weights", "weights"), ("photos", "photos"), ("classes", "photos, classes")],
+    [
+        ("weights", "weights"),
+        ("photos", "photos"),
+        ("pixels", "photos"),
+        ("classes", "photos, classes"),
+        ("code", "code"),
+    ],
 )
 def test_stale_knowledge_is_an_error(tmp_path, monkeypatch, change, differing):
     begin(config(), tmp_path)
@@ -133,6 +139,17 @@ def test_stale_knowledge_is_an_error(tmp_path, monkeypatch, change, differing):
         flat["seed"] = 1
     if change == "photos":
         monkeypatch.setattr(tiny, "CLASSES_PER_ITEM", 2)
+    if change == "pixels":  # the last photo of all, under its old name
+        original = tiny.load_items
+
+        def repainted(*args, **options):
+            items = original(*args, **options)
+            items.source[-1] += b"\0"
+            return items
+
+        monkeypatch.setattr(distillation.loading, "load_items", repainted)
+    if change == "code":
+        monkeypatch.setattr(distillation.consistency, "code_digest", lambda *_: "other")
     if change == "classes":
         original = tiny.load_items
 
@@ -146,10 +163,15 @@ def test_stale_knowledge_is_an_error(tmp_path, monkeypatch, change, differing):
         begin(config(**flat), tmp_path)
 
 
-def test_a_damaged_knowledge_file_is_an_error(tmp_path):
+def test_a_damaged_knowledge_file_is_made_again_unless_the_user_named_it(tmp_path, caplog):
     (tmp_path / distillation.FILE).write_bytes(b"nothing")
+    begin(config(), tmp_path)
+    assert "knowledge.npz is damaged" in caplog.text
+    named = tmp_path / "named.npz"
+    named.write_bytes(b"nothing")
     with pytest.raises(ValueError, match="cannot be read .*delete it, or make it again"):
-        begin(config(), tmp_path)
+        begin(config(**{"teacher.knowledge": str(named)}), tmp_path)
+    assert named.read_bytes() == b"nothing"
 
 
 def test_another_number_of_seen_classes_is_an_error(tmp_path):

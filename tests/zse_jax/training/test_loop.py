@@ -1,17 +1,19 @@
 """Training: the same on any mesh and after any interruption, and stopped when it diverges."""
 
 import json
+import shutil
 import signal
 import subprocess
 import sys
 
 import jax
+import jax.numpy as jnp
 import numpy as np
 import pytest
 
 from tests import survival
 from tests.zse_jax import tiny
-from zse_jax.checkpoints import writing
+from zse_jax.checkpoints import reading, writing
 from zse_jax.runtime import sharding
 from zse_jax.runtime.metrics_file import read_metrics
 from zse_jax.training import loop
@@ -116,6 +118,16 @@ def test_the_test_set_is_evaluated_apart_where_it_is_larger(tmp_path, capsys):
     assert "This run is already complete" in capsys.readouterr().out
 
 
+def test_half_a_results_file_is_reported_and_made_again(tmp_path, reference, caplog):
+    workdir = shutil.copytree(reference, tmp_path / "run")
+    file = workdir / "metrics.json"
+    whole = file.read_text()
+    file.write_text(whole[: len(whole) // 2])
+    loop.train(tiny.config(), workdir)
+    assert file.read_text() == whole
+    assert "metrics.json is damaged" in caplog.text
+
+
 def test_a_loss_that_is_not_finite_stops_the_run(tmp_path, monkeypatch):
     changes = {"checkpoint.every": 3, "evaluation.every": 0, "log.every": 50}
     loop.train(tiny.config(**{**changes, "train.steps": 3}), tmp_path)
@@ -138,6 +150,68 @@ def test_the_loop_waits_for_the_device_only_to_report(tmp_path, monkeypatch):
     monkeypatch.setattr(loop.Run, "finish", lambda run: {})
     loop.train(tiny.config(**{"log.every": 4, "evaluation.every": 0}), tmp_path)
     assert len(fetched) == len(lines(tmp_path)) == len([3, 4, 6, 8, 9, 12])
+
+
+def test_the_host_runs_at_most_two_steps_ahead_of_the_device(monkeypatch):
+    waited = []
+    monkeypatch.setattr(jax, "block_until_ready", waited.append)
+    run = object.__new__(loop.Run)
+    run.pending, run.config = [], tiny.config(**{"log.every": 100})
+    for step in range(6):
+        run.note(step, {"loss": jnp.float32(step)}, first=False, batch={})
+    assert [int(losses["loss"]) for losses in waited] == [0, 1, 2, 3]
+
+
+def test_no_step_reads_the_storage(tmp_path, reference, monkeypatch):
+    workdir, read, listening = shutil.copytree(reference, tmp_path / "run"), [], [False]
+
+    def hook(event, args):
+        if listening[0] and args and str(args[0]).startswith(str(workdir)):
+            read.append((event, *args))
+
+    note = loop.Run.note
+
+    def noted(run, step, *args, **options):
+        note(run, step, *args, **options)
+        listening[0] = step < 15
+
+    sys.addaudithook(hook)
+    monkeypatch.setattr(loop.Run, "note", noted)
+    changes = {"evaluation.every": 0, "checkpoint.every": 0, "train.steps": 17}
+    loop.train(tiny.config(**changes), workdir)
+    assert read == []
+
+
+def test_another_validation_setting_starts_a_new_record_and_keeps_the_old_best(
+    tmp_path, reference, capsys
+):
+    workdir = shutil.copytree(reference, tmp_path / "run")
+    before = reading.step_of(workdir)
+    changes = {"evaluation.sketch_stride": 2, "train.steps": 15, "evaluation.test_sketch_stride": 2}
+    results = loop.train(tiny.config(**changes), workdir)
+    output = capsys.readouterr().out
+    assert "earlier evaluations do not compare: the best step is chosen from step 12" in output
+    assert results["step"] == reading.step_of(workdir) >= 12
+    assert results["untrained"] == {}  # it was measured on other sketches
+    assert (workdir / "checkpoints" / str(before)).is_dir()
+    evaluated = [line["step"] for line in lines(workdir) if f"validation/{SELECT}" in line]
+    assert evaluated == [0, 6, 12, 12, 15]  # step 12 again, on the new subset
+    again = loop.train(tiny.config(**changes), workdir)
+    assert again == results
+
+
+def test_other_evaluations_that_compare_keep_the_record(tmp_path, reference, capsys):
+    workdir = shutil.copytree(reference, tmp_path / "run")
+    loop.train(tiny.config(**{"evaluation.batch_size": 16, "evaluation.every": 12}), workdir)
+    assert "do not compare" not in capsys.readouterr().out
+    assert [line["step"] for line in lines(workdir) if f"validation/{SELECT}" in line] == [0, 6, 12]
+
+
+def test_shortlists_are_evaluated_where_the_strides_are_equal(tmp_path, reference):
+    workdir = shutil.copytree(reference, tmp_path / "run")
+    results = loop.train(tiny.config(**{"evaluation.shortlists": (5,)}), workdir)
+    assert "relation@5/exact/mAP@all" in results["test"]
+    assert results["test"][SELECT] == results["validation"][SELECT]
 
 
 @pytest.mark.parametrize(

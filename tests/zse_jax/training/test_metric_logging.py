@@ -33,6 +33,36 @@ def test_a_new_run_starts_a_new_file_and_a_resumed_one_appends(tmp_path):
     assert [line["step"] for line in found] == [2, 6]
 
 
+class FullDisk:
+    """A writer of TensorBoard files on a full disk."""
+
+    def write_scalars(self, step, values):
+        raise RuntimeError("{{function_node Flush}} events.out; No space left on device")
+
+    close = flush = lambda self: self.write_scalars(0, {})
+
+
+def test_a_full_disk_under_tensorboard_is_one_error(tmp_path):
+    expected = r"^The TensorBoard files in .* cannot be written: No space left on device\. Fix"
+    with (
+        pytest.raises(OSError, match=expected),
+        metric_logging.Reporter(tmp_path, 10, None, tensorboard=False) as report,
+    ):
+        report._writer = FullDisk()
+        report.write(1, {"train/loss": 1.0})
+    with (
+        pytest.raises(OSError, match=expected),  # found when the files are closed
+        metric_logging.Reporter(tmp_path, 10, None, tensorboard=False) as report,
+    ):
+        report._writer = FullDisk()
+    with (
+        pytest.raises(FloatingPointError),  # the cause stays visible
+        metric_logging.Reporter(tmp_path, 10, None, tensorboard=False) as report,
+    ):
+        report._writer = FullDisk()
+        raise FloatingPointError
+
+
 def test_the_console_shows_losses_speed_and_time_to_go(tmp_path, capsys):
     with metric_logging.Reporter(tmp_path, 200, None, tensorboard=False) as report:
         report.images = 60
