@@ -17,7 +17,6 @@ from typing import Any
 
 import jax
 import jinja2
-import numpy as np
 from etils import epath
 from ml_collections import ConfigDict
 
@@ -175,10 +174,7 @@ def _metrics(source: str | os.PathLike, step: int) -> tuple[dict[str, float], st
 
 
 def _write(folder: Path, retriever: Retriever, about: Mapping[str, Any], text: str) -> None:
-    arrays = {
-        name: np.ascontiguousarray(jax.device_get(leaf))
-        for name, leaf in _parameters(retriever).items()
-    }
+    arrays = {name: jax.device_get(leaf) for name, leaf in _parameters(retriever).items()}
     files.write(folder / hub.WEIGHTS, arrays, metadata={"format": "zse_jax"})
     (folder / hub.CONFIG).write_text(json.dumps(about, indent=2) + "\n")
     (folder / hub.CARD).write_text(text, encoding="utf-8")
