@@ -24,7 +24,7 @@ import jax
 from absl import flags
 from ml_collections import config_flags
 
-from zse_jax.checkpoints import reading
+from zse_jax.checkpoints import initial_weights, reading
 from zse_jax.evaluation import report
 from zse_jax.evaluation.evaluator import Evaluator, trained_on
 from zse_jax.retrieval.rerank_report import shortlist_table, shortlists_dict
@@ -79,6 +79,7 @@ def main(options: flags.FlagValues) -> None:
     strides = config.evaluation.test_sketch_stride, config.evaluation.test_photo_stride
     evaluator = Evaluator(config, sharding.make_mesh(**config.mesh), *strides)
     step, retriever = reading.load_step(path)
+    evaluator.notes |= initial_weights.notes(reading.read_config(path))
     evaluator.notes |= trained_on(path, config, evaluator.sketches.class_names)
     title = f"Unseen classes of {evaluator.title}, step {step}"
     print(f"{path}, step {step}, on unseen classes of {evaluator.title}: {evaluator.size}")

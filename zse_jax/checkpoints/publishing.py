@@ -21,7 +21,7 @@ from etils import epath
 from ml_collections import ConfigDict
 
 from data_pipelines import splits
-from zse_jax.checkpoints import hub, reading
+from zse_jax.checkpoints import hub, initial_weights, reading
 from zse_jax.checkpoints.arrays import Arrays, checksums, flat_arrays, split_model
 from zse_jax.pretrained import files
 from zse_jax.retrievers import registry
@@ -107,6 +107,8 @@ def card(about: Mapping[str, Any], *, name: str, license: str | None = None) -> 
         paper=system.paper,
         model=model,
         data=data,
+        start=(start := initial_weights.started_from(config_io.from_plain(config))),
+        random=start == "random values",
         evaluated=target if (target := config["target"])["name"] else data,
         seen=len(split.seen) if split else None,
         unseen=list(split.unseen) if split else _names(data.get("unseen")),
