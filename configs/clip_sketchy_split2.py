@@ -3,11 +3,13 @@ r"""CLIP-AT on Sketchy Extended, split 2 (104 seen, 21 unseen classes, none of t
     python -m zse_jax.main --config=configs/clip_sketchy_split2.py --workdir=runs/clip_split2 \
         --config.data.manual_dir=DIR
 
-DIR contains the unpacked benchmark (256x256/, EXTEND_image_sketchy*/). Variants and overrides
-follow a colon: `--config=configs/clip_sketchy_split2.py:B/16,steps=5000`. Variants: sizes B/32
-(default, as published), B/16, L/14, L/14@336; `published`, the published code where it differs from
-the paper; baselines `raw` (unchanged CLIP) and `text` (class names instead of sketches); `tiny`, a
-small network trained from scratch on doodles in minutes.
+DIR contains the unpacked benchmark (256x256/, EXTEND_image_sketchy*/). Training starts from
+OpenAI's CLIP, which config.init_from names; `--config.init_from=FILE` gives its file.
+
+Variants and overrides follow a colon: `--config=configs/clip_sketchy_split2.py:B/16,steps=5000`.
+Variants: sizes B/32 (default, as published), B/16, L/14, L/14@336; `published`, the published code
+where it differs from the paper; baselines `raw` (unchanged CLIP) and `text` (class names instead of
+sketches); `tiny`, a small network trained from random values on doodles in minutes.
 
 Published (CLIP-AT, CVPR 2023): mAP@200 72.3, P@200 72.5; a re-implementation with separate encoders
 (`--config.model.encoders=separate`) mAP@200 71.9.

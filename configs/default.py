@@ -15,15 +15,19 @@ from ml_collections.config_dict import placeholder
 VARIANTS: dict[str, dict[str, Any]] = {
     "B/16": {},  # as published
     "S/16": {
+        "init_from": "hf://timm/vit_small_patch16_224.augreg_in21k_ft_in1k",
         "width": 384, "heads": 6, "mlp_width": 1536, "cross_heads": 4, "cross_mlp_width": 512,
         "anchor_width": 256,
     },
     "Ti/16": {
+        "init_from": "hf://timm/vit_tiny_patch16_224.augreg_in21k_ft_in1k",
         "width": 192, "heads": 3, "mlp_width": 768, "cross_heads": 2, "cross_mlp_width": 256,
         "anchor_width": 128,
     },
 }  # fmt: skip
-"""Network sizes: S and Ti as in DeiT (arXiv 2012.12877), with the other ZSE sizes scaled."""
+"""Network sizes: S and Ti as in DeiT (arXiv 2012.12877), with the other ZSE sizes scaled. They
+start from the networks of these sizes in Steiner et al. (arXiv 2106.10270). Keys without a dot are
+keys of `model`, except those at the top of the config."""
 
 
 def get_config() -> ConfigDict:
@@ -31,8 +35,8 @@ def get_config() -> ConfigDict:
     config = ConfigDict()
     config.seed = 0
     config.profile = ()  # (start, stop): steps to profile; the profile is written to the workdir
-    # Initial weights: a published weight file or a checkpoint; None: random initialization.
-    config.init_from = placeholder(str)
+    # Initial weights: a publisher's file, a checkpoint, hf://owner/name, or "random".
+    config.init_from = "hf://timm/vit_base_patch16_224.sam_in1k"  # Google's sam/ViT-B_16.npz
     config.compute_dtype = "float32"  # or "bfloat16"; parameters are always float32
 
     config.model = _model()
@@ -156,7 +160,10 @@ def with_arg(
         if equals:
             config.update_from_flattened_dict({_full_key(config, name): _literal(value)})
         elif name in variants:
-            full = {key if "." in key else f"model.{key}": v for key, v in variants[name].items()}
+            full = {
+                key if "." in key or key in config else f"model.{key}": value
+                for key, value in variants[name].items()
+            }
             config.update_from_flattened_dict(full)
         else:
             raise ValueError(

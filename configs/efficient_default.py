@@ -14,9 +14,10 @@ from configs import default
 
 VARIANTS: dict[str, dict[str, Any]] = {
     "ResNet-50": {},
-    # From scratch on the built-in data set, in minutes on two cores. The teacher is the randomly
-    # initialized network.
+    # From random values, which are also the teacher's, on the built-in data set, in minutes on two
+    # cores.
     "tiny": {
+        "init_from": "random",
         "image_size": 64, "depths": (1, 1, 1, 1), "width": 16, "seen_classes": 24,
         "data.name": "doodles", "data.split": "doodles", "data.workers": 0,
         "train.steps": 500, "train.batch_size": 8,
@@ -26,12 +27,13 @@ VARIANTS: dict[str, dict[str, Any]] = {
         "evaluation.photo_stride": 2, "checkpoint.every": 100,
     },
 }  # fmt: skip
-"""Network sizes with their training settings. Keys without a dot are keys of `model`."""
+"""Network sizes with their training settings. Keys are as in `configs.default.VARIANTS`."""
 
 
 def get_config() -> ConfigDict:
     """The shared defaults, for Sketchy, split 1."""
     config = default.get_config()
+    config.init_from = "hf://timm/resnet50.tv_in1k"  # torchvision's first ResNet-50, the teacher
 
     config.model = model = ConfigDict()
     model.system = "efficient_cnn"
@@ -51,7 +53,7 @@ def get_config() -> ConfigDict:
     model.knowledge_weight = 1.0
 
     config.teacher = teacher = ConfigDict()  # the initial network, kept unchanged
-    teacher.weights = placeholder(str)  # torchvision's resnet50, .safetensors or .pth; None: random
+    teacher.weights = placeholder(str)  # file of another teacher; None: the weights of init_from
     # File of its mean prediction for each class; None: in the workdir.
     teacher.knowledge = placeholder(str)
 

@@ -1,17 +1,17 @@
 r"""EfficientCNN on Sketchy Extended, split 1 (100 seen, 25 unseen classes).
 
     python -m zse_jax.main --config=configs/efficient_sketchy.py --workdir=runs/efficient_sketchy \
-        --config.data.manual_dir=DIR --config.teacher.weights=resnet50.safetensors
+        --config.data.manual_dir=DIR --config.init_from=resnet50.safetensors
 
 DIR contains the unpacked benchmark (256x256/, EXTEND_image_sketchy*/); the weights are
-torchvision's. The teacher's knowledge of each seen class is computed on first use (one pass over
-the seen photos), or in advance:
+torchvision's, and also those of the teacher. The teacher's knowledge of each seen class is computed
+on first use (one pass over the seen photos), or in advance:
 
     python -m zse_jax.training.distillation --prepare --config=configs/efficient_sketchy.py \
-        --config.teacher.weights=resnet50.safetensors --config.teacher.knowledge=sketchy.npz
+        --config.init_from=resnet50.safetensors --config.teacher.knowledge=sketchy.npz
 
-Variants: ResNet-50 (default), and tiny, which trains from scratch on the built-in data set without
-a download: `--config=configs/efficient_sketchy.py:tiny`. Overrides follow after commas.
+Variants: ResNet-50 (default), and tiny, which trains from random values on the built-in data set
+without a download: `--config=configs/efficient_sketchy.py:tiny`. Overrides follow after commas.
 
 Published: no verified result. Measured here: Sketchy not measured yet; tiny (exact mAP@all, 384 x
 384, seed 0): 0.735, with 64-bit codes (python -m zse_jax.hashing) 0.701; untrained 0.185.

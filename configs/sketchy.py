@@ -3,8 +3,10 @@ r"""ZSE on Sketchy Extended, split 1 (100 seen, 25 unseen classes).
     python -m zse_jax.main --config=configs/sketchy.py --workdir=runs/sketchy \
         --config.data.manual_dir=DIR
 
-DIR contains the unpacked benchmark (256x256/, EXTEND_image_sketchy*/). Variants: B/16 (default, as
-published), S/16, Ti/16: `--config=configs/sketchy.py:Ti/16`. Overrides follow after commas:
+DIR contains the unpacked benchmark (256x256/, EXTEND_image_sketchy*/). Training starts from a ViT
+trained on ImageNet, which config.init_from names; `--config.init_from=FILE` gives its file, or that
+of others. Variants: B/16 (default, as published), S/16, Ti/16:
+`--config=configs/sketchy.py:Ti/16`. Overrides follow after commas:
 `--config=configs/sketchy.py:Ti/16,steps=2000,batch_size=16`.
 
 Published (ZSE, retrieval token, initialized from ImageNet weights trained with SAM): mAP@all 73.6,

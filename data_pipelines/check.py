@@ -1,8 +1,11 @@
-"""Checks every file of an unpacked data set, and reports whether it is fit to train on.
+"""Checks every file of an unpacked data set, and reports whether it is fit for its purpose.
 
     python -m data_pipelines.check --dataset=sketchy --manual_dir=DIR --contact_sheet=sheet.png
+    python -m data_pipelines.check --dataset=sketchy --manual_dir=DIR --for=evaluate
 
 Reads the folder that you set as config.data.manual_dir; the data set need not be prepared yet.
+Training needs the seen and the unseen classes, evaluation only the unseen ones. Preparation and
+loading apply the same rules.
 """
 
 import argparse
@@ -16,7 +19,7 @@ import pkgutil
 import sys
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import Any, NamedTuple, get_args
 
 from rich.console import Console
 from rich.table import Table
@@ -39,7 +42,7 @@ _STYLES = {"error": "bold red", "warning": "yellow", "note": "dim"}
 
 
 class Report(NamedTuple):
-    """The findings, and whether the data set is fit to train on."""
+    """The findings, and whether the data set is fit for its purpose."""
 
     data: findings.DataSet
     findings: Sequence[findings.Finding]
@@ -65,6 +68,7 @@ class Report(NamedTuple):
             "dataset": split.dataset,
             "split": data.split_name or None,
             "root": str(data.source.root),
+            "for": data.purpose,
             "fit": self.fit,
             "errors": severities["error"],
             "warnings": severities["warning"],
@@ -79,6 +83,7 @@ def check(
     *,
     split: str | None = None,
     unseen: Sequence[str] = (),
+    purpose: splits.Purpose = "train",
     accept: Sequence[str] = (),
 ) -> Report:
     """Checks the data set in `manual_dir`, like the program.
@@ -88,10 +93,12 @@ def check(
       manual_dir: folder of the unpacked data set.
       split: one of `splits.SPLITS`; the data set's first split if None.
       unseen: the unseen classes of a data set without a published split.
+      purpose: "train" needs all classes, "evaluate" only the unseen ones.
       accept: checks of `findings.CHECKS` whose findings count as notes.
 
     Raises:
-      ValueError: for an unknown name; suggests the nearest valid one.
+      ValueError: for an unknown name, suggesting the nearest valid one, or a check that cannot be
+        accepted.
       FileNotFoundError: if `manual_dir` is empty or missing.
     """
     scan = _scan_of(dataset)
@@ -99,6 +106,12 @@ def check(
     for name in accept:
         if name not in findings.CHECKS:
             raise _unknown("check", name, findings.CHECKS, "--accept")
+        if not findings.CHECKS[name].acceptable:
+            raise ValueError(
+                f"--accept={name}: these findings cannot be accepted, because preparation or "
+                "loading ends with the same error. If only the unseen classes are needed, check "
+                "with --for=evaluate."
+            )
     if not manual_dir.is_dir() or not any(manual_dir.iterdir()):
         raise FileNotFoundError(
             f"{manual_dir} is empty or missing. Set --manual_dir to the folder of the unpacked "
@@ -113,9 +126,10 @@ def check(
             broken.append(error)
     setting = splits.SPLITS[split_name] if split_name else _own_split(dataset, source, unseen)
     files = [file for files in source.images.values() for file in files]
-    data = findings.DataSet(source, inspection.inspect_all(files), setting, split_name)
+    data = findings.DataSet(source, inspection.inspect_all(files), setting, split_name, purpose)
     if broken:  # The files could not be listed, so other checks do not apply.
-        return Report(data, findings.graded(findings.from_errors([*collected, *broken]), accept))
+        errors = findings.from_errors([*collected, *broken])
+        return Report(data, findings.graded(errors, purpose, accept))
     return Report(data, findings.find_all(data, collected, accept))
 
 
@@ -180,8 +194,14 @@ def show(report: Report, console: Console) -> None:
             console.print(Text(f"    {separator.join(item)}"), soft_wrap=True)
         if len(finding.items) > _EXAMPLES:
             console.print(f"    and {len(finding.items) - _EXAMPLES:,} more; --json lists all")
-    unfit = "NOT fit to train on: see the errors above; --accept=CHECK turns one into a note"
-    result = "fit to train on" if report.fit else unfit
+    on = f"fit to {report.data.purpose} on"
+    errors = {finding.check for finding in report.findings if finding.severity == "error"}
+    acceptable = [name for name in errors if findings.CHECKS[name].acceptable]
+    unfit = f"NOT {on}: see the errors above"
+    unfit += (
+        f"; --accept={','.join(sorted(acceptable))} turns them into notes" if acceptable else ""
+    )
+    result = on if report.fit else unfit
     console.print(Text(result, style="bold green" if report.fit else "bold red"))
 
 
@@ -218,8 +238,8 @@ def _parser() -> argparse.ArgumentParser:
         "python -m data_pipelines.check",
         description=__doc__,
         epilog=f"Checks, in order:\n{kinds}\n\n"
-        "Exit code: 0 without errors (fit to train on), 1 with errors, 2 if nothing was checked "
-        "(wrong\nflag, empty folder).\n"
+        "Exit code: 0 without errors (fit), 1 with errors, 2 if nothing was checked (wrong flag,\n"
+        "empty folder).\n"
         "Decoded pixels are compared exactly: resized or recompressed copies are not found.",
         formatter_class=argparse.RawDescriptionHelpFormatter,
         allow_abbrev=False,
@@ -228,6 +248,13 @@ def _parser() -> argparse.ArgumentParser:
     add("--dataset", required=True, help="name of an unpacked data set, such as sketchy")
     add("--manual_dir", required=True, type=_path("manual_dir"), help="folder of the data set")
     add("--split", help="published split of the data set; default: its first one")
+    add(
+        "--for",
+        dest="purpose",
+        choices=get_args(splits.Purpose),
+        default="train",
+        help="evaluate needs the unseen classes only; default: train",
+    )
     add("--unseen", type=_list, default=(), help="unseen classes of your own data: A,B,...")
     add("--accept", type=_list, default=(), help="checks whose findings count as notes: A,B,...")
     add(
@@ -269,6 +296,7 @@ def main(argv: Sequence[str]) -> int:
             options.manual_dir,
             split=options.split,
             unseen=options.unseen,
+            purpose=options.purpose,
             accept=options.accept,
         )
         if sheet:
@@ -284,7 +312,10 @@ def main(argv: Sequence[str]) -> int:
     if options.json:
         print(json.dumps({**report.as_json(), "contact_sheet": sheet and str(sheet)}))
     else:
-        show(report, Console())
+        console = Console()
+        if not console.is_terminal:
+            console.width = 10_000  # tables in files and pipes are not cut
+        show(report, console)
         if sheet:
             print(f"Contact sheet: {sheet}")
     return FIT if report.fit else UNFIT

@@ -131,8 +131,14 @@ def load_items(
         name, data_dir=data_dir, manual_dir=manual_dir, skip_unreadable=skip_unreadable
     )
     records, index = prepared.open_split(folder, modality)
-    where = f"the {modality} part of {folder}"
-    splits.check_classes(set(index.class_names), classes, where, allow_more=True)
+    splits.check_classes(
+        set(index.class_names),
+        classes,
+        f"the {modality} part of {folder}",
+        allow_more=True,
+        advice=f"Correct the names, or add images, delete {folder} and prepare it again. "
+        "Evaluation needs the unseen classes only: python -m data_pipelines.check --for=evaluate.",
+    )
     label_of = {class_name: label for label, class_name in enumerate(classes)}
     labels = np.array([label_of.get(class_name, -1) for class_name in index.class_names], np.int32)
     every_class = Items(
@@ -375,11 +381,8 @@ def _check_training_classes(sketches: Items, photos: Items) -> None:
             "Sketches and photos must be loaded with the same classes in the same order, but they "
             f"differ: {differing}."
         )
-    if len(classes) < 2:
-        raise ValueError(
-            f"Training needs at least two classes, because negative photos come from another "
-            f"class. Found only {list(classes)}."
-        )
+    if reason := splits.too_few_classes(classes):
+        raise ValueError(reason)
     for items in (sketches, photos):
         counts = np.bincount(items.labels, minlength=len(classes))
         empty = [name for name, count in zip(classes, counts, strict=True) if not count]

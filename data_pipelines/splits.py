@@ -15,7 +15,7 @@ import dataclasses
 import re
 from collections.abc import Collection, Iterable, Iterator, Mapping
 from contextvars import ContextVar
-from typing import NamedTuple
+from typing import Literal, NamedTuple
 
 from data_pipelines import class_names
 from data_pipelines.builders.doodles import classes as doodles
@@ -185,6 +185,25 @@ def cross_dataset(source: Split, target: Split) -> CrossDataset:
     return CrossDataset(kept, excluded)
 
 
+Purpose = Literal["train", "evaluate"]
+"""What a data set is used for. Training also evaluates, on the unseen classes."""
+
+
+def needed(split: Split, purpose: Purpose) -> tuple[str, ...]:
+    """The classes of which a purpose needs at least one sketch and one photo each."""
+    return split.unseen if purpose == "evaluate" else split.seen + split.unseen
+
+
+def too_few_classes(seen: Collection[str]) -> str:
+    """Why a model cannot be trained on `seen` classes; "" if it can."""
+    if len(seen) >= 2:
+        return ""
+    return (
+        "Training needs at least two seen classes, because negative photos come from another class,"
+        f" but there {'is 1' if seen else 'are 0'}{': ' + ', '.join(seen) if seen else ''}."
+    )
+
+
 class ClassNamesError(ValueError):
     """The classes on disk are not the expected ones.
 
@@ -220,8 +239,17 @@ def raise_or_collect(error: ValueError) -> None:
     errors.append(error)
 
 
+PUBLISHED_NAMES = "Rename the folders to the published names, or unpack the archive again."
+
+
 def check_classes(
-    found: Collection[str], expected: Collection[str], where: str, *, allow_more: bool = False
+    found: Collection[str],
+    expected: Collection[str],
+    where: str,
+    *,
+    allow_more: bool = False,
+    allow_missing: bool = False,
+    advice: str = PUBLISHED_NAMES,
 ) -> None:
     """Checks that the classes on disk are the expected ones.
 
@@ -230,27 +258,32 @@ def check_classes(
       expected: expected class names.
       where: the folder or data set, for the message.
       allow_more: whether `found` may contain further classes.
+      allow_missing: whether `found` may lack classes; with unknown names, they are still listed.
+      advice: what to do, for the message.
 
     Raises:
       ClassNamesError: lists all missing and unknown names, with the most similar valid names.
     """
     missing = sorted(set(expected) - set(found))
     unknown = sorted(set(found) - set(expected))
-    if not missing and (allow_more or not unknown):
+    if (allow_missing or not missing) and (allow_more or not unknown):
         return
     parts = []
     if missing:
         names = ", ".join(name + suggest(name, unknown if allow_more else ()) for name in missing)
-        parts.append(f"{len(missing)} of {len(expected)} are missing: {names}")
+        parts.append(f"{len(missing)} of {len(expected)} {_are(missing)} missing: {names}")
     if unknown and not allow_more:
         names = ", ".join(name + suggest(name, missing or expected) for name in unknown)
-        parts.append(f"{len(unknown)} are unknown: {names}")
+        parts.append(f"{len(unknown)} {_are(unknown)} unknown: {names}")
     raise_or_collect(
         ClassNamesError(
-            f"The classes in {where} do not match: {'; '.join(parts)}. Rename the folders to the "
-            "published names, or unpack the archive again.",
+            f"The classes in {where} do not match: {'; '.join(parts)}. {advice}",
             where,
             missing,
             {} if allow_more else {name: nearest(name, missing or expected) for name in unknown},
         )
     )
+
+
+def _are(names: Collection[str]) -> str:
+    return "is" if len(names) == 1 else "are"

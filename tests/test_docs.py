@@ -56,6 +56,7 @@ NETWORK = {
 }  # fmt: skip
 # The same optimizer for both configs: they share a compiled train step.
 SMALL = {f"model.{name}": value for name, value in NETWORK.items()} | {
+    "init_from": "random",
     "model.dropout": 0.0, "train.steps": 2, "train.batch_size": 8, "data.workers": 0,
     "optimizer.schedule": "constant", "optimizer.warmup_steps": 0, "optimizer.clip_norm": 1.0,
     "optimizer.learning_rate": 1e-3, "optimizer.weight_decay": 0.01,

@@ -85,6 +85,8 @@ def convert(
     folder = reading.new_folder(output)
     arrays = _arrays(os.fspath(source))
     config = config or config_of(publishers.publisher_of(arrays), arrays)
+    config = config.copy_and_resolve_references()
+    config.init_from = os.fspath(source)
     settings, seed = config.model.to_dict(), config.seed
 
     @nnx.jit

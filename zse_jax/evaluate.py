@@ -25,7 +25,7 @@ from absl import flags
 from ml_collections import config_flags
 
 from data_pipelines import paths
-from zse_jax.checkpoints import reading
+from zse_jax.checkpoints import initial_weights, reading
 from zse_jax.evaluation import report
 from zse_jax.evaluation.evaluator import Evaluator, trained_on
 from zse_jax.retrieval.rerank_report import shortlist_table, shortlists_dict
@@ -90,6 +90,7 @@ def main(options: flags.FlagValues) -> None:
     evaluator = Evaluator(config, sharding.make_mesh(**config.mesh), *strides)
     step, retriever = reading.load_step(path, options.step, allow_fallback=options.allow_fallback)
     path = reading.place_of(path, step)  # what follows must not choose again
+    evaluator.notes |= initial_weights.notes(reading.read_config(path))
     evaluator.notes |= trained_on(path, config, evaluator.sketches.class_names)
     title = f"Unseen classes of {evaluator.title}, step {step}"
     print(

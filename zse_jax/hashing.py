@@ -21,7 +21,7 @@ from ml_collections import ConfigDict, config_flags
 from rich.table import Table
 
 from data_pipelines import loading, paths
-from zse_jax.checkpoints import reading
+from zse_jax.checkpoints import initial_weights, reading
 from zse_jax.evaluation import data_selection
 from zse_jax.evaluation.evaluator import Evaluator
 from zse_jax.retrieval import codes
@@ -144,9 +144,11 @@ def main(options: flags.FlagValues) -> None:
         codes.save(projection, file)
         print(f"wrote {file}")
     real, short = measure(retriever, projection, evaluator)
-    show(table(real, short, options.bits, evaluator.size))
+    start = initial_weights.notes(reading.read_config(path))
+    about_size = "; ".join([evaluator.size, *(f"started from {x}" for x in start.values())])
+    show(table(real, short, options.bits, about_size))
     if options.output:
-        about = {"checkpoint": str(path), "bits": options.bits}
+        about = {"checkpoint": str(path), "bits": options.bits, **start}
         write_json(options.output, about | {"embedding": real, "codes": short})
 
 

@@ -145,15 +145,25 @@ def list_images(
     Args:
       folder: folder to list.
       root: the folder that names are relative to.
-      classes: expected names of the class folders.
+      classes: known names of the class folders. Some may be missing, with a warning: evaluation
+        needs only the unseen classes.
       nested: whether to list subfolders too: `folder/<class>/**/<image>`.
 
     Raises:
-      ValueError: if the class folders are not exactly `classes`, if one contains no image, if a
-        name is not UTF-8, or if a link points to a parent folder.
+      ValueError: if a class folder is not one of `classes`, if one contains no image, if a name is
+        not UTF-8, or if a link points to a parent folder.
     """
     found = class_folders(folder)
-    splits.check_classes(found, classes, str(folder))
+    splits.check_classes(found, classes, str(folder), allow_missing=True)
+    if missing := sorted(set(classes) - set(found)):
+        logger.warning(
+            "%d of %d classes have no folder in %s, so they can neither be trained on nor "
+            "evaluated: %s.",
+            len(missing),
+            len(classes),
+            folder,
+            ", ".join(missing),
+        )
     files: list[ImageFile] = []
     empty: list[str] = []
     prefix = folder.relative_to(root).as_posix()

@@ -13,25 +13,45 @@ from data_pipelines import images, splits
 from data_pipelines.builders import folders
 from data_pipelines.checking import published
 from data_pipelines.checking.inspection import Inspected
+from data_pipelines.suggestions import counted
 
 Severity = Literal["error", "warning", "note"]
 
 
 class Check(NamedTuple):
-    """One kind of finding: its severity and meaning."""
+    """One kind of finding.
+
+    Attributes:
+      severity: for training.
+      meaning: what is wrong.
+      for_evaluation: severity for evaluation; None: the same.
+      acceptable: whether a user can accept it. Preparation or loading ends with an error otherwise.
+    """
 
     severity: Severity
     meaning: str
+    for_evaluation: Severity | None = None
+    acceptable: bool = True
 
 
 CHECKS: Mapping[str, Check] = {
-    "layout": Check("error", "the folders do not match the layout, or a class is empty"),
+    "layout": Check(
+        "error", "the folders do not match the layout, or a class is empty", acceptable=False
+    ),
     "classes": Check(
-        "error", "class folders that are missing, unknown or without a readable image"
+        "error",
+        "class folders of unknown names, needed classes without a readable image, too few classes",
+        acceptable=False,
     ),
     "unreadable": Check("error", "images that do not decode; skip_unreadable leaves them out"),
-    "leakage": Check("error", "the same pixels in a seen and in an unseen class"),
-    "split": Check("warning", "no unseen classes are given, so leakage cannot be checked"),
+    "leakage": Check(
+        "error", "the same pixels in a seen and in an unseen class", for_evaluation="warning"
+    ),
+    "split": Check(
+        "warning",
+        "no unseen classes are given, so leakage cannot be checked",
+        for_evaluation="error",
+    ),
     "counts": Check("warning", "numbers of images that differ from the published lists"),
     "labels": Check("warning", "the same pixels in several classes, all seen or all unseen"),
     "duplicates": Check("warning", "the same pixels more than once in a class"),
@@ -40,7 +60,7 @@ CHECKS: Mapping[str, Check] = {
     "ignored": Check("warning", "files that are not images"),
     "repeats": Check("note", "photos that the data set contains twice on purpose"),
 }
-"""Errors make a data set unfit to train on. Warnings make it smaller or less comparable."""
+"""Errors make a data set unfit for its purpose. Warnings make it smaller or less comparable."""
 
 
 @dataclasses.dataclass(frozen=True)
@@ -64,13 +84,15 @@ class Finding:
 class DataSet:
     """The checked data set: its files, their properties, and its seen and unseen classes.
 
-    `split_name` is "" for a data set without a published split.
+    `split_name` is "" for a data set without a published split. `purpose` is what it is checked
+    for.
     """
 
     source: folders.Source
     inspected: Mapping[str, Inspected]
     split: splits.Split
     split_name: str = ""
+    purpose: splits.Purpose = "train"
 
     @property
     def files(self) -> list[folders.ImageFile]:
@@ -105,15 +127,21 @@ def find_all(
         *pairs(data),
         *ignored(data),
     ]
-    return graded(found, accept)
+    return graded(found, data.purpose, accept)
 
 
-def graded(found: Iterable[Finding], accept: Collection[str] = ()) -> list[Finding]:
+def graded(
+    found: Iterable[Finding], purpose: splits.Purpose, accept: Collection[str] = ()
+) -> list[Finding]:
     """The findings with their severity, in the order of `CHECKS`; accepted ones are notes."""
-    known = [
-        dataclasses.replace(f, severity="note" if f.check in accept else CHECKS[f.check].severity)
-        for f in found
-    ]
+
+    def severity(check: str) -> Severity:
+        known = CHECKS[check]
+        if check in accept:
+            return "note"
+        return (purpose == "evaluate" and known.for_evaluation) or known.severity
+
+    known = [dataclasses.replace(f, severity=severity(f.check)) for f in found]
     return sorted(known, key=lambda finding: list(CHECKS).index(finding.check))
 
 
@@ -126,8 +154,9 @@ def from_errors(errors: Collection[Exception]) -> Iterator[Finding]:
                 rows.append((name, f"is unknown: did you mean {near}?" if near else "is unknown"))
             yield Finding(
                 "classes",
-                f"{len(error.missing)} class folders are missing and {len(error.unknown)} unknown "
-                f"in {error.where}. Rename them to the published names.",
+                f"{counted(len(error.unknown), 'class folder has', 'class folders have')} unknown "
+                f"names in {error.where}, and {len(error.missing)} are missing. "
+                f"{splits.PUBLISHED_NAMES}",
                 tuple(rows),
             )
         else:
@@ -135,19 +164,23 @@ def from_errors(errors: Collection[Exception]) -> Iterator[Finding]:
 
 
 def classes(data: DataSet, errors: Collection[Exception] = ()) -> Iterator[Finding]:
-    """Classes with a folder but without a readable image."""
+    """Needed classes without a readable image, and too few classes to train on."""
     missing = {name for e in errors for name in getattr(e, "missing", ())}
+    if data.purpose == "train" and (reason := splits.too_few_classes(data.split.seen)):
+        yield Finding("classes", reason)
     for modality in data.source.images:
         usable = {
             file.class_name
             for file in data.source.images[modality]
             if not data.inspected[file.name].unreadable
         }
-        none = [c for c in data.split.classes if c not in usable and c not in missing]
+        needed = splits.needed(data.split, data.purpose)
+        none = [c for c in sorted(needed) if c not in usable and c not in missing]
         if none:
+            classes_have = counted(len(none), "needed class has", "needed classes have")
             yield Finding(
                 "classes",
-                f"{len(none)} classes have no readable {modality}.",
+                f"{classes_have} no readable {modality}.",
                 tuple((c, f"has no {modality}") for c in none),
             )
 
@@ -183,18 +216,19 @@ def same_pixels(data: DataSet) -> Iterator[Finding]:
         elif len(left := [file.name for file in group if file.name not in repeats]) > 1:
             rows["duplicates"].append(tuple(left))
     messages = {
-        "leakage": "images are in a seen and an unseen class: test images are trained on.",
-        "labels": "images are in several classes, so their label is ambiguous.",
-        "duplicates": "images are in their class more than once.",
+        "leakage": "in a seen and an unseen class: test images are trained on.",
+        "labels": "in several classes, so the label is ambiguous.",
+        "duplicates": "more than once in the same class.",
     }
     for check, found in rows.items():
         if found:
-            yield Finding(check, f"{len(found)} {messages[check]}", tuple(found))
+            images_are = counted(len(found), "image is", "images are")
+            yield Finding(check, f"{images_are} {messages[check]}", tuple(found))
     if repeats:
         yield Finding(
             "repeats",
-            f"{len(repeats):,} photos repeat drawn photos, as published: the galleries in the "
-            "papers contain both.",
+            f"{counted(len(repeats), 'photo repeats', 'photos repeat')} drawn photos, as "
+            "published: the galleries in the papers contain both.",
         )
 
 
@@ -235,7 +269,7 @@ def counts(data: DataSet) -> Iterator[Finding]:
                 f"The unseen classes have {unseen:,} {_plural(modality)}, the published test list "
                 f"{listed.unseen:,}: results are not comparable with published ones.",
             )
-        if listed.seen is not None and seen < listed.seen:
+        if data.purpose == "train" and listed.seen is not None and seen < listed.seen:
             yield Finding(
                 "counts",
                 f"The seen classes have {seen:,} {_plural(modality)}, the published training list "
@@ -248,12 +282,13 @@ def counts(data: DataSet) -> Iterator[Finding]:
         (drawn, published.DRAWN_PHOTOS_PER_CLASS.get(dataset), "drawn photos"),
     ):
         if expected is not None:
-            rows = [(c, f"{found.get(c, 0)} {what}") for c in data.split.classes]
+            classes = sorted(splits.needed(data.split, data.purpose))
+            rows = [(c, f"{found.get(c, 0)} {what}") for c in classes]
             rows = [row for row in rows if row[1] != f"{expected} {what}"]
             if rows:
                 yield Finding(
                     "counts",
-                    f"{len(rows)} of {len(data.split.classes)} classes do not have the "
+                    f"{len(rows)} of {len(classes)} classes do not have the "
                     f"published {expected} {what}.",
                     tuple(rows),
                 )
@@ -274,7 +309,8 @@ def blank(data: DataSet) -> Iterator[Finding]:
             elif modality == "sketch" and seen.inkless:
                 rows.append((file.name, "has no pixel with R + G + B <= 300 and is not cropped"))
     if rows:
-        yield Finding("blank", f"{len(rows)} images are blank or have no ink.", tuple(rows))
+        blank_images = counted(len(rows), "image is blank or has", "images are blank or have")
+        yield Finding("blank", f"{blank_images} no ink.", tuple(rows))
 
 
 def pairs(data: DataSet) -> Iterator[Finding]:
@@ -288,9 +324,9 @@ def pairs(data: DataSet) -> Iterator[Finding]:
     undrawn = [f for f in photos if f.instance and (f.class_name, f.instance) not in drawn]
     twice = [f for f in photos if shown[f.class_name, f.instance] > 1]
     for files, message, reason in (
-        (alone, f"of {len(sketches):,} sketches have no paired photo", "its photo: {}"),
-        (undrawn, f"of {sum(shown.values()):,} photos have no paired sketch", "no sketch of {}"),
-        (twice, "photos share their instance with another photo: ambiguous pairs", "{}"),
+        (alone, f"of {len(sketches):,} sketches without a paired photo", "its photo: {}"),
+        (undrawn, f"of {sum(shown.values()):,} photos without a paired sketch", "no sketch of {}"),
+        (twice, "photos with the instance of another photo: ambiguous pairs", "{}"),
     ):
         if files:
             yield Finding(
@@ -305,7 +341,7 @@ def ignored(data: DataSet) -> Iterator[Finding]:
     if data.source.ignored:
         yield Finding(
             "ignored",
-            f"{len(data.source.ignored)} files are not images "
-            f"({', '.join(folders.IMAGE_SUFFIXES)}) and are skipped.",
+            f"{counted(len(data.source.ignored), 'file is', 'files are')} skipped, because only "
+            f"{', '.join(folders.IMAGE_SUFFIXES)} are images.",
             tuple((name,) for name in data.source.ignored),
         )

@@ -70,6 +70,7 @@ def small(name):
     """The config with a small network, one step, and all of a small data set."""
     config = config_of(name)
     config.model.update(SMALL[config.model.system])
+    config.init_from = "random"
     config.data.workers = 0
     if config.data.name == "folder":
         config.data.unseen = "bee,dog"

@@ -1,6 +1,8 @@
 """The data checker: its findings, their severity, and its output."""
 
+import contextlib
 import json
+import re
 import shutil
 import subprocess
 import sys
@@ -13,7 +15,7 @@ from hypothesis import strategies as st
 from hypothesis.extra import numpy as arrays
 from rich.console import Console
 
-from data_pipelines import check, splits
+from data_pipelines import check, loading, splits
 from data_pipelines.builders import folders
 from data_pipelines.checking import contact_sheet, findings, inspection, published
 from tests.data_pipelines.conftest import CLASSES, encode
@@ -102,6 +104,56 @@ def test_unreadable_files_are_named_with_the_reason(clean):
     assert {row[0] for row in finding.items} == {name(f, clean) for f in broken}
     assert all(row[1] for row in finding.items)
     assert not check.check("sketchy", clean).fit
+
+
+@pytest.fixture
+def test_folder(clean: Path) -> Path:
+    """A folder with the unseen classes of split 2 alone."""
+    for class_name in splits.get("sketchy_split2").seen:
+        for folder in (SKETCHES, PHOTOS):
+            shutil.rmtree(clean / folder / class_name)
+    return clean
+
+
+def test_evaluation_needs_the_unseen_classes_only_as_in_loading(test_folder, tmp_path):
+    split = splits.get("sketchy_split2")
+    where = {"data_dir": tmp_path / "prepared", "manual_dir": test_folder}
+    for purpose, fit in (("evaluate", True), ("train", False)):
+        report = check.check("sketchy", test_folder, split="sketchy_split2", purpose=purpose)
+        assert report.fit == fit
+        assert report.as_json()["for"] == purpose
+        for modality in ("sketch", "photo"):
+            with contextlib.nullcontext() if fit else pytest.raises(splits.ClassNamesError):
+                items = loading.load_items(
+                    "sketchy", modality, splits.needed(split, purpose), **where
+                )
+                assert set(items.labels.tolist()) == set(range(21))
+    [finding] = [f for f in report.findings if f.check == "classes" and "sketch" in f.message]
+    assert finding.message == "104 needed classes have no readable sketch."
+    assert ("zebra", "has no sketch") in finding.items
+
+
+def test_a_missing_unseen_class_is_an_error_for_both_purposes(test_folder):
+    shutil.rmtree(test_folder / PHOTOS / "bat")
+    for purpose in ("evaluate", "train"):
+        report = check.check("sketchy", test_folder, split="sketchy_split2", purpose=purpose)
+        assert not report.fit
+    rows = [row for f in report.findings if f.check == "classes" for row in f.items]
+    assert ("bat", "has no photo") in rows
+
+
+@pytest.mark.parametrize("name", ["classes", "layout"])
+def test_what_preparation_or_loading_refuses_cannot_be_accepted(clean, name):
+    with pytest.raises(ValueError, match=f"--accept={name}: .*cannot be accepted.*--for=evaluate"):
+        check.check("sketchy", clean, accept=[name])
+
+
+def test_leakage_matters_for_training(clean):
+    shutil.copy(path(clean, "photo", "cup"), path(clean, "photo", "bat"))
+    assert not check.check("sketchy", clean).fit
+    report = check.check("sketchy", clean, purpose="evaluate")
+    assert report.fit
+    assert {f.check: f.severity for f in report.findings}["leakage"] == "warning"
 
 
 def test_an_accepted_finding_is_a_note(clean):
@@ -221,7 +273,7 @@ def test_a_missing_layout_is_a_finding(tmp_path):
     assert [f.check for f in report.findings] == ["layout"]
     assert "256x256" in report.findings[0].message
     assert not report.fit
-    assert not check.check("sketchy", tmp_path, accept=["layout"]).fit
+    assert not check.check("sketchy", tmp_path, purpose="evaluate").fit
 
 
 def test_files_that_are_not_images_are_listed(clean):
@@ -244,9 +296,31 @@ def test_unseen_classes_of_own_data_are_given(own):
     assert check.check("folder", own, unseen=["dog"]).findings == []
     without = check.check("folder", own)
     assert [(f.check, f.severity) for f in without.findings] == [("split", "warning")]
-    shutil.copy(own / "photo/cat/c.png", own / "photo/dog/c.png")
-    assert not check.check("folder", own, unseen=["dog"]).fit
-    assert check.check("folder", own, unseen=["cat", "dog"]).fit
+    shutil.copy(own / "photo/cat/c.png", own / "photo/bird/c.png")
+    assert not check.check("folder", own, unseen=["bird"]).fit
+    assert check.check("folder", own, unseen=["dog"]).fit
+
+
+@pytest.mark.parametrize("unseen", [("bird", "cat", "dog"), ("bird", "cat")])
+def test_training_needs_two_seen_classes_as_in_loading(own, tmp_path, unseen):
+    assert check.check("folder", own, unseen=unseen, purpose="evaluate").fit
+    report = check.check("folder", own, unseen=unseen)
+    assert not report.fit
+    [finding] = report.findings
+    seen = sorted({"bird", "cat", "dog"} - {*unseen})
+    items = [
+        loading.load_items("folder", modality, seen, data_dir=tmp_path / "prepared", manual_dir=own)
+        for modality in ("sketch", "photo")
+    ]
+    with pytest.raises(ValueError, match=re.escape(finding.message)):
+        loading.train_batches(
+            *items, kind="quadruplet", image_size=8, batch_size=2, seed=0, workers=0
+        )
+
+
+def test_evaluation_needs_unseen_classes(own):
+    assert check.check("folder", own).fit
+    assert not check.check("folder", own, purpose="evaluate").fit
 
 
 def test_an_unknown_unseen_class_suggests_the_nearest(own):
@@ -293,6 +367,22 @@ def test_the_output_has_a_table_the_findings_and_the_result(clean, capsys):
     assert all(class_name in printed for class_name in CLASSES)
     assert f"{SKETCHES}/ant/n2-1.png: the 0 bytes are not a known image format" in printed
     assert "NOT fit to train on" in printed
+
+
+def test_tables_are_not_cut_in_files_and_messages_agree_in_number(own, capsys):
+    long = "a class of a rather long name " * 4
+    for modality in ("sketch", "photo"):
+        (own / modality / "cat").rename(own / modality / long.strip())
+    (own / "sketch/dog/notes.txt").touch()
+    assert check.main(["--dataset=folder", f"--manual_dir={own}", "--for=evaluate"]) == check.UNFIT
+    printed = capsys.readouterr().out
+    assert any(long.strip() in line for line in printed.splitlines())
+    assert "1 file is skipped" in printed
+    assert "NOT fit to evaluate on" in printed
+    assert check.main(
+        ["--dataset=folder", f"--manual_dir={own}", "--for=evaluate", "--unseen=dog"]
+    ) == (check.FIT)
+    assert capsys.readouterr().out.endswith("fit to evaluate on\n")
 
 
 def test_json_output_is_one_object(clean, tmp_path):

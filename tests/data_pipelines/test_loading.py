@@ -114,7 +114,7 @@ def test_one_prepared_data_set_serves_every_split(data_dir):
 
 
 def test_a_missing_class_suggests_the_nearest(data_dir):
-    with pytest.raises(ValueError, match=r"1 of 2 are missing: zebras \(did you mean zebra\?\)"):
+    with pytest.raises(ValueError, match=r"1 of 2 is missing: zebras \(did you mean zebra\?\)"):
         loading.load_items("sketchy", "sketch", ["zebras", "ant"], data_dir=data_dir)
 
 
@@ -241,7 +241,7 @@ def test_a_worker_process_names_a_damaged_image():
 @pytest.mark.parametrize(
     ("sketch_sizes", "photo_sizes", "message"),
     [
-        ((3,), (3,), "at least two classes"),
+        ((3,), (3,), "at least two seen classes"),
         ((2, 0, 1), (1, 1, 1), "1 of 3 seen classes have no sketch: class 1"),
         ((2, 1), (1, 0), "1 of 2 seen classes have no photo: class 1"),
         ((2, 1), (1, 1, 1), "class 2"),

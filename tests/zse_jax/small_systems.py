@@ -35,6 +35,7 @@ def config(system: str, **flat: Any) -> ConfigDict:
     """A config of one of `SIZES`; `flat` sets dotted keys."""
     made = convert.default_config(system)
     made.model.update(SIZES[system])
+    made.init_from = "random"
     made.train.update(steps=10, batch_size=16)
     made.optimizer.update(schedule="constant", warmup_steps=0)
     made.update_from_flattened_dict(flat)

@@ -98,6 +98,7 @@ def test_a_publishers_file_becomes_a_checkpoint_that_loads(publisher, tmp_path, 
     said = capsys.readouterr().out
     assert "million parameters" in said
     config = reading.read_config(tmp_path / "out")
+    assert config.init_from == str(file)
     [system] = publishers.systems_of(publisher)
     for name in registry.SYSTEMS[system].pretrained[publisher].uninferred:
         assert f"{name}={config.model[name]}" in said
@@ -269,5 +270,3 @@ def test_an_unusable_init_from_is_an_error_that_names_it(tmp_path):
         start("zse", tmp_path / "nothing")
     with pytest.raises(FileNotFoundError, match="no file of weights"):
         start("zse", tmp_path / "best.safetensors")
-    with pytest.raises(ValueError, match=r"set config.teacher.weights instead"):
-        start("efficient_cnn", written(tmp_path / "r.safetensors", resnet_arrays()))

@@ -88,6 +88,7 @@ def config(**flat: Any) -> ConfigDict:
     """A config for `Tiny`; `flat` sets dotted keys."""
     made = default.get_config()
     made.model = ConfigDict({"system": "tiny", "width": 16, "dropout": 0.1, "image_size": SIZE})
+    made.init_from = "random"
     made.data.update(name="doodles", split="doodles", workers=0)
     made.train.update(steps=12, batch_size=8)
     made.optimizer.learning_rate = 1e-3

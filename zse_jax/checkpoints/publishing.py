@@ -17,12 +17,11 @@ from typing import Any
 
 import jax
 import jinja2
-import numpy as np
 from etils import epath
 from ml_collections import ConfigDict
 
 from data_pipelines import paths, splits
-from zse_jax.checkpoints import hub, reading
+from zse_jax.checkpoints import hub, initial_weights, reading
 from zse_jax.checkpoints.arrays import Arrays, checksums, flat_arrays, split_model
 from zse_jax.pretrained import files
 from zse_jax.retrievers import registry
@@ -108,6 +107,8 @@ def card(about: Mapping[str, Any], *, name: str, license: str | None = None) -> 
         paper=system.paper,
         model=model,
         data=data,
+        start=(start := initial_weights.started_from(config_io.from_plain(config))),
+        random=start == "random values",
         evaluated=target if (target := config["target"])["name"] else data,
         seen=len(split.seen) if split else None,
         unseen=list(split.unseen) if split else _names(data.get("unseen")),
@@ -174,10 +175,7 @@ def _metrics(source: str | os.PathLike, step: int) -> tuple[dict[str, float], st
 
 
 def _write(folder: Path, retriever: Retriever, about: Mapping[str, Any], text: str) -> None:
-    arrays = {
-        name: np.ascontiguousarray(jax.device_get(leaf))
-        for name, leaf in _parameters(retriever).items()
-    }
+    arrays = {name: jax.device_get(leaf) for name, leaf in _parameters(retriever).items()}
     files.write(folder / hub.WEIGHTS, arrays, metadata={"format": "zse_jax"})
     paths.replace(folder / hub.CONFIG, json.dumps(about, indent=2) + "\n")
     paths.replace(folder / hub.CARD, text)

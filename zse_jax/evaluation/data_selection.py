@@ -165,7 +165,13 @@ def split_of(config: ConfigDict, data: ConfigDict) -> splits.Split:
     both = set.intersection(
         *(set(prepared.open_split(folder, modality)[1].class_names) for modality in modalities)
     )
-    splits.check_classes(both, unseen, f"the data set {data.name!r}", allow_more=True)
+    splits.check_classes(
+        both,
+        unseen,
+        f"the data set {data.name!r}",
+        allow_more=True,
+        advice=f"Name unseen classes that have sketches and photos: {', '.join(sorted(both))}.",
+    )
     return splits.Split(data.name, tuple(sorted(both - set(unseen))), unseen)
 
 

@@ -59,7 +59,7 @@ class Evaluator:
             config, sketch_stride, photo_stride
         )
         self.size = f"{len(self.sketches):,} sketches x {len(self.photos):,} photos"
-        self.title = self.notes["data"] if config.data.split is None else self.notes["split"]
+        self.title = title(config)
         self.fine_grained = config.evaluation.protocol == "fine_grained"
 
     @property
@@ -128,6 +128,12 @@ class Evaluator:
         )
 
 
+def title(config: ConfigDict) -> str:
+    """The name of the split that a setting evaluates on, or of a data set without splits."""
+    data = config.data if config.target.name is None else config.target
+    return data.split or data.name
+
+
 def check_select(config: ConfigDict, rankings: Iterable[str]) -> None:
     """Checks that the setting measures `config.evaluation.select`, for one of `rankings`.
 
@@ -151,12 +157,19 @@ def check_select(config: ConfigDict, rankings: Iterable[str]) -> None:
         )
 
 
-def comparison(before: Values, after: Values, step: int, size: str) -> Table:
-    """A table of all metrics before and after training: "untrained -> step N"."""
-    table = Table(
-        title=f"Unseen classes: untrained \N{RIGHTWARDS ARROW} step {step}",
-        caption=f"percent; {size}",
-    )
+def comparison(before: Values, after: Values, start: str, step: int, size: str) -> Table:
+    """A table of all metrics before and after training: "ViT-B_16.npz -> step N".
+
+    Args:
+      before: metrics of the initial weights; empty if they were not measured.
+      after: metrics of `step`.
+      start: what the initial weights are.
+      step: number of training steps.
+      size: numbers of sketches and photos, as text.
+    """
+    arrow = f"{start} \N{RIGHTWARDS ARROW} " if before else ""
+    started = "" if before else f"; started from {start}"
+    table = Table(title=f"Unseen classes: {arrow}step {step}", caption=f"percent; {size}{started}")
     names = tuple(dict.fromkeys(key.rpartition("/")[2] for key in after))
     for name in ("ranking", "", *names):
         table.add_column(name, justify="right" if name in names else "left")

@@ -16,6 +16,7 @@ import numpy as np
 from flax import nnx
 from jaxtyping import Array, Bool, Float, Int, Num, UInt8
 
+from zse_jax.retrievers import base
 from zse_jax.retrievers.base import Encoder, Explainable
 
 INK_CONTRAST = 64
@@ -242,15 +243,10 @@ def check_images(
     Raises:
       ValueError: images of the wrong size, type or number.
     """
-    size = retriever.image_size
-    for name, images in (("sketches", sketches), ("photos", photos)):
-        if images.shape[1:] != (size, size, 3) or images.dtype != np.uint8 or not len(images):
-            raise ValueError(
-                f"{name} to explain must be uint8 of shape [pairs, {size}, {size}, 3], but they "
-                f"are {images.dtype} of shape {tuple(images.shape)}: prepare each with "
-                f"data_pipelines.images.prepare_{name.removesuffix('es').removesuffix('s')}"
-                f"(image, {size})."
-            )
+    for images, modality in ((sketches, "sketch"), (photos, "photo")):
+        base.check_images(images, modality, retriever.image_size)
+    if not len(sketches):
+        raise ValueError("There are no pairs to explain.")
     if len(sketches) != len(photos):
         raise ValueError(
             f"There are {len(sketches)} sketches and {len(photos)} photos, but explanations are of "

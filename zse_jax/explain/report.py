@@ -292,5 +292,7 @@ def _confusions(
 
 def _facts(evaluation: Evaluation, material: Material) -> dict[str, str]:
     seconds = ", ".join(f"{name} {value:.1f} s" for name, value in evaluation.seconds.items())
-    notes = {str(name): as_text(value) for name, value in evaluation.notes.items()}
+    notes = {
+        str(name).replace("_", " "): as_text(value) for name, value in evaluation.notes.items()
+    }
     return {**material.about, **notes, "time": seconds}

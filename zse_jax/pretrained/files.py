@@ -50,13 +50,15 @@ def write(
     arrays: Mapping[str, np.ndarray],
     metadata: Mapping[str, str] | None = None,
 ) -> None:
-    """Writes arrays as safetensors, with the usual permissions.
+    """Writes arrays as safetensors, with the usual permissions; every shape is kept, also ().
 
     (The library's own `save_file` makes a file that only its owner can read.)
     """
     from safetensors.numpy import save
 
-    paths.replace(path, save(dict(arrays), metadata=dict(metadata) if metadata else None))
+    # Not `ascontiguousarray`, which turns an array without axes into one of shape (1,).
+    contiguous = {name: np.asarray(array, order="C") for name, array in arrays.items()}
+    paths.replace(path, save(contiguous, metadata=dict(metadata) if metadata else None))
 
 
 def _numpy(path: Path) -> dict[str, np.ndarray]:

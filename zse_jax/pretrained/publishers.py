@@ -52,6 +52,35 @@ PUBLISHERS: Mapping[str, Publisher] = {
 }
 
 
+_GOOGLE = "https://storage.googleapis.com/vit_models/"
+_AUGREG = (
+    "-i21k-300ep-lr_0.001-aug_{}-wd_0.03-do_0.0-sd_0.0--imagenet2012-steps_20k-lr_0.03-res_224"
+)
+_HUB_FILE = "https://huggingface.co/{}/resolve/main/model.safetensors"
+
+HUB: Mapping[str, str] = {
+    "timm/vit_base_patch16_224.sam_in1k": f"{_GOOGLE}sam/ViT-B_16.npz",
+    "timm/vit_small_patch16_224.augreg_in21k_ft_in1k": (
+        f"{_GOOGLE}augreg/S_16{_AUGREG.format('light1')}.npz"
+    ),
+    "timm/vit_tiny_patch16_224.augreg_in21k_ft_in1k": (
+        f"{_GOOGLE}augreg/Ti_16{_AUGREG.format('none')}.npz"
+    ),
+} | {
+    name: _HUB_FILE.format(name)
+    for name in (
+        "openai/clip-vit-base-patch32",
+        "openai/clip-vit-base-patch16",
+        "openai/clip-vit-large-patch14",
+        "openai/clip-vit-large-patch14-336",
+        "timm/resnet50.tv_in1k",
+    )
+}
+"""Publishers' weights on the Hugging Face Hub, "owner/name", that configs start from, and the
+address of a file with the same weights that `start` reads. (timm's model cards name Google's files
+as their source.)"""
+
+
 EXPORTS = ("zse_sbir",)
 """The publishers whose module also has `export(model)`, the inverse of `load`."""
 

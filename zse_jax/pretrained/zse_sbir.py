@@ -69,7 +69,7 @@ def export(model: ZSE) -> dict[str, np.ndarray]:
             array = array.T
         elif source.layout in (convolution, patch_matrix):
             array = array.transpose(3, 2, 0, 1)
-        arrays[source.name] = np.ascontiguousarray(array)
+        arrays[source.name] = np.asarray(array, order="C")
     used = "ca.encoder.layer1.0."
     unused = {
         "ca.encoder.layers.0." + name.removeprefix(used): array.copy()

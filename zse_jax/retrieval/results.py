@@ -340,7 +340,8 @@ class Evaluation:
         ]
         if self.queries_without_match:
             parts.append(f"{self.queries_without_match} sketches without {self.missing} excluded")
-        parts.extend(f"{name} {as_text(value)}" for name, value in self.notes.items())
+        notes = self.notes.items()
+        parts.extend(f"{name.replace('_', ' ')} {as_text(value)}" for name, value in notes)
         return "; ".join(parts)
 
 

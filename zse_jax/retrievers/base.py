@@ -4,11 +4,22 @@ Evaluation, index and search use only `Encoder`, the train loop only `Retriever`
 `Explainable`. `zse_jax.retrievers.registry` lists the systems.
 """
 
+import functools
 from abc import abstractmethod
-from collections.abc import Mapping, Sequence
-from typing import Any, ClassVar, Literal, NamedTuple, Protocol, TypeVar, runtime_checkable
+from collections.abc import Callable, Mapping, Sequence
+from typing import (
+    Any,
+    ClassVar,
+    Literal,
+    NamedTuple,
+    Protocol,
+    TypeVar,
+    get_args,
+    runtime_checkable,
+)
 
 import jax
+import numpy as np
 from flax import nnx
 from jaxtyping import Array, Float, Int, UInt8
 
@@ -53,8 +64,54 @@ class Correspondence(NamedTuple):
     photo_places: Int[Array, "b p"] | None = None
 
 
+def check_images(images: Any, modality: Any, size: int) -> None:
+    """Checks the arguments of `Encoder.encode`; reads no values, so that it works under `jax.jit`.
+
+    Raises:
+      ValueError: the images are not uint8 [b, size, size, 3], or the modality does not exist.
+    """
+    if modality not in get_args(Modality):
+        raise ValueError(f"modality={modality!r} must be 'sketch' or 'photo'.")
+    dtype, shape = getattr(images, "dtype", None), tuple(getattr(images, "shape", ()))
+    if dtype == np.uint8 and len(shape) == 4 and shape[1:] == (size, size, 3):
+        return
+    found = f"{dtype} of shape {list(shape)}" if dtype is not None else f"a {type(images).__name__}"
+    if dtype == np.uint8 and shape == (size, size, 3):
+        advice = "add the axis of the batch: images[None]"
+    else:
+        advice = (
+            f"prepare each image with data_pipelines.images.prepare_{modality}(x, "
+            "size=retriever.image_size), which takes uint8 [height, width, 3], and stack them"
+        )
+    raise ValueError(
+        f"{modality} images must be uint8 arrays of shape [n, {size}, {size}, 3] with values from "
+        f"0 to 255, but these are {found}: {advice}."
+    )
+
+
+def _checking_one(encode: Callable[..., Features]) -> Callable[..., Features]:
+    @functools.wraps(encode)
+    def checked(self: Any, images: Any, modality: Any) -> Features:
+        check_images(images, modality, self.image_size)
+        return encode(self, images, modality)
+
+    return checked
+
+
+def _checking_pairs(correspond: Callable[..., Correspondence]) -> Callable[..., Correspondence]:
+    @functools.wraps(correspond)
+    def checked(self: Any, sketches: Any, photos: Any) -> Correspondence:
+        check_images(sketches, "sketch", self.image_size)
+        check_images(photos, "photo", self.image_size)
+        return correspond(self, sketches, photos)
+
+    return checked
+
+
 class Encoder(nnx.Module):
     """Encodes images and scores them: all that evaluation, index and search need.
+
+    `encode` and `correspond` of every subclass check their arguments first (`check_images`).
 
     Attributes:
       rankings: the literature's names for the ways in which this system can rank a gallery, and
@@ -66,9 +123,24 @@ class Encoder(nnx.Module):
     rankings: ClassVar[Mapping[str, Literal["embedding", "score"]]] = {"embedding": "embedding"}
     image_size: int
 
+    def __init_subclass__(cls, **options: Any) -> None:
+        super().__init_subclass__(**options)
+        for name, checking in (("encode", _checking_one), ("correspond", _checking_pairs)):
+            if (method := vars(cls).get(name)) is not None:
+                setattr(cls, name, checking(method))
+
     @abstractmethod
     def encode(self, images: UInt8[Array, "b h w 3"], modality: Modality) -> Features:
-        """Everything this system needs to know about each image to rank it, computed once."""
+        """Everything this system needs to know about each image to rank it, computed once.
+
+        Args:
+          images: [b, image_size, image_size, 3], each prepared by
+            `data_pipelines.images.prepare_sketch` or `prepare_photo`; values 0 to 255.
+          modality: what they are; some systems encode sketches and photos differently.
+
+        Raises:
+          ValueError: another type, shape or modality.
+        """
 
     @abstractmethod
     def embedding(self, features: Features) -> Float[Array, "b d"]:

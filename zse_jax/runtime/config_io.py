@@ -52,8 +52,8 @@ RENAMED = {"train.vary": "train.augment"}
 """Keys of earlier versions and their present names, in the same group. `from_plain` accepts the old
 names; in a command line or a config file they are errors."""
 
-ADDED = {"model.backbone": "resnet50"}
-"""Keys that configs of earlier versions do not have, and the value that they stand for."""
+ADDED = {"model.backbone": "resnet50", "init_from": "random"}
+"""Keys that runs of earlier versions do not have or leave empty, and what this stands for."""
 
 
 def flat(config: ConfigDict | Mapping[str, Any], prefix: str = "") -> dict[str, Any]:
@@ -87,16 +87,23 @@ def from_plain(plain: Mapping[str, Any]) -> ConfigDict:
             return tuple(value)
         return placeholder(object) if value is None else value
 
-    return ConfigDict(restored(plain)).lock()
+    found = ConfigDict(restored(plain))
+    if found.get("init_from", "") is None and found.get("teacher") is not None:
+        found.init_from = found.teacher.weights  # earlier, EfficientCNN started from these
+    return found.lock()
 
 
 def differences(old: ConfigDict, new: ConfigDict) -> dict[str, tuple[Any, Any]]:
     """The keys whose values differ, each with the old and the new value ("-" where absent)."""
     before, after = flat(to_plain(old)), flat(to_plain(new))
+
+    def meant(values: Mapping[str, Any], key: str) -> Any:
+        return ADDED.get(key) if values.get(key) is None else values[key]
+
     return {
         key: (before.get(key, "-"), after.get(key, "-"))
         for key in sorted(before.keys() | after.keys())
-        if before.get(key, ADDED.get(key)) != after.get(key, ADDED.get(key))
+        if meant(before, key) != meant(after, key)
     }
 
 

@@ -3,11 +3,15 @@
 from rich.console import Console
 from rich.table import Table
 
+WIDE = 10_000
+"""Columns of an output that is not a terminal, so that tables take the width that they need."""
+
 
 def show(table: Table) -> None:
-    """Prints a table, at least 80 columns wide."""
-    console = Console()
-    console.print(table, width=max(console.width, 80))
+    """Prints a table: at least 80 columns wide on a terminal, uncut in a file or a pipe."""
+    console = Console(highlight=False)
+    console.width = max(console.width, 80) if console.is_terminal else WIDE
+    console.print(table)
 
 
 def duration(seconds: float) -> str:

@@ -1,14 +1,15 @@
-r"""Initialises an EfficientCNN: the teacher's weights, and its predictions for each seen class.
+r"""The teacher of an EfficientCNN: its predictions for each seen class.
 
-The teacher is the original ImageNet network (`config.teacher.weights`; without them, random weights
-from the seed, for tests). One pass over the photos of the seen classes gives a distribution over
-ImageNet's classes for each seen class, the teacher's knowledge. It is stored in a file
-(`config.teacher.knowledge`, or knowledge.npz in the workdir) with fingerprints of the weights,
-photos and split. Training reads the file, or writes it if it is missing, and raises an error if a
-fingerprint differs. Checkpoints contain the knowledge. To write the file before training:
+The teacher is the original ImageNet network: the weights that training starts from
+(`config.init_from`), unless `config.teacher.weights` names others. One pass over the photos of the
+seen classes gives a distribution over ImageNet's classes for each seen class, the teacher's
+knowledge. It is stored in a file (`config.teacher.knowledge`, or knowledge.npz in the workdir) with
+fingerprints of the weights, photos and split. Training reads the file, or writes it if it is
+missing, and raises an error if a fingerprint differs. Checkpoints contain the knowledge. To write
+the file before training:
 
     python -m zse_jax.training.distillation --prepare --config=configs/efficient_sketchy.py \
-        --config.teacher.weights=resnet50.safetensors --config.teacher.knowledge=sketchy.npz
+        --config.init_from=resnet50.safetensors --config.teacher.knowledge=sketchy.npz
 """
 
 import io
@@ -32,34 +33,59 @@ from zse_jax.checkpoints import initial_weights, reading
 from zse_jax.evaluation import data_selection
 from zse_jax.retrieval.encoding import encode, fingerprint
 from zse_jax.retrievers import registry
+from zse_jax.retrievers.base import Retriever
 from zse_jax.retrievers.efficient_cnn import EfficientCNN, Teacher, class_knowledge
 from zse_jax.runtime import cli, consistency, distributed, sharding
 from zse_jax.runtime.console import first_line
-from zse_jax.training.step import Setup, State, merge_model, placed, set_up
+from zse_jax.training.step import Setup, merge_model, set_up
 
 logger = logging.getLogger(__name__)
 
 FILE = "knowledge.npz"
 
 
-def start(config: ConfigDict, mesh: Mesh, setup: Setup, workdir: str | os.PathLike) -> State:
-    """The initial train state: the teacher's weights, and its knowledge if its loss has a weight.
+def teach(
+    model: Retriever, config: ConfigDict, mesh: Mesh, setup: Setup, workdir: str | os.PathLike
+) -> None:
+    """Sets the teacher's knowledge in `model`, in place, if its loss has a weight.
+
+    Args:
+      model: an EfficientCNN with its initial weights; the teacher unless `config.teacher.weights`
+        names another one.
+      config, mesh, setup, workdir: of the run.
 
     Raises:
       ValueError: weights of another network, a number of classes that differs from the split, a
         class without photos, or a knowledge file made from other weights, photos or classes.
       OSError: a file cannot be read or written.
     """
-    state, model = _teacher_state(config, setup)
+    assert isinstance(model, EfficientCNN)
     photos = _seen_photos(config, model)
-    if model.knowledge is not None:
-        network = Teacher(model.backbone, model.image_size)
-        marks = fingerprints(network, photos, config)
-        file = knowledge_file(config, workdir)
-        if not distributed.of_first(_can_be_read(file, config)):
-            prepare(config, mesh, network, photos, marks, file)
-        model.knowledge[...] = jnp.asarray(read(file, marks))
-    return placed(state, model, setup)
+    if model.knowledge is None:
+        return
+    network = _teacher(model, config, setup)
+    marks = fingerprints(network, photos, config)
+    file = knowledge_file(config, workdir)
+    if not distributed.of_first(_can_be_read(file, config)):
+        prepare(config, mesh, network, photos, marks, file)
+    model.knowledge[...] = jnp.asarray(read(file, marks))
+
+
+def check(config: ConfigDict) -> None:
+    """Checks that the config names a teacher, and that its weights can be had.
+
+    Raises:
+      ValueError: the teacher is needed and not named.
+      FileNotFoundError: its weights are not on this machine.
+    """
+    if config.teacher.weights:
+        initial_weights.check(config.teacher.weights, "teacher.weights")
+    elif config.model.knowledge_weight and initial_weights.is_checkpoint(config.init_from):
+        raise ValueError(
+            f"config.init_from={config.init_from} is a checkpoint, whose network may differ from "
+            "the teacher: name the teacher's weights, --config.teacher.weights=FILE, or train "
+            "without it, --config.model.knowledge_weight=0."
+        )
 
 
 def _can_be_read(file: epath.Path, config: ConfigDict) -> bool:
@@ -156,18 +182,21 @@ def knowledge_file(config: ConfigDict, workdir: str | os.PathLike | None) -> epa
     return reading.absolute(workdir) / FILE
 
 
-def _teacher_state(config: ConfigDict, setup: Setup) -> tuple[State, EfficientCNN]:
-    """A new train state, and its model with the teacher's weights."""
-    _check(config)
-    state = setup.init()
-    model = merge_model(setup.definition, state)
-    assert isinstance(model, EfficientCNN)
+def _teacher(model: EfficientCNN, config: ConfigDict, setup: Setup) -> Teacher:
+    """The teacher: the network of `model`, or another one with `config.teacher.weights`."""
     if config.teacher.weights:
-        initial_weights.fill_from_file(model, config.teacher.weights, config.model.system)
-    return state, model
+        model = _initial_model(setup)
+        initial_weights.fill_from(model, config.teacher.weights, config.model.system)
+    return Teacher(model.backbone, model.image_size)
 
 
-def _check(config: ConfigDict) -> None:
+def _initial_model(setup: Setup) -> EfficientCNN:
+    model = merge_model(setup.definition, setup.init())
+    assert isinstance(model, EfficientCNN)
+    return model
+
+
+def _check_system(config: ConfigDict) -> None:
     system = registry.system(config.model.system)
     if system.initialization != "distillation" or "teacher" not in config:
         raise ValueError(
@@ -202,12 +231,17 @@ def main(options: flags.FlagValues) -> None:
     if not options.prepare or options.config is None:
         raise ValueError("Use --prepare and --config=configs/efficient_sketchy.py. See --help.")
     config = options.config
-    _check(config)
+    _check_system(config)
     mesh = sharding.make_mesh(**config.mesh)
     file = knowledge_file(config, options.workdir)
-    _, model = _teacher_state(config, set_up(config, mesh))
+    initial_weights.check(config.get("init_from"))
+    check(config)
+    setup = set_up(config, mesh)
+    model = _initial_model(setup)
     photos = _seen_photos(config, model)
-    network = Teacher(model.backbone, model.image_size)
+    if not config.teacher.weights:
+        initial_weights.fill_from(model, config.init_from, config.model.system)
+    network = _teacher(model, config, setup)
     prepare(config, mesh, network, photos, fingerprints(network, photos, config), file)
     print(f"wrote {file}: {model.seen_classes} classes, {len(photos):,} photos")
 

@@ -1,6 +1,7 @@
 """The train state before the first step, for a run that does not resume from its own checkpoint.
 
-The registry specifies how a system is initialised; `config.init_from` then replaces its weights.
+`config.init_from` names the initial weights, or "random". Systems that the registry initialises
+with a distillation then get the knowledge of their teacher.
 """
 
 import os
@@ -15,35 +16,47 @@ from zse_jax.training import distillation
 from zse_jax.training.step import Setup, State, merge_model, placed
 
 
+def check(config: ConfigDict) -> None:
+    """Checks that the weights a run starts from can be had; before the data are prepared.
+
+    Raises:
+      ValueError: `config.init_from` has no value, or is no teacher where one is needed.
+      FileNotFoundError: the weights are not on this machine.
+    """
+    initial_weights.check(config.get("init_from"))
+    if distils(config):
+        distillation.check(config)
+
+
 def first_state(config: ConfigDict, mesh: Mesh, setup: Setup, workdir: str | os.PathLike) -> State:
     """The initial train state, each array placed on the mesh.
 
     Raises:
       FileNotFoundError: `config.init_from` is neither a file nor a checkpoint.
-      ValueError: it is of another system or size, or cannot be read; errors of `distillation`.
+      ValueError: it has no value, is of another system or size, or cannot be read; errors of
+        `distillation`.
     """
-    if registry.system(config.model.system).initialization == "distillation":
-        state = distillation.start(config, mesh, setup, workdir)
-    else:
-        state = setup.init()
-    if not config.get("init_from"):
+    check(config)
+    state = setup.init()
+    if config.init_from == initial_weights.RANDOM and not distils(config):
         return state
     model = merge_model(setup.definition, state)
     fill(model, config)
+    if distils(config):
+        distillation.teach(model, config, mesh, setup, workdir)
     return placed(state, model, setup)
 
 
 def fill(model: Retriever, config: ConfigDict) -> None:
     """Fills `model` in place from `config.init_from`; errors as for `first_state`."""
-    path, system = config.init_from, config.model.system
-    distilled = registry.system(system).initialization == "distillation"
-    if distilled and initial_weights.is_weight_file(path):
-        raise ValueError(
-            f"config.init_from={path} is a file of weights, but the system {system!r} also needs "
-            "them as its teacher: set config.teacher.weights instead."
-        )
+    path = config.init_from
     try:
-        initial_weights.fill_from(model, path, system)
+        initial_weights.fill_from(model, path, config.model.system)
     except (FileNotFoundError, ValueError) as error:
         kind = FileNotFoundError if isinstance(error, FileNotFoundError) else ValueError
         raise kind(f"config.init_from={path}: {error}") from error
+
+
+def distils(config: ConfigDict) -> bool:
+    """Whether the registry initialises the system of this config with a distillation."""
+    return registry.system(config.model.system).initialization == "distillation"

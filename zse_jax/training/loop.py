@@ -22,10 +22,10 @@ from jaxtyping import Array
 from ml_collections import ConfigDict
 
 from data_pipelines import loading, paths
+from zse_jax.checkpoints import initial_weights, writing
 from zse_jax.checkpoints import workdir as workdir_
-from zse_jax.checkpoints import writing
 from zse_jax.evaluation import data_selection
-from zse_jax.evaluation.evaluator import Evaluator, check_select, comparison
+from zse_jax.evaluation.evaluator import Evaluator, check_select, comparison, title
 from zse_jax.retrieval.rerank_report import shortlist_table
 from zse_jax.retrievers.base import Retriever
 from zse_jax.runtime import config_io, consistency, distributed, preemption, sharding
@@ -103,8 +103,11 @@ def train(config: ConfigDict, workdir: str | os.PathLike) -> dict[str, Any]:
             changed.update(config_io.check_resumable(saved, config, str(workdir)))
 
         checkpoints.check_latest(check)  # before the data, whose preparation may take long
+        if checkpoints.latest is None:
+            initialization.check(config)
         evaluation = config.evaluation
         validation = Evaluator(config, mesh, evaluation.sketch_stride, evaluation.photo_stride)
+        validation.notes |= initial_weights.notes(config)
         batches = training_batches(config, setup.model, mesh)
         consistency.agree(data_facts(config, validation))
         start, state = checkpoints.resume(setup.abstract, batches, check) or (
@@ -324,7 +327,7 @@ class Run:
         done = distributed.of_first(paths.read_json(file)) or {}
         if wanted.items() <= done.items():
             self.report.say(f"This run is already complete; its results are in {file}.")
-            show(comparison(done["untrained"], done["validation"], step, self.validation.size))
+            self.compare(done, step)
             return done
         evaluation = config.evaluation
         strides = evaluation.test_sketch_stride, evaluation.test_photo_stride
@@ -333,6 +336,7 @@ class Run:
         if strides != validated or not validation or evaluation.shortlists:
             best = checkpoints.restore(step, self.setup.abstract)
             evaluator = Evaluator(config, self.mesh, *strides)
+            evaluator.notes |= initial_weights.notes(config)
             self.report.say(f"Evaluating step {step} on the test set: {evaluator.size}")
             folder = self.scratch
             if folder is not None:  # of this step, these images and this code
@@ -357,12 +361,20 @@ class Run:
             if key.startswith("validation/")
         }
         results = wanted | {"test": test, "validation": validation, "untrained": untrained}
+        results |= initial_weights.notes(config)
         if jax.process_index() == 0:
             write_json(file, results)
             if self.scratch is not None:
                 shutil.rmtree(self.scratch, ignore_errors=True)
-            show(comparison(untrained, validation, step, self.validation.size))
+            self.compare(results, step)
         return results
+
+    def compare(self, results: Mapping[str, Any], step: int) -> None:
+        """Prints the validation metrics before and after training, if there are any."""
+        start = initial_weights.started_from(self.config) or "step 0"
+        before, after = results["untrained"], results["validation"]
+        if after:
+            show(comparison(before if step else {}, after, start, step, self.validation.size))
 
 
 def introduce(
@@ -378,15 +390,18 @@ def introduce(
     count = sum(math.prod(leaf.shape) for leaf in jax.tree.leaves(setup.abstract["model"]))
     groups = profiling.parameter_groups(setup.model)
     parts = ", ".join(f"{name} {size / 1e6:.2f} M" for name, size in groups.items())
+    begin = initial_weights.started_from(config)
+    trained, evaluated = config.data.split or config.data.name, title(config)
+    setting = trained if trained == evaluated else f"{trained}, evaluated on {evaluated}"
     report.say(
-        f"{config.model.system} on {config.data.split}: {count / 1e6:.1f} M parameters"
+        f"{config.model.system} on {setting}: {count / 1e6:.1f} M parameters"
         + (f" ({parts})" if len(groups) > 1 else "")
         + f", computing in {config.compute_dtype} on {sharding.describe(mesh)}"
     )
     report.say(
         f"workdir {workdir}: "
         + (
-            f"from step 0 to {config.train.steps}"
+            f"from step 0 ({begin}) to {config.train.steps}"
             if start is None
             else f"resuming from step {start}"
         )

@@ -24,6 +24,7 @@ from pathlib import Path
 from data_pipelines import splits
 from data_pipelines.builders import folders
 from data_pipelines.builders.quickdraw import drawings
+from data_pipelines.suggestions import suggest
 
 logger = logging.getLogger(__name__)
 
@@ -46,7 +47,7 @@ def scan(
 
     Raises:
       FileNotFoundError: if a folder of the layout is missing; lists the expected paths.
-      ValueError: if classes are missing, unknown, empty or duplicated, or if there are both
+      ValueError: if classes are unknown, empty or duplicated, or if there are both
         drawings and images of sketches.
     """
     sketch_names = ("sketches", "QuickDraw_sketches_final")
@@ -87,8 +88,15 @@ def _list_drawings(
             )
         else:
             file_of[class_name] = path
-    where = f"the .ndjson files in {ndjson[0].parent}"
-    splits.check_classes([*file_of, *ignored], CLASSES, where, allow_more=True)
+    if missing := [name for name in CLASSES if name not in file_of]:
+        logger.warning(
+            "%d of %d classes have no .ndjson file in %s, so they can neither be trained on nor "
+            "evaluated: %s.",
+            len(missing),
+            len(CLASSES),
+            ndjson[0].parent,
+            ", ".join(name + suggest(name, ignored) for name in missing),
+        )
 
     found: list[folders.ImageFile] = []
     unrecognized = truncated = 0

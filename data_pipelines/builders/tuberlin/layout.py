@@ -23,7 +23,7 @@ def scan(manual_dir: Path) -> folders.Source:
 
     Raises:
       FileNotFoundError: if a folder of the layout is missing; lists the expected paths.
-      ValueError: if classes are missing, unknown or empty.
+      ValueError: if classes are unknown or empty.
     """
     root = folders.find_root(manual_dir, "png_ready", "png", "ImageResized_ready", "ImageResized")
     sketch_folder = folders.find_folder(*folders.spellings(root / "png"))

@@ -19,8 +19,11 @@ import zse_jax
 from tests.zse_jax import small_systems, tiny
 from tests.zse_jax.checkpoints.test_writing import Position
 from tests.zse_jax.gallery.conftest import photo
+from tests.zse_jax.random_weights import drawn
+from zse_jax import retrievers
 from zse_jax.checkpoints import hub as hub_
 from zse_jax.checkpoints import publishing, reading
+from zse_jax.checkpoints.arrays import flat_arrays, split_model
 from zse_jax.checkpoints.writing import Checkpoints
 from zse_jax.gallery import index
 from zse_jax.retrievers import registry
@@ -126,6 +129,29 @@ def test_an_untrained_system_keeps_its_running_statistics(tmp_path, monkeypatch)
     text = (tmp_path / "model/README.md").read_text()
     assert "# model\n\ntiny.\n" in text
     assert "not trained with zse_jax" in text
+
+
+VARIANTS = [
+    *((name, {}) for name in registry.SYSTEMS),
+    ("clip_prompt", {"text_tower": True, "encoders": "separate", "class_names": None}),
+    ("efficient_cnn", {"knowledge_weight": 1.0}),
+]
+
+
+@pytest.mark.parametrize(("system", "changes"), VARIANTS)
+def test_every_system_is_the_same_after_saving_and_loading(system, changes, tmp_path):
+    config = small_systems.config(system).unlock()
+    config.model.update(changes)
+    make = lambda: retrievers.create(config.model, rngs=nnx.Rngs(params=0, dropout=1))  # noqa: E731
+    retriever = drawn(make)
+    zse_jax.save_pretrained(retriever, tmp_path / "model", config=config)
+    saved, loaded = (
+        flat_arrays(split_model(x)[1]["model"])
+        for x in (retriever, zse_jax.load(tmp_path / "model"))
+    )
+    assert {k: x.shape for k, x in loaded.items()} == {k: x.shape for k, x in saved.items()}
+    for name, array in saved.items():
+        np.testing.assert_array_equal(loaded[name], array, err_msg=name)
 
 
 @pytest.mark.parametrize("system", small_systems.SIZES)

@@ -210,11 +210,11 @@ def test_an_invalid_order_is_an_error(order):
 @pytest.mark.parametrize(
     ("sketches", "photos", "message"),
     [
-        (images(1)[:, :8], images(1), r"sketches to explain must be uint8 .*prepare_sketch"),
-        (images(1), images(1)[:, :8, :8], r"photos .* \(1, 8, 8, 3\): prepare .*prepare_photo"),
-        (images(1) / 255, images(1), "uint8 .* but they are float64"),
-        (images(1)[0], images(1), r"shape \(16, 16, 3\)"),
-        (images(0), images(0), r"shape \(0, 16, 16, 3\)"),
+        (images(1)[:, :8], images(1), r"sketch images must be uint8 .*prepare_sketch"),
+        (images(1), images(1)[:, :8, :8], r"photo .* \[1, 8, 8, 3\]: prepare .*prepare_photo"),
+        (images(1) / 255, images(1), "uint8 .* but these are float64"),
+        (images(1)[0], images(1), r"shape \[16, 16, 3\]: add the axis"),
+        (images(0), images(0), "no pairs to explain"),
         (images(2), images(3), "2 sketches and 3 photos, .* pairs"),
     ],
 )

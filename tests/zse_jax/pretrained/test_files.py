@@ -27,6 +27,17 @@ def test_half_precision_becomes_float32(tmp_path, dtype):
     assert files.read(tmp_path / "x.safetensors")["a"].dtype == np.float32
 
 
+def test_written_arrays_are_read_with_their_values_and_shapes(tmp_path):
+    arrays = {**ARRAYS, "transposed": ARRAYS["a.weight"].T}
+    files.write(tmp_path / "x.safetensors", arrays)
+    read = files.read(tmp_path / "x.safetensors")
+    assert {name: array.shape for name, array in read.items()} == {
+        name: array.shape for name, array in arrays.items()
+    }
+    for name, array in arrays.items():
+        np.testing.assert_array_equal(read[name], array)
+
+
 def test_numpys_files_give_names_and_arrays(tmp_path):
     np.savez(tmp_path / "x.npz", **ARRAYS, half=np.ones(2, np.float16))
     read = files.read(tmp_path / "x.npz")

@@ -19,7 +19,7 @@ from zse_jax.models.resnet import ResNet50
 from zse_jax.pretrained import torchvision_resnet
 from zse_jax.retrievers import create
 from zse_jax.runtime import sharding
-from zse_jax.training import distillation
+from zse_jax.training import distillation, initialization
 from zse_jax.training.loop import train, training_batches
 from zse_jax.training.step import merge_model, set_up
 
@@ -56,7 +56,7 @@ def config(**flat):
 def begin(settings, workdir, mesh=None):
     mesh = mesh or sharding.make_mesh(devices=jax.devices()[:1])
     setup = set_up(settings, mesh)
-    state = distillation.start(settings, mesh, setup, workdir)
+    state = initialization.first_state(settings, mesh, setup, workdir)
     return merge_model(setup.definition, state), state, setup
 
 
@@ -76,7 +76,7 @@ def torchvision_file(path, seed=5):
 
 def test_knowledge_is_the_mean_prediction_of_the_teacher_for_each_seen_class(tmp_path):
     network = torchvision_file(tmp_path / "w.safetensors")
-    settings = config(**{"teacher.weights": str(tmp_path / "w.safetensors")})
+    settings = config(init_from=str(tmp_path / "w.safetensors"))
     model, _, _ = begin(settings, tmp_path)
     photos = data_selection.training_items(settings)[1]
     images = np.stack([photos.image(i, tiny.SIZE) for i in range(len(photos))])
@@ -91,17 +91,38 @@ def test_knowledge_is_the_mean_prediction_of_the_teacher_for_each_seen_class(tmp
 
 def test_training_starts_with_the_teachers_weights_and_statistics(tmp_path):
     network = torchvision_file(tmp_path / "w.safetensors")
-    model, _, _ = begin(config(**{"teacher.weights": str(tmp_path / "w.safetensors")}), tmp_path)
+    model, _, _ = begin(config(init_from=str(tmp_path / "w.safetensors")), tmp_path)
     for mine, theirs in zip(
         jax.tree.leaves(nnx.state(model.backbone)), jax.tree.leaves(nnx.state(network)), strict=True
     ):
         np.testing.assert_array_equal(mine, theirs)
 
 
+def test_another_teacher_gives_the_knowledge_and_training_starts_from_init_from(tmp_path):
+    torchvision_file(tmp_path / "teacher.safetensors")
+    teacher, student = str(tmp_path / "teacher.safetensors"), str(tmp_path / "student.safetensors")
+    network = torchvision_file(tmp_path / "student.safetensors", seed=6)
+    plain, _, _ = begin(config(init_from=teacher), tmp_path / "plain")
+    settings = config(**{"teacher.weights": teacher, "init_from": student})
+    model, _, _ = begin(settings, tmp_path / "other")
+    np.testing.assert_array_equal(model.knowledge[...], plain.knowledge[...])
+    np.testing.assert_array_equal(model.backbone.head.kernel[...], network.head.kernel[...])
+    scratch, _, _ = begin(config(**{"teacher.weights": teacher}), tmp_path / "scratch")
+    np.testing.assert_array_equal(scratch.knowledge[...], plain.knowledge[...])
+    assert not np.array_equal(scratch.backbone.head.kernel[...], plain.backbone.head.kernel[...])
+
+
+def test_a_checkpoint_is_not_a_teacher(tmp_path):
+    with pytest.raises(ValueError, match=r"--config.teacher.weights=FILE.*knowledge_weight=0"):
+        begin(config(init_from=str(tmp_path / "run")), tmp_path)
+    with pytest.raises(FileNotFoundError, match=r"config.teacher.weights=.*there is no file"):
+        begin(config(**{"teacher.weights": str(tmp_path / "none.npz")}), tmp_path)
+
+
 def test_the_first_state_is_sharded_as_the_mesh_requires(tmp_path):
     mesh = sharding.make_mesh(2, 4)
     torchvision_file(tmp_path / "w.safetensors")
-    settings = config(**{"teacher.weights": str(tmp_path / "w.safetensors")})
+    settings = config(init_from=str(tmp_path / "w.safetensors"))
     _, state, setup = begin(settings, tmp_path, mesh)
     for leaf, like in zip(
         jax.tree.leaves(state["model"]), jax.tree.leaves(setup.abstract["model"]), strict=True
@@ -181,9 +202,7 @@ def test_another_number_of_seen_classes_is_an_error(tmp_path):
 
 def test_weights_of_another_network_are_an_error_that_names_the_file(tmp_path):
     torchvision_file(tmp_path / "w.safetensors")
-    settings = config(
-        **{"teacher.weights": str(tmp_path / "w.safetensors"), "model.depths": (1, 2)}
-    )
+    settings = config(**{"init_from": str(tmp_path / "w.safetensors"), "model.depths": (1, 2)})
     with pytest.raises(ValueError, match=r"w.safetensors: (.|\n)*missing: stages.1.1"):
         begin(settings, tmp_path)
 
