@@ -25,8 +25,8 @@ from absl import flags
 from ml_collections import config_flags
 
 from zse_jax.checkpoints import reading
-from zse_jax.evaluation import report
-from zse_jax.evaluation.evaluator import Evaluator, trained_on
+from zse_jax.evaluation import report, training_record
+from zse_jax.evaluation.evaluator import Evaluator
 from zse_jax.retrieval.rerank_report import shortlist_table, shortlists_dict
 from zse_jax.runtime import cli, config_io, sharding
 from zse_jax.runtime.console import show
@@ -78,10 +78,11 @@ def main(options: flags.FlagValues) -> None:
         raise ValueError("Give a checkpoint, such as --checkpoint=runs/sketchy. See --help.")
     strides = config.evaluation.test_sketch_stride, config.evaluation.test_photo_stride
     evaluator = Evaluator(config, sharding.make_mesh(**config.mesh), *strides)
+    evaluator.compare(training_record.of_checkpoint(path))
     step, retriever = reading.load_step(path)
-    evaluator.notes |= trained_on(path, config, evaluator.sketches.class_names)
-    title = f"Unseen classes of {evaluator.title}, step {step}"
-    print(f"{path}, step {step}, on unseen classes of {evaluator.title}: {evaluator.size}")
+    title = f"{evaluator.classes} of {evaluator.title}, step {step}"
+    ranked = f"{evaluator.classes.lower()} of {evaluator.title}: {evaluator.size}"
+    print(f"{path}, step {step}, on {ranked}")
     results = evaluator(
         retriever,
         progress=True,

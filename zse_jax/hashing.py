@@ -22,7 +22,7 @@ from rich.table import Table
 
 from data_pipelines import loading
 from zse_jax.checkpoints import reading
-from zse_jax.evaluation import data_selection
+from zse_jax.evaluation import data_selection, training_record
 from zse_jax.evaluation.evaluator import Evaluator
 from zse_jax.retrieval import codes
 from zse_jax.retrieval.encoding import encode
@@ -70,11 +70,15 @@ def measure(
     return _unnamed(real.flat()), _unnamed(short.flat())
 
 
-def table(real: dict[str, float], short: dict[str, float], bits: int, size: str) -> Table:
-    """The metrics of embedding and codes, and the loss in points."""
-    made = Table(
-        title=f"Unseen classes: embedding and {bits}-bit codes", caption=f"percent; {size}"
-    )
+def table(
+    real: dict[str, float],
+    short: dict[str, float],
+    bits: int,
+    size: str,
+    classes: str = "Unseen classes",
+) -> Table:
+    """The metrics of embedding and codes for `classes`, and the loss in points."""
+    made = Table(title=f"{classes}: embedding and {bits}-bit codes", caption=f"percent; {size}")
     for name in ("metric", "embedding", f"{bits} bits", "lost"):
         made.add_column(name, justify="left" if name == "metric" else "right")
     for name, value in real.items():
@@ -133,6 +137,7 @@ def main(options: flags.FlagValues) -> None:
     evaluator = Evaluator(
         config, mesh, config.evaluation.test_sketch_stride, config.evaluation.test_photo_stride
     )
+    evaluator.compare(training_record.of_checkpoint(path))
     retriever = reading.load(path)
     projection = codes.learn(
         seen_embeddings(retriever, config, mesh, options.examples), options.bits
@@ -142,9 +147,9 @@ def main(options: flags.FlagValues) -> None:
         codes.save(projection, file)
         print(f"wrote {file}")
     real, short = measure(retriever, projection, evaluator)
-    show(table(real, short, options.bits, evaluator.size))
+    show(table(real, short, options.bits, evaluator.size, evaluator.classes))
     if options.output:
-        about = {"checkpoint": str(path), "bits": options.bits}
+        about = {"checkpoint": str(path), "bits": options.bits, "notes": evaluator.notes}
         write_json(options.output, about | {"embedding": real, "codes": short})
 
 

@@ -10,6 +10,7 @@ import os
 import weakref
 from collections.abc import Iterator, Mapping, MutableMapping
 from pathlib import Path
+from typing import Any
 
 import jax
 import orbax.checkpoint as ocp
@@ -41,6 +42,9 @@ FOLDER = "checkpoints"
 _CONFIGS: MutableMapping[Retriever, ConfigDict] = weakref.WeakKeyDictionary()
 """The configs of the retrievers that were loaded and still exist."""
 
+_RECORDS: MutableMapping[Retriever, dict[str, Any] | None] = weakref.WeakKeyDictionary()
+"""The records of the training data of these retrievers."""
+
 
 class DamagedError(ValueError):
     """A checkpoint with missing or changed files."""
@@ -70,6 +74,7 @@ def load_step(path: str | os.PathLike) -> tuple[int, Retriever]:
     if folder := hub.find(path):
         retriever = hub.load(folder)
         _CONFIGS[retriever] = hub.read_config(folder)
+        _RECORDS[retriever] = hub.read_record(folder)
         return hub.read_about(folder)["step"], retriever
     with find(path) as (manager, first):
         steps = [first] if _is_step(absolute(path)) else _by_quality(manager, first)
@@ -90,12 +95,18 @@ def _load(manager: managers.CheckpointManager, step: int) -> Retriever:
     abstract = abstract_state(shapes, jax.tree.map(lambda _: device, shapes))
     retriever = merge_for_inference(definition, restore(manager, step, abstract))
     _CONFIGS[retriever] = config
+    _RECORDS[retriever] = read_step_record(manager, step)
     return retriever
 
 
 def config_of(retriever: Retriever) -> ConfigDict | None:
     """The config of a retriever that was loaded from a checkpoint; None for others."""
     return _CONFIGS.get(retriever)
+
+
+def record_of(retriever: Retriever) -> dict[str, Any] | None:
+    """What a retriever that was loaded from a checkpoint was trained on; None if not recorded."""
+    return _RECORDS.get(retriever)
 
 
 def _by_quality(manager: managers.CheckpointManager, first: int) -> list[int]:
@@ -115,6 +126,17 @@ def _select(manager: managers.CheckpointManager) -> str:
         with contextlib.suppress(DamagedError):
             return read_step_config(manager, step).evaluation.select
     return ""
+
+
+def read_record(path: str | os.PathLike) -> dict[str, Any] | None:
+    """What the checkpoint that `load(path)` would read was trained on; None if not recorded.
+
+    See `zse_jax.evaluation.training_record`.
+    """
+    if folder := hub.find(path):
+        return hub.read_record(folder)
+    with find(path) as (manager, step):
+        return read_step_record(manager, step)
 
 
 def read_config(path: str | os.PathLike) -> ConfigDict:
@@ -202,6 +224,17 @@ def read_step_config(manager: managers.CheckpointManager, step: int) -> ConfigDi
     with reading(manager.directory / str(step)):
         about = manager.restore(step, args=ocp.args.Composite(config=ocp.args.JsonRestore()))
         return config_io.from_plain(about.config["config"])
+
+
+def read_step_record(manager: managers.CheckpointManager, step: int) -> dict[str, Any] | None:
+    """The record of the training data saved with `step`, if any; raises DamagedError."""
+    folder = manager.directory / str(step)
+    if not (folder / "trained").exists():
+        return None
+    with reading(folder):
+        return manager.restore(
+            step, args=ocp.args.Composite(trained=ocp.args.JsonRestore())
+        ).trained
 
 
 def read_position(folder: epath.Path) -> dict[str, int]:

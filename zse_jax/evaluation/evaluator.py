@@ -13,9 +13,8 @@ from jaxtyping import Int
 from ml_collections import ConfigDict
 from rich.table import Table
 
-from data_pipelines import loading, splits
-from zse_jax.checkpoints import reading
-from zse_jax.evaluation import data_selection, text_baseline
+from data_pipelines import loading
+from zse_jax.evaluation import data_selection, text_baseline, training_record
 from zse_jax.retrieval import metrics, protocols
 from zse_jax.retrieval.results import Evaluation
 from zse_jax.retrieval.storage import Storage
@@ -56,12 +55,28 @@ class Evaluator:
             mesh, config.evaluation.batch_size, "config.evaluation.batch_size"
         )
         self.config, self.sharding = config, sharding.batch_sharding(mesh)
-        self.sketches, self.photos, self.notes = data_selection.evaluated_items(
+        self.sketches, self.photos, self.notes = self._evaluated = data_selection.evaluated_items(
             config, sketch_stride, photo_stride
         )
         self.size = f"{len(self.sketches):,} sketches x {len(self.photos):,} photos"
         self.title = self.notes["data"] if config.data.split is None else self.notes["split"]
         self.fine_grained = config.evaluation.protocol == "fine_grained"
+
+    def compare(self, record: training_record.Record) -> None:
+        """Compares what trained, see `training_record.compare`; adds to `notes`.
+
+        Raises:
+          TrainedError: the evaluation is not zero-shot, and `config.evaluation.allow_trained` is
+            false.
+        """
+        self.notes |= training_record.compare(record, self._evaluated, self.config)
+        if leak := self.notes.get("not_zero_shot"):
+            logger.warning("Not zero-shot: %s.", leak)
+
+    @property
+    def classes(self) -> str:
+        """What is evaluated, for titles; says so if some of it trained."""
+        return "Classes (NOT ZERO-SHOT)" if "not_zero_shot" in self.notes else "Unseen classes"
 
     @property
     def instances(self) -> tuple[Int[np.ndarray, " q"], Int[np.ndarray, " g"]]:
@@ -148,10 +163,12 @@ def check_select(config: ConfigDict, rankings: Iterable[str]) -> None:
         )
 
 
-def comparison(before: Values, after: Values, step: int, size: str) -> Table:
-    """A table of all metrics before and after training: "untrained -> step N"."""
+def comparison(
+    before: Values, after: Values, step: int, size: str, classes: str = "Unseen classes"
+) -> Table:
+    """A table of all metrics of `classes` before and after training: "untrained -> step N"."""
     table = Table(
-        title=f"Unseen classes: untrained \N{RIGHTWARDS ARROW} step {step}",
+        title=f"{classes}: untrained \N{RIGHTWARDS ARROW} step {step}",
         caption=f"percent; {size}",
     )
     names = tuple(dict.fromkeys(key.rpartition("/")[2] for key in after))
@@ -166,28 +183,3 @@ def comparison(before: Values, after: Values, step: int, size: str) -> Table:
         )
         table.add_row(*row.split("/"), *cells)
     return table
-
-
-def trained_on(path: str, config: ConfigDict, ranked: Sequence[str]) -> dict[str, Any]:
-    """Notes on evaluated classes that the checkpoint at `path` was trained on.
-
-    Empty if it is evaluated in its own setting. Otherwise such classes cause a warning, because the
-    metrics are not zero-shot results.
-    """
-    trained = reading.read_config(path)
-    if (trained.data.name, trained.data.split) == (config.data.name, config.data.split):
-        return {}
-    seen = data_selection.split_of(trained, trained.data)
-    leaked = splits.same_classes(ranked, seen.seen)
-    if leaked:
-        names = ", ".join(f"{ours} (as {theirs})" for ours, theirs in leaked.items())
-        logger.warning(
-            "%s was trained on %s, which includes %d of the %d evaluated classes: %s. The result "
-            "is not zero-shot. A config with a target excludes such classes.",
-            path,
-            trained.data.split or trained.data.name,
-            len(leaked),
-            len(ranked),
-            names,
-        )
-    return {"trained_on": trained.data.split or trained.data.name, "seen_but_ranked": leaked}

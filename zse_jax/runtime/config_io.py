@@ -35,7 +35,7 @@ RENAMED = {"train.vary": "train.augment"}
 """Keys of earlier versions and their present names, in the same group. `from_plain` accepts the old
 names; in a command line or a config file they are errors."""
 
-ADDED = {"model.backbone": "resnet50"}
+ADDED = {"model.backbone": "resnet50", "evaluation.allow_trained": False}
 """Keys that configs of earlier versions do not have, and the value that they stand for."""
 
 
@@ -70,7 +70,12 @@ def from_plain(plain: Mapping[str, Any]) -> ConfigDict:
             return tuple(value)
         return placeholder(object) if value is None else value
 
-    return ConfigDict(restored(plain)).lock()
+    values = restored(plain)
+    for key, value in ADDED.items():
+        group, _, name = key.partition(".")
+        if group != "model" and group in values:  # the keys of a model depend on its system
+            values[group].setdefault(name, value)
+    return ConfigDict(values).lock()
 
 
 def differences(old: ConfigDict, new: ConfigDict) -> dict[str, tuple[Any, Any]]:

@@ -25,7 +25,7 @@ from ml_collections import ConfigDict
 from data_pipelines import loading
 from zse_jax.checkpoints import workdir as workdir_
 from zse_jax.checkpoints import writing
-from zse_jax.evaluation import data_selection
+from zse_jax.evaluation import data_selection, training_record
 from zse_jax.evaluation.evaluator import Evaluator, check_select, comparison
 from zse_jax.retrieval.rerank_report import shortlist_table
 from zse_jax.retrievers.base import Retriever
@@ -67,6 +67,7 @@ def train(config: ConfigDict, workdir: str | os.PathLike) -> dict[str, Any]:
       The content of metrics.json: the metrics of the best checkpoint.
 
     Raises:
+      TrainedError: the initial weights were trained on what the run evaluates as unseen.
       ValueError: values in the config that do not fit each other, the machine, or the run in
         `workdir`.
       OSError: `workdir` is not writable or its disk nearly full; the data set is missing; or a
@@ -96,6 +97,11 @@ def train(config: ConfigDict, workdir: str | os.PathLike) -> dict[str, Any]:
         checkpoints.check_latest(check)  # before the data, whose preparation may take long
         evaluation = config.evaluation
         validation = Evaluator(config, mesh, evaluation.sketch_stride, evaluation.photo_stride)
+        test = Evaluator(config, mesh, evaluation.test_sketch_stride, evaluation.test_photo_stride)
+        record = training_record.of_run(config, checkpoints.record)
+        for evaluator in (validation, test):
+            evaluator.compare(record)
+        checkpoints.trained = record | {"not_zero_shot": test.notes.get("not_zero_shot")}
         batches = training_batches(config, setup.model, mesh)
         consistency.agree(data_facts(config, validation))
         start, state = checkpoints.resume(setup.abstract, batches, check) or (
@@ -107,7 +113,7 @@ def train(config: ConfigDict, workdir: str | os.PathLike) -> dict[str, Any]:
             workdir, config.train.steps, start, config.log.tensorboard, headline
         ) as report:
             introduce(report, config, mesh, setup, workdir, start, changed)
-            run = Run(config, mesh, setup, workdir, checkpoints, report, validation, trace)
+            run = Run(config, mesh, setup, workdir, checkpoints, report, validation, test, trace)
             closing = contextlib.closing  # closing the batches ends the worker processes
             with preemption.Preemption() as notice:
                 with closing(batches), closing(trace), run.health:
@@ -127,6 +133,7 @@ class Run:
     checkpoints: writing.Checkpoints
     report: Reporter
     validation: Evaluator
+    test: Evaluator
     trace: profiling.Trace
     health: profiling.Health = dataclasses.field(default_factory=profiling.Health)
     pending: list[tuple[int, dict[str, Array]]] = dataclasses.field(default_factory=list)
@@ -193,7 +200,8 @@ class Run:
             began = time.monotonic()
             evaluation = self.validation(merge_model(self.setup.definition, state))
             metrics = evaluation.flat()
-            self.report.evaluation(step, metrics, time.monotonic() - began)
+            took = time.monotonic() - began
+            self.report.evaluation(step, metrics, took, self.validation.classes.lower())
         return metrics
 
     def save(
@@ -284,22 +292,21 @@ class Run:
         wanted = {"step": step, "setting": setting}
         if file.exists() and wanted.items() <= (done := json.loads(file.read_text())).items():
             self.report.say(f"This run is already complete; its results are in {file}.")
-            show(comparison(done["untrained"], done["validation"], step, self.validation.size))
+            self.show_comparison(done)
             return done
         evaluation = config.evaluation
         strides = evaluation.test_sketch_stride, evaluation.test_photo_stride
         test = validation
         if strides != (evaluation.sketch_stride, evaluation.photo_stride) or not validation:
             best = checkpoints.restore(step, self.setup.abstract)
-            evaluator = Evaluator(config, self.mesh, *strides)
-            self.report.say(f"Evaluating step {step} on the test set: {evaluator.size}")
-            found = evaluator(
+            self.report.say(f"Evaluating step {step} on the test set: {self.test.size}")
+            found = self.test(
                 merge_model(self.setup.definition, best),
                 progress=True,
                 shortlists=evaluation.shortlists,
                 folder=self.scratch,
             )
-            show(found.table(f"Step {step}, test set", intervals=True))
+            show(found.table(f"{self.test.classes}, step {step}, test set", intervals=True))
             if (tradeoff := shortlist_table(found)) is not None:
                 show(tradeoff)
             test = found.flat()
@@ -312,12 +319,18 @@ class Run:
             if key.startswith("validation/")
         }
         results = wanted | {"test": test, "validation": validation, "untrained": untrained}
+        results["notes"] = json.loads(json.dumps(self.test.notes))
         if jax.process_index() == 0:
             write_json(file, results)
             if self.scratch is not None:
                 shutil.rmtree(self.scratch, ignore_errors=True)
-            show(comparison(untrained, validation, step, self.validation.size))
+            self.show_comparison(results)
         return results
+
+    def show_comparison(self, results: Mapping[str, Any]) -> None:
+        """Prints the validation metrics before and after training."""
+        before, after, step = (results[key] for key in ("untrained", "validation", "step"))
+        show(comparison(before, after, step, self.validation.size, self.validation.classes))
 
 
 def introduce(

@@ -108,8 +108,14 @@ class Reporter:
             + (f"  waiting for data {waits:.0%}" if waits > 0.1 else "")
         )
 
-    def evaluation(self, step: int, metrics: Mapping[str, float], seconds: float) -> None:
-        """Reports validation metrics, named ranking/convention/metric."""
+    def evaluation(
+        self,
+        step: int,
+        metrics: Mapping[str, float],
+        seconds: float,
+        classes: str = "unseen classes",
+    ) -> None:
+        """Reports validation metrics of `classes`, named ranking/convention/metric."""
         self.write(step, {f"validation/{name}": value for name, value in metrics.items()})
         shown = "  ".join(
             f"{name.partition('/')[0]} {100 * value:.1f}"
@@ -117,7 +123,7 @@ class Reporter:
             if name.endswith(f"/{self._headline}")
         )
         name = self._headline.removeprefix("exact/")
-        self.say(f"step {step}: unseen classes, {name} {shown}  ({duration(seconds)})")
+        self.say(f"step {step}: {classes}, {name} {shown}  ({duration(seconds)})")
 
 
 class Clock:
