@@ -107,6 +107,8 @@ class Evaluator:
             "storage": storage,
             "folder": folder,
             "class_names": self.photos.class_names,
+            "clusters": data_selection.photos_drawn(self.sketches),
+            "over": evaluation.get("intervals", "sketches"),
             "notes": self.notes,
         }
         run: Any = protocols.zero_shot

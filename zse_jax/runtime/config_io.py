@@ -35,7 +35,11 @@ RENAMED = {"train.vary": "train.augment"}
 """Keys of earlier versions and their present names, in the same group. `from_plain` accepts the old
 names; in a command line or a config file they are errors."""
 
-ADDED = {"model.backbone": "resnet50", "evaluation.allow_trained": False}
+ADDED = {
+    "model.backbone": "resnet50",
+    "evaluation.allow_trained": False,
+    "evaluation.intervals": "sketches",
+}
 """Keys that configs of earlier versions do not have, and the value that they stand for."""
 
 
