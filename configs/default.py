@@ -139,6 +139,8 @@ def _evaluation() -> ConfigDict:
     evaluation.photo_stride = 10
     evaluation.test_sketch_stride = 1  # at the end, and in zse_jax.evaluate: all
     evaluation.test_photo_stride = 1
+    evaluation.intervals = "sketches"  # or "classes": the uncertainty that tables show
+    evaluation.allow_trained = False  # True: rank classes and images that trained, and mark results
     evaluation.select = "relation/exact/mAP@all"  # ranking/convention/metric of the best step
     return evaluation
 

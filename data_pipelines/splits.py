@@ -162,9 +162,25 @@ class CrossDataset(NamedTuple):
 
 
 def same_classes(names: Iterable[str], others: Iterable[str]) -> dict[str, str]:
-    """Each of `names` that is the same class as one of `others` -> its name in `others`."""
-    known = {canonical(other): other for other in others}
-    return {name: known[canonical(name)] for name in names if canonical(name) in known}
+    """Each of `names` that is the same class as one of `others` -> its name in `others`.
+
+    Names are compared by `canonical`, but two different qualifiers denote two classes:
+    `mouse (animal)` is the same class as `mouse`, and not as `mouse (computer)`.
+    """
+    known: dict[str, dict[str, str]] = {}
+    for other in others:
+        known.setdefault(canonical(other), {})[_qualifier(other)] = other
+    found = {}
+    for name in names:
+        same, qualifier = known.get(canonical(name), {}), _qualifier(name)
+        by_qualifier = [qualifier, ""] if qualifier else ["", *same]
+        if match := next((same[key] for key in by_qualifier if key in same), None):
+            found[name] = match
+    return found
+
+
+def _qualifier(name: str) -> str:
+    return _without_separators("".join(re.findall(r"\(([^()]*)\)", name)))
 
 
 def cross_dataset(source: Split, target: Split) -> CrossDataset:

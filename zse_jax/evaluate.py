@@ -26,8 +26,8 @@ from ml_collections import config_flags
 
 from data_pipelines import paths
 from zse_jax.checkpoints import initial_weights, reading
-from zse_jax.evaluation import report
-from zse_jax.evaluation.evaluator import Evaluator, trained_on
+from zse_jax.evaluation import report, training_record
+from zse_jax.evaluation.evaluator import Evaluator
 from zse_jax.retrieval.rerank_report import shortlist_table, shortlists_dict
 from zse_jax.runtime import cli, config_io, sharding
 from zse_jax.runtime.console import show
@@ -90,13 +90,11 @@ def main(options: flags.FlagValues) -> None:
     evaluator = Evaluator(config, sharding.make_mesh(**config.mesh), *strides)
     step, retriever = reading.load_step(path, options.step, allow_fallback=options.allow_fallback)
     path = reading.place_of(path, step)  # what follows must not choose again
+    evaluator.compare(training_record.of_checkpoint(path))
     evaluator.notes |= initial_weights.notes(reading.read_config(path))
-    evaluator.notes |= trained_on(path, config, evaluator.sketches.class_names)
-    title = f"Unseen classes of {evaluator.title}, step {step}"
-    print(
-        f"{options.checkpoint}, step {step}, on unseen classes of {evaluator.title}: "
-        f"{evaluator.size}"
-    )
+    title = f"{evaluator.classes} of {evaluator.title}, step {step}"
+    ranked = f"{evaluator.classes.lower()} of {evaluator.title}: {evaluator.size}"
+    print(f"{options.checkpoint}, step {step}, on {ranked}")
     results = evaluator(
         retriever,
         progress=True,

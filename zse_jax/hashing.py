@@ -22,7 +22,7 @@ from rich.table import Table
 
 from data_pipelines import loading, paths
 from zse_jax.checkpoints import initial_weights, reading
-from zse_jax.evaluation import data_selection
+from zse_jax.evaluation import data_selection, training_record
 from zse_jax.evaluation.evaluator import Evaluator
 from zse_jax.retrieval import codes
 from zse_jax.retrieval.encoding import encode
@@ -70,11 +70,15 @@ def measure(
     return _unnamed(real.flat()), _unnamed(short.flat())
 
 
-def table(real: dict[str, float], short: dict[str, float], bits: int, size: str) -> Table:
-    """The metrics of embedding and codes, and the loss in points."""
-    made = Table(
-        title=f"Unseen classes: embedding and {bits}-bit codes", caption=f"percent; {size}"
-    )
+def table(
+    real: dict[str, float],
+    short: dict[str, float],
+    bits: int,
+    size: str,
+    classes: str = "Unseen classes",
+) -> Table:
+    """The metrics of embedding and codes for `classes`, and the loss in points."""
+    made = Table(title=f"{classes}: embedding and {bits}-bit codes", caption=f"percent; {size}")
     for name in ("metric", "embedding", f"{bits} bits", "lost"):
         made.add_column(name, justify="left" if name == "metric" else "right")
     for name, value in real.items():
@@ -135,6 +139,7 @@ def main(options: flags.FlagValues) -> None:
     evaluator = Evaluator(
         config, mesh, config.evaluation.test_sketch_stride, config.evaluation.test_photo_stride
     )
+    evaluator.compare(training_record.of_checkpoint(path))
     retriever = reading.load(path)
     projection = codes.learn(
         seen_embeddings(retriever, config, mesh, options.examples), options.bits
@@ -146,9 +151,10 @@ def main(options: flags.FlagValues) -> None:
     real, short = measure(retriever, projection, evaluator)
     start = initial_weights.notes(reading.read_config(path))
     about_size = "; ".join([evaluator.size, *(f"started from {x}" for x in start.values())])
-    show(table(real, short, options.bits, about_size))
+    show(table(real, short, options.bits, about_size, evaluator.classes))
     if options.output:
-        about = {"checkpoint": str(path), "bits": options.bits, **start}
+        notes = evaluator.notes | start
+        about = {"checkpoint": str(path), "bits": options.bits, "notes": notes, **start}
         write_json(options.output, about | {"embedding": real, "codes": short})
 
 

@@ -222,3 +222,12 @@ def test_each_unseen_class_is_kept_in_order_or_excluded_with_its_synonym(seen, u
     assert list(kept) == left
     assert set(excluded) == set(unseen) - set(left)
     assert all(splits.canonical(a) == splits.canonical(b) for a, b in excluded.items())
+
+
+def test_different_qualifiers_denote_different_classes():
+    others = ["mouse (animal)", "crane", "bat (animal)", "bat"]
+    names = ["mouse (computer)", "Mouse_(Animal)", "mouse", "crane (bird)", "bat (club)"]
+    assert splits.same_classes(names, others) == {
+        "Mouse_(Animal)": "mouse (animal)", "mouse": "mouse (animal)", "crane (bird)": "crane",
+        "bat (club)": "bat",
+    }  # fmt: skip

@@ -2,6 +2,7 @@
 
     FOLDER/model.safetensors   the parameters, named by the path of their module
            config.json         version, step, config, metrics, and checksums of the weights
+           trained.json        the classes and images that trained, if recorded
            README.md           the model card
 
 `zse_jax.checkpoints.publishing` writes such a folder, this module reads it: from a disk, a bucket,
@@ -36,7 +37,8 @@ from zse_jax.runtime.console import first_line
 
 HUB = "hf://"
 WEIGHTS, CONFIG, CARD = "model.safetensors", "config.json", "README.md"
-FILES = (WEIGHTS, CONFIG, CARD)
+TRAINED = "trained.json"
+FILES = (WEIGHTS, CONFIG, CARD, TRAINED)
 LIBRARY = "zse_jax"
 
 _URI = re.compile(r"(?P<name>[\w.-]+/[\w.-]+)(?:@(?P<revision>[\w./-]+))?")
@@ -143,6 +145,21 @@ def read_about(folder: epath.Path) -> dict[str, Any]:
 def read_config(folder: epath.Path) -> ConfigDict:
     """The config of a published model; raises ValueError."""
     return config_io.from_plain(read_about(folder)["config"])
+
+
+def read_record(folder: epath.Path) -> dict[str, Any] | None:
+    """What a published model was trained on; None if that is not recorded.
+
+    Raises:
+      ValueError: the file cannot be read.
+    """
+    file = folder / TRAINED
+    if not file.exists():  # a model of an earlier version
+        return None
+    try:
+        return json.loads(file.read_text())
+    except (OSError, ValueError) as error:
+        raise ValueError(f"{file} cannot be read ({error}). Download it again.") from error
 
 
 def load(folder: epath.Path) -> Retriever:

@@ -10,7 +10,7 @@ import json
 import os
 import platform
 import tempfile
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from importlib import metadata
 from pathlib import Path
 from typing import Any
@@ -72,8 +72,10 @@ def save_pretrained(
     client = hub.client() if repository else None
     name = repository.name if repository else epath.Path(os.fspath(target)).name
     retriever, about = _about(source, config, metrics)
+    record = about.pop("record")
     with tempfile.TemporaryDirectory() as written:
-        _write(Path(written), retriever, about, card(about, name=name, license=license))
+        text = card(about, name=name, license=license)
+        _write(Path(written), retriever, about, record, text)
         if repository:
             return _upload(client, repository, written, private)
         assert folder is not None
@@ -99,6 +101,9 @@ def card(about: Mapping[str, Any], *, name: str, license: str | None = None) -> 
     split = splits.SPLITS.get(data["split"] or "")
     system = registry.system(model["system"])
     columns, rows = _table(about["metrics"])
+    unseen = list(split.unseen) if split else _names(data.get("unseen"))
+    trained = about.get("training_data") or summary(None)
+    leak = _trained_on_unseen(trained, unseen)
     return _template().render(
         name=name,
         license=license,
@@ -111,12 +116,14 @@ def card(about: Mapping[str, Any], *, name: str, license: str | None = None) -> 
         random=start == "random values",
         evaluated=target if (target := config["target"])["name"] else data,
         seen=len(split.seen) if split else None,
-        unseen=list(split.unseen) if split else _names(data.get("unseen")),
+        unseen=unseen,
+        leak=leak,
+        trained=trained,
         columns=columns,
         rows=rows,
         conventions={k: v for k, v in CONVENTIONS.items() if any(k in row[0] for row in rows)},
         select=config["evaluation"]["select"],
-        results=_model_index(about),
+        results=[] if leak else _model_index(about),
         versions={package: metadata.version(package) for package in PACKAGES},
         python=platform.python_version(),
     )
@@ -153,8 +160,29 @@ def _about(
         "measured": measured if metrics else "",
         "config": config_io.to_plain(config),
         "digests": checksums(flat),
+        "record": (record := reading.record_of(retriever)),
+        "training_data": summary(record),
     }
     return retriever, about
+
+
+def summary(record: Mapping[str, Any] | None) -> dict[str, Any]:
+    """What trained, without the digests of the images; see `training_record`."""
+    record = record or {"sources": [], "unknown": ["the weights"]}
+    keys = ("data", "split", "classes")
+    return {
+        "sources": [{key: source[key] for key in keys} for source in record["sources"]],
+        "unknown": record["unknown"],
+        "not_zero_shot": record.get("not_zero_shot"),
+    }
+
+
+def _trained_on_unseen(trained: Mapping[str, Any], unseen: Sequence[str]) -> str | None:
+    """Which unseen classes trained, as text; None if none is known to."""
+    seen = [name for source in trained["sources"] for name in source["classes"]]
+    if same := splits.same_classes(unseen, seen):
+        return f"trained on {len(same)} of {len(unseen)} unseen classes ({', '.join(same)})"
+    return trained["not_zero_shot"]
 
 
 def _parameters(retriever: Retriever) -> Arrays:
@@ -174,10 +202,17 @@ def _metrics(source: str | os.PathLike, step: int) -> tuple[dict[str, float], st
         return reading.metrics_of(manager, step), "the subset by which checkpoints are chosen"
 
 
-def _write(folder: Path, retriever: Retriever, about: Mapping[str, Any], text: str) -> None:
+def _write(
+    folder: Path,
+    retriever: Retriever,
+    about: Mapping[str, Any],
+    record: Mapping[str, Any] | None,
+    text: str,
+) -> None:
     arrays = {name: jax.device_get(leaf) for name, leaf in _parameters(retriever).items()}
     files.write(folder / hub.WEIGHTS, arrays, metadata={"format": "zse_jax"})
     paths.replace(folder / hub.CONFIG, json.dumps(about, indent=2) + "\n")
+    paths.replace(folder / hub.TRAINED, json.dumps(record) + "\n")
     paths.replace(folder / hub.CARD, text)
 
 

@@ -9,7 +9,7 @@ import logging
 import os
 import weakref
 from collections.abc import Callable, Iterator, Mapping, MutableMapping
-from typing import NamedTuple, TypeVar
+from typing import Any, NamedTuple, TypeVar
 
 import jax
 import orbax.checkpoint as ocp
@@ -46,6 +46,9 @@ Read = TypeVar("Read")
 _CONFIGS: MutableMapping[Retriever, ConfigDict] = weakref.WeakKeyDictionary()
 """The configs of the retrievers that were loaded and still exist."""
 
+_RECORDS: MutableMapping[Retriever, dict[str, Any] | None] = weakref.WeakKeyDictionary()
+"""The records of the training data of these retrievers."""
+
 
 class DamagedError(ValueError):
     """A checkpoint with missing or changed files."""
@@ -78,6 +81,7 @@ def load_step(
     if folder := hub.find(path):
         retriever = hub.load(folder)
         _CONFIGS[retriever] = hub.read_config(folder)
+        _RECORDS[retriever] = hub.read_record(folder)
         return hub.read_about(folder)["step"], retriever
     return _first_readable(path, _load, step, allow_fallback)
 
@@ -115,12 +119,18 @@ def _load(manager: managers.CheckpointManager, step: int) -> Retriever:
     abstract = abstract_state(shapes, jax.tree.map(lambda _: device, shapes))
     retriever = merge_for_inference(definition, restore(manager, step, abstract))
     _CONFIGS[retriever] = config
+    _RECORDS[retriever] = read_step_record(manager, step)
     return retriever
 
 
 def config_of(retriever: Retriever) -> ConfigDict | None:
     """The config of a retriever that was loaded from a checkpoint; None for others."""
     return _CONFIGS.get(retriever)
+
+
+def record_of(retriever: Retriever) -> dict[str, Any] | None:
+    """What a retriever that was loaded from a checkpoint was trained on; None if not recorded."""
+    return _RECORDS.get(retriever)
 
 
 def _by_quality(manager: managers.CheckpointManager, first: int) -> list[int]:
@@ -147,6 +157,17 @@ def _validation(manager: managers.CheckpointManager) -> tuple[str, str]:
             config = read_step_config(manager, step)
             return config.evaluation.select, config_io.validation_setting(config)
     return "", ""
+
+
+def read_record(path: str | os.PathLike) -> dict[str, Any] | None:
+    """What the checkpoint that `load(path)` would read was trained on; None if not recorded.
+
+    See `zse_jax.evaluation.training_record`.
+    """
+    if folder := hub.find(path):
+        return hub.read_record(folder)
+    with find(path) as (manager, step):
+        return read_step_record(manager, step)
 
 
 def read_config(
@@ -308,6 +329,17 @@ def read_step_config(manager: managers.CheckpointManager, step: int) -> ConfigDi
     with reading(manager.directory / str(step)):
         about = manager.restore(step, args=ocp.args.Composite(config=ocp.args.JsonRestore()))
         return config_io.from_plain(about.config["config"])
+
+
+def read_step_record(manager: managers.CheckpointManager, step: int) -> dict[str, Any] | None:
+    """The record of the training data saved with `step`, if any; raises DamagedError."""
+    folder = manager.directory / str(step)
+    if not (folder / "trained").exists():
+        return None
+    with reading(folder):
+        return manager.restore(
+            step, args=ocp.args.Composite(trained=ocp.args.JsonRestore())
+        ).trained
 
 
 def read_position(folder: epath.Path) -> dict[str, int]:

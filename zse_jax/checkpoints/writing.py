@@ -5,6 +5,7 @@
                                optimizer  step and moments
                                data       position in the training data, one file per process
                                config     the whole config, and the version that wrote it
+                               trained    the classes and images that trained, if recorded
                                metrics    the evaluation at this step, if there was one
 
 Only this module and `zse_jax.checkpoints.reading` use Orbax. Orbax writes in the background into a
@@ -61,7 +62,11 @@ class Checkpoints:
       folder: contains the checkpoints.
       select: the metric (a key of the saved metrics) whose largest value is "best".
       setting: the `config_io.validation_setting` in which values of `select` are compared.
+      trained: what the run was trained on, saved with every checkpoint; None: not recorded. See
+        `zse_jax.evaluation.training_record`.
     """
+
+    trained: Mapping[str, Any] | None = None
 
     def __init__(
         self,
@@ -190,7 +195,9 @@ class Checkpoints:
         if step in self._manager.all_steps():
             return
         flat = {name: flat_arrays(state[name]) for name in ITEMS}  # Orbax cannot save empty items
-        items = {name: ocp.args.StandardSave(arrays) for name, arrays in flat.items() if arrays}
+        items: dict[str, Any] = {
+            name: ocp.args.StandardSave(arrays) for name, arrays in flat.items() if arrays
+        }
         about = {
             "version": __version__,
             "config": config_io.to_plain(config),
@@ -198,6 +205,8 @@ class Checkpoints:
         }
         if metrics:
             items[reading.METRICS] = ocp.args.JsonSave(self._evaluated(step, config, metrics))
+        if self.trained is not None:
+            items["trained"] = ocp.args.JsonSave(dict(self.trained))
         with self._saving():
             self._manager.save(
                 step,
@@ -336,6 +345,15 @@ class Checkpoints:
         then = f"resuming from step {max(steps)}" if steps else "starting from scratch"
         return f"{message}; {then}."
 
+    @property
+    def record(self) -> dict[str, Any] | None:
+        """What the last step was trained on; None if there is no step or no record."""
+        if self.latest is None:
+            return None
+        with contextlib.suppress(DamagedError):
+            return reading.read_step_record(self._manager, self.latest)
+        return None
+
     def read_config(self, step: int) -> ConfigDict:
         """The config saved with `step`."""
         return reading.read_step_config(self._manager, step)
@@ -376,14 +394,23 @@ class _Kept(managers.PreservationPolicy):
         return [step in kept for step in steps]
 
 
-def write(workdir: str | os.PathLike, step: int, retriever: nnx.Module, config: ConfigDict) -> None:
+def write(
+    workdir: str | os.PathLike,
+    step: int,
+    retriever: nnx.Module,
+    config: ConfigDict,
+    trained: Mapping[str, Any] | None = None,
+) -> None:
     """Writes a checkpoint without train state: to load or initialise from, not to resume.
+
+    `trained` is its record of training data, see `Checkpoints.trained`.
 
     Raises:
       OSError: it could not be written.
     """
     state = split_model(retriever)[1] | {"optimizer": nnx.State({})}
     with Checkpoints(workdir, select=config.evaluation.select) as checkpoints:
+        checkpoints.trained = trained
         checkpoints.save(step, state, SimpleNamespace(get_state=dict), config, None)  # no position
 
 

@@ -27,6 +27,7 @@ from ml_collections import ConfigDict
 from data_pipelines import loading, prepared, splits
 from data_pipelines.images import Modality
 from data_pipelines.loading import Items
+from zse_jax.retrieval.intervals import OVER
 
 logger = logging.getLogger(__name__)
 
@@ -131,6 +132,18 @@ def content_digest(items: Items) -> str:
     return digest.hexdigest()
 
 
+def photos_drawn(sketches: Items) -> Int[np.ndarray, " q"] | None:
+    """The photo that each sketch shows, as a number; None if no two sketches show the same."""
+    keys = [
+        (label, instance) if instance else position
+        for position, (label, instance) in enumerate(
+            zip(sketches.labels.tolist(), sketches.instances, strict=True)
+        )
+    ]
+    number = {key: place for place, key in enumerate(dict.fromkeys(keys))}
+    return None if len(number) == len(keys) else np.array([number[key] for key in keys])
+
+
 def split_of(config: ConfigDict, data: ConfigDict) -> splits.Split:
     """The seen and unseen classes of a `data` or `target` group.
 
@@ -211,8 +224,9 @@ def held_out_photos(photos: Items, share: float, seed: int) -> Int[np.ndarray, "
 
 def _check(config: ConfigDict) -> None:
     evaluation = config.evaluation
-    for key, known in (("seen_gallery", SEEN_GALLERY), ("protocol", PROTOCOLS)):
-        if evaluation[key] not in known:
+    choices = ("seen_gallery", SEEN_GALLERY), ("protocol", PROTOCOLS), ("intervals", OVER)
+    for key, known in choices:
+        if evaluation.get(key, known[0]) not in known:
             raise ValueError(
                 f"config.evaluation.{key}={evaluation[key]!r}: choose one of {', '.join(known)}."
             )

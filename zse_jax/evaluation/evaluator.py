@@ -12,9 +12,8 @@ from jaxtyping import Int
 from ml_collections import ConfigDict
 from rich.table import Table
 
-from data_pipelines import loading, paths, splits
-from zse_jax.checkpoints import reading
-from zse_jax.evaluation import data_selection, text_baseline
+from data_pipelines import loading, paths
+from zse_jax.evaluation import data_selection, text_baseline, training_record
 from zse_jax.retrieval import metrics, protocols
 from zse_jax.retrieval.results import Evaluation
 from zse_jax.retrieval.storage import Storage
@@ -55,12 +54,28 @@ class Evaluator:
             mesh, config.evaluation.batch_size, "config.evaluation.batch_size"
         )
         self.config, self.sharding = config, sharding.batch_sharding(mesh)
-        self.sketches, self.photos, self.notes = data_selection.evaluated_items(
+        self.sketches, self.photos, self.notes = self._evaluated = data_selection.evaluated_items(
             config, sketch_stride, photo_stride
         )
         self.size = f"{len(self.sketches):,} sketches x {len(self.photos):,} photos"
         self.title = title(config)
         self.fine_grained = config.evaluation.protocol == "fine_grained"
+
+    def compare(self, record: training_record.Record) -> None:
+        """Compares what trained, see `training_record.compare`; adds to `notes`.
+
+        Raises:
+          TrainedError: the evaluation is not zero-shot, and `config.evaluation.allow_trained` is
+            false.
+        """
+        self.notes |= training_record.compare(record, self._evaluated, self.config)
+        if leak := self.notes.get("not_zero_shot"):
+            logger.warning("Not zero-shot: %s.", leak)
+
+    @property
+    def classes(self) -> str:
+        """What is evaluated, for titles; says so if some of it trained."""
+        return "Classes (NOT ZERO-SHOT)" if "not_zero_shot" in self.notes else "Unseen classes"
 
     @property
     def instances(self) -> tuple[Int[np.ndarray, " q"], Int[np.ndarray, " g"]]:
@@ -92,6 +107,8 @@ class Evaluator:
             "storage": storage,
             "folder": folder,
             "class_names": self.photos.class_names,
+            "clusters": data_selection.photos_drawn(self.sketches),
+            "over": evaluation.get("intervals", "sketches"),
             "notes": self.notes,
         }
         run: Any = protocols.zero_shot
@@ -157,7 +174,14 @@ def check_select(config: ConfigDict, rankings: Iterable[str]) -> None:
         )
 
 
-def comparison(before: Values, after: Values, start: str, step: int, size: str) -> Table:
+def comparison(
+    before: Values,
+    after: Values,
+    start: str,
+    step: int,
+    size: str,
+    classes: str = "Unseen classes",
+) -> Table:
     """A table of all metrics before and after training: "ViT-B_16.npz -> step N".
 
     Args:
@@ -166,10 +190,11 @@ def comparison(before: Values, after: Values, start: str, step: int, size: str) 
       start: what the initial weights are.
       step: number of training steps.
       size: numbers of sketches and photos, as text.
+      classes: what was ranked, for the title.
     """
     arrow = f"{start} \N{RIGHTWARDS ARROW} " if before else ""
     started = "" if before else f"; started from {start}"
-    table = Table(title=f"Unseen classes: {arrow}step {step}", caption=f"percent; {size}{started}")
+    table = Table(title=f"{classes}: {arrow}step {step}", caption=f"percent; {size}{started}")
     names = tuple(dict.fromkeys(key.rpartition("/")[2] for key in after))
     for name in ("ranking", "", *names):
         table.add_column(name, justify="right" if name in names else "left")
@@ -182,28 +207,3 @@ def comparison(before: Values, after: Values, start: str, step: int, size: str) 
         )
         table.add_row(*row.split("/"), *cells)
     return table
-
-
-def trained_on(path: str, config: ConfigDict, ranked: Sequence[str]) -> dict[str, Any]:
-    """Notes on evaluated classes that the checkpoint at `path` was trained on.
-
-    Empty if it is evaluated in its own setting. Otherwise such classes cause a warning, because the
-    metrics are not zero-shot results.
-    """
-    trained = reading.read_config(path)
-    if (trained.data.name, trained.data.split) == (config.data.name, config.data.split):
-        return {}
-    seen = data_selection.split_of(trained, trained.data)
-    leaked = splits.same_classes(ranked, seen.seen)
-    if leaked:
-        names = ", ".join(f"{ours} (as {theirs})" for ours, theirs in leaked.items())
-        logger.warning(
-            "%s was trained on %s, which includes %d of the %d evaluated classes: %s. The result "
-            "is not zero-shot. A config with a target excludes such classes.",
-            path,
-            trained.data.split or trained.data.name,
-            len(leaked),
-            len(ranked),
-            names,
-        )
-    return {"trained_on": trained.data.split or trained.data.name, "seen_but_ranked": leaked}

@@ -120,7 +120,7 @@ def write_report(
     elif not isinstance(retriever, Explainable):
         why_not = f"{type(retriever).__name__} compares images as wholes and has no local evidence."
     instances = evaluator.instances if evaluator.fine_grained else (None, None)
-    seen = results.notes.get("seen_but_ranked")
+    leak = results.notes.get("not_zero_shot")
     select, measured = config.evaluation.select, [*results.flat()]
     ranking = select.partition("/")[0]
     of_ranking = [name for name in measured if name.startswith(f"{ranking}/")]
@@ -142,9 +142,7 @@ def write_report(
             f"Python {platform.python_version()}",
         },
         config=json.dumps(config_io.to_plain(config), indent=2),
-        warnings=[f"the system was trained on evaluated classes: {', '.join(seen)}."]
-        if seen
-        else [],
+        warnings=[f"not zero-shot: {leak}."] if leak else [],
     )
     page = report.report(results, material, progress=True)
     content = page.encode()

@@ -158,7 +158,7 @@ def class_bars(
     axes.xaxis.set_major_formatter(PERCENT)
     axes.spines["left"].set_visible(False)
     axes.grid(axis="x", color=RULE, linewidth=0.6)
-    style.heading(axes, x=f"{metric}, %, with 95 % intervals over sketches")
+    style.heading(axes, x=f"{metric}, %, with 95 % intervals for other sketches")
     return figure
 
 

@@ -52,7 +52,7 @@ def interval(low: float, high: float) -> str:
 
 def tiles(evaluation: Evaluation, by: Headline) -> list[dict[str, str]]:
     """The numbers at the top of the page."""
-    low, high = evaluation.intervals()[by.ranking][by.scope][by.metric]
+    low, high = evaluation.intervals(over=evaluation.over)[by.ranking][by.scope][by.metric]
     value = evaluation.values[by.ranking][by.scope][by.metric]
     chance = evaluation.chances[by.scope]
     return [
@@ -69,7 +69,7 @@ def tiles(evaluation: Evaluation, by: Headline) -> list[dict[str, str]]:
 
 def metric_rows(evaluation: Evaluation, by: Headline) -> list[dict[str, Any]]:
     """Every ranking and scope with its values and intervals."""
-    bounds = evaluation.intervals()
+    bounds = evaluation.intervals(over=evaluation.over)
     return [
         {
             "ranking": ranking,
@@ -96,15 +96,8 @@ def class_values(
         own = values[(evaluation.sketch_labels == label) & ~np.isnan(values)]
         names.append(class_name(label, evaluation.class_names))
         means.append(own.mean())
-        bounds.append(_bootstrap(own))
+        bounds.append(evaluation.class_interval(label, by.ranking, by.scope, by.metric))
     return names, np.array(means), np.array(bounds).reshape(-1, 2)
-
-
-def _bootstrap(values: Float[np.ndarray, " n"]) -> tuple[float, float]:
-    """95 % percentile interval of resampled means (Efron, 1979); deterministic."""
-    rows = np.random.default_rng(0).integers(0, len(values), (1000, len(values)))
-    low, high = np.percentile(values[rows].mean(axis=1), (2.5, 97.5))
-    return float(low), float(high)
 
 
 def class_columns(evaluation: Evaluation, by: Headline) -> dict[str, tuple[str, str]]:

@@ -93,14 +93,18 @@ def cosine_matrix(
 class RelationNetwork(nnx.Module):
     """A perceptron A² -> A·sqrt(A) -> A -> 1 with ReLU and dropout between the layers.
 
-    These are the published widths for A = 49, 144, 196; for other A, A·sqrt(A) is rounded.
+    These are the published widths for A = 49, 144, 196; for other A, A·sqrt(A) is rounded. The last
+    layer computes in float32: logits in bfloat16 would give many pairs the same score.
     """
 
     def __init__(self, anchors: int, *, dropout: float, dtype: jnp.dtype, rngs: nnx.Rngs):
         """`anchors`: A, the number of rows and columns of the cosine matrix."""
         widths = [anchors**2, round(anchors**1.5), anchors, 1]
         self.layers = nnx.List(
-            [linear(i, o, dtype=dtype, rngs=rngs) for i, o in itertools.pairwise(widths)]
+            [
+                linear(i, o, dtype=dtype if o > 1 else jnp.dtype("float32"), rngs=rngs)
+                for i, o in itertools.pairwise(widths)
+            ]
         )
         self.dropouts = nnx.List([nnx.Dropout(dropout, rngs=rngs) for _ in range(2)])
 
@@ -109,4 +113,4 @@ class RelationNetwork(nnx.Module):
         x = cosine.reshape(cosine.shape[0], -1)
         for layer, dropout in zip(self.layers[:-1], self.dropouts, strict=True):
             x = dropout(jax.nn.relu(layer(x)))
-        return self.layers[-1](x)[:, 0].astype(jnp.float32)
+        return self.layers[-1](x)[:, 0]

@@ -18,6 +18,9 @@ is 1 if one of the first k photos is relevant and 0 otherwise.
 If the gallery has fewer than k photos, all of them count: N is R, Acc@k is 1. A query without a
 relevant photo has no metric: NaN in arrays over queries, excluded from every mean. Precision
 changes only at hits, where it is i / rank for the i-th hit, so the ranks of the hits suffice.
+
+Photos of equal similarity have no order: every metric is the expected value over all their orders,
+see `zse_jax.retrieval.ties`.
 """
 
 import warnings
@@ -26,8 +29,9 @@ from typing import Literal, get_args
 
 import jax
 import numpy as np
-from jaxtyping import Float, Int32, Real, Shaped
+from jaxtyping import Bool, Float, Int, Int32, Real, Shaped
 
+from zse_jax.retrieval import ties
 from zse_jax.retrieval.ranking import Ranked, rank
 
 Convention = Literal["exact", "voc", "hits"]
@@ -53,8 +57,8 @@ def rank_metrics(
     """The four metrics of a ranking, each in 0..1, averaged over the queries.
 
     Args:
-      similarity: of every query with every gallery photo; larger is nearer. Photos of equal
-        similarity keep the gallery's order. Infinities rank first and last.
+      similarity: of every query with every gallery photo; larger is nearer. For photos of equal
+        similarity, values are expected ones over all their orders. Infinities rank first and last.
       query_labels: class of each query.
       gallery_labels: class of each photo.
       ap: the convention of average precision, see the module.
@@ -118,10 +122,15 @@ def query_metrics_of(
     }
     rows = max(1, _BLOCK // max(1, most))
     for start in range(0, queries if most else 0, rows):
-        block = slice(start, start + rows)
-        for convention, metrics in _block_metrics(ranked.hit_ranks[block], conventions).items():
-            for name, values in metrics.items():
-                result[convention][name][block] = values
+        block = np.arange(start, min(start + rows, queries))
+        tied = block[_tied(ranked)[block]]
+        for which, measured in (
+            (block, _block_metrics(ranked.hit_ranks[block], conventions)),
+            (tied, _tied_metrics(_groups(ranked, tied), conventions) if len(tied) else {}),
+        ):
+            for convention, metrics in measured.items():
+                for name, values in metrics.items():
+                    result[convention][name][which] = values
     return result
 
 
@@ -130,10 +139,15 @@ def accuracy_at(
 ) -> dict[str, Float[np.ndarray, " q"]]:
     """{"Acc@1": ...}: 1 for queries with a relevant photo among the first k, 0 for others.
 
-    NaN where no photo is relevant.
+    The probability of that for tied photos; NaN where no photo is relevant.
     """
     first = ranked.hit_ranks.min(axis=1, initial=np.iinfo(np.int32).max, where=ranked.hit_ranks > 0)
-    return {f"Acc@{k}": np.where(ranked.hit_ranks.any(axis=1), first <= k, np.nan) for k in ks}
+    result = {f"Acc@{k}": np.where(ranked.hit_ranks.any(axis=1), first <= k, np.nan) for k in ks}
+    if (tied := _tied(ranked)).any():
+        found = _groups(ranked, np.flatnonzero(tied))
+        for k in ks:
+            result[f"Acc@{k}"][tied] = ties.any_within(found, k)
+    return result
 
 
 def chance(ranked: Ranked) -> Float[np.ndarray, " q"]:
@@ -186,6 +200,43 @@ def _block_metrics(
     for name, top in PRECISION.items():
         possible = np.minimum(top, defined)
         share = (hit & (hit_ranks <= np.nan_to_num(possible)[:, None])).sum(axis=1) / possible
+        for convention in conventions:
+            result[convention][name] = share
+    return result
+
+
+def _tied(ranked: Ranked) -> Bool[np.ndarray, " q"]:
+    """Which queries have a relevant and another photo of equal similarity."""
+    return (ranked.first_ranks != ranked.last_ranks).any(axis=1)
+
+
+def _groups(ranked: Ranked, rows: Int[np.ndarray, " b"]) -> ties.Groups:
+    return ties.groups(ranked.first_ranks[rows], ranked.last_ranks[rows])
+
+
+def _tied_metrics(found: ties.Groups, conventions: Sequence[Convention]) -> QueryMetrics:
+    """Expected metrics of queries with ties, as `_block_metrics`."""
+    total = found.hit.sum(axis=1)
+    result: QueryMetrics = {convention: {} for convention in conventions}
+    tops = tuple(AVERAGE_PRECISION.values())
+    interpolated = np.empty((len(total), len(tops)))
+    if "voc" in conventions:
+        for row in range(len(total)):
+            interpolated[row] = ties.average_interpolated(found, row, tops)
+    for place, (name, top) in enumerate(AVERAGE_PRECISION.items()):
+        possible = total if top is None else np.minimum(top, total)
+        exact = _sum(ties.precisions(found, top))
+        for convention in conventions:
+            if convention == "exact":
+                average = exact / possible
+            elif convention == "voc":
+                average = np.clip(interpolated[:, place] / possible, exact / possible, 1.0)
+            else:
+                average = exact / total if top is None else ties.average_by_hits(found, top)
+            result[convention][name] = average
+    for name, top in PRECISION.items():
+        possible = np.minimum(top, total)
+        share = _sum(ties.within(found, possible)) / possible
         for convention in conventions:
             result[convention][name] = share
     return result

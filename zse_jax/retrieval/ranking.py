@@ -3,6 +3,10 @@
 All metrics and pictures of a ranking follow from `Ranked`: the first photos, and the ranks of the
 relevant ones. It takes a few kilobytes per query, whatever the size of the gallery.
 
+Photos of equal similarity are tied. Their order must not depend on the order of the gallery, which
+is by class. They are listed in a fixed random order, and `Ranked` has the ranks that each tied
+photo could have, so that `metrics` computes expected values over all orders.
+
 The host and an accelerator run the same function, with numpy in threads or with jax.numpy under
 jit, and give the same result. jax arrays on a CPU are sorted by numpy: XLA's sort there takes
 about 20 times as long.
@@ -10,6 +14,7 @@ about 20 times as long.
 
 import functools
 import os
+import sys
 from collections.abc import Sequence
 from concurrent.futures import ThreadPoolExecutor
 from typing import Any, NamedTuple
@@ -34,12 +39,17 @@ class Ranked(NamedTuple):
       top_similarity: their similarities; NaN where `top` is -1.
       hit_ranks: ranks of the relevant photos, 1 for the first photo, ascending; padded with 0 to
         the largest number of relevant photos of any query.
+      first_ranks, last_ranks: the lowest and the highest rank that each relevant photo can have:
+        those of all photos of the same similarity. Equal to `hit_ranks` in a query without a
+        relevant and another photo of equal similarity.
       candidates: number of photos that were ranked.
     """
 
     top: Int32[np.ndarray, "q k"]
     top_similarity: Float32[np.ndarray, "q k"]
     hit_ranks: Int32[np.ndarray, "q r"]
+    first_ranks: Int32[np.ndarray, "q r"]
+    last_ranks: Int32[np.ndarray, "q r"]
     candidates: Int32[np.ndarray, " q"]
 
 
@@ -71,7 +81,7 @@ def rank(
 
     Args:
       similarity: of every query with every photo; larger is nearer. Photos of equal similarity
-        keep the gallery's order; infinities rank first and last.
+        are in a fixed random order (`tie_order`); infinities rank first and last.
       query_labels, gallery_labels: a photo is relevant if its label is the query's.
       query_groups, gallery_groups: a photo is a candidate if its group is the query's; without
         groups, every photo is. Other photos are neither ranked nor relevant.
@@ -93,6 +103,7 @@ def rank(
             )
         labels = _Labels(*labels[:2], *_dense(query_groups, gallery_groups))
     queries, gallery = similarity.shape
+    order = tie_order(gallery)
     if isinstance(similarity, jax.Array) and _sorts_on_device(similarity):
         mesh = similarity.sharding.mesh if isinstance(similarity.sharding, NamedSharding) else None
         devices = 1 if mesh is None else mesh.size
@@ -108,8 +119,8 @@ def rank(
 
     def rank_block(start: int) -> Ranked:
         rows = np.minimum(np.arange(start, start + height), queries - 1)
-        found = sort(similarity, rows, labels.of(rows), top=min(top, gallery))
-        first, first_similarity, hit, candidates, nan = (
+        found = sort(similarity, rows, labels.of(rows), order, top=min(top, gallery))
+        first, first_similarity, hit, tied, candidates, nan = (
             field[: queries - start] for field in jax.device_get(found)
         )
         if (nan >= 0).any():
@@ -119,10 +130,15 @@ def rank(
                 f"{nan[query]} is NaN (shape {similarity.shape}), so it cannot be ranked: look for "
                 "NaN in the features or in the parameters of the network that computed it."
             )
-        return Ranked(first, first_similarity, _ranks(hit), candidates)
+        return Ranked(first, first_similarity, *_ranks(hit, tied), candidates)
 
     with ThreadPoolExecutor(threads) as pool:
         return concatenate(list(pool.map(rank_block, range(0, queries, height))))
+
+
+def tie_order(gallery: int) -> Int32[np.ndarray, " g"]:
+    """The order in which photos of equal similarity are listed: random, the same each time."""
+    return np.random.default_rng(gallery).permutation(gallery).astype(np.int32)
 
 
 def concatenate(parts: Sequence[Ranked]) -> Ranked:
@@ -137,11 +153,14 @@ def concatenate(parts: Sequence[Ranked]) -> Ranked:
             f"{', '.join(str(part.top.shape[1]) for part in parts) or 'none: there are no parts'}."
         )
     width = max(part.hit_ranks.shape[1] for part in parts)
-    padded = [
-        np.pad(part.hit_ranks, ((0, 0), (0, width - part.hit_ranks.shape[1]))) for part in parts
-    ]
-    tops, similarities, _, candidates = zip(*parts, strict=True)
-    return Ranked(*map(np.concatenate, (tops, similarities, padded, candidates)))
+
+    def joined(name: str) -> np.ndarray:
+        arrays = [getattr(part, name) for part in parts]
+        if name.endswith("_ranks"):
+            arrays = [np.pad(x, ((0, 0), (0, width - x.shape[1]))) for x in arrays]
+        return np.concatenate(arrays)
+
+    return Ranked(*map(joined, Ranked._fields))
 
 
 def _sorts_on_device(similarity: jax.Array) -> bool:
@@ -160,7 +179,16 @@ def _dense(query: Any, gallery: Any) -> tuple[np.ndarray, np.ndarray]:
     return codes[len(gallery) :], codes[: len(gallery)]
 
 
-def _sort(xp: Any, similarity: Any, rows: Any, labels: _Labels, *, top: int, mesh: Any = None):
+def _sort(
+    xp: Any,
+    similarity: Any,
+    rows: Any,
+    labels: _Labels,
+    ties: Any,
+    *,
+    top: int,
+    mesh: Any = None,
+):
     """Sorts some rows.
 
     Args:
@@ -168,12 +196,14 @@ def _sort(xp: Any, similarity: Any, rows: Any, labels: _Labels, *, top: int, mes
       similarity: [q, g], of that module.
       rows: [b], the rows to sort.
       labels: of these rows and of the gallery.
+      ties: [g], the order of photos of equal similarity.
       top: number of first photos to return.
       mesh: the mesh over which rows are spread; None: one device.
 
     Returns:
       `Ranked.top`, `Ranked.top_similarity`; whether the photo at each rank is relevant, bool
-      [b, g]; `Ranked.candidates`; and the first photo of NaN similarity of each row, or -1.
+      [b, g]; whether it has the similarity of the photo before it, bool [b, g - 1];
+      `Ranked.candidates`; and the first photo of NaN similarity of each row, or -1.
     """
     scores = similarity[rows]
     wide = xp is np and (scores.dtype.itemsize > 4 or np.issubdtype(scores.dtype, np.integer))
@@ -189,25 +219,32 @@ def _sort(xp: Any, similarity: Any, rows: Any, labels: _Labels, *, top: int, mes
         candidate = xp.equal(labels.gallery_group, labels.query_group[:, None])
         keys = xp.where(candidate, keys, np.iinfo(keys.dtype).max)  # Behind -inf.
         candidates = candidate.sum(1)
-    order = _argsort(keys) if xp is np else jnp.argsort(keys, axis=1, stable=True)
+    if xp is np:
+        place, tied = _argsort(keys, ties)
+    else:
+        keys = xp.take(keys, ties, axis=1)
+        place = xp.argsort(keys, axis=1, stable=True)
+        keys = xp.take_along_axis(keys, place, axis=1)
+        tied = xp.equal(keys[:, 1:], keys[:, :-1])
     ranked = xp.arange(keys.shape[1]) < candidates[:, None]
-    hit = (xp.take(labels.gallery, order) == labels.query[:, None]) & ranked
-    first, kept = order[:, :top], ranked[:, :top]
+    hit = (xp.take(labels.gallery[ties], place) == labels.query[:, None]) & ranked
+    first, kept = xp.take(ties, place[:, :top]), ranked[:, :top]
     with np.errstate(over="ignore"):  # float64 outside the range of float32 becomes infinite.
         first_similarity = xp.take_along_axis(scores, first, 1).astype(np.float32)
     return (
         xp.where(kept, first, -1).astype(np.int32),
         xp.where(kept, first_similarity, np.float32(np.nan)),
         hit,
+        tied,
         candidates.astype(np.int32),
         nan.astype(np.int32),
     )
 
 
 @functools.partial(jax.jit, static_argnames=("top", "mesh"))
-def _sort_on_device(similarity, rows, labels, *, top: int, mesh: Mesh | None):
+def _sort_on_device(similarity, rows, labels, ties, *, top: int, mesh: Mesh | None):
     """`_sort` with each device of a mesh sorting its share of the rows."""
-    results = _sort(jnp, similarity, rows, labels, top=top, mesh=mesh)
+    results = _sort(jnp, similarity, rows, labels, ties, top=top, mesh=mesh)
     if mesh is None:
         return results
     return jax.lax.with_sharding_constraint(results, NamedSharding(mesh, PartitionSpec()))
@@ -224,25 +261,47 @@ def _keys(xp: Any, scores: Any) -> Any:
     return xp.where(bits < 0, bits & np.iinfo(bits.dtype).max, -bits)
 
 
-def _argsort(keys: Int[np.ndarray, "b g"]) -> Int[np.ndarray, "b g"]:
-    """Stable argsort of each row.
+def _argsort(
+    keys: Int[np.ndarray, "b g"], ties: Int[np.ndarray, " g"]
+) -> tuple[Int[np.ndarray, "b g"], Bool[np.ndarray, "b g-1"]]:
+    """Sorts each row, equal keys as in `ties`: the places in `ties`, and which keys repeat.
 
-    Of 32-bit keys by sorting 64-bit integers, the key above the position: a tenth of the time of
+    32-bit keys are sorted as 64-bit integers, the key above the place: a tenth of the time of
     numpy's stable argsort.
     """
     if keys.dtype != np.int32:
-        return np.argsort(keys, axis=1, kind="stable")
-    packed = (keys.astype(np.int64) << 32) | np.arange(keys.shape[1])
+        keys = keys[:, ties]
+        place = np.argsort(keys, axis=1, kind="stable")
+        keys = np.take_along_axis(keys, place, axis=1)
+        return place, keys[:, 1:] == keys[:, :-1]
+    place_of = np.empty(len(ties), np.int64)
+    place_of[ties] = np.arange(len(ties))
+    packed = (keys.astype(np.int64) << 32) | place_of
     packed.sort(axis=1)
-    return packed & 0xFFFFFFFF
+    keys = packed.view(np.int32)[:, 1::2] if sys.byteorder == "little" else packed >> 32
+    return packed & 0xFFFFFFFF, keys[:, 1:] == keys[:, :-1]
 
 
-def _ranks(hit: Bool[np.ndarray, "b g"]) -> Int32[np.ndarray, "b r"]:
-    """Ranks of the hits from 1, ascending, padded with 0."""
+def _ranks(
+    hit: Bool[np.ndarray, "b g"], tied: Bool[np.ndarray, "b g-1"]
+) -> tuple[Int32[np.ndarray, "b r"], Int32[np.ndarray, "b r"], Int32[np.ndarray, "b r"]]:
+    """`hit_ranks`, `first_ranks` and `last_ranks`: from 1, ascending, padded with 0."""
     counts = hit.sum(axis=1)
-    ranks = np.zeros((len(hit), counts.max()), np.int32)
-    ranks[np.arange(ranks.shape[1]) < counts[:, None]] = np.nonzero(hit)[1] + 1
-    return ranks
+    there = np.arange(counts.max()) < counts[:, None]
+    ranks, first, last = (np.zeros(there.shape, np.int32) for _ in range(3))
+    ranks[there] = np.nonzero(hit)[1] + 1
+    first[:], last[:] = ranks, ranks
+    mixed = (tied & (hit[:, 1:] != hit[:, :-1])).any(axis=1)
+    if mixed.any():
+        begins = np.ones((int(mixed.sum()), hit.shape[1]), bool)
+        begins[:, 1:] = ~tied[mixed]
+        start = np.append(np.flatnonzero(begins), begins.size)  # of each group, in all rows
+        row, place = np.nonzero(hit[mixed])
+        group = np.searchsorted(start, row * hit.shape[1] + place, side="right")
+        where = np.flatnonzero(mixed)[row], np.nonzero(there[mixed])[1]
+        first[where] = start[group - 1] - row * hit.shape[1] + 1
+        last[where] = start[group] - row * hit.shape[1]
+    return ranks, first, last
 
 
 def _check_shapes(similarity: Any, query_labels: Any, gallery_labels: Any) -> None:

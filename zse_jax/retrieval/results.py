@@ -11,6 +11,8 @@ import numpy as np
 from jaxtyping import Bool, Float, Float32, Int, Int32
 from rich.table import Table
 
+from zse_jax.retrieval.intervals import OVER, Over, bootstrap
+
 ByQuery = Mapping[str, Mapping[str, Mapping[str, Float[np.ndarray, " q"]]]]
 """ranking -> scope -> metric -> value of every query, NaN where it has none."""
 
@@ -73,6 +75,9 @@ class Evaluation:
       missing: what a sketch without a value lacks, for captions.
       notes: further facts about the protocol, as plain values: split, seed, excluded classes, ...
       class_names: name of each class, by label; without them, tables show labels.
+      clusters: the photo that each sketch shows: sketches of one photo are not independent, and
+        intervals resample them together. None: each sketch shows another photo.
+      over: what the intervals of `table` are over, see `intervals`.
     """
 
     name: str
@@ -87,6 +92,8 @@ class Evaluation:
     missing: str = "a photo of their class"
     notes: Mapping[str, Any] = dataclasses.field(default_factory=dict)
     class_names: Sequence[str] | None = dataclasses.field(default=None, repr=False)
+    clusters: Int[np.ndarray, " q"] | None = dataclasses.field(default=None, repr=False)
+    over: Over = "sketches"
     _intervals: dict[Any, Any] = dataclasses.field(default_factory=dict, init=False, repr=False)
 
     @property
@@ -144,25 +151,33 @@ class Evaluation:
         }
 
     def intervals(
-        self, confidence: float = 0.95, resamples: int = 1000, seed: int = 0
+        self,
+        confidence: float = 0.95,
+        resamples: int = 1000,
+        seed: int = 0,
+        over: Over = "sketches",
     ) -> dict[str, dict[str, dict[str, Interval]]]:
-        """Confidence intervals of the means for other sketches of the same classes.
+        """Confidence intervals of the means, by `bootstrap`.
 
-        Percentiles of the means of bootstrap samples of the queries (Efron, 1979). Gallery and
-        classes are fixed, so the choice of the unseen classes is not part of the uncertainty.
+        With `over="sketches"`, they show the uncertainty for other sketches of the same classes:
+        sketches are resampled within their class, those of one photo together. With
+        `over="classes"`, they show the uncertainty for other unseen classes: whole classes are
+        resampled. The gallery is fixed in both.
 
         Returns:
           ranking -> scope -> metric -> Interval, as `values`. With a single query, its value.
 
         Raises:
-          ValueError: a confidence outside (0, 1), or no resamples.
+          ValueError: a confidence outside (0, 1), no resamples, or an unknown `over`.
         """
         if not 0 < confidence < 1 or resamples < 1:
             raise ValueError(
                 f"confidence={confidence} must be between 0 and 1, and resamples={resamples} at "
                 "least 1."
             )
-        key = confidence, resamples, seed
+        if over not in OVER:
+            raise ValueError(f"Intervals over {over!r}: choose one of {', '.join(OVER)}.")
+        key = confidence, resamples, seed, over
         if key not in self._intervals:
             rows: list[np.ndarray] = []
             self._each(rows.append)
@@ -170,10 +185,23 @@ class Evaluation:
             unique, place = np.unique(
                 np.stack(rows)[:, self._measured], axis=0, return_inverse=True
             )
-            bounds = _bootstrap(unique, confidence, resamples, seed)[place]
+            labels = self.sketch_labels[self._measured]
+            strata, clusters = labels, self._photos[self._measured]
+            if over == "classes":
+                strata, clusters = np.zeros_like(labels), labels
+            bounds = bootstrap(
+                unique, strata, clusters, confidence=confidence, resamples=resamples, seed=seed
+            )[place]
             intervals = iter(bounds.tolist())
             self._intervals[key] = self._each(lambda _: Interval(*next(intervals)))
         return self._intervals[key]
+
+    def class_interval(self, label: int, ranking: str, scope: str, metric: str) -> Interval:
+        """The 95 % interval of the mean over the sketches of one class, for other sketches."""
+        chosen = (self.sketch_labels == label) & self._measured
+        values = self.by_query[ranking][scope][metric][chosen]
+        (bounds,) = bootstrap(values[None], self.sketch_labels[chosen], self._photos[chosen])
+        return Interval(*bounds.tolist())
 
     def by_class(self) -> list[ClassResult]:
         """Results of each class of the sketches, in the order of the labels."""
@@ -236,6 +264,7 @@ class Evaluation:
                 "chances": self.chances,
                 "values": self.values,
                 "intervals_95": self.intervals(),
+                "intervals_95_over_classes": self.intervals(over="classes"),
                 "by_class": {x.name: x._asdict() | {"name": x.name} for x in self.by_class()},
                 "confusion": {key: self._names(value) for key, value in names.items()}
                 | {"share": {ranking: self.confusion(ranking) for ranking in self.top}},
@@ -252,7 +281,7 @@ class Evaluation:
             for position, (scope, named) in enumerate(scopes.items()):
                 cells = [_percent(value) for value in named.values()]
                 if intervals:
-                    bounds = self.intervals()[ranking][scope].values()
+                    bounds = self.intervals(over=self.over)[ranking][scope].values()
                     cells = [
                         f"{cell}\n[dim]{_percent(low)}\N{EN DASH}{_percent(high)}[/dim]"
                         for cell, (low, high) in zip(cells, bounds, strict=True)
@@ -304,6 +333,22 @@ class Evaluation:
             table.add_row(sketch_class, photo_class, _percent(share))
         return table
 
+    @property
+    def uncertainty(self) -> str:
+        """What the intervals of `table` show, in one line."""
+        if self.over == "classes":
+            return "95 % bootstrap intervals for other unseen classes (classes resampled)"
+        together = ", those of a photo together" if self.clusters is not None else ""
+        return (
+            "95 % bootstrap intervals for other sketches of these classes (sketches resampled "
+            f"within classes{together})"
+        )
+
+    @property
+    def _photos(self) -> Int[np.ndarray, " q"]:
+        """The photo that each sketch shows, as a number."""
+        return np.arange(self.queries) if self.clusters is None else np.asarray(self.clusters)
+
     @functools.cached_property
     def _measured(self) -> np.ndarray:
         """Which sketches have values; the same in every ranking, scope and metric."""
@@ -334,7 +379,7 @@ class Evaluation:
             else (f"{value} ({scope})" for scope, value in chances.items())
         )
         parts = [
-            "percent" + (", 95 % bootstrap intervals over sketches" if intervals else ""),
+            "percent" + (f", {self.uncertainty}" if intervals else ""),
             f"{self.queries:,} sketches x {self.gallery:,} photos of {self.classes} classes, "
             f"chance {chance}",
         ]
@@ -343,27 +388,6 @@ class Evaluation:
         notes = self.notes.items()
         parts.extend(f"{name.replace('_', ' ')} {as_text(value)}" for name, value in notes)
         return "; ".join(parts)
-
-
-def _bootstrap(
-    rows: Float[np.ndarray, "m q"], confidence: float, resamples: int, seed: int
-) -> Float[np.ndarray, "m 2"]:
-    """Low and high percentile of the resampled means of each row; rows share the resamples."""
-    from scipy import stats  # Takes a second to import.
-
-    if rows.shape[1] == 1:
-        return np.repeat(rows, 2, axis=1)
-    found = stats.bootstrap(
-        (rows,),
-        np.mean,
-        axis=-1,
-        confidence_level=confidence,
-        n_resamples=resamples,
-        batch=max(1, 2**22 // rows.size),
-        method="percentile",
-        rng=np.random.default_rng(seed),
-    )
-    return np.stack(found.confidence_interval, axis=-1)
 
 
 def _mean(values: Float[np.ndarray, " q"], chosen: Bool[np.ndarray, " q"]) -> float:

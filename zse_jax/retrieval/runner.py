@@ -19,6 +19,7 @@ from jaxtyping import Float, Int, Real
 
 from zse_jax.retrieval import metrics, scoring
 from zse_jax.retrieval.encoding import Batch, encode
+from zse_jax.retrieval.intervals import Over
 from zse_jax.retrieval.ranking import Ranked, rank
 from zse_jax.retrieval.results import Evaluation
 from zse_jax.retrieval.storage import Storage
@@ -82,6 +83,7 @@ class Options(TypedDict, total=False):
       name: title of the tables.
       notes: plain values to store in the results: split, seed, excluded classes, ...
       class_names: name of each class, by label.
+      clusters, over: for the intervals, see `Evaluation`.
     """
 
     rankings: Sequence[str] | None
@@ -94,6 +96,8 @@ class Options(TypedDict, total=False):
     name: str | None
     notes: Mapping[str, Any]
     class_names: Sequence[str] | None
+    clusters: Int[np.ndarray, " q"] | None
+    over: Over
 
 
 class Encoded(NamedTuple):
@@ -197,6 +201,8 @@ def evaluate(
         missing=words.missing,
         notes=options.get("notes") or {},
         class_names=options.get("class_names"),
+        clusters=options.get("clusters"),
+        over=options.get("over", "sketches"),
     )
 
 

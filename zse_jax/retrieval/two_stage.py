@@ -18,6 +18,7 @@ from jaxtyping import Array, Float, Float32, Int32
 
 from zse_jax.retrieval import scoring, tiles
 from zse_jax.retrieval.encoding import evaluation_state, fetched, progress_bar, whole
+from zse_jax.retrieval.ranking import tie_order
 from zse_jax.retrieval.storage import item_bytes
 from zse_jax.retrievers.base import Encoder, Features
 
@@ -46,8 +47,9 @@ def two_stage_blocks(
 ) -> Iterator[Block]:
     """Minus the rank of every photo for every sketch, in blocks of sketches.
 
-    Photos of equal score keep the gallery's order. Memory is that of one block, whatever the number
-    of sketches.
+    Photos of equal score share the first of their ranks, and so do the others of equal embedding
+    similarity. Which photos of equal similarity are still in the shortlist is random, but the same
+    each time (`ranking.tie_order`). Memory is that of one block, whatever the number of sketches.
 
     Args:
       retriever: the system that encoded the features.
@@ -65,7 +67,7 @@ def two_stage_blocks(
 
     Returns:
       An iterator of consecutive query rows, all of them once and in order, with their values
-      -1 (the best), -2, ... -G, float32 [rows, G], whole on a device of every process.
+      from -1 (the best) to -G, float32 [rows, G], whole on a device of every process.
 
     Raises:
       ValueError: `k` or `pairs` is less than 1, a ranking is unknown or of the wrong kind, the
@@ -95,14 +97,16 @@ def two_stage_blocks(
     pairs = min(pairs or _default_pairs(sketches, photos), -(-queries * k // devices))
     step = pairs * devices
     graphdef, state = evaluation_state(retriever, sharding, replicate=True)
-    pending: collections.deque[tuple[slice, Array, np.ndarray]] = collections.deque()
+    pending: collections.deque[tuple[slice, Array, Array, np.ndarray]] = collections.deque()
+    ties = jnp.asarray(tie_order(gallery))
 
     def dispatched() -> Iterator[Float[Array, " pairs"]]:
         """Scores of all shortlisted pairs in order, `step` at a time; padded at a block's end."""
         for rows, block in blocks(first):
-            order, shortlist = _shortlist(_here(block), k=k, approximate=approximate)
+            similarity = _here(block)
+            order, shortlist = _shortlist(similarity, ties, k=k, approximate=approximate)
             columns = np.asarray(shortlist)
-            pending.append((rows, order, columns))
+            pending.append((rows, similarity, order, columns))
             for start in range(0, columns.size, step):
                 row, place = np.divmod(tiles.rows_from(start, step, columns.size), k)
                 sketch = tiles.on_device(sketches, rows.start + row, sharding)
@@ -114,7 +118,7 @@ def two_stage_blocks(
         results = fetched(dispatched())
         with progress_bar(progress, queries * k, unit="pair") as bar:
             for result in results:
-                rows, order, columns = pending.popleft()
+                rows, similarity, order, columns = pending.popleft()
                 scores = np.empty(columns.size, np.float32)
                 starts = range(0, columns.size, step)
                 for start, part in zip(starts, itertools.chain([result], results), strict=False):
@@ -124,7 +128,7 @@ def two_stage_blocks(
                 if np.isnan(scores).any():
                     row, place = np.argwhere(np.isnan(scores))[0]
                     raise scoring.nan_error(second, rows.start + row, columns[row, place])
-                yield rows, _values(order, columns, scores)
+                yield rows, _values(similarity, order, columns, scores)
 
     return ranked()
 
@@ -146,31 +150,52 @@ def _ranking(retriever: Encoder, name: str | None, kind: scoring.Kind) -> str:
 @jax.jit
 def _exact(similarity: Float[Array, "r g"]) -> Float32[Array, "r g"]:
     """Minus the ranks by a single ranking."""
-    order = jnp.argsort(-similarity, axis=1, stable=True)
-    return -1.0 - jnp.argsort(order, axis=1).astype(jnp.float32)
+    order = jnp.argsort(-similarity, axis=1)
+    ranks = 1 + _first_equal(jnp.take_along_axis(similarity, order, axis=1))
+    return -_scattered(order, ranks)
 
 
 @functools.partial(jax.jit, static_argnames=("k", "approximate"))
 def _shortlist(
-    similarity: Float[Array, "r g"], *, k: int, approximate: bool
+    similarity: Float[Array, "r g"], ties: Int32[Array, " g"], *, k: int, approximate: bool
 ) -> tuple[Int32[Array, "r g"], Int32[Array, "r k"]]:
     """The gallery in shortlist order, and the first k of each row in the gallery's order."""
-    order = jnp.argsort(-similarity, axis=1, stable=True)
+    order = ties[jnp.argsort(-similarity[:, ties], axis=1, stable=True)]
     found = jax.lax.approx_max_k(similarity, k)[1] if approximate else order[:, :k]
     return order, jnp.sort(found, axis=1)
 
 
 @jax.jit
 def _values(
-    order: Int32[Array, "r g"], shortlist: Int32[Array, "r k"], scores: Float32[Array, "r k"]
+    similarity: Float[Array, "r g"],
+    order: Int32[Array, "r g"],
+    shortlist: Int32[Array, "r k"],
+    scores: Float32[Array, "r k"],
 ) -> Float32[Array, "r g"]:
-    """Minus the ranks: shortlisted photos by score, then the others in shortlist order."""
+    """Minus the ranks: shortlisted photos by score, then the others by similarity."""
     rows, k = jnp.arange(len(order))[:, None], shortlist.shape[1]
     listed = jnp.zeros(order.shape, bool).at[rows, shortlist].set(True)
-    after = k + jnp.cumsum(~jnp.take_along_axis(listed, order, axis=1), axis=1)
-    best = jnp.take_along_axis(shortlist, jnp.argsort(-scores, axis=1, stable=True), axis=1)
-    ranks = jnp.zeros(order.shape, jnp.float32).at[rows, order].set(after.astype(jnp.float32))
-    return -ranks.at[rows, best].set(jnp.arange(1, k + 1, dtype=jnp.float32))
+    other = ~jnp.take_along_axis(listed, order, axis=1)
+    before = jnp.cumsum(other, axis=1) - other
+    first = _first_equal(jnp.take_along_axis(similarity, order, axis=1))
+    after = k + 1 + jnp.take_along_axis(before, first, axis=1)
+    best = jnp.argsort(-scores, axis=1)
+    ranks = 1 + _first_equal(jnp.take_along_axis(scores, best, axis=1))
+    best = jnp.take_along_axis(shortlist, best, axis=1)
+    ranked = _scattered(order, after).at[rows, best].set(ranks.astype(jnp.float32))
+    return -ranked
+
+
+def _first_equal(values: Float[Array, "r n"]) -> Int32[Array, "r n"]:
+    """For each of the sorted values, the index of the first one that is equal."""
+    begins = jnp.pad(values[:, 1:] != values[:, :-1], ((0, 0), (1, 0)))
+    return jax.lax.cummax(jnp.where(begins, jnp.arange(values.shape[1]), 0), axis=1)
+
+
+def _scattered(order: Int32[Array, "r g"], values: Int32[Array, "r g"]) -> Float32[Array, "r g"]:
+    """The values at the columns `order`."""
+    rows = jnp.arange(len(order))[:, None]
+    return jnp.zeros(order.shape, jnp.float32).at[rows, order].set(values.astype(jnp.float32))
 
 
 def _default_pairs(sketches: Features, photos: Features) -> int:

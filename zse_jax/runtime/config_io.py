@@ -52,7 +52,12 @@ RENAMED = {"train.vary": "train.augment"}
 """Keys of earlier versions and their present names, in the same group. `from_plain` accepts the old
 names; in a command line or a config file they are errors."""
 
-ADDED = {"model.backbone": "resnet50", "init_from": "random"}
+ADDED = {
+    "model.backbone": "resnet50",
+    "init_from": "random",
+    "evaluation.allow_trained": False,
+    "evaluation.intervals": "sketches",
+}
 """Keys that runs of earlier versions do not have or leave empty, and what this stands for."""
 
 
@@ -90,6 +95,10 @@ def from_plain(plain: Mapping[str, Any]) -> ConfigDict:
     found = ConfigDict(restored(plain))
     if found.get("init_from", "") is None and found.get("teacher") is not None:
         found.init_from = found.teacher.weights  # earlier, EfficientCNN started from these
+    for key, value in ADDED.items():
+        group, _, name = key.partition(".")
+        if name and group != "model" and group in found and name not in found[group]:
+            found[group][name] = value  # not of "model", whose keys depend on its system
     return found.lock()
 
 

@@ -7,6 +7,7 @@ checkpoint with bit-identical results. `zse_jax.training.step` defines a step.
 
 import contextlib
 import dataclasses
+import json
 import math
 import os
 import shutil
@@ -24,7 +25,7 @@ from ml_collections import ConfigDict
 from data_pipelines import loading, paths
 from zse_jax.checkpoints import initial_weights, writing
 from zse_jax.checkpoints import workdir as workdir_
-from zse_jax.evaluation import data_selection
+from zse_jax.evaluation import data_selection, training_record
 from zse_jax.evaluation.evaluator import Evaluator, check_select, comparison, title
 from zse_jax.retrieval.rerank_report import shortlist_table
 from zse_jax.retrievers.base import Retriever
@@ -70,6 +71,7 @@ def train(config: ConfigDict, workdir: str | os.PathLike) -> dict[str, Any]:
       The content of metrics.json: the metrics of the best checkpoint.
 
     Raises:
+      TrainedError: the initial weights were trained on what the run evaluates as unseen.
       ValueError: values in the config that do not fit each other, the machine, or the run in
         `workdir`.
       OSError: `workdir` is not writable, in use by another run, or its disk nearly full; the data
@@ -107,7 +109,12 @@ def train(config: ConfigDict, workdir: str | os.PathLike) -> dict[str, Any]:
             initialization.check(config)
         evaluation = config.evaluation
         validation = Evaluator(config, mesh, evaluation.sketch_stride, evaluation.photo_stride)
-        validation.notes |= initial_weights.notes(config)
+        test = Evaluator(config, mesh, evaluation.test_sketch_stride, evaluation.test_photo_stride)
+        record = training_record.of_run(config, checkpoints.record)
+        for evaluator in (validation, test):
+            evaluator.notes |= initial_weights.notes(config)
+            evaluator.compare(record)
+        checkpoints.trained = record | {"not_zero_shot": test.notes.get("not_zero_shot")}
         batches = training_batches(config, setup.model, mesh)
         consistency.agree(data_facts(config, validation))
         start, state = checkpoints.resume(setup.abstract, batches, check) or (
@@ -125,7 +132,7 @@ def train(config: ConfigDict, workdir: str | os.PathLike) -> dict[str, Any]:
                     f"the best step is chosen from step {start} on. (The former best checkpoint "
                     "is kept.)"
                 )
-            run = Run(config, mesh, setup, workdir, checkpoints, report, validation, trace)
+            run = Run(config, mesh, setup, workdir, checkpoints, report, validation, test, trace)
             closing = contextlib.closing  # closing the batches ends the worker processes
             with preemption.Preemption() as notice:
                 with closing(batches), closing(trace), run.health:
@@ -145,6 +152,7 @@ class Run:
     checkpoints: writing.Checkpoints
     report: Reporter
     validation: Evaluator
+    test: Evaluator
     trace: profiling.Trace
     health: profiling.Health = dataclasses.field(default_factory=profiling.Health)
     pending: list[tuple[int, dict[str, Array]]] = dataclasses.field(default_factory=list)
@@ -232,7 +240,9 @@ class Run:
             # The same for all processes, to the last bit: what is saved depends on them.
             metrics = distributed.of_first(evaluation.flat(), seconds=600.0)
             seconds = time.monotonic() - began
-            self.report.evaluation(step, metrics, seconds, self.checkpoints.setting)
+            self.report.evaluation(
+                step, metrics, seconds, self.checkpoints.setting, self.validation.classes.lower()
+            )
         return metrics
 
     def save(
@@ -335,20 +345,18 @@ class Run:
         validated = evaluation.sketch_stride, evaluation.photo_stride
         if strides != validated or not validation or evaluation.shortlists:
             best = checkpoints.restore(step, self.setup.abstract)
-            evaluator = Evaluator(config, self.mesh, *strides)
-            evaluator.notes |= initial_weights.notes(config)
-            self.report.say(f"Evaluating step {step} on the test set: {evaluator.size}")
+            self.report.say(f"Evaluating step {step} on the test set: {self.test.size}")
             folder = self.scratch
             if folder is not None:  # of this step, these images and this code
-                key = evaluator.key(self.setup.model.image_size)
+                key = self.test.key(self.setup.model.image_size)
                 folder /= f"{step}-{consistency.digest([key])}"
-            found = evaluator(
+            found = self.test(
                 merge_model(self.setup.definition, best),
                 progress=True,
                 shortlists=evaluation.shortlists,
                 folder=folder,
             )
-            show(found.table(f"Step {step}, test set", intervals=True))
+            show(found.table(f"{self.test.classes}, step {step}, test set", intervals=True))
             if (tradeoff := shortlist_table(found)) is not None:
                 show(tradeoff)
             test = found.flat()
@@ -362,6 +370,7 @@ class Run:
         }
         results = wanted | {"test": test, "validation": validation, "untrained": untrained}
         results |= initial_weights.notes(config)
+        results["notes"] = json.loads(json.dumps(self.test.notes))
         if jax.process_index() == 0:
             write_json(file, results)
             if self.scratch is not None:
@@ -374,7 +383,8 @@ class Run:
         start = initial_weights.started_from(self.config) or "step 0"
         before, after = results["untrained"], results["validation"]
         if after:
-            show(comparison(before if step else {}, after, start, step, self.validation.size))
+            size, classes = self.validation.size, self.validation.classes
+            show(comparison(before if step else {}, after, start, step, size, classes))
 
 
 def introduce(

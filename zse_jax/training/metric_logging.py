@@ -130,7 +130,12 @@ class Reporter:
         )
 
     def evaluation(
-        self, step: int, metrics: Mapping[str, float], seconds: float, setting: str
+        self,
+        step: int,
+        metrics: Mapping[str, float],
+        seconds: float,
+        setting: str,
+        classes: str = "unseen classes",
     ) -> None:
         """Reports validation metrics, named ranking/convention/metric, of a setting."""
         values = {f"validation/{name}": value for name, value in metrics.items()}
@@ -141,7 +146,7 @@ class Reporter:
             if name.endswith(f"/{self._headline}")
         )
         name = self._headline.removeprefix("exact/")
-        self.say(f"step {step}: unseen classes, {name} {shown}  ({duration(seconds)})")
+        self.say(f"step {step}: {classes}, {name} {shown}  ({duration(seconds)})")
 
 
 class Clock:

@@ -34,6 +34,10 @@ METRICS = {
     "relation/exact/P@100": 0.4,
 }  # fmt: skip
 
+RECORD = {
+    "sources": [{"data": "doodles", "split": "doodles", "classes": ["cat"], "images": "AAAAAAAA"}],
+    "unknown": [],
+}
 
 pytestmark = pytest.mark.usefixtures("tiny_system")
 
@@ -47,6 +51,7 @@ def workdir(tmp_path_factory):
     folder = tmp_path_factory.mktemp("run")
     state = set_up(tiny.config(), sharding.make_mesh()).init()
     with Checkpoints(folder, select="relation/exact/mAP@all") as checkpoints:
+        checkpoints.trained = RECORD
         for step, value in ((3, 0.9), (6, 0.3)):
             metrics = {"relation/exact/mAP@all": value}
             checkpoints.save(step, state, Position(step), tiny.config(), metrics)
@@ -194,6 +199,35 @@ def test_the_card_does_not_claim_what_is_not_known(workdir, tmp_path):
     assert "| relation/exact | 30.0 |" in text
     assert "| license | not stated" in text
     assert ModelCard(text).data.license is None
+
+
+def test_the_record_of_the_training_data_is_shared(shared, workdir):
+    assert reading.read_record(shared) == reading.read_record(workdir) == RECORD
+    retriever = zse_jax.load(shared)
+    assert reading.record_of(retriever) == RECORD
+
+
+@pytest.mark.parametrize(
+    ("record", "said", "unsaid"),
+    [
+        ({"unknown": ["vit.npz"]}, "training data of vit.npz are not recorded", "**Zero-shot.**"),
+        ({"classes": ["Snow-man"]}, "trained on 1 of 8 unseen classes (snowman)", "model-index"),
+        ({"not_zero_shot": "trained on 3 of 9 photos"}, "was trained on 3 of 9 photos", "model-in"),
+        (None, "**Zero-shot: not known.**", "**Zero-shot.**"),
+    ],
+)
+def test_the_card_says_what_trained(record, said, unsaid):
+    config = config_io.to_plain(tiny.config())
+    if record is not None:
+        source = RECORD["sources"][0] | {"classes": record.pop("classes", [])}
+        record = RECORD | {"sources": [source]} | record
+    about = {
+        "version": "0", "step": 9, "parameters": 1, "metrics": METRICS, "measured": "x",
+        "config": config, "training_data": publishing.summary(record),
+    }  # fmt: skip
+    text = publishing.card(about, name="ann/x")
+    assert said in text
+    assert unsaid not in text
 
 
 def test_nothing_is_overwritten(shared, tmp_path):

@@ -164,3 +164,13 @@ def test_fine_grained_without_pairs_is_an_error(monkeypatch):
             *data_selection.training_items(sketchy_fine_grained.get_config()),
             kind="instance_quadruplet", image_size=8, batch_size=1, seed=0, workers=0,
         )  # fmt: skip
+
+
+def test_sketches_of_one_photo_are_known():
+    sketches = items("sketchy", "sketch", ["ant", "bee"])
+    named = loading.dataclasses.replace(
+        sketches, instances=("a", "a", "", "", *sketches.instances[4:])
+    )
+    drawn = data_selection.photos_drawn(named.select([0, 1, 2, 3, SKETCHES, SKETCHES + 1]))
+    assert drawn.tolist() == [0, 0, 1, 2, 3, 4]
+    assert data_selection.photos_drawn(named.select([0, 2, 3])) is None

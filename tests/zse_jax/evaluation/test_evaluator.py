@@ -10,13 +10,17 @@ import pytest
 from absl import flags
 
 import zse_jax
+from data_pipelines import splits
 from tests.zse_jax import tiny
 from zse_jax import evaluate
 from zse_jax.checkpoints import reading
+from zse_jax.evaluation import data_selection, training_record
 from zse_jax.evaluation import evaluator as evaluator_
 from zse_jax.evaluation.evaluator import Evaluator
+from zse_jax.evaluation.training_record import TrainedError
 from zse_jax.retrieval import metrics
 from zse_jax.runtime import cli, consistency, sharding
+from zse_jax.training import loop
 
 pytestmark = pytest.mark.usefixtures("tiny_system")
 
@@ -217,15 +221,37 @@ def test_scratch_files_of_another_gallery_are_an_error(workdir, tmp_path):
         run(f"--checkpoint={workdir}", scratch, "--config.evaluation.test_photo_stride=2")
 
 
-def test_classes_that_were_trained_on_are_named_when_another_setting_ranks_them(
-    workdir, tmp_path, caplog
-):
-    notes = evaluator_.trained_on(
-        str(workdir), tiny.config(**{"data.split": "sketchy_split1"}), ("cup", "fish", "hot-dog")
-    )
-    assert notes == {"trained_on": "doodles", "seen_but_ranked": {"fish": "fish"}}
-    assert "fish (as fish). The result is not zero-shot" in caplog.text
-    assert evaluator_.trained_on(str(workdir), tiny.config(), ("airplane",)) == {}
+@pytest.fixture
+def other_split(monkeypatch):
+    """A split of the same data set in which two of the trained classes are unseen."""
+    seen = splits.get("doodles").seen
+    other = splits.Split("doodles", seen[2:], seen[:2])
+    monkeypatch.setattr(splits, "SPLITS", {**splits.SPLITS, "other": other})
+    return other
+
+
+def test_trained_classes_are_not_ranked_as_unseen(workdir, other_split, tmp_path, capsys):
+    arguments = [f"--checkpoint={workdir}", "--config.data.split=other"]
+    with pytest.raises(TrainedError, match=f"2 of 2 classes .*{other_split.unseen[0]}"):
+        run(*arguments)
+    run(*arguments, "--config.evaluation.allow_trained=true", f"--output={tmp_path}/m.json")
+    notes = json.loads((tmp_path / "m.json").read_text())["notes"]
+    assert other_split.unseen[1] in notes["not_zero_shot"]
+    assert "NOT ZERO-SHOT" in capsys.readouterr().out
+    config = tiny.config(**{"data.split": "other", "init_from": str(workdir)})
+    with pytest.raises(TrainedError, match="2 of 2 classes"):
+        loop.train(config, tmp_path / "run")
+
+
+def test_a_run_records_what_trained(workdir):
+    (source,) = training_record.of_checkpoint(workdir)["sources"]
+    assert tuple(source["classes"]) == splits.get("doodles").seen
+    images = {
+        digest
+        for items in data_selection.training_items(tiny.config())
+        for digest in training_record.digests(items)
+    }
+    assert len(source["images"]) == training_record.DIGEST * len(images)
 
 
 def test_the_comparison_shows_before_and_after():

@@ -102,3 +102,11 @@ def test_the_matrix_is_read_sketch_major():
         x = x @ np.asarray(layer.kernel[...]) + np.asarray(layer.bias[...])
         x = np.maximum(x, 0) if i < 2 else x
     np.testing.assert_allclose(network(cosine), x[:, 0], rtol=1e-5)
+
+
+def test_logits_keep_float32_resolution_in_bfloat16():
+    model = RelationNetwork(4, dropout=0.0, dtype=jnp.dtype("bfloat16"), rngs=nnx.Rngs(0))
+    logits = model(jax.random.uniform(jax.random.key(0), (400, 4, 4)))
+    assert logits.dtype == jnp.float32
+    rounded = logits.astype(jnp.bfloat16).astype(jnp.float32)
+    assert len(np.unique(logits)) > 1.5 * len(np.unique(rounded))

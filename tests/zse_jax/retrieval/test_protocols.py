@@ -27,6 +27,7 @@ class Table(Encoder):
     """Scores pairs by a given matrix: an image is the number of its row or column."""
 
     rankings: ClassVar[dict] = {"table": "score"}
+    image_size = 1
 
     def __init__(self, scores):
         self.scores = nnx.Variable(jnp.asarray(scores, jnp.float32))

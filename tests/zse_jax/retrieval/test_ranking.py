@@ -42,7 +42,8 @@ def oracle(
             for photo in range(len(scores))
             if query_groups is None or gallery_groups[photo] == query_groups[query]
         ]
-        order = sorted(candidates, key=lambda photo: -scores[photo])
+        place = ranking.tie_order(len(scores)).argsort()
+        order = sorted(candidates, key=lambda photo: (-scores[photo], place[photo]))
         hits = [
             position
             for position, photo in enumerate(order, start=1)
@@ -184,7 +185,7 @@ def test_labels_may_be_names():
 
 
 def test_hit_ranks_are_as_wide_as_the_largest_number_of_hits():
-    similarity = np.zeros((2, 4), np.float32)
+    similarity = np.tile(np.float32([4, 3, 2, 1]), (2, 1))
     gallery = np.array([5, 5, 5, 1])
     assert rank(similarity, np.array([1, 2]), gallery).hit_ranks.tolist() == [[4], [0]]
     assert rank(similarity, np.array([2, 3]), gallery).hit_ranks.shape == (2, 0)

@@ -79,6 +79,20 @@ def test_intervals_are_the_same_in_every_run_and_computed_once():
     assert first.intervals() is first.intervals()
 
 
+def test_intervals_are_for_other_sketches_or_other_classes():
+    result = random_evaluation(clusters=np.arange(60) // 3)
+    sketches, classes = (
+        result.intervals(over=over)["score"]["exact"]["mAP@all"] for over in ("sketches", "classes")
+    )
+    alone = random_evaluation().intervals()["score"]["exact"]["mAP@all"]
+    assert len({sketches, classes, alone}) == 3
+    assert "those of a photo together" in printed(result.table(intervals=True))
+    by_class = random_evaluation(over="classes")
+    assert "for other unseen classes" in printed(by_class.table(intervals=True))
+    with pytest.raises(ValueError, match="choose one of sketches, classes"):
+        result.intervals(over="photos")
+
+
 @pytest.mark.filterwarnings("error")
 def test_one_sketch_or_sketches_that_agree_have_an_interval_of_no_width():
     alone = evaluation([[0.1, 0.9]], [0], [0, 1])

@@ -10,6 +10,7 @@ from hypothesis import strategies as st
 from tests.zse_jax.retrieval.fakes import Fake, cosines, distances, fake, features
 from tests.zse_jax.retrievers.test_zse import still
 from zse_jax.retrieval import two_stage
+from zse_jax.retrieval.ranking import tie_order
 from zse_jax.retrieval.two_stage import two_stage_blocks
 
 
@@ -26,11 +27,12 @@ def ranks(*arguments, **options):
 def oracle(first, second, k):
     """The ranks by numpy, one sketch after the other."""
     result = np.empty(first.shape, np.float32)
+    ties = tie_order(first.shape[1])
     for row, (embedding, score) in enumerate(zip(first, second, strict=True)):
-        order = np.argsort(-embedding, kind="stable")
-        listed = np.sort(order[:k])
-        best = listed[np.argsort(-score[listed], kind="stable")]
-        result[row, np.concatenate([best, order[k:]])] = np.arange(1, len(order) + 1)
+        order = ties[np.argsort(-embedding[ties], kind="stable")]
+        listed, others = order[:k], order[k:]
+        result[row, listed] = 1 + (score[listed] > score[listed][:, None]).sum(1)
+        result[row, others] = k + 1 + (embedding[others] > embedding[others][:, None]).sum(1)
     return result
 
 
@@ -57,14 +59,15 @@ def test_the_first_k_are_the_k_nearest_embeddings():
 
 
 @given(st.data())
-def test_values_are_a_permutation_with_ties_in_the_order_of_the_gallery(data):
+def test_tied_photos_share_their_first_rank(data):
     gallery = data.draw(st.integers(1, 12))
     k = data.draw(st.integers(1, gallery))
     draw = st.lists(st.integers(0, 3), min_size=gallery, max_size=gallery)
     first, second = (np.array([data.draw(draw)], np.float32) for _ in range(2))
-    order, shortlist = two_stage._shortlist(jax.numpy.asarray(first), k=k, approximate=False)
+    similarity, ties = jax.numpy.asarray(first), jax.numpy.asarray(tie_order(gallery))
+    order, shortlist = two_stage._shortlist(similarity, ties, k=k, approximate=False)
     scores = np.take_along_axis(second, np.asarray(shortlist), axis=1)
-    values = two_stage._values(order, shortlist, jax.numpy.asarray(scores))
+    values = two_stage._values(similarity, order, shortlist, jax.numpy.asarray(scores))
     np.testing.assert_array_equal(-np.asarray(values), oracle(first, second, k))
 
 
@@ -131,7 +134,9 @@ def test_the_shortlist_may_be_approximate():
 
 def test_an_approximate_shortlist_that_misses_photos_still_ranks_them():
     order, scores = np.array([[2, 0, 1, 3]]), np.array([[0.1, 0.2]], np.float32)
-    values = two_stage._values(*map(jax.numpy.asarray, (order, np.array([[1, 2]]), scores)))
+    similarity = np.array([[0.8, 0.7, 0.9, 0.6]], np.float32)
+    arrays = similarity, order, np.array([[1, 2]]), scores
+    values = two_stage._values(*map(jax.numpy.asarray, arrays))
     assert values.tolist() == [[-3, -2, -1, -4]]
 
 
