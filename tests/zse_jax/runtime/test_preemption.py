@@ -95,6 +95,30 @@ def test_a_second_ctrl_c_ends_at_once():
     assert signal.getsignal(signal.SIGINT) is signal.default_int_handler
 
 
+@pytest.mark.slow
+def test_worker_processes_leave_ctrl_c_to_their_parent_and_end_with_it(tmp_path):
+    program = [sys.executable, "-m", "tests.zse_jax.tiny", str(tmp_path), "--slow=0.3"]
+    process = subprocess.Popen(
+        [*program, "data.workers=1", "train.steps=500", "evaluation.every=0"],
+        stdout=subprocess.PIPE,
+        stderr=subprocess.STDOUT,
+        text=True,
+        start_new_session=True,
+    )
+    assert process.stdout is not None
+    for line in process.stdout:
+        if line.startswith("step"):
+            break
+    os.killpg(process.pid, signal.SIGINT)  # as a terminal does
+    for line in process.stdout:
+        if line.startswith("Interrupted"):
+            break
+    process.send_signal(signal.SIGINT)
+    output = process.communicate(timeout=60)[0]  # ends when no worker holds the pipe any more
+    assert process.returncode in (-signal.SIGINT, preemption.INTERRUPTED)
+    assert "Traceback" not in output
+
+
 @pytest.mark.parametrize(("part", "at"), [("note", 5), ("evaluate", 6)])
 def test_a_due_evaluation_does_not_delay_the_save(tmp_path, reference, part, at):
     """Neither one that would begin nor one that has begun; it is made up for after the restart."""
