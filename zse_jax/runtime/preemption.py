@@ -62,6 +62,7 @@ class Preemption:
         self.noticed = self._interrupted = False
         self._at_once = self._breaks = False
         self.broken = False
+        self._calls = 0
         self._before: dict[int, Any] = {}
 
     def __enter__(self) -> "Preemption":
@@ -102,13 +103,15 @@ class Preemption:
             self._breaks = False
             raise _Stop
 
-    def due(self, step: int) -> bool:
-        """Whether to save at `step` and exit: True at the same step in every process.
+    def due(self) -> bool:
+        """Whether to save and exit now: True at the same call in every process.
 
-        Must be called at every step.
+        To be called at every step, by all processes. With several, they agree on a call soon after
+        one of them gets a notice.
         """
+        self._calls += 1
         if distributed.together():
-            return multihost_utils.reached_preemption_sync_point(step)
+            return multihost_utils.reached_preemption_sync_point(self._calls)
         return self.noticed
 
     @contextlib.contextmanager

@@ -90,7 +90,7 @@ def test_a_second_ctrl_c_ends_at_once():
     with preemption.Preemption() as notice:
         os.kill(os.getpid(), signal.SIGINT)
         time.sleep(0.01)
-        assert notice.due(1)
+        assert notice.due()
         assert signal.getsignal(signal.SIGINT) is signal.SIG_DFL
     assert signal.getsignal(signal.SIGINT) is signal.default_int_handler
 
@@ -151,10 +151,10 @@ def test_a_notice_that_ends_the_loading_too_still_saves(tmp_path, monkeypatch):
 
 def test_a_notice_after_the_last_step_ends_at_once():
     with preemption.Preemption() as notice:
-        assert not notice.due(1)
+        assert not notice.due()
         os.kill(os.getpid(), signal.SIGUSR1)
         time.sleep(0.01)
-        assert notice.due(2)
+        assert notice.due()
         with pytest.raises(preemption.Preempted) as left:
             notice.at_once()
         assert left.value.code == distributed.AGAIN
