@@ -185,7 +185,9 @@ class Run:
                 try:
                     batch = self.health.fetch(batches)
                 except Exception:
-                    if not notice.noticed:  # else it also ended the processes that read images
+                    # The notice may also have ended the processes that read images. (Several
+                    # processes save together, so one cannot do it alone.)
+                    if not notice.noticed or distributed.together():
                         raise
                     self.save(step, state, batches, None, now=True)
                     self.leave(notice)
