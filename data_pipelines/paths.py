@@ -47,8 +47,8 @@ def located(path: str | os.PathLike, buckets: Sequence[str] = BUCKETS) -> epath.
             return located("/" + rest)
         if scheme in buckets and len(slashes) == 2 and rest:
             return epath.Path(f"{scheme}://{_expanded(rest, text)}")
-        if scheme in (*BUCKETS, "s3", *buckets) and len(slashes) != 2:
-            raise ValueError(f"{text} is not a bucket's path: write {scheme}://BUCKET/FOLDER.")
+        if len(slashes) != 2 and len(scheme) > 1 and not os.path.lexists(f"{match['scheme']}:"):
+            raise ValueError(f"{text} is not a valid path: write {scheme}://BUCKET/FOLDER.")
         if len(slashes) > 1:
             known = ", ".join(f"{name}://" for name in buckets)
             raise ValueError(

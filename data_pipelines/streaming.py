@@ -5,8 +5,10 @@ streams, and global arrays on a mesh of several hosts.
 """
 
 import functools
+import multiprocessing
 import os
 import signal
+import threading
 from collections.abc import Iterator
 from typing import Any
 
@@ -47,15 +49,27 @@ class Batches(grain.IterDataset):
                 flags.FLAGS.mark_as_parsed()
             remaining = remaining.mp_prefetch(
                 grain.MultiprocessingOptions(num_workers=self._workers),
-                worker_init_fn=_leave_interrupts_to_the_parent,
+                worker_init_fn=_follow_the_parent,
             )
         return iter(remaining)
 
 
-def _leave_interrupts_to_the_parent(index: int, count: int) -> None:
-    """Ignores Ctrl-C in a worker: a terminal sends it to all processes, and the parent ends it."""
+def _follow_the_parent(index: int, count: int) -> None:
+    """Makes a worker end when its parent does, and not earlier.
+
+    A terminal and SLURM send Ctrl-C and SIGUSR1 to all processes of a program: only the parent
+    handles them. Grain's workers would outlive a parent that is killed.
+    """
     del index, count
-    signal.signal(signal.SIGINT, signal.SIG_IGN)
+
+    def wait() -> None:
+        if (parent := multiprocessing.parent_process()) is not None:
+            parent.join()
+            os._exit(1)
+
+    threading.Thread(target=wait, daemon=True).start()
+    for number in {signal.SIGINT, getattr(signal, "SIGUSR1", signal.SIGINT)}:
+        signal.signal(number, signal.SIG_IGN)
 
 
 class _BatchIterator(grain.DatasetIterator):

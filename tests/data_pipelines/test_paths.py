@@ -148,6 +148,8 @@ def test_a_file_that_exists_as_written_is_that_file(home):
         ("~nobody-of-this-name/a", "the home folder is not known"),
         ("gs:/bucket/a", "write gs://BUCKET/FOLDER"),
         ("s3:/bucket/a", "write s3://BUCKET/FOLDER"),
+        ("hf:/owner/name/app", "hf:/owner/name/app is not a valid path"),
+        ("gs:///bucket/a", "write gs://BUCKET/FOLDER"),
         ("s3://bucket/a", "cannot start with s3://.* one that starts with gs://"),
         ("hdfs://a", "cannot start with hdfs://"),
         ("https://a.org/b.png", "cannot start with https://"),

@@ -14,6 +14,7 @@ from pathlib import Path
 from absl import flags
 
 from data_pipelines import loading, paths, splits
+from zse_jax.checkpoints import reading
 from zse_jax.gallery import app, index
 from zse_jax.runtime import cli
 
@@ -78,7 +79,7 @@ def define_flags(options: flags.FlagValues, argv: Sequence[str]) -> None:
 
 def main(options: flags.FlagValues) -> None:
     """Builds the index if necessary, and serves the page until Ctrl-C."""
-    folder = options.folder or Path(options.checkpoint) / "app"
+    folder = options.folder or reading.absolute(options.checkpoint) / "app"
     where = build(options.checkpoint, folder)
     app.launch(where, host=options.host, port=options.port, share=False, block=True, quiet=True)
 

@@ -13,6 +13,7 @@ INDEX can be in a bucket (s3://, gs://, az://). From Python:
     gallery = index.open("my-index")
 """
 
+import logging
 import os
 from collections.abc import Sequence
 from pathlib import Path
@@ -30,7 +31,9 @@ from zse_jax.gallery.verifying import Verification
 from zse_jax.gallery.verifying import verify as verify
 from zse_jax.retrieval.encoding import fingerprint
 from zse_jax.retrievers.base import Encoder
-from zse_jax.runtime import cli
+from zse_jax.runtime import cli, consistency
+
+logger = logging.getLogger(__name__)
 
 COMMANDS = ("build", "add", "remove", "verify", "info")
 
@@ -182,6 +185,7 @@ def build(
         "checkpoint": os.fspath(reading.absolute(checkpoint)),
         "step": step,
         "fingerprint": fingerprint(retriever),
+        "code": consistency.code_digest(*consistency.FEATURE_CODE),
         "system": config.model.system,
         "image_size": retriever.image_size,
         "features": encoder.item_bytes <= FEATURES_UP_TO if features is None else features,
@@ -283,6 +287,13 @@ def _check(table: Tables, found: str, checkpoint: str | os.PathLike) -> None:
             f"{about['step']} (weights {about['fingerprint'][:8]}); {checkpoint} has the weights "
             f"{found[:8]}. Embeddings of different weights cannot be compared: give the index's "
             "checkpoint, or build another index."
+        )
+    code = consistency.code_digest(*consistency.FEATURE_CODE)
+    if about.get("code", code) != code:  # not recorded by early versions
+        logger.warning(
+            "The index %s was built by another version of the code, which may encode images in "
+            "another way: build it again to be sure that its photos and new ones compare.",
+            table.uri,
         )
 
 

@@ -181,6 +181,8 @@ def quiet() -> None:
     """
     os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "3")
     os.environ.setdefault("TF_ENABLE_ONEDNN_OPTS", "0")  # else a notice at every start
+    # Batches that worker processes have prepared when a run stops; the tracker frees them.
+    os.environ.setdefault("PYTHONWARNINGS", "ignore:resource_tracker:UserWarning")
     if not _debug():
         logging.set_verbosity(logging.FATAL)
         getLogger("asyncio").setLevel(CRITICAL)

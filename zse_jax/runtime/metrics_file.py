@@ -14,17 +14,24 @@ METRICS_FILE = "metrics.jsonl"
 
 
 def read_metrics(path: str | os.PathLike) -> list[dict[str, Any]]:
-    """The lines of a `metrics.jsonl`; skips a last line that a kill left incomplete."""
-    lines = epath.Path(path).read_text().splitlines()
+    """The lines of a `metrics.jsonl`; skips a last line that a kill left incomplete.
+
+    Raises:
+      ValueError: another line is damaged.
+    """
+    lines = epath.Path(path).read_bytes().splitlines()
     found = []
     for number, line in enumerate(lines):
         try:
-            found.append(json.loads(line))
-        except json.JSONDecodeError:
-            if number != len(lines) - 1:
-                raise ValueError(
-                    f"{path}: line {number + 1} is not JSON ({line[:60]!r}): repair or delete it."
-                ) from None
+            content = json.loads(line)
+        except ValueError:  # also of bytes that are not text
+            content = None
+        if isinstance(content, dict):
+            found.append(content)
+        elif number != len(lines) - 1:
+            raise ValueError(
+                f"{path}: line {number + 1} is not JSON ({line[:60]!r}): repair or delete it."
+            )
     return found
 
 

@@ -15,6 +15,7 @@ import threading
 import time
 import urllib.request
 from collections.abc import Iterator
+from multiprocessing import resource_tracker
 from typing import Any
 
 import jax
@@ -61,6 +62,7 @@ class Preemption:
         self.noticed = self._interrupted = False
         self._at_once = self._breaks = False
         self.broken = False
+        self._calls = 0
         self._before: dict[int, Any] = {}
 
     def __enter__(self) -> "Preemption":
@@ -72,6 +74,8 @@ class Preemption:
         with contextlib.suppress(ValueError):  # not the main thread
             for number in numbers:
                 self._before[number] = signal.signal(number, self._notice)
+            if signal.SIGUSR1 in self._before:
+                _shield_resource_tracker()
             if self._before and _on_google_cloud():
                 threading.Thread(target=watch_maintenance, daemon=True).start()
         return self
@@ -99,13 +103,15 @@ class Preemption:
             self._breaks = False
             raise _Stop
 
-    def due(self, step: int) -> bool:
-        """Whether to save at `step` and exit: True at the same step in every process.
+    def due(self) -> bool:
+        """Whether to save and exit now: True at the same call in every process.
 
-        Must be called at every step.
+        To be called at every step, by all processes. With several, they agree on a call soon after
+        one of them gets a notice.
         """
+        self._calls += 1
         if distributed.together():
-            return multihost_utils.reached_preemption_sync_point(step)
+            return multihost_utils.reached_preemption_sync_point(self._calls)
         return self.noticed
 
     @contextlib.contextmanager
@@ -138,6 +144,18 @@ class Preemption:
             raise self.left(" after the last step, which is saved")
         if self._before and signal.SIGTERM not in self._before:
             self._before[signal.SIGTERM] = signal.signal(signal.SIGTERM, self._notice)
+
+
+def _shield_resource_tracker() -> None:
+    """Starts Python's process that cleans shared memory up, unless it runs, without SIGUSR1.
+
+    SLURM sends the signal to all processes of a program, and this one would die of it.
+    """
+    signal.pthread_sigmask(signal.SIG_BLOCK, {signal.SIGUSR1})  # which a new process inherits
+    try:
+        resource_tracker.ensure_running()
+    finally:
+        signal.pthread_sigmask(signal.SIG_UNBLOCK, {signal.SIGUSR1})
 
 
 def _on_google_cloud() -> bool:

@@ -175,7 +175,9 @@ class Run:
         with watchdog_.Watchdog(self.config.train.stall_seconds) as watchdog:
             watchdog.beat(start or 0)
             for step in range(start or 0, steps + 1):
-                stopping = notice.due(step)
+                stopping = notice.due()
+                if not stopping and self.evaluation_due(step):
+                    stopping = notice.due()  # of several processes, one may have got a notice
                 with watchdog.paused():
                     metrics = None
                     if not stopping:  # save first: the time until the kill may be short
@@ -194,7 +196,9 @@ class Run:
                 try:
                     batch = self.health.fetch(batches)
                 except Exception:
-                    if not notice.noticed:  # else it also ended the processes that read images
+                    # The notice may also have ended the processes that read images. (Several
+                    # processes save together, so one cannot do it alone.)
+                    if not notice.noticed or distributed.together():
                         raise
                     self.save(step, state, batches, None, now=True)
                     self.leave(notice)
@@ -227,11 +231,15 @@ class Run:
         self.report.say(profiling.describe(health.cost, health.rate, config.train.steps))
         return step
 
-    def evaluate(self, step: int, state: State) -> dict[str, float] | None:
-        """The validation metrics, if they are due at `step` and were not saved with it."""
+    def evaluation_due(self, step: int) -> bool:
+        """Whether to evaluate at `step`: it is its turn, and no evaluation was saved with it."""
         every = self.config.evaluation.every
-        due = bool(every) and (not step % every or step == self.config.train.steps)
-        if not due or self.checkpoints.metrics(step):
+        turn = bool(every) and (not step % every or step == self.config.train.steps)
+        return turn and not self.checkpoints.metrics(step)
+
+    def evaluate(self, step: int, state: State) -> dict[str, float] | None:
+        """The validation metrics, if they are due at `step`."""
+        if not self.evaluation_due(step):
             return None
         self.flush(step)
         with self.report.clock.paused():

@@ -226,6 +226,14 @@ def test_verification_finds_duplicate_damaged_and_changed_photos(built, album):
         index.verify(built)
 
 
+def test_an_index_of_other_code_is_reported(built, album, zse, monkeypatch, caplog):
+    index.add(built, album)
+    assert not caplog.text
+    monkeypatch.setattr(index.consistency, "code_digest", lambda *_: "other")
+    index.add(built, album)
+    assert "was built by another version of the code" in caplog.text
+
+
 def test_an_index_can_be_in_a_bucket(album, zse, tmp_path, monkeypatch):
     monkeypatch.setattr(tables, "located", os.fspath)  # else this one is a local path
     uri = f"file://{tmp_path}/bucket/index"

@@ -90,9 +90,33 @@ def test_a_second_ctrl_c_ends_at_once():
     with preemption.Preemption() as notice:
         os.kill(os.getpid(), signal.SIGINT)
         time.sleep(0.01)
-        assert notice.due(1)
+        assert notice.due()
         assert signal.getsignal(signal.SIGINT) is signal.SIG_DFL
     assert signal.getsignal(signal.SIGINT) is signal.default_int_handler
+
+
+@pytest.mark.slow
+def test_worker_processes_leave_ctrl_c_to_their_parent_and_end_with_it(tmp_path):
+    program = [sys.executable, "-m", "tests.zse_jax.tiny", str(tmp_path), "--slow=0.3"]
+    process = subprocess.Popen(
+        [*program, "data.workers=1", "train.steps=500", "evaluation.every=0"],
+        stdout=subprocess.PIPE,
+        stderr=subprocess.STDOUT,
+        text=True,
+        start_new_session=True,
+    )
+    assert process.stdout is not None
+    for line in process.stdout:
+        if line.startswith("step"):
+            break
+    os.killpg(process.pid, signal.SIGINT)  # as a terminal does
+    for line in process.stdout:
+        if line.startswith("Interrupted"):
+            break
+    process.send_signal(signal.SIGINT)
+    output = process.communicate(timeout=60)[0]  # ends when no worker holds the pipe any more
+    assert process.returncode in (-signal.SIGINT, preemption.INTERRUPTED)
+    assert "Traceback" not in output
 
 
 @pytest.mark.parametrize(("part", "at"), [("note", 5), ("evaluate", 6)])
@@ -127,10 +151,10 @@ def test_a_notice_that_ends_the_loading_too_still_saves(tmp_path, monkeypatch):
 
 def test_a_notice_after_the_last_step_ends_at_once():
     with preemption.Preemption() as notice:
-        assert not notice.due(1)
+        assert not notice.due()
         os.kill(os.getpid(), signal.SIGUSR1)
         time.sleep(0.01)
-        assert notice.due(2)
+        assert notice.due()
         with pytest.raises(preemption.Preempted) as left:
             notice.at_once()
         assert left.value.code == distributed.AGAIN

@@ -8,10 +8,11 @@ from zse_jax.runtime import console, metrics_file
 from zse_jax.training import metric_logging
 
 
-def test_resuming_removes_later_lines_and_a_broken_last_one(tmp_path):
+@pytest.mark.parametrize("end", ['{"step": 8, "tra', "\0\0\0\n", "\udcff", "7"])
+def test_resuming_removes_later_lines_and_a_broken_last_one(tmp_path, end):
     file = tmp_path / "metrics.jsonl"
     lines = [json.dumps({"step": step, "train/loss": step / 10}) for step in (2, 4, 6)]
-    file.write_text("\n".join(lines) + '\n{"step": 8, "tra')
+    file.write_bytes(("\n".join(lines) + "\n" + end).encode("utf-8", "surrogateescape"))
     metrics_file.keep_until(file, 4)
     assert [line["step"] for line in metrics_file.read_metrics(file)] == [2, 4]
     metrics_file.keep_until(file, -1)
@@ -21,7 +22,7 @@ def test_resuming_removes_later_lines_and_a_broken_last_one(tmp_path):
 def test_a_broken_line_in_the_middle_is_an_error(tmp_path):
     file = tmp_path / "metrics.jsonl"
     file.write_text('{"step": 1}\nnonsense\n{"step": 2}\n')
-    with pytest.raises(ValueError, match=r"metrics.jsonl: line 2 is not JSON \('nonsense'\)"):
+    with pytest.raises(ValueError, match=r"metrics.jsonl: line 2 is not JSON \(b'nonsense'\)"):
         metrics_file.read_metrics(file)
 
 
