@@ -154,15 +154,17 @@ def check_select(config: ConfigDict, rankings: Iterable[str]) -> None:
         )
 
 
-def comparison(before: Values, after: Values, start: str, step: int, size: str) -> Table:
+def comparison(
+    before: Values, after: Values, step: int, size: str, start: str = "initial weights"
+) -> Table:
     """A table of all metrics before and after training: "ViT-B_16.npz -> step N".
 
     Args:
       before: metrics of the initial weights; empty if they were not measured.
       after: metrics of `step`.
-      start: what the initial weights are.
       step: number of training steps.
       size: numbers of sketches and photos, as text.
+      start: what the initial weights are.
     """
     arrow = f"{start} \N{RIGHTWARDS ARROW} " if before else ""
     started = "" if before else f"; started from {start}"

@@ -183,7 +183,7 @@ class Run:
         )
         health.rate = profiling.device_rate(config.compute_dtype)
         self.report.health = health.timing
-        self.report.say(profiling.describe(health.cost, health.rate, config.train.steps))
+        self.report.say(profiling.describe(health.cost, health.rate))
         return step
 
     def evaluate(self, step: int, state: State) -> dict[str, float] | None:
@@ -232,6 +232,8 @@ class Run:
             jax.block_until_ready(losses)
             self.report.clock.restart(step + 1)
             self.report.images = images_in(batch)
+        if estimate := self.health.estimate(self.config.train.steps - step - 1):
+            self.report.say(estimate)
         if step % self.config.log.every == 0:
             self.flush(step)
 
@@ -326,10 +328,10 @@ class Run:
 
     def compare(self, results: Mapping[str, Any], step: int) -> None:
         """Prints the validation metrics before and after training, if there are any."""
-        start = initial_weights.started_from(self.config) or "step 0"
+        start = initial_weights.started_from(self.config) or "initial weights"
         before, after = results["untrained"], results["validation"]
         if after:
-            show(comparison(before if step else {}, after, start, step, self.validation.size))
+            show(comparison(before if step else {}, after, step, self.validation.size, start))
 
 
 def introduce(
