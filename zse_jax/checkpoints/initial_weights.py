@@ -57,7 +57,7 @@ def check(path: str | os.PathLike | None, key: str = "init_from") -> None:
     if path == RANDOM:
         return
     if is_weight_file(path):
-        if not Path(path).expanduser().is_file():
+        if not reading.absolute(path).is_file():
             raise FileNotFoundError(
                 f"config.{key}={path}: there is no file of weights {path}. {advice}"
             )
