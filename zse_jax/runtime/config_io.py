@@ -80,11 +80,12 @@ def differences(old: ConfigDict, new: ConfigDict) -> dict[str, tuple[Any, Any]]:
     """The keys whose values differ, each with the old and the new value ("-" where absent)."""
     before, after = flat(to_plain(old)), flat(to_plain(new))
 
-    def meant(values: Mapping[str, Any], key: str) -> Any:
-        return ADDED.get(key) if values.get(key) is None else values[key]
+    def meant(values: Mapping[str, Any], key: str, absent: str | None = None) -> Any:
+        value = values.get(key, absent)
+        return ADDED.get(key) if value is None else value
 
     return {
-        key: (before.get(key, "-"), after.get(key, "-"))
+        key: (meant(before, key, "-"), meant(after, key, "-"))
         for key in sorted(before.keys() | after.keys())
         if meant(before, key) != meant(after, key)
     }

@@ -123,6 +123,9 @@ def test_runs_of_earlier_versions_resume_and_keep_what_they_started_from():
     new = small_systems.config("zse")
     plain = config_io.to_plain(new) | {"init_from": None}
     assert config_io.differences(config_io.from_plain(plain), new) == {}
+    changed = config_io.from_plain(config_io.to_plain(new) | {"init_from": "a.npz"})
+    differing = config_io.differences(config_io.from_plain(plain), changed)
+    assert differing == {"init_from": ("random", "a.npz")}
     efficient = config_io.to_plain(small_systems.config("efficient_cnn")) | {"init_from": None}
     efficient["teacher"]["weights"] = "resnet50.pth"
     assert config_io.from_plain(efficient).init_from == "resnet50.pth"
