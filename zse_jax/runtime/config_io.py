@@ -35,8 +35,11 @@ RENAMED = {"train.vary": "train.augment"}
 """Keys of earlier versions and their present names, in the same group. `from_plain` accepts the old
 names; in a command line or a config file they are errors."""
 
-ADDED = {"model.backbone": "resnet50", "init_from": "random"}
-"""Keys that runs of earlier versions do not have or leave empty, and what this stands for."""
+ADDED = {"model.backbone": "resnet50"}
+"""Keys that configs of earlier versions do not have, and the value that they stand for."""
+
+EMPTY = {"init_from": "random"}
+"""Keys that runs of earlier versions left at None, and what this meant."""
 
 
 def flat(config: ConfigDict | Mapping[str, Any], prefix: str = "") -> dict[str, Any]:
@@ -80,14 +83,12 @@ def differences(old: ConfigDict, new: ConfigDict) -> dict[str, tuple[Any, Any]]:
     """The keys whose values differ, each with the old and the new value ("-" where absent)."""
     before, after = flat(to_plain(old)), flat(to_plain(new))
 
-    def meant(values: Mapping[str, Any], key: str, absent: str | None = None) -> Any:
-        value = values.get(key, absent)
-        return ADDED.get(key) if value is None else value
-
+    for values in (before, after):
+        values |= {key: EMPTY[key] for key in EMPTY if values.get(key, "") is None}
     return {
-        key: (meant(before, key, "-"), meant(after, key, "-"))
+        key: (before.get(key, "-"), after.get(key, "-"))
         for key in sorted(before.keys() | after.keys())
-        if meant(before, key) != meant(after, key)
+        if before.get(key, ADDED.get(key)) != after.get(key, ADDED.get(key))
     }
 
 
