@@ -22,6 +22,10 @@ RANDOM = "random"
 """The value of `config.init_from` with which a network starts from random values."""
 
 
+RANDOM_VALUES = "random values"
+"""What `started_from` calls them."""
+
+
 def is_weight_file(path: str | os.PathLike) -> bool:
     """Whether `path` is named like a publisher's file of weights, not like a checkpoint."""
     path = os.fspath(path)
@@ -109,7 +113,7 @@ def started_from(config: ConfigDict) -> str:
     """
     path = config.get("init_from")
     if path is None or path == RANDOM:
-        return "random values" if path else ""
+        return RANDOM_VALUES if path else ""
     return path if path.startswith(hub.HUB) else PurePosixPath(path).name
 
 

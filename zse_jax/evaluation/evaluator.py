@@ -14,7 +14,7 @@ from ml_collections import ConfigDict
 from rich.table import Table
 
 from data_pipelines import loading, splits
-from zse_jax.checkpoints import reading
+from zse_jax.checkpoints import initial_weights, reading
 from zse_jax.evaluation import data_selection, text_baseline
 from zse_jax.retrieval import metrics, protocols
 from zse_jax.retrieval.results import Evaluation
@@ -102,6 +102,9 @@ class Evaluator:
         if evaluation.queries == "text":
             queries = text_baseline.class_queries(retriever, self.sketches)
         photos = self.batches(self.photos, retriever.image_size)
+        if self.notes.get("started_from") == initial_weights.RANDOM_VALUES:
+            name = options.get("name", f"Unseen classes of {self.title}")
+            options["name"] = f"{name}, started from {initial_weights.RANDOM_VALUES}"
         return run(retriever, queries, photos, **given | options)
 
     def _key(self, image_size: int) -> str:
