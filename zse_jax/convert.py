@@ -173,8 +173,11 @@ def main(options: flags.FlagValues, source: str, output: str) -> None:
     retriever = convert(source, output, options.config)
     values = sum(leaf.size for leaf in jax.tree.leaves(nnx.state(retriever, nnx.Param)))
     print(f"wrote {output}: {type(retriever).__name__}, {values / 1e6:,.1f} million parameters")
-    settings = _uninferred(publishers.publisher_of(_arrays(source)), options.config)
+    publisher = publishers.publisher_of(_arrays(source))
+    settings = _uninferred(publisher, options.config)
     print(f"  Not inferred from the weights: {settings}. To change: --config.model.NAME=VALUE.")
+    if random := registry.system(options.config.model.system).pretrained[publisher].random:
+        print(f"  Not in the weights, and random values until trained: {', '.join(random)}.")
 
 
 def _uninferred(publisher: str, config: ConfigDict) -> str:

@@ -161,6 +161,7 @@ def written(variant: str, folder: Path) -> Path:
     from zse_jax.retrievers import create
 
     config = sketchy.get_config(variant)
+    config.init_from = "random"
     settings = config.model.to_dict()
     retriever = nnx.jit(lambda: create(settings, rngs=nnx.Rngs(params=0, dropout=1)))()
     writing.write(folder, 0, retriever, config)

@@ -32,6 +32,7 @@ TINY: dict[str, dict[str, Any]] = {
 def config_of(system: str, arg: str = "", *, tiny: bool = False, **flat: Any) -> Any:
     """The published setting of a system on Sketchy, changed by `arg` and dotted keys."""
     config = import_module(CONFIGS[system]).get_config(arg)
+    config.init_from = "random"  # speed does not depend on the values
     if tiny:
         config.model.update(TINY[system])
     if system == "clip_prompt":

@@ -102,6 +102,8 @@ def test_a_publishers_file_becomes_a_checkpoint_that_loads(publisher, tmp_path, 
     [system] = publishers.systems_of(publisher)
     for name in registry.SYSTEMS[system].pretrained[publisher].uninferred:
         assert f"{name}={config.model[name]}" in said
+    for part in registry.SYSTEMS[system].pretrained[publisher].random:
+        assert part in said
     retriever = zse_jax.load(tmp_path / "out")
     assert config.model.system == system
     settings = config.model.to_dict()

@@ -22,6 +22,10 @@ RANDOM = "random"
 """The value of `config.init_from` with which a network starts from random values."""
 
 
+RANDOM_VALUES = "random values"
+"""What `started_from` calls them."""
+
+
 def is_weight_file(path: str | os.PathLike) -> bool:
     """Whether `path` is named like a publisher's file of weights, not like a checkpoint."""
     path = os.fspath(path)
@@ -57,7 +61,7 @@ def check(path: str | os.PathLike | None, key: str = "init_from") -> None:
     if path == RANDOM:
         return
     if is_weight_file(path):
-        if not Path(path).expanduser().is_file():
+        if not reading.absolute(path).is_file():
             raise FileNotFoundError(
                 f"config.{key}={path}: there is no file of weights {path}. {advice}"
             )
@@ -109,7 +113,7 @@ def started_from(config: ConfigDict) -> str:
     """
     path = config.get("init_from")
     if path is None or path == RANDOM:
-        return "random values" if path else ""
+        return RANDOM_VALUES if path else ""
     return path if path.startswith(hub.HUB) else PurePosixPath(path).name
 
 

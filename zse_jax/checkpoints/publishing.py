@@ -113,7 +113,7 @@ def card(about: Mapping[str, Any], *, name: str, license: str | None = None) -> 
         model=model,
         data=data,
         start=(start := initial_weights.started_from(config_io.from_plain(config))),
-        random=start == "random values",
+        random=start == initial_weights.RANDOM_VALUES,
         evaluated=target if (target := config["target"])["name"] else data,
         seen=len(split.seen) if split else None,
         unseen=unseen,

@@ -13,6 +13,7 @@ from ml_collections import ConfigDict
 from rich.table import Table
 
 from data_pipelines import loading, paths
+from zse_jax.checkpoints import initial_weights
 from zse_jax.evaluation import data_selection, text_baseline, training_record
 from zse_jax.retrieval import metrics, protocols
 from zse_jax.retrieval.results import Evaluation
@@ -119,6 +120,9 @@ class Evaluator:
         if evaluation.queries == "text":
             queries = text_baseline.class_queries(retriever, self.sketches)
         photos = self.batches(self.photos, retriever.image_size)
+        if self.notes.get("started_from") == initial_weights.RANDOM_VALUES:
+            name = options.get("name", f"Unseen classes of {self.title}")
+            options["name"] = f"{name}, started from {initial_weights.RANDOM_VALUES}"
         return run(retriever, queries, photos, **given | options)
 
     def key(self, image_size: int) -> str:
@@ -177,9 +181,9 @@ def check_select(config: ConfigDict, rankings: Iterable[str]) -> None:
 def comparison(
     before: Values,
     after: Values,
-    start: str,
     step: int,
     size: str,
+    start: str = "initial weights",
     classes: str = "Unseen classes",
 ) -> Table:
     """A table of all metrics before and after training: "ViT-B_16.npz -> step N".
@@ -187,9 +191,9 @@ def comparison(
     Args:
       before: metrics of the initial weights; empty if they were not measured.
       after: metrics of `step`.
-      start: what the initial weights are.
       step: number of training steps.
       size: numbers of sketches and photos, as text.
+      start: what the initial weights are.
       classes: what was ranked, for the title.
     """
     arrow = f"{start} \N{RIGHTWARDS ARROW} " if before else ""

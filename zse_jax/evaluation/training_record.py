@@ -167,11 +167,11 @@ def _of_initial_weights(config: ConfigDict) -> dict[str, Any]:
     sources: list[Any] = []
     names: list[str] = []
     for path in (config.get("init_from"), config.get("teacher", {}).get("weights")):
-        if not path or path == "random":
+        if not path or path == initial_weights.RANDOM:
             continue
         try:
-            weights = initial_weights.is_weight_file(path)
-            found = unknown(path) if weights else of_checkpoint(path)
+            known = initial_weights.is_checkpoint(path)
+            found = of_checkpoint(path) if known else unknown(path)
         except (ValueError, FileNotFoundError):  # not a checkpoint: whoever reads it reports that
             found = unknown(path)
         sources += [source for source in found["sources"] if source not in sources]

@@ -12,6 +12,7 @@ from jaxtyping import UInt8
 from rich.markup import escape
 from rich.table import Table
 
+from data_pipelines.suggestions import counted
 from zse_jax.explain import pages
 from zse_jax.explain.pair_figures import LINE_STYLES
 
@@ -80,7 +81,8 @@ class Results:
     @property
     def skipped_text(self) -> str:
         """A sentence about `skipped`."""
-        return f"{self.skipped:,} photos could not be scored: their files were deleted or changed."
+        photos = counted(self.skipped, "photo", "photos")
+        return f"{photos} could not be scored, because files were deleted or changed."
 
     def table(self) -> Table:
         """The hits as a table for a terminal."""

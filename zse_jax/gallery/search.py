@@ -25,6 +25,7 @@ import jax
 import numpy as np
 from absl import flags
 from jaxtyping import Float, Int, UInt8
+from rich.console import Console
 
 from data_pipelines import paths
 from data_pipelines.images import UnreadableImageError
@@ -38,7 +39,6 @@ from zse_jax.gallery.shortlist import Shortlister
 from zse_jax.gallery.sketch_input import Sketch
 from zse_jax.retrievers.base import Explainable, Features
 from zse_jax.runtime import cli
-from zse_jax.runtime.console import show
 
 RERANK = 200
 """Default number of photos of the shortlist that are scored."""
@@ -293,7 +293,7 @@ def main(options: flags.FlagValues) -> None:
             "local evidence."
         )
     results = searcher(options.sketch, options.k, options.rerank)
-    show(results.table())
+    Console(highlight=False).print(results.table())
     if results.skipped:
         print(results.skipped_text)
     if output is None:

@@ -30,11 +30,13 @@ class Pretrained:
       uninferred: settings that cannot be inferred from the arrays, but change what the network
         computes.
       settings: of a system that is converted from these weights alone.
+      random: parts of the system that they do not fill, and which keep random values.
     """
 
     part: str = ""
     uninferred: Sequence[str] = ()
     settings: Mapping[str, Any] = field(default_factory=dict)
+    random: Sequence[str] = ()
 
 
 @dataclass(frozen=True)
@@ -77,7 +79,10 @@ SYSTEMS: Mapping[str, System] = {
         config="default",
         pretrained={
             "zse_sbir": Pretrained(uninferred=("heads", "cross_heads", "anchor_map")),
-            "google_vit": Pretrained(uninferred=("cross_heads", "anchor_map")),
+            "google_vit": Pretrained(
+                uninferred=("cross_heads", "anchor_map"),
+                random=("scale embedding", "cross-attention", "anchors", "relation network"),
+            ),
         },
     ),
     "clip_prompt": System(
@@ -98,6 +103,7 @@ SYSTEMS: Mapping[str, System] = {
                 part="backbone",
                 uninferred=("image_size",),
                 settings={"knowledge_weight": 0.0},  # training prepares the teacher's knowledge
+                random=("embedding", "classifier of the seen classes"),
             )
         },
         initialization="distillation",

@@ -54,11 +54,13 @@ names; in a command line or a config file they are errors."""
 
 ADDED = {
     "model.backbone": "resnet50",
-    "init_from": "random",
     "evaluation.allow_trained": False,
     "evaluation.intervals": "sketches",
 }
-"""Keys that runs of earlier versions do not have or leave empty, and what this stands for."""
+"""Keys that configs of earlier versions do not have, and the value that they stand for."""
+
+EMPTY = {"init_from": "random"}
+"""Keys that runs of earlier versions left at None, and what this meant."""
 
 
 def flat(config: ConfigDict | Mapping[str, Any], prefix: str = "") -> dict[str, Any]:
@@ -106,13 +108,12 @@ def differences(old: ConfigDict, new: ConfigDict) -> dict[str, tuple[Any, Any]]:
     """The keys whose values differ, each with the old and the new value ("-" where absent)."""
     before, after = flat(to_plain(old)), flat(to_plain(new))
 
-    def meant(values: Mapping[str, Any], key: str) -> Any:
-        return ADDED.get(key) if values.get(key) is None else values[key]
-
+    for values in (before, after):
+        values |= {key: EMPTY[key] for key in EMPTY if values.get(key, "") is None}
     return {
         key: (before.get(key, "-"), after.get(key, "-"))
         for key in sorted(before.keys() | after.keys())
-        if meant(before, key) != meant(after, key)
+        if before.get(key, ADDED.get(key)) != after.get(key, ADDED.get(key))
     }
 
 

@@ -228,7 +228,7 @@ class Run:
         )
         health.rate = profiling.device_rate(config.compute_dtype)
         self.report.health = health.timing
-        self.report.say(profiling.describe(health.cost, health.rate, config.train.steps))
+        self.report.say(profiling.describe(health.cost, health.rate))
         return step
 
     def evaluation_due(self, step: int) -> bool:
@@ -289,6 +289,8 @@ class Run:
             jax.block_until_ready(losses)
             self.report.clock.restart(step + 1)
             self.report.images = images_in(batch)
+        if estimate := self.health.estimate(self.config.train.steps - step - 1):
+            self.report.say(estimate)
         if step % self.config.log.every == 0:
             self.flush(step)
 
@@ -388,11 +390,11 @@ class Run:
 
     def compare(self, results: Mapping[str, Any], step: int) -> None:
         """Prints the validation metrics before and after training, if there are any."""
-        start = initial_weights.started_from(self.config) or "step 0"
+        start = initial_weights.started_from(self.config) or "initial weights"
         before, after = results["untrained"], results["validation"]
         if after:
             size, classes = self.validation.size, self.validation.classes
-            show(comparison(before if step else {}, after, start, step, size, classes))
+            show(comparison(before if step else {}, after, step, size, start, classes))
 
 
 def introduce(

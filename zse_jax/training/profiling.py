@@ -6,10 +6,12 @@ step and the peak rate of the device. Rematerialised work counts twice.
 """
 
 import functools
+import itertools
 import math
 import os
 import queue
 import resource
+import statistics
 import sys
 import threading
 import time
@@ -140,8 +142,8 @@ def _flops(analysis: Any) -> float:
     return max(0.0, float(analysis.get("flops", 0.0))) if analysis else 0.0
 
 
-def describe(cost: Cost, rate: Rate, steps: int) -> str:
-    """One line: the cost of a step on each device, and the minimum time of `steps` steps."""
+def describe(cost: Cost, rate: Rate) -> str:
+    """One line: the cost of a step on each device, and the device's peak rate."""
     kind = jax.local_devices()[0].device_kind
     gigabytes = (cost.state_bytes + cost.temporary_bytes) / 1e9
     text = (
@@ -150,12 +152,8 @@ def describe(cost: Cost, rate: Rate, steps: int) -> str:
     )
     if not cost.flops:
         return text
-    least = duration(steps * cost.flops / rate.flops)
     source = "measured" if rate.measured else "published"
-    return (
-        f"{text}; at {rate.flops / 1e9:,.0f} GFLOP/s ({kind}, {source}), {steps} steps take at "
-        f"least {least}"
-    )
+    return f"{text}; peak rate {rate.flops / 1e9:,.0f} GFLOP/s ({kind}, {source})"
 
 
 def parameter_groups(model: Any) -> dict[str, int]:
@@ -167,8 +165,12 @@ def parameter_groups(model: Any) -> dict[str, int]:
     return dict(sorted(counts.items(), key=lambda item: (item[0] == "frozen", -item[1])))
 
 
+FIRST_STEPS = 5
+"""Number of steps from which the time of a run is estimated, by the times between their ends."""
+
+
 class Health:
-    """Measures how long the device waits for data, its MFU, and memory; a context manager.
+    """Measures steps, how long the device waits for data, MFU, and memory; a context manager.
 
     A separate thread records when each step is done, so that the loop does not wait for it.
     """
@@ -179,6 +181,8 @@ class Health:
         self.rate: Rate | None = None
         self._starved = 0.0
         self._done: list[float] | None = None
+        self._ends: list[float] = []
+        self._estimated = False
         self._steps: queue.SimpleQueue = queue.SimpleQueue()
         self._watcher = threading.Thread(target=self._watch, name="health", daemon=True)
         self._watcher.start()
@@ -197,6 +201,8 @@ class Health:
             except Exception:  # the loop gets the same error when it reads the outputs
                 continue
             done.append(time.monotonic())
+            if len(self._ends) < FIRST_STEPS:
+                self._ends.append(done[0])
 
     def fetch(self, batches: Iterator[Any]) -> Any:
         """The next batch; counts the time after the device has become idle as waiting."""
@@ -210,6 +216,17 @@ class Health:
         """Call after a step was dispatched; `outputs` are ready when it is done."""
         self._done = []
         self._steps.put((outputs, self._done))
+
+    def estimate(self, steps: int) -> str:
+        """One line, once the first steps are done: the time that `steps` steps take; else ""."""
+        if self._estimated or len(self._ends) < FIRST_STEPS:
+            return ""
+        self._estimated = True
+        seconds = statistics.median(later - end for end, later in itertools.pairwise(self._ends))
+        return (
+            f"a step takes {seconds:.3g} s (median of the first {FIRST_STEPS}): {steps:,} more "
+            f"take about {duration(steps * seconds)}, without evaluations"
+        )
 
     def timing(self, steps_per_second: float, seconds: float) -> dict[str, float]:
         """Values for the log since the last call, `seconds` ago.

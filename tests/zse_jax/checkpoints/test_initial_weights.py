@@ -111,9 +111,9 @@ def test_a_run_from_random_values_says_so_in_its_results(reference):
 
 def test_the_comparison_names_the_start_and_leaves_out_what_was_not_measured():
     values = {"token/exact/mAP@all": 0.25}
-    both = comparison(values, values, "ViT.npz", 9, "2 x 3")
+    both = comparison(values, values, 9, "2 x 3", "ViT.npz")
     assert both.title == "Unseen classes: ViT.npz \N{RIGHTWARDS ARROW} step 9"
-    after = comparison({}, values, "random values", 9, "2 x 3")
+    after = comparison({}, values, 9, "2 x 3", "random values")
     assert after.title == "Unseen classes: step 9"
     assert "started from random values" in after.caption
     assert list(after.columns[2].cells) == ["25.0"]
@@ -123,6 +123,9 @@ def test_runs_of_earlier_versions_resume_and_keep_what_they_started_from():
     new = small_systems.config("zse")
     plain = config_io.to_plain(new) | {"init_from": None}
     assert config_io.differences(config_io.from_plain(plain), new) == {}
+    changed = config_io.from_plain(config_io.to_plain(new) | {"init_from": "a.npz"})
+    differing = config_io.differences(config_io.from_plain(plain), changed)
+    assert differing == {"init_from": ("random", "a.npz")}
     efficient = config_io.to_plain(small_systems.config("efficient_cnn")) | {"init_from": None}
     efficient["teacher"]["weights"] = "resnet50.pth"
     assert config_io.from_plain(efficient).init_from == "resnet50.pth"

@@ -116,7 +116,11 @@ def test_an_evaluation_does_not_resume_what_other_code_computed(workdir, tmp_pat
 
 def test_overrides_change_the_config_inside_the_checkpoint(workdir, capsys):
     run(f"--checkpoint={workdir}", "--config.evaluation.test_sketch_stride=4")
-    assert "6 sketches x 24 photos" in capsys.readouterr().out
+    printed = capsys.readouterr().out
+    assert "6 sketches x 24 photos" in printed
+    tables = printed.count("\N{BOX DRAWINGS HEAVY DOWN AND RIGHT}")
+    assert tables == 5
+    assert " ".join(printed.split()).count("started from random values") >= tables
 
 
 def test_a_wrong_override_names_the_nearest_key(workdir):

@@ -39,6 +39,7 @@ def folder(**changes):
     """The config of a user's folder."""
     config = default.get_config()
     config.data.update(name="folder", split=None, unseen="apple,fish")
+    config.init_from = "random"
     config.update_from_flattened_dict(changes)
     return config
 

@@ -116,12 +116,25 @@ def test_utilisation_is_achieved_over_peak_flops():
     assert found["host_memory_gb"] > 0.01
 
 
-def test_the_cost_is_reported_with_its_minimum_time():
-    text = profiling.describe(
-        profiling.Cost(5e9, 10**9, 2 * 10**9), profiling.Rate(1e11, True), 800
-    )
+def test_the_cost_is_reported_with_the_peak_rate():
+    text = profiling.describe(profiling.Cost(5e9, 10**9, 2 * 10**9), profiling.Rate(1e11, True))
     assert text.startswith("a step: 5.0 GFLOP and 3.00 GB on each device (1.00 GB state and batch)")
-    assert "at 100 GFLOP/s (cpu, measured), 800 steps take at least 40s" in text
+    assert "peak rate 100 GFLOP/s (cpu, measured)" in text
+
+
+def test_the_time_of_a_run_is_estimated_once_from_its_first_steps(monkeypatch):
+    ends = iter([10.0, 11.0, 12.0, 40.0, 41.0, 42.0])  # an evaluation after the third
+    with profiling.Health() as health:
+        monkeypatch.setattr(profiling.time, "monotonic", lambda: next(ends))
+        for _ in range(profiling.FIRST_STEPS):
+            assert health.estimate(90) == ""
+            outputs = Outputs()
+            health.started(outputs)
+            outputs.finish(health)
+        said = health.estimate(90)
+        assert "a step takes 1 s" in said
+        assert "90 more take about 1m30s" in said
+        assert health.estimate(90) == ""
 
 
 @pytest.mark.parametrize("window", [(3,), (5, 3), (-1, 2), (0, 13)])
