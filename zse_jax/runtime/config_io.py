@@ -35,10 +35,12 @@ RENAMED = {"train.vary": "train.augment"}
 """Keys of earlier versions and their present names, in the same group. `from_plain` accepts the old
 names; in a command line or a config file they are errors."""
 
-ADDED = {
+ADDED: dict[str, Any] = {
     "model.backbone": "resnet50",
     "evaluation.allow_trained": False,
     "evaluation.intervals": "sketches",
+    "data.lists": None,
+    "target.lists": None,
 }
 """Keys that configs of earlier versions do not have, and the value that they stand for."""
 
@@ -78,7 +80,7 @@ def from_plain(plain: Mapping[str, Any]) -> ConfigDict:
     for key, value in ADDED.items():
         group, _, name = key.partition(".")
         if group != "model" and group in values:  # the keys of a model depend on its system
-            values[group].setdefault(name, value)
+            values[group].setdefault(name, restored(value))
     return ConfigDict(values).lock()
 
 

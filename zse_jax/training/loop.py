@@ -364,9 +364,11 @@ def introduce(
 
 def facts(config: ConfigDict, workdir: str | os.PathLike) -> dict[str, Any]:
     """Values that must be the same in all processes of a run, without the data."""
-    own = ("data.data_dir", "data.manual_dir", "target.manual_dir", "data.workers")
+    own = ("data_dir", "manual_dir", "lists", "workers")  # the data themselves are compared
     values = config_io.flat(config_io.to_plain(config))
-    shared = {f"config.{key}": value for key, value in values.items() if key not in own}
+    shared = {
+        f"config.{key}": value for key, value in values.items() if key.rpartition(".")[2] not in own
+    }
     return shared | {"--workdir": os.fspath(workdir)} | consistency.code_version()
 
 
