@@ -67,8 +67,13 @@ def training_items(config: ConfigDict) -> tuple[Items, Items]:
     return sketches, photos
 
 
-def evaluated_items(config: ConfigDict, sketch_stride: int, photo_stride: int) -> Evaluated:
+def evaluated_items(
+    config: ConfigDict, sketch_stride: int, photo_stride: int, *, selection: bool = False
+) -> Evaluated:
     """Queries and gallery of a setting, every n-th of each.
+
+    With `selection`, they are of the classes by which checkpoints are selected: the validation
+    classes of the split if it has them, else its unseen classes.
 
     Raises:
       ValueError: unknown names, contradictory settings, or nothing left to rank.
@@ -77,6 +82,9 @@ def evaluated_items(config: ConfigDict, sketch_stride: int, photo_stride: int) -
     _check(config)
     data = config.data if config.target.name is None else config.target
     split, notes = split_of(config, data), {"data": data.name, "split": data.split or "own"}
+    if selection and split.validation:
+        split = dataclasses.replace(split, unseen=split.validation)
+        notes |= {"classes": "validation"}
     unseen, excluded = split.unseen, {}
     if config.target.name is not None:
         unseen, excluded = _across(config, split)
@@ -124,6 +132,19 @@ def instance_numbers(
 
     photo_numbers = numbers(photos)
     return numbers(sketches), photo_numbers
+
+
+def selection_note(config: ConfigDict) -> str | None:
+    """How the best checkpoint of a run is selected, for results; None if nothing selects it."""
+    every, steps = config.evaluation.every, config.train.steps
+    if not every:
+        return None
+    data = config.data if config.target.name is None else config.target
+    validation = data.split is not None and splits.get(data.split).validation
+    return (
+        f"best of {-(-steps // every)} evaluations by {config.evaluation.select} on the "
+        f"{'validation' if validation else 'unseen'} classes"
+    )
 
 
 def photos_drawn(sketches: Items) -> Int[np.ndarray, " q"] | None:

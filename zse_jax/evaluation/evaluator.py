@@ -16,7 +16,7 @@ from rich.table import Table
 from data_pipelines import loading
 from zse_jax.evaluation import data_selection, text_baseline, training_record
 from zse_jax.retrieval import metrics, protocols
-from zse_jax.retrieval.results import Evaluation
+from zse_jax.retrieval.results import Evaluation, metric_labels
 from zse_jax.retrieval.storage import Storage
 from zse_jax.retrievers.base import Encoder
 from zse_jax.runtime import config_io, sharding
@@ -44,8 +44,19 @@ class Evaluator:
       fine_grained: whether only the photo that was drawn is relevant.
     """
 
-    def __init__(self, config: ConfigDict, mesh: Mesh, sketch_stride: int, photo_stride: int):
+    def __init__(
+        self,
+        config: ConfigDict,
+        mesh: Mesh,
+        sketch_stride: int,
+        photo_stride: int,
+        *,
+        selection: bool = False,
+    ):
         """Opens the data set of the setting, and prepares it if necessary.
+
+        With `selection`, it ranks the classes by which checkpoints are selected, see
+        `data_selection.evaluated_items`.
 
         Raises:
           ValueError: unknown names, nothing to rank, or a batch that does not divide over the mesh.
@@ -56,7 +67,7 @@ class Evaluator:
         )
         self.config, self.sharding = config, sharding.batch_sharding(mesh)
         self.sketches, self.photos, self.notes = self._evaluated = data_selection.evaluated_items(
-            config, sketch_stride, photo_stride
+            config, sketch_stride, photo_stride, selection=selection
         )
         self.size = f"{len(self.sketches):,} sketches x {len(self.photos):,} photos"
         self.title = self.notes["data"] if config.data.split is None else self.notes["split"]
@@ -76,7 +87,15 @@ class Evaluator:
     @property
     def classes(self) -> str:
         """What is evaluated, for titles; says so if some of it trained."""
-        return "Classes (NOT ZERO-SHOT)" if "not_zero_shot" in self.notes else "Unseen classes"
+        if "not_zero_shot" in self.notes:
+            return "Classes (NOT ZERO-SHOT)"
+        return "Validation classes" if self.notes.get("classes") else "Unseen classes"
+
+    @property
+    def labels(self) -> dict[str, str]:
+        """The names of the metrics for tables, see `results.metric_labels`."""
+        known = (*metrics.METRICS, *metrics.ACCURACY)
+        return metric_labels(known, self.sketches.labels, self.photos.labels)
 
     @property
     def instances(self) -> tuple[Int[np.ndarray, " q"], Int[np.ndarray, " g"]]:
@@ -166,16 +185,25 @@ def check_select(config: ConfigDict, rankings: Iterable[str]) -> None:
 
 
 def comparison(
-    before: Values, after: Values, step: int, size: str, classes: str = "Unseen classes"
+    before: Values,
+    after: Values,
+    step: int,
+    size: str,
+    classes: str = "Unseen classes",
+    labels: Mapping[str, str] | None = None,
 ) -> Table:
-    """A table of all metrics of `classes` before and after training: "untrained -> step N"."""
+    """A table of all metrics of `classes` before and after training: "untrained -> step N".
+
+    `labels` are the names of the metrics to show, see `results.metric_labels`.
+    """
     table = Table(
         title=f"{classes}: untrained \N{RIGHTWARDS ARROW} step {step}",
         caption=f"percent; {size}",
     )
     names = tuple(dict.fromkeys(key.rpartition("/")[2] for key in after))
     for name in ("ranking", "", *names):
-        table.add_column(name, justify="right" if name in names else "left")
+        shown = (labels or {}).get(name, name)
+        table.add_column(shown, justify="right" if name in names else "left")
     for row in dict.fromkeys(key.rpartition("/")[0] for key in after):
         cells = (
             "\N{RIGHTWARDS ARROW}".join(

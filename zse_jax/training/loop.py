@@ -96,7 +96,8 @@ def train(config: ConfigDict, workdir: str | os.PathLike) -> dict[str, Any]:
 
         checkpoints.check_latest(check)  # before the data, whose preparation may take long
         evaluation = config.evaluation
-        validation = Evaluator(config, mesh, evaluation.sketch_stride, evaluation.photo_stride)
+        strides = evaluation.sketch_stride, evaluation.photo_stride
+        validation = Evaluator(config, mesh, *strides, selection=True)
         test = Evaluator(config, mesh, evaluation.test_sketch_stride, evaluation.test_photo_stride)
         record = training_record.of_run(config, checkpoints.record)
         for evaluator in (validation, test):
@@ -295,9 +296,8 @@ class Run:
             self.show_comparison(done)
             return done
         evaluation = config.evaluation
-        strides = evaluation.test_sketch_stride, evaluation.test_photo_stride
         test = validation
-        if strides != (evaluation.sketch_stride, evaluation.photo_stride) or not validation:
+        if self.test.notes != self.validation.notes or not validation:
             best = checkpoints.restore(step, self.setup.abstract)
             self.report.say(f"Evaluating step {step} on the test set: {self.test.size}")
             found = self.test(
@@ -330,7 +330,8 @@ class Run:
     def show_comparison(self, results: Mapping[str, Any]) -> None:
         """Prints the validation metrics before and after training."""
         before, after, step = (results[key] for key in ("untrained", "validation", "step"))
-        show(comparison(before, after, step, self.validation.size, self.validation.classes))
+        found = self.validation
+        show(comparison(before, after, step, found.size, found.classes, found.labels))
 
 
 def introduce(

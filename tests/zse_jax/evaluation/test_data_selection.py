@@ -6,6 +6,7 @@ import pytest
 from configs import (
     cross_sketchy_tuberlin,
     default,
+    domainnet,
     sketchy,
     sketchy_fine_grained,
     sketchy_generalized,
@@ -235,3 +236,23 @@ def test_published_lists_decide_membership_and_order(monkeypatch, lists):
     (lists / "all_photo_filelist_zero.txt").unlink()
     with pytest.raises(FileNotFoundError, match="one list of photo images for the part 'zero'"):
         data_selection.evaluated_items(config, 1, 1)
+
+
+def test_checkpoints_are_selected_by_the_validation_classes_of_the_protocol():
+    config, split = domainnet.get_config(), splits.get("domainnet")
+    sketches, photos = data_selection.training_items(config)
+    assert classes_of(sketches) == classes_of(photos) == set(split.seen)
+    selecting = data_selection.evaluated_items(config, 1, 1, selection=True)
+    tested = data_selection.evaluated_items(config, 1, 1)
+    assert classes_of(selecting.photos) == set(split.validation)
+    assert classes_of(tested.photos) == set(split.unseen)
+    assert "on the validation classes" in data_selection.selection_note(config)
+
+
+def test_selection_on_the_unseen_classes_is_stated():
+    config = sketchy.get_config()
+    config.train.steps, config.evaluation.every = 2000, 667
+    expected = "best of 3 evaluations by relation/exact/mAP@all on the unseen classes"
+    assert data_selection.selection_note(config) == expected
+    config.evaluation.every = 0
+    assert data_selection.selection_note(config) is None
