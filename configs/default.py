@@ -45,6 +45,7 @@ def get_config() -> ConfigDict:
     data.name = "sketchy"  # the prepared data set
     data.split = "sketchy_split1"  # defines the seen and unseen classes
     data.unseen = placeholder(str)  # if split=None: comma-separated unseen classes
+    data.lists = placeholder(str)  # folder of published file lists; None: all images, by name
     data.manual_dir = placeholder(str)  # folder of the downloaded and unpacked data set
     data.data_dir = placeholder(str)  # folder of prepared data sets; None: ~/tensorflow_datasets
     data.skip_unreadable = False  # True: skip and report unreadable images in preparation
@@ -56,6 +57,7 @@ def get_config() -> ConfigDict:
     target.name = placeholder(str)
     target.split = placeholder(str)
     target.unseen = placeholder(str)
+    target.lists = placeholder(str)
     target.manual_dir = placeholder(str)
 
     config.train = train = ConfigDict()

@@ -1,9 +1,10 @@
-r"""ZSE on DomainNet, sketch -> real (300 seen, 45 unseen classes), downloaded by TFDS.
+r"""ZSE on DomainNet, sketch -> real (245 seen, 45 unseen classes), downloaded by TFDS.
 
     python -m zse_jax.main --config=configs/domainnet.py --workdir=runs/domainnet
 
 TFDS downloads the two domains (about 10 GB) into ~/tensorflow_datasets or --config.data.data_dir.
-The unseen classes and their source are in data_pipelines/splits.py. Variants and overrides are as
+Checkpoints are selected by the protocol's 55 validation classes, which do not train.
+The classes and their source are in data_pipelines/splits.py. Variants and overrides are as
 in configs/sketchy.py.
 
 Published: no result of ZSE in this setting.

@@ -20,6 +20,6 @@ def get_config(arg: str = "") -> ConfigDict:
     config = efficient_default.get_config()
     config.data.name = config.data.split = "quickdraw"
     config.model.seen_classes = 80
-    config.evaluation.sketch_stride = 120  # the published validation subset
+    config.evaluation.sketch_stride = 120  # as many as the published subset
     config.evaluation.photo_stride = 30
     return efficient_default.with_arg(config, arg)

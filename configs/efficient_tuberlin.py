@@ -20,6 +20,6 @@ def get_config(arg: str = "") -> ConfigDict:
     config = efficient_default.get_config()
     config.data.name = config.data.split = "tuberlin"
     config.model.seen_classes = 220
-    config.evaluation.sketch_stride = 3  # the published validation subset
+    config.evaluation.sketch_stride = 3  # as many as the published subset
     config.evaluation.photo_stride = 20
     return efficient_default.with_arg(config, arg)

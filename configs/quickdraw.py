@@ -20,6 +20,6 @@ def get_config(arg: str = "") -> ConfigDict:
     """The setting, modified by `arg`: comma-separated variants and key=value overrides."""
     config = default.get_config()
     config.data.name = config.data.split = "quickdraw"
-    config.evaluation.sketch_stride = 120  # the published validation subset
+    config.evaluation.sketch_stride = 120  # as many as the published subset
     config.evaluation.photo_stride = 30
     return default.with_arg(config, arg)

@@ -2,7 +2,8 @@
 
 Seen classes are for training, unseen classes for testing. Seen / unseen classes: Sketchy split 1
 (100 / 25) and split 2 (104 / 21; its unseen classes are not in ImageNet), TU-Berlin Extended (220 /
-30), QuickDraw Extended (80 / 30), DomainNet, sketch to real (300 / 45). Class names are those of
+30), QuickDraw Extended (80 / 30), DomainNet, sketch to real (245 / 45,
+and 55 for validation). Class names are those of
 `class_names`. Unseen classes are in the published order, because validation takes every n-th image
 in this order. Seen classes are in alphabetical order.
 
@@ -24,21 +25,28 @@ from data_pipelines.suggestions import nearest, suggest
 
 @dataclasses.dataclass(frozen=True)
 class Split:
-    """One zero-shot setting: the seen (training) and unseen (test) classes of a data set."""
+    """One zero-shot setting: the seen (training) and unseen (test) classes of a data set.
+
+    `validation` classes, if the protocol has them, neither train nor are tested: checkpoints are
+    selected by them.
+    """
 
     dataset: str
     seen: tuple[str, ...]
     unseen: tuple[str, ...]
+    validation: tuple[str, ...] = ()
 
     @property
     def classes(self) -> tuple[str, ...]:
         """All classes of the setting, in alphabetical order."""
-        return tuple(sorted(self.seen + self.unseen))
+        return tuple(sorted(self.seen + self.validation + self.unseen))
 
 
-def _split(dataset: str, classes: tuple[str, ...], unseen: str) -> Split:
+def _split(dataset: str, classes: tuple[str, ...], unseen: str, validation: str = "") -> Split:
     test = class_names.names(unseen)
-    return Split(dataset, tuple(c for c in classes if c not in test), test)
+    selecting = class_names.names(validation) if validation else ()
+    seen = tuple(c for c in classes if c not in test + selecting)
+    return Split(dataset, seen, test, selecting)
 
 
 SPLITS: Mapping[str, Split] = {
@@ -81,7 +89,7 @@ SPLITS: Mapping[str, Split] = {
     # Mancini et al., "Towards Recognizing Unseen Categories in Unseen Domains" (CuMix, ECCV 2020),
     # data/DomainNet/*_classes.npy of their code, and the same lists in that of Paul et al.,
     # "Universal Cross-Domain Retrieval" (ICCV 2021): 245 classes for training, 55 for validation,
-    # 45 for testing. The first two are seen: CuMix trains on both for its final results.
+    # 45 for testing. (CuMix trains on the first two for its final results, UCDR on the first.)
     "domainnet": _split(
         "domainnet",
         class_names.DOMAINNET,
@@ -91,6 +99,16 @@ SPLITS: Mapping[str, Split] = {
         windmill, megaphone, ladder, rollerskates, sweater, motorbike, airplane, asparagus, cloud,
         suitcase, sailboat, snowman, bandage, beard, moon, hurricane, peas, skateboard, axe, elbow,
         campfire, grapes, skyscraper, tornado, tooth, finger
+        """,
+        validation="""
+        angel, animal_migration, anvil, birthday_cake, teddy-bear, camouflage, carrot,
+        ceiling_fan, chandelier, clarinet, coffee_cup, cookie, crayon, crown, fire_hydrant,
+        firetruck, flying_saucer, goatee, golf_club, hexagon, hockey_stick, hospital,
+        house_plant, jail, matches, mermaid, moustache, octagon, paint_can, pants,
+        paper_clip, passport, pliers, police_car, postcard, power_outlet, raccoon,
+        sandwich, sea_turtle, see_saw, shorts, sink, skull, smiley_face, spreadsheet,
+        squiggle, stairs, steak, stop_sign, tennis_racquet, The_Great_Wall_of_China,
+        toothpaste, cactus, wristwatch, zigzag
         """,
     ),
     "doodles": Split("doodles", doodles.SEEN, doodles.UNSEEN),

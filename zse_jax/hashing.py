@@ -76,14 +76,20 @@ def table(
     bits: int,
     size: str,
     classes: str = "Unseen classes",
+    labels: Mapping[str, str] | None = None,
 ) -> Table:
-    """The metrics of embedding and codes for `classes`, and the loss in points."""
+    """The metrics of embedding and codes for `classes`, and the loss in points.
+
+    `labels` are the names of the metrics to show, see `results.metric_labels`.
+    """
     made = Table(title=f"{classes}: embedding and {bits}-bit codes", caption=f"percent; {size}")
     for name in ("metric", "embedding", f"{bits} bits", "lost"):
         made.add_column(name, justify="left" if name == "metric" else "right")
     for name, value in real.items():
         row = value, short[name], value - short[name]
-        made.add_row(name, *(f"{100 * x:.1f}" for x in row))
+        scope, _, metric = name.rpartition("/")
+        shown = f"{scope}/{(labels or {}).get(metric, metric)}"
+        made.add_row(shown, *(f"{100 * x:.1f}" for x in row))
     return made
 
 
@@ -151,7 +157,7 @@ def main(options: flags.FlagValues) -> None:
     real, short = measure(retriever, projection, evaluator)
     start = initial_weights.notes(reading.read_config(path))
     about_size = "; ".join([evaluator.size, *(f"started from {x}" for x in start.values())])
-    show(table(real, short, options.bits, about_size, evaluator.classes))
+    show(table(real, short, options.bits, about_size, evaluator.classes, evaluator.labels))
     if options.output:
         notes = evaluator.notes | start
         about = {"checkpoint": str(path), "bits": options.bits, "notes": notes, **start}

@@ -20,14 +20,16 @@ PUBLISHED = Path(__file__).resolve().parents[3] / "shared" / "splits.json"
         ("sketchy_split2", 104, 21),
         ("tuberlin", 220, 30),
         ("quickdraw", 80, 30),
-        ("domainnet", 300, 45),
+        ("domainnet", 245, 45),
         ("doodles", 24, 8),
     ],
 )
 def test_every_split_has_the_published_size_and_disjoint_classes(name, seen, unseen):
     split = splits.get(name)
     assert (len(split.seen), len(split.unseen)) == (seen, unseen)
-    assert len(set(split.classes)) == seen + unseen
+    validation = 55 if name == "domainnet" else 0
+    assert len(split.validation) == validation
+    assert len(set(split.classes)) == seen + unseen + validation
 
 
 @pytest.mark.parametrize("name", ["sketchy_split1", "sketchy_split2", "tuberlin", "quickdraw"])

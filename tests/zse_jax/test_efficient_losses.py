@@ -124,3 +124,14 @@ def test_knowledge_preservation_is_0_at_the_teacher_and_finite_for_a_certain_tea
         value, -jax.nn.log_softmax(logits)[jnp.arange(3), :3].diagonal().mean(), rtol=1e-5
     )
     assert np.isfinite(gradient).all()
+
+
+def test_coinciding_embeddings_have_a_finite_loss_and_no_gradient():
+    labels = jnp.arange(6) % 3
+
+    def loss(x):
+        return domain_balanced_quadruplet(x, x, labels, labels)
+
+    value, gradient = jax.value_and_grad(loss)(jnp.ones((6, 4)))
+    assert float(value) == pytest.approx(2 * 0.3 + 0.15)
+    assert not np.asarray(gradient).any()

@@ -174,6 +174,7 @@ def summary(record: Mapping[str, Any] | None) -> dict[str, Any]:
         "sources": [{key: source[key] for key in keys} for source in record["sources"]],
         "unknown": record["unknown"],
         "not_zero_shot": record.get("not_zero_shot"),
+        "selection": record.get("selection"),
     }
 
 

@@ -13,10 +13,11 @@ A setting is defined by the groups `data`, `target` and `evaluation` of a config
 This module reads names only. `zse_jax.retrieval.protocols` defines the metrics of a ranking.
 """
 
+import dataclasses
 import hashlib
 import logging
 import zlib
-from collections.abc import Sequence
+from collections.abc import Collection, Sequence
 from pathlib import PurePosixPath
 from typing import Any, NamedTuple
 
@@ -24,7 +25,7 @@ import numpy as np
 from jaxtyping import Int
 from ml_collections import ConfigDict
 
-from data_pipelines import loading, prepared, splits
+from data_pipelines import file_lists, loading, prepared, splits
 from data_pipelines.images import Modality
 from data_pipelines.loading import Items
 from zse_jax.retrieval.intervals import OVER
@@ -58,15 +59,22 @@ def training_items(config: ConfigDict) -> tuple[Items, Items]:
     """
     data = config.data
     seen = split_of(config, data).seen
-    sketches, photos = (load(config, data, modality, seen) for modality in ("sketch", "photo"))
+    sketches, photos = (
+        load(config, data, modality, seen, ["train"]) for modality in ("sketch", "photo")
+    )
     if data.held_out:
         held_out = held_out_photos(photos, data.held_out, data.held_out_seed)
         photos = photos.select(np.setdiff1d(np.arange(len(photos)), held_out))
     return sketches, photos
 
 
-def evaluated_items(config: ConfigDict, sketch_stride: int, photo_stride: int) -> Evaluated:
+def evaluated_items(
+    config: ConfigDict, sketch_stride: int, photo_stride: int, *, selection: bool = False
+) -> Evaluated:
     """Queries and gallery of a setting, every n-th of each.
+
+    With `selection`, they are of the classes by which checkpoints are selected: the validation
+    classes of the split if it has them, else its unseen classes.
 
     Raises:
       ValueError: unknown names, contradictory settings, or nothing left to rank.
@@ -75,16 +83,21 @@ def evaluated_items(config: ConfigDict, sketch_stride: int, photo_stride: int) -
     _check(config)
     data = config.data if config.target.name is None else config.target
     split, notes = split_of(config, data), {"data": data.name, "split": data.split or "own"}
-    unseen = split.unseen
+    if selection and split.validation:
+        split = dataclasses.replace(split, unseen=split.validation)
+        notes |= {"classes": "validation"}
+    unseen, excluded = split.unseen, {}
     if config.target.name is not None:
         unseen, excluded = _across(config, split)
         notes |= {"trained_on": config.data.split or config.data.name, "excluded": excluded}
-    classes = unseen
+    lists = data.get("lists")
+    notes |= {"file_lists": PurePosixPath(lists).name if lists else "none, sorted by name"}
+    classes, parts = unseen, ["zero"]
     if config.evaluation.seen_gallery != "none":
-        classes = unseen + split.seen
+        classes, parts = unseen + split.seen, ["zero", "train"]
         notes |= {"seen_gallery": config.evaluation.seen_gallery}
-    sketches = load(config, data, "sketch", unseen)
-    photos = load(config, data, "photo", classes)
+    sketches = load(config, data, "sketch", unseen, ["zero"], excluded)
+    photos = load(config, data, "photo", classes, parts, excluded)
     if config.evaluation.seen_gallery == "held_out":
         photos = _without_trained(photos, len(unseen), config.data)
         notes |= {"held_out": config.data.held_out, "held_out_seed": config.data.held_out_seed}
@@ -130,6 +143,19 @@ def content_digest(items: Items) -> str:
         digest.update(f"{items.class_names[label]}\0{name}\0{len(encoded)}\0".encode())
         digest.update(encoded)
     return digest.hexdigest()
+
+
+def selection_note(config: ConfigDict) -> str | None:
+    """How the best checkpoint of a run is selected, for results; None if nothing selects it."""
+    every, steps = config.evaluation.every, config.train.steps
+    if not every:
+        return None
+    data = config.data if config.target.name is None else config.target
+    validation = data.split is not None and splits.get(data.split).validation
+    return (
+        f"best of {-(-steps // every)} evaluations by {config.evaluation.select} on the "
+        f"{'validation' if validation else 'unseen'} classes"
+    )
 
 
 def photos_drawn(sketches: Items) -> Int[np.ndarray, " q"] | None:
@@ -188,16 +214,33 @@ def split_of(config: ConfigDict, data: ConfigDict) -> splits.Split:
     return splits.Split(data.name, tuple(sorted(both - set(unseen))), unseen)
 
 
-def load(config: ConfigDict, data: ConfigDict, modality: Modality, classes: Sequence[str]) -> Items:
-    """The items of one modality and some classes in the data set of a `data` or `target` group."""
-    return loading.load_items(
+def load(
+    config: ConfigDict,
+    data: ConfigDict,
+    modality: Modality,
+    classes: Sequence[str],
+    parts: Sequence[file_lists.Part],
+    excluded: Collection[str] = (),
+) -> Items:
+    """The items of one modality and some classes in the data set of a `data` or `target` group.
+
+    They are sorted by class and name. With `data.lists`, the published lists of some `parts` define
+    the members and their order; those of `excluded` classes are left out.
+    """
+    lists = [file_lists.find(data.lists, part, modality) for part in parts if data.get("lists")]
+    items = loading.load_items(
         data.name,
         modality,
-        classes,
+        [*classes, *excluded] if lists else classes,
         data_dir=config.data.data_dir,
         manual_dir=data.manual_dir,
         skip_unreadable=config.data.skip_unreadable,
     )
+    if not lists:
+        return items
+    listed = file_lists.select(items, lists, missing_ok=config.data.skip_unreadable)
+    kept = listed.select(np.flatnonzero(listed.labels < len(classes)))
+    return dataclasses.replace(kept, class_names=tuple(classes))
 
 
 def held_out_photos(photos: Items, share: float, seed: int) -> Int[np.ndarray, " n"]:

@@ -16,7 +16,7 @@ from data_pipelines import loading, paths
 from zse_jax.checkpoints import initial_weights
 from zse_jax.evaluation import data_selection, text_baseline, training_record
 from zse_jax.retrieval import metrics, protocols
-from zse_jax.retrieval.results import Evaluation
+from zse_jax.retrieval.results import Evaluation, metric_labels
 from zse_jax.retrieval.storage import Storage
 from zse_jax.retrievers.base import Encoder
 from zse_jax.runtime import config_io, consistency, sharding
@@ -44,8 +44,19 @@ class Evaluator:
       fine_grained: whether only the photo that was drawn is relevant.
     """
 
-    def __init__(self, config: ConfigDict, mesh: Mesh, sketch_stride: int, photo_stride: int):
+    def __init__(
+        self,
+        config: ConfigDict,
+        mesh: Mesh,
+        sketch_stride: int,
+        photo_stride: int,
+        *,
+        selection: bool = False,
+    ):
         """Opens the data set of the setting, and prepares it if necessary.
+
+        With `selection`, it ranks the classes by which checkpoints are selected, see
+        `data_selection.evaluated_items`.
 
         Raises:
           ValueError: unknown names, nothing to rank, or a batch that does not divide over the mesh.
@@ -56,7 +67,7 @@ class Evaluator:
         )
         self.config, self.sharding = config, sharding.batch_sharding(mesh)
         self.sketches, self.photos, self.notes = self._evaluated = data_selection.evaluated_items(
-            config, sketch_stride, photo_stride
+            config, sketch_stride, photo_stride, selection=selection
         )
         self.size = f"{len(self.sketches):,} sketches x {len(self.photos):,} photos"
         self.title = title(config)
@@ -76,7 +87,15 @@ class Evaluator:
     @property
     def classes(self) -> str:
         """What is evaluated, for titles; says so if some of it trained."""
-        return "Classes (NOT ZERO-SHOT)" if "not_zero_shot" in self.notes else "Unseen classes"
+        if "not_zero_shot" in self.notes:
+            return "Classes (NOT ZERO-SHOT)"
+        return "Validation classes" if self.notes.get("classes") else "Unseen classes"
+
+    @property
+    def labels(self) -> dict[str, str]:
+        """The names of the metrics for tables, see `results.metric_labels`."""
+        known = (*metrics.METRICS, *metrics.ACCURACY)
+        return metric_labels(known, self.sketches.labels, self.photos.labels)
 
     @property
     def instances(self) -> tuple[Int[np.ndarray, " q"], Int[np.ndarray, " g"]]:
@@ -185,6 +204,7 @@ def comparison(
     size: str,
     start: str = "initial weights",
     classes: str = "Unseen classes",
+    labels: Mapping[str, str] | None = None,
 ) -> Table:
     """A table of all metrics before and after training: "ViT-B_16.npz -> step N".
 
@@ -195,13 +215,15 @@ def comparison(
       size: numbers of sketches and photos, as text.
       start: what the initial weights are.
       classes: what was ranked, for the title.
+      labels: the names of the metrics to show, see `results.metric_labels`.
     """
     arrow = f"{start} \N{RIGHTWARDS ARROW} " if before else ""
     started = "" if before else f"; started from {start}"
     table = Table(title=f"{classes}: {arrow}step {step}", caption=f"percent; {size}{started}")
     names = tuple(dict.fromkeys(key.rpartition("/")[2] for key in after))
     for name in ("ranking", "", *names):
-        table.add_column(name, justify="right" if name in names else "left")
+        shown = (labels or {}).get(name, name)
+        table.add_column(shown, justify="right" if name in names else "left")
     for row in dict.fromkeys(key.rpartition("/")[0] for key in after):
         cells = (
             "\N{RIGHTWARDS ARROW}".join(

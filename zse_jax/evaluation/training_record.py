@@ -5,7 +5,8 @@ the checkpoints that the run was initialised from. An evaluation is zero-shot on
 ranked. A record is plain JSON:
 
     {"sources": [{"data": name, "split": name or None, "classes": [...], "images": digests}, ...],
-     "unknown": [weights whose training data are not recorded, ...]}
+     "unknown": [weights whose training data are not recorded, ...],
+     "selection": how the best checkpoint of the run is selected, or None}
 
 `digests` is the concatenation of `DIGEST` characters per image: base64 of the first 48 bits of the
 BLAKE2b hash of the encoded image and the stem of its file name. So an image is found again in
@@ -58,7 +59,11 @@ def of_run(config: ConfigDict, saved: Record | None) -> dict[str, Any]:
     }
     before = _of_initial_weights(config) if saved is None else saved
     sources = [source for source in before["sources"] if source != own]
-    return {"sources": [*sources, own], "unknown": list(before["unknown"])}
+    return {
+        "sources": [*sources, own],
+        "unknown": list(before["unknown"]),
+        "selection": data_selection.selection_note(config),
+    }
 
 
 def of_checkpoint(path: str | os.PathLike) -> dict[str, Any]:
@@ -80,6 +85,7 @@ def of_checkpoint(path: str | os.PathLike) -> dict[str, Any]:
     before = _of_initial_weights(config)
     return {
         "sources": [*before["sources"], source | {"images": ""}],
+        "selection": data_selection.selection_note(config),
         "unknown": [*before["unknown"], f"the images of {unknown(name)['unknown'][0]}"],
     }
 
@@ -114,15 +120,17 @@ def compare(
       config: of the evaluation.
 
     Returns:
-      Notes for the results: "training_data_unknown" names weights without a record,
-      "trained_duplicates" counts images that trained (up to `DUPLICATES`), and "not_zero_shot"
-      states what trained, if `config.evaluation.allow_trained`.
+      Notes for the results: "checkpoint" states how it was selected, "training_data_unknown" names
+      weights without a record, "trained_duplicates" counts images that trained (up to
+      `DUPLICATES`), and "not_zero_shot" states what trained, if `config.evaluation.allow_trained`.
 
     Raises:
       TrainedError: it ranks classes that trained, or more than `DUPLICATES` of the sketches or of
         the photos trained, and `config.evaluation.allow_trained` is false.
     """
     notes: dict[str, Any] = {}
+    if record.get("selection"):
+        notes["checkpoint"] = record["selection"]
     if record["unknown"]:
         notes["training_data_unknown"] = [*record["unknown"]]
     ranked = evaluated.sketches.class_names

@@ -108,7 +108,7 @@ def report(evaluation: Evaluation, material: Material, *, progress: bool = False
         tiles=report_parts.tiles(evaluation, headline),
         warnings=warnings,
         scope_name=evaluation.scope,
-        metric_names=evaluation.metrics,
+        metric_names=[evaluation.labels[name] for name in evaluation.metrics],
         metrics=report_parts.metric_rows(evaluation, headline),
         conventions=CONVENTIONS if evaluation.scope == "convention" else "",
         charts=_charts(evaluation, material, headline, right),

@@ -103,7 +103,7 @@ def class_values(
 def class_columns(evaluation: Evaluation, by: Headline) -> dict[str, tuple[str, str]]:
     """Columns of the table of classes: heading -> ranking and metric."""
     others = [ranking for ranking in evaluation.values if ranking != by.ranking]
-    return {metric: (by.ranking, metric) for metric in evaluation.metrics} | {
+    return {evaluation.labels[name]: (by.ranking, name) for name in evaluation.metrics} | {
         f"{by.metric}, {ranking}": (ranking, by.metric) for ranking in others
     }
 

@@ -4,7 +4,7 @@ import dataclasses
 import functools
 import json
 import operator
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from typing import Any, NamedTuple
 
 import numpy as np
@@ -125,6 +125,11 @@ class Evaluation:
     def metrics(self) -> tuple[str, ...]:
         """Names of the metrics."""
         return tuple(next(iter(next(iter(self.by_query.values())).values())))
+
+    @functools.cached_property
+    def labels(self) -> dict[str, str]:
+        """The names of the metrics for tables: see `metric_labels`."""
+        return metric_labels(self.metrics, self.sketch_labels[self._measured], self.photo_labels)
 
     @functools.cached_property
     def query_classes(self) -> Int[np.ndarray, " c"]:
@@ -262,6 +267,7 @@ class Evaluation:
                 "queries_without_match": self.queries_without_match,
                 "chance": self.chance,
                 "chances": self.chances,
+                "metrics": self.labels,
                 "values": self.values,
                 "intervals_95": self.intervals(),
                 "intervals_95_over_classes": self.intervals(over="classes"),
@@ -276,7 +282,8 @@ class Evaluation:
         """The values in percent, for `rich.print`; optionally with their 95 % intervals."""
         table = Table(title=title or self.name, caption=self._caption(intervals))
         for name in ("ranking", self.scope, *self.metrics):
-            table.add_column(name, justify="right" if name in self.metrics else "left")
+            justify = "right" if name in self.metrics else "left"
+            table.add_column(self.labels.get(name, name), justify=justify)
         for ranking, scopes in self.values.items():
             for position, (scope, named) in enumerate(scopes.items()):
                 cells = [_percent(value) for value in named.values()]
@@ -306,7 +313,8 @@ class Evaluation:
             taken.setdefault(sketch_class, f"{photo_class} {_percent(share)}")
         table = Table(title=f"{self.name}: classes by {ranking}, {scope}", caption="percent")
         for name in ("class", "sketches", "photos", *self.metrics, "taken for"):
-            table.add_column(name, justify="left" if name in ("class", "taken for") else "right")
+            justify = "left" if name in ("class", "taken for") else "right"
+            table.add_column(self.labels.get(name, name), justify=justify)
         first = self.metrics[0]
 
         def order(result: ClassResult) -> float:
@@ -388,6 +396,25 @@ class Evaluation:
         notes = self.notes.items()
         parts.extend(f"{name.replace('_', ' ')} {as_text(value)}" for name, value in notes)
         return "; ".join(parts)
+
+
+def metric_labels(
+    names: Iterable[str], query_labels: Int[np.ndarray, " q"], photo_labels: Int[np.ndarray, " g"]
+) -> dict[str, str]:
+    """The names of metrics, with what P@k is where a query has R < k relevant photos.
+
+    P@k counts the relevant photos among the first min(k, R), see `metrics`: for R < k it is the
+    R-precision. "P@100 (R-precision)" if this is so for all queries, else "P@min(100, R)".
+    """
+    classes, counts = np.unique(photo_labels, return_counts=True)
+    relevant = counts[np.isin(classes, query_labels)]
+    labels = {}
+    for name in names:
+        kind, _, k = name.partition("@")
+        few = relevant < int(k) if kind == "P" else np.zeros(1, bool)
+        whole = f"{name} (R-precision)" if few.all() else f"P@min({k}, R)"
+        labels[name] = whole if few.any() else name
+    return labels
 
 
 def _mean(values: Float[np.ndarray, " q"], chosen: Bool[np.ndarray, " q"]) -> float:

@@ -182,6 +182,14 @@ class Retriever(Encoder):
     def loss(self, batch: dict[str, Array]) -> tuple[Float[Array, ""], dict[str, Float[Array, ""]]]:
         """The training loss of one batch, and its named terms, for the log."""
 
+    @property
+    def across_samples(self) -> tuple[str, ...]:
+        """The parts of `loss` that relate the samples of a batch; none if it is a mean over them.
+
+        Such a loss cannot be computed from micro-batches (`config.train.accumulate`).
+        """
+        return ()
+
     def parameter_group(self, path: tuple[Any, ...]) -> str | None:
         """The optimizer group of the parameter at `path` below the model; None: it is frozen.
 

@@ -291,6 +291,11 @@ class ClipPrompt(Retriever, Explainable):
         }
         return sum((weights[name] * terms[name] for name in weights if name in terms), zero), terms
 
+    @property
+    def across_samples(self) -> tuple[str, ...]:
+        """L_delta compares the classes of a batch."""
+        return ("delta",) if self.recipe == "fine_grained" and self.delta_weight else ()
+
     def _category(self, batch: dict[str, Array]) -> Terms:
         sketch = self._encode(batch["sketches"][:, 0], "sketch")
         photos = self._encode(_flat(batch["photos"]), "photo").reshape(

@@ -169,6 +169,13 @@ class EfficientCNN(Retriever, Explainable):
             loss += self.knowledge_weight * terms["knowledge"]
         return loss, terms
 
+    @property
+    def across_samples(self) -> tuple[str, ...]:
+        """The hardest examples of the batch, and batch normalisation unless it is frozen."""
+        norms = (node for _, node in nnx.iter_graph(self) if isinstance(node, nnx.BatchNorm))
+        moving = any(not getattr(norm, "frozen", False) for norm in norms)
+        return ("quadruplet",) * bool(self.quadruplet_weight) + ("batch statistics",) * moving
+
     def encode(self, images: UInt8[Array, "b h w 3"], modality: Modality) -> Float[Array, "b d"]:
         """The L2-normalised embedding of each image; both modalities share the network."""
         del modality

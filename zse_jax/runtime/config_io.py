@@ -52,10 +52,12 @@ RENAMED = {"train.vary": "train.augment"}
 """Keys of earlier versions and their present names, in the same group. `from_plain` accepts the old
 names; in a command line or a config file they are errors."""
 
-ADDED = {
+ADDED: dict[str, Any] = {
     "model.backbone": "resnet50",
     "evaluation.allow_trained": False,
     "evaluation.intervals": "sketches",
+    "data.lists": None,
+    "target.lists": None,
 }
 """Keys that configs of earlier versions do not have, and the value that they stand for."""
 
@@ -100,7 +102,7 @@ def from_plain(plain: Mapping[str, Any]) -> ConfigDict:
     for key, value in ADDED.items():
         group, _, name = key.partition(".")
         if name and group != "model" and group in found and name not in found[group]:
-            found[group][name] = value  # not of "model", whose keys depend on its system
+            found[group][name] = restored(value)  # not of "model", whose keys depend on its system
     return found.lock()
 
 

@@ -108,7 +108,8 @@ def train(config: ConfigDict, workdir: str | os.PathLike) -> dict[str, Any]:
         if checkpoints.latest is None:
             initialization.check(config)
         evaluation = config.evaluation
-        validation = Evaluator(config, mesh, evaluation.sketch_stride, evaluation.photo_stride)
+        strides = evaluation.sketch_stride, evaluation.photo_stride
+        validation = Evaluator(config, mesh, *strides, selection=True)
         test = Evaluator(config, mesh, evaluation.test_sketch_stride, evaluation.test_photo_stride)
         record = training_record.of_run(config, checkpoints.record)
         for evaluator in (validation, test):
@@ -350,10 +351,8 @@ class Run:
             self.compare(done, step)
             return done
         evaluation = config.evaluation
-        strides = evaluation.test_sketch_stride, evaluation.test_photo_stride
         test = validation
-        validated = evaluation.sketch_stride, evaluation.photo_stride
-        if strides != validated or not validation or evaluation.shortlists:
+        if self.test.notes != self.validation.notes or not validation or evaluation.shortlists:
             best = checkpoints.restore(step, self.setup.abstract)
             self.report.say(f"Evaluating step {step} on the test set: {self.test.size}")
             folder = self.scratch
@@ -393,8 +392,8 @@ class Run:
         start = initial_weights.started_from(self.config) or "initial weights"
         before, after = results["untrained"], results["validation"]
         if after:
-            size, classes = self.validation.size, self.validation.classes
-            show(comparison(before if step else {}, after, step, size, start, classes))
+            of, before = self.validation, before if step else {}
+            show(comparison(before, after, step, of.size, start, of.classes, of.labels))
 
 
 def introduce(
@@ -431,9 +430,11 @@ def introduce(
 
 def facts(config: ConfigDict, workdir: str | os.PathLike) -> dict[str, Any]:
     """Values that must be the same in all processes of a run, without the data."""
-    own = ("data.data_dir", "data.manual_dir", "target.manual_dir", "data.workers")
+    own = ("data_dir", "manual_dir", "lists", "workers")  # the data themselves are compared
     values = config_io.flat(config_io.to_plain(config))
-    shared = {f"config.{key}": value for key, value in values.items() if key not in own}
+    shared = {
+        f"config.{key}": value for key, value in values.items() if key.rpartition(".")[2] not in own
+    }
     return shared | {"--workdir": os.fspath(workdir)} | consistency.code_version()
 
 

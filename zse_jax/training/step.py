@@ -59,10 +59,8 @@ def train_step(
       definition, state: of model and optimizer.
       batch: arrays with the sample as leading axis.
       accumulate: number of micro-batches, which are processed one after the other. The gradient,
-        the loss and its terms are means over them. They equal those of the whole batch if the loss
-        is a mean over samples (ZSE; CLIP-AT by categories), except for dropout. Losses that compare
-        samples (EfficientCNN's mining and batch statistics, CLIP-AT's L_delta) compare those of a
-        micro-batch only, as with a smaller batch.
+        the loss and its terms are means over them. They equal those of the whole batch, except for
+        dropout, because `set_up` accepts only losses that are means over samples.
     """
     model = merge_model(definition, state)
     optimizer = nnx.merge(definition.optimizer, state["optimizer"])
@@ -184,6 +182,13 @@ def set_up(config: ConfigDict, mesh: Mesh) -> Setup:
         return model, nnx.Optimizer(model, transformation, wrt=wrt)
 
     model, optimizer = nnx.eval_shape(create)
+    if accumulate > 1 and (parts := model.across_samples):
+        raise ValueError(
+            f"config.train.accumulate={accumulate}: the loss of {config.model.system!r} relates "
+            f"all samples of a batch ({', '.join(parts)}). Micro-batches would give another "
+            "gradient. Set config.train.accumulate=1; to save memory, set "
+            "config.train.remat='blocks', a smaller config.train.batch_size, or more devices."
+        )
     definition, shapes = split(model, optimizer)
     sharding.check_fsdp(mesh, shapes)
     shardings = sharding.state_shardings(mesh, shapes)

@@ -6,6 +6,7 @@ import pytest
 from configs import (
     cross_sketchy_tuberlin,
     default,
+    domainnet,
     sketchy,
     sketchy_fine_grained,
     sketchy_generalized,
@@ -48,7 +49,10 @@ def test_category_level_trains_on_seen_and_ranks_unseen():
     assert classes_of(sketches) == classes_of(photos) == set(split.seen)
     evaluated = data_selection.evaluated_items(config, 1, 1)
     assert classes_of(evaluated.sketches) == classes_of(evaluated.photos) == set(split.unseen)
-    assert evaluated.notes == {"data": "sketchy", "split": "sketchy_split1", "strides": (1, 1)}
+    assert evaluated.notes == {
+        "data": "sketchy", "split": "sketchy_split1", "strides": (1, 1),
+        "file_lists": "none, sorted by name",
+    }  # fmt: skip
 
 
 def test_strides_take_every_nth_in_the_published_order():
@@ -174,3 +178,81 @@ def test_sketches_of_one_photo_are_known():
     drawn = data_selection.photos_drawn(named.select([0, 1, 2, 3, SKETCHES, SKETCHES + 1]))
     assert drawn.tolist() == [0, 0, 1, 2, 3, 4]
     assert data_selection.photos_drawn(named.select([0, 2, 3])) is None
+
+
+@pytest.fixture
+def lists(tmp_path):
+    """Published lists of Sketchy's split 1, shuffled within a class; some images are in none."""
+    folder = tmp_path / "zeroshot1"
+    folder.mkdir()
+    split = splits.get("sketchy_split1")
+    rng = np.random.default_rng(0)
+    for part, classes, left_out in (("train", split.seen, 1), ("zero", split.unseen, 0)):
+        for modality, name in (("sketch", "sketch_tx_000000000000_ready"), ("photo", "all_photo")):
+            lines = []
+            for number, class_name in enumerate(classes):
+                count = len(items("sketchy", modality, [class_name]))
+                lines += [
+                    f"any/{modality}_ready/{class_name}/{class_name}_{i}.png {number}"
+                    for i in rng.permutation(count)[left_out:]
+                ]
+            (folder / f"{name}_filelist_{part}.txt").write_text("\n".join(lines) + "\n")
+    (folder / "photo_tx_000000000000_ready_filelist_train.txt").write_text("")  # not the extended
+    return folder
+
+
+def in_folders(*args, **kwargs):
+    """Items whose class is the folder of their name, as in the data sets."""
+    found = items(*args, **kwargs)
+    names = tuple(
+        name.replace("/", f"/{found.class_names[label]}/")
+        for name, label in zip(found.names, found.labels, strict=True)
+    )
+    return loading.dataclasses.replace(found, names=names)
+
+
+def test_published_lists_decide_membership_and_order(monkeypatch, lists):
+    monkeypatch.setattr(loading, "load_items", in_folders)
+    config = sketchy.get_config()
+    config.data.lists = str(lists)
+    evaluated = data_selection.evaluated_items(config, 20, 1)
+    assert evaluated.notes["file_lists"] == "zeroshot1"
+
+    def listed(name):
+        return [x.rpartition(" ")[0].split("/")[-1] for x in (lists / name).read_text().split("\n")]
+
+    found = [name.split("/")[-1] for name in evaluated.sketches.names]
+    assert found == listed("sketch_tx_000000000000_ready_filelist_zero.txt")[:-1:20]
+    sketches, photos = data_selection.training_items(config)
+    assert (len(sketches), len(photos)) == (100 * (SKETCHES - 1), 100 * (PHOTOS - 1))
+    config.evaluation.seen_gallery = "all"
+    gallery = data_selection.evaluated_items(config, 1, 1).photos
+    assert len(gallery) == 25 * PHOTOS + 100 * (PHOTOS - 1)
+    config.evaluation.seen_gallery = "none"
+    config.data.split = "sketchy_split2"
+    with pytest.raises(ValueError, match="Use the lists of this data set and split"):
+        data_selection.evaluated_items(config, 1, 1)
+    config.data.split = "sketchy_split1"
+    (lists / "all_photo_filelist_zero.txt").unlink()
+    with pytest.raises(FileNotFoundError, match="one list of photo images for the part 'zero'"):
+        data_selection.evaluated_items(config, 1, 1)
+
+
+def test_checkpoints_are_selected_by_the_validation_classes_of_the_protocol():
+    config, split = domainnet.get_config(), splits.get("domainnet")
+    sketches, photos = data_selection.training_items(config)
+    assert classes_of(sketches) == classes_of(photos) == set(split.seen)
+    selecting = data_selection.evaluated_items(config, 1, 1, selection=True)
+    tested = data_selection.evaluated_items(config, 1, 1)
+    assert classes_of(selecting.photos) == set(split.validation)
+    assert classes_of(tested.photos) == set(split.unseen)
+    assert "on the validation classes" in data_selection.selection_note(config)
+
+
+def test_selection_on_the_unseen_classes_is_stated():
+    config = sketchy.get_config()
+    config.train.steps, config.evaluation.every = 2000, 667
+    expected = "best of 3 evaluations by relation/exact/mAP@all on the unseen classes"
+    assert data_selection.selection_note(config) == expected
+    config.evaluation.every = 0
+    assert data_selection.selection_note(config) is None

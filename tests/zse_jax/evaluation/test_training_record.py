@@ -44,8 +44,11 @@ def folder(**changes):
     return config
 
 
-def compared(record, config):
-    return training_record.compare(record, data_selection.evaluated_items(config, 1, 1), config)
+def compared(record, config, evaluated=None):
+    evaluated = evaluated or data_selection.evaluated_items(config, 1, 1)
+    notes = training_record.compare(record, evaluated, config)
+    assert "best of" in notes.pop("checkpoint")
+    return notes
 
 
 def renamed(evaluated, *names):
@@ -84,7 +87,7 @@ def test_a_few_duplicates_are_counted():
     many = evaluated.photos.select(np.repeat(np.arange(20), 10))
     twin = dataclasses.replace(many, source=[b"photo/boat/0", *many.source[1:]])  # its name: 0
     few = dataclasses.replace(twin, rows=np.r_[0, np.full(199, 5)])
-    notes = training_record.compare(record, evaluated._replace(photos=few), folder())
+    notes = compared(record, folder(), evaluated._replace(photos=few))
     assert notes == {"trained_duplicates": {"photos": "1 of 200"}}
 
 

@@ -191,7 +191,13 @@ def test_flat_names_carry_the_convention():
 def test_the_table_shows_percent_by_ranking_and_convention():
     result = random_evaluation()
     text = printed(result.table())
-    for word in ("A split", "score", *CONVENTIONS, *METRICS, "60 sketches x 300 photos"):
+    for word in (
+        "A split",
+        "score",
+        *CONVENTIONS,
+        *result.labels.values(),
+        "60 sketches x 300 photos",
+    ):
         assert word in text
     assert f"{100 * result.values['score']['voc']['P@100']:.1f}" in text
     assert "Another" in printed(result.table("Another"))
@@ -247,3 +253,19 @@ def test_the_dict_is_json_without_nan(classes):
     counts = ("queries", "gallery", "classes", "queries_without_match")
     assert [stored[name] for name in counts] == [60, 300, classes, result.queries_without_match]
     assert stored["chance"] == pytest.approx(result.chance)
+
+
+@pytest.mark.parametrize(
+    ("photos", "expected"),
+    [([100, 300], "P@100"), ([99, 300], "P@min(100, R)"), ([12, 99], "P@100 (R-precision)")],
+)
+def test_precision_with_few_relevant_photos_is_named(photos, expected):
+    photo_labels = np.repeat(np.arange(3), [*photos, 5])  # no sketch is of the last class
+    result = evaluation(
+        np.random.default_rng(0).random((2, len(photo_labels))), [0, 1], photo_labels
+    )
+    assert result.labels["P@100"] == expected
+    assert result.labels["mAP@200"] == "mAP@200"
+    assert expected in [column.header for column in result.table().columns]
+    assert expected in [column.header for column in result.class_table().columns]
+    assert result.to_dict()["metrics"]["P@100"] == expected

@@ -10,6 +10,7 @@ from tests.zse_jax import small_systems, tiny
 from zse_jax.checkpoints import arrays
 from zse_jax.models.rematerialisation import rematerialise
 from zse_jax.retrievers import create
+from zse_jax.retrievers.efficient_cnn import EfficientCNN
 from zse_jax.runtime import sharding
 from zse_jax.training import step
 
@@ -72,8 +73,33 @@ def test_each_micro_batch_draws_its_own_dropout(monkeypatch):
     assert int(state["random"]["dropout"]["rngs"]["count"].get_value()) == count + 2 * 2
 
 
+@pytest.mark.parametrize(
+    ("system", "changes", "parts"),
+    [
+        ("efficient_cnn", {}, "quadruplet, batch statistics"),
+        ("efficient_cnn", {"model.frozen_statistics": True}, r"\(quadruplet\)"),
+        ("efficient_cnn", {"model.quadruplet_weight": 0.0}, r"\(batch statistics\)"),
+        ("clip_prompt", {"model.recipe": "fine_grained"}, r"\(delta\)"),
+    ],
+)
+def test_a_loss_that_relates_the_samples_of_a_batch_has_no_micro_batches(system, changes, parts):
+    config = small_systems.config(system, **{"train.accumulate": 2}, **changes)
+    with pytest.raises(ValueError, match=f"accumulate=2: .*{parts}.*Set config.train.accumulate=1"):
+        step.set_up(config, one_device())
+
+
+def test_other_losses_have_micro_batches():
+    """A whole batch's gradient is tested above for ZSE; these are also means over samples."""
+    plain = {"model.frozen_statistics": True, "model.quadruplet_weight": 0.0}
+    for system, changes in (("clip_prompt", {}), ("efficient_cnn", plain)):
+        step.set_up(
+            small_systems.config(system, **{"train.accumulate": 2}, **changes), one_device()
+        )
+
+
 @pytest.mark.slow
-def test_each_micro_batch_moves_batch_statistics():
+def test_each_micro_batch_moves_batch_statistics(monkeypatch):
+    monkeypatch.setattr(EfficientCNN, "across_samples", ())
     batch = small_systems.batch("efficient_cnn")
     once, twice = (
         small_systems.steps(small_systems.config("efficient_cnn", **{"train.accumulate": k}),
