@@ -21,10 +21,12 @@ from rich.console import Console
 from rich.table import Table
 from rich.text import Text
 
-from data_pipelines import builders, splits
+from data_pipelines import builders, class_names, splits
 from data_pipelines.builders import folders
 from data_pipelines.checking import contact_sheet, findings, inspection
+from data_pipelines.files import contents
 from data_pipelines.suggestions import suggest
+from data_pipelines.terminal import OUTPUT_CLOSED, output_is_closed, printable
 
 Scan = Callable[[Path], folders.Source]
 
@@ -98,7 +100,7 @@ def check(
     for name in accept:
         if name not in findings.CHECKS:
             raise _unknown("check", name, findings.CHECKS, "--accept")
-    if not manual_dir.is_dir() or not any(manual_dir.iterdir()):
+    if not manual_dir.is_dir() or not contents(manual_dir):
         raise FileNotFoundError(
             f"{manual_dir} is empty or missing. Set --manual_dir to the folder of the unpacked "
             f"data set {dataset!r}."
@@ -173,10 +175,11 @@ def show(report: Report, console: Console) -> None:
         console.print(_counts_table(report.data))
     for finding in report.findings:
         line = Text(f"{finding.severity} ", style=_STYLES[finding.severity])
-        console.print(line.append(f"{finding.check}: {finding.message}", style="default"))
+        message = printable(f"{finding.check}: {finding.message}")
+        console.print(line.append(message, style="default"))
         for item in finding.items[:_EXAMPLES]:
             separator = " = " if finding.check in ("leakage", "labels", "duplicates") else ": "
-            console.print(Text(f"    {separator.join(item)}"), soft_wrap=True)
+            console.print(Text(printable(f"    {separator.join(item)}")), soft_wrap=True)
         if len(finding.items) > _EXAMPLES:
             console.print(f"    and {len(finding.items) - _EXAMPLES:,} more; --json lists all")
     unfit = "NOT fit to train on: see the errors above; --accept=CHECK turns one into a note"
@@ -195,7 +198,9 @@ def _counts_table(data: findings.DataSet) -> Table:
     sides = dict.fromkeys(names, "unknown") | dict.fromkeys(data.split.seen, "seen")
     sides |= dict.fromkeys(data.split.unseen, "unseen")
     for name in sorted(names, key=lambda name: (sides[name] != "unseen", name)):
-        table.add_row(Text(name), sides[name], *(str(found[name]) for found in counts.values()))
+        table.add_row(
+            Text(printable(name)), sides[name], *(str(found[name]) for found in counts.values())
+        )
     table.add_section()
     for side in ("unseen", "seen"):
         within = [name for name in names if sides[name] == side]
@@ -227,8 +232,10 @@ def _parser() -> argparse.ArgumentParser:
     add("--dataset", required=True, help="name of an unpacked data set, such as sketchy")
     add("--manual_dir", required=True, type=Path, help="folder of the data set")
     add("--split", help="published split of the data set; default: its first one")
-    add("--unseen", type=_list, default=(), help="unseen classes of your own data: A,B,...")
-    add("--accept", type=_list, default=(), help="checks whose findings count as notes: A,B,...")
+    help_ = 'unseen classes of your own data: A,B,"C, D",...'
+    add("--unseen", type=_listed, default=(), help=help_)
+    help_ = "checks whose findings count as notes: A,B,..."
+    add("--accept", type=_listed, default=(), help=help_)
     add(
         "--contact_sheet",
         type=Path,
@@ -238,8 +245,11 @@ def _parser() -> argparse.ArgumentParser:
     return parser
 
 
-def _list(text: str) -> tuple[str, ...]:
-    return tuple(dict.fromkeys(name.strip() for name in text.split(",") if name.strip()))
+def _listed(text: str) -> tuple[str, ...]:
+    try:
+        return class_names.listed(text)
+    except ValueError as error:
+        raise argparse.ArgumentTypeError(str(error)) from error
 
 
 def main(argv: Sequence[str]) -> int:
@@ -263,17 +273,21 @@ def main(argv: Sequence[str]) -> int:
         if sheet:
             contact_sheet.contact_sheet(report.data).save(sheet)
     except (ValueError, OSError) as error:
-        print(f"error: {' '.join(str(error).split())}", file=sys.stderr)
+        print(f"error: {printable(' '.join(str(error).split()))}", file=sys.stderr)
         return NOT_CHECKED
     except KeyboardInterrupt:
         print("\ninterrupted", file=sys.stderr)
         return INTERRUPTED
-    if options.json:
-        print(json.dumps({**report.as_json(), "contact_sheet": sheet and str(sheet)}))
-    else:
-        show(report, Console())
-        if sheet:
-            print(f"Contact sheet: {sheet}")
+    try:
+        if options.json:
+            print(json.dumps({**report.as_json(), "contact_sheet": sheet and str(sheet)}))
+        else:
+            show(report, Console())
+            if sheet:
+                print(f"Contact sheet: {sheet}")
+        sys.stdout.flush()
+    except BrokenPipeError:
+        return OUTPUT_CLOSED if output_is_closed() else UNFIT
     return FIT if report.fit else UNFIT
 
 

@@ -24,6 +24,9 @@ PROGRAMS = {
 }  # fmt: skip
 """Programs, which no module may import. (Those of `gallery` are also its modules.)"""
 
+COMMON = ("data_pipelines.class_names", "data_pipelines.files", "data_pipelines.terminal")
+"""Modules that every folder may import; they import nothing of the project."""
+
 # "Allowed imports" of the design: what a folder may import besides itself. Imports of `training`
 # from `evaluation` and so on go one way, because folders have no cycles.
 ALLOWED: dict[str, set[str]] = {
@@ -125,7 +128,7 @@ def _folder(module: str) -> str:
 
 
 def _may_import(importer: str, imported: str) -> bool:
-    if importer in PROGRAMS or _folder(importer) == _folder(imported):
+    if importer in PROGRAMS or _folder(importer) == _folder(imported) or imported in COMMON:
         return True
     if any(within(importer, a) and within(imported, b) for a, b in EXCEPTIONS):
         return True

@@ -76,6 +76,7 @@ def main(options: flags.FlagValues) -> None:
     path, config = options.checkpoint, options.config
     if not path:
         raise ValueError("Give a checkpoint, such as --checkpoint=runs/sketchy. See --help.")
+    cli.require_suffix(options, output=".json", report=".html .htm")
     strides = config.evaluation.test_sketch_stride, config.evaluation.test_photo_stride
     evaluator = Evaluator(config, sharding.make_mesh(**config.mesh), *strides)
     step, retriever = reading.load_step(path)

@@ -128,6 +128,7 @@ def main(options: flags.FlagValues) -> None:
     path = options.checkpoint
     if not path:
         raise ValueError("--checkpoint is missing: pass a workdir, such as runs/x. See --help.")
+    cli.require_suffix(options, output=".json", projection=".npz")
     config = options.config
     mesh = sharding.make_mesh(**config.mesh)
     evaluator = Evaluator(

@@ -306,6 +306,6 @@ def ignored(data: DataSet) -> Iterator[Finding]:
         yield Finding(
             "ignored",
             f"{len(data.source.ignored)} files are not images "
-            f"({', '.join(folders.IMAGE_SUFFIXES)}) and are skipped.",
+            f"({', '.join(images.SUFFIXES)}) and are skipped.",
             tuple((name,) for name in data.source.ignored),
         )

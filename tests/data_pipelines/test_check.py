@@ -291,7 +291,7 @@ def test_the_output_has_a_table_the_findings_and_the_result(clean, capsys):
     assert check.main(["--dataset=sketchy", f"--manual_dir={clean}"]) == check.UNFIT
     printed = capsys.readouterr().out
     assert all(class_name in printed for class_name in CLASSES)
-    assert f"{SKETCHES}/ant/n2-1.png: the 0 bytes are not a known image format" in printed
+    assert f"{SKETCHES}/ant/n2-1.png: the file is empty (0 bytes)" in printed
     assert "NOT fit to train on" in printed
 
 

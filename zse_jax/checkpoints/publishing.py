@@ -21,7 +21,7 @@ import numpy as np
 from etils import epath
 from ml_collections import ConfigDict
 
-from data_pipelines import splits
+from data_pipelines import class_names, splits
 from zse_jax.checkpoints import hub, reading
 from zse_jax.checkpoints.arrays import Arrays, checksums, flat_arrays, split_model
 from zse_jax.pretrained import files
@@ -110,7 +110,7 @@ def card(about: Mapping[str, Any], *, name: str, license: str | None = None) -> 
         data=data,
         evaluated=target if (target := config["target"])["name"] else data,
         seen=len(split.seen) if split else None,
-        unseen=list(split.unseen) if split else _names(data.get("unseen")),
+        unseen=list(split.unseen) if split else [*class_names.listed(data.get("unseen"))],
         columns=columns,
         rows=rows,
         conventions={k: v for k, v in CONVENTIONS.items() if any(k in row[0] for row in rows)},
@@ -225,10 +225,6 @@ def _model_index(about: Mapping[str, Any]) -> list[dict[str, Any]]:
         for key, value in about["metrics"].items()
         if "/exact/" in key or key.count("/") < 2
     ]
-
-
-def _names(text: str | None) -> list[str]:
-    return [name.strip() for name in (text or "").split(",") if name.strip()]
 
 
 @functools.cache

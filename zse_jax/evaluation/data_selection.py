@@ -23,7 +23,7 @@ import numpy as np
 from jaxtyping import Int
 from ml_collections import ConfigDict
 
-from data_pipelines import loading, prepared, splits
+from data_pipelines import class_names, loading, prepared, splits
 from data_pipelines.images import Modality
 from data_pipelines.loading import Items
 
@@ -138,11 +138,12 @@ def split_of(config: ConfigDict, data: ConfigDict) -> splits.Split:
                 "config.target)."
             )
         return split
-    unseen = tuple(name.strip() for name in (data.unseen or "").split(",") if name.strip())
+    unseen = class_names.listed(data.unseen)
     if not unseen:
         raise ValueError(
             f"List the unseen classes of {data.name!r}, separated by commas, such as "
-            "--config.data.unseen=cat,dog: they are used for evaluation, not for training."
+            "--config.data.unseen=cat,dog: they are used for evaluation, not for training. Put a "
+            "name that contains a comma in double quotes."
         )
     folder = prepared.prepare(
         data.name,
