@@ -9,6 +9,8 @@ import csv
 import re
 import unicodedata
 
+from data_pipelines.terminal import printable
+
 
 def names(text: str) -> tuple[str, ...]:
     """Splits a comma-separated list and strips whitespace."""
@@ -19,9 +21,10 @@ def normal(name: str) -> str:
     """The one spelling of a class name, wherever it comes from: a folder, a file or a flag.
 
     Accented letters become one character each (NFC), because macOS and other systems write them
-    differently, and white space around the name is removed.
+    differently, white space around the name is removed, and control characters become escapes
+    (`terminal.printable`).
     """
-    return unicodedata.normalize("NFC", name).strip()
+    return printable(unicodedata.normalize("NFC", name).strip())
 
 
 def listed(text: str | None) -> tuple[str, ...]:

@@ -1,6 +1,7 @@
 """Text for a terminal, a log or a page, in which names of files cannot contain commands."""
 
 import os
+import select
 import sys
 import unicodedata
 
@@ -42,11 +43,15 @@ def output_is_closed() -> bool:
     If so, further output is discarded, so that no error follows when the process ends.
     """
     try:
-        sys.stdout.flush()
-    except BrokenPipeError:
-        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
-        return True
-    return False
+        descriptor = sys.stdout.fileno()
+    except OSError:  # it is not a file
+        return False
+    poll = select.poll()
+    poll.register(descriptor, 0)
+    if not poll.poll(0):  # only errors are reported
+        return False
+    os.dup2(os.open(os.devnull, os.O_WRONLY), descriptor)
+    return True
 
 
 OUTPUT_CLOSED = 141

@@ -25,7 +25,7 @@ PROGRAMS = {
 """Programs, which no module may import. (Those of `gallery` are also its modules.)"""
 
 COMMON = ("data_pipelines.class_names", "data_pipelines.files", "data_pipelines.terminal")
-"""Modules that every folder may import; they import nothing of the project."""
+"""Modules that every folder may import; they import nothing else of the project."""
 
 # "Allowed imports" of the design: what a folder may import besides itself. Imports of `training`
 # from `evaluation` and so on go one way, because folders have no cycles.

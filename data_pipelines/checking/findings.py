@@ -38,6 +38,7 @@ CHECKS: Mapping[str, Check] = {
     "blank": Check("warning", "images of one colour, and sketches without ink"),
     "pairs": Check("warning", "sketches without their photo, and photos without sketches"),
     "ignored": Check("warning", "files that are not images"),
+    "metadata": Check("note", "images whose metadata cannot be read: they may lie on their side"),
     "repeats": Check("note", "photos that the data set contains twice on purpose"),
 }
 """Errors make a data set unfit to train on. Warnings make it smaller or less comparable."""
@@ -104,6 +105,7 @@ def find_all(
         *blank(data),
         *pairs(data),
         *ignored(data),
+        *metadata(data),
     ]
     return graded(found, accept)
 
@@ -309,3 +311,10 @@ def ignored(data: DataSet) -> Iterator[Finding]:
             f"({', '.join(images.SUFFIXES)}) and are skipped.",
             tuple((name,) for name in data.source.ignored),
         )
+
+
+def metadata(data: DataSet) -> Iterator[Finding]:
+    """Images whose metadata is damaged; their pixels are used as they are stored."""
+    rows = tuple((name,) for name, seen in data.inspected.items() if seen.damaged_metadata)
+    if rows:
+        yield Finding("metadata", f"{len(rows):,} images have damaged metadata.", rows)

@@ -4,6 +4,7 @@ import json
 import shutil
 import subprocess
 import sys
+import zlib
 from pathlib import Path
 
 import hypothesis
@@ -222,6 +223,16 @@ def test_a_missing_layout_is_a_finding(tmp_path):
     assert "256x256" in report.findings[0].message
     assert not report.fit
     assert not check.check("sketchy", tmp_path, accept=["layout"]).fit
+
+
+def test_images_with_damaged_metadata_are_listed(clean):
+    file = path(clean, "sketch", "bee")
+    png, content = file.read_bytes(), b"eXIfgarbage"
+    crc = zlib.crc32(content).to_bytes(4, "big")
+    file.write_bytes(png[:33] + b"\0\0\0\7" + content + crc + png[33:])
+    finding = found(clean)["metadata"]
+    assert finding.items == ((file.relative_to(clean).as_posix(),),)
+    assert finding.severity == "note"
 
 
 def test_files_that_are_not_images_are_listed(clean):

@@ -11,6 +11,7 @@ def test_names_are_composed_and_stripped():
     for form in ("NFC", "NFD"):
         assert class_names.normal(unicodedata.normalize(form, " Café\u00a0")) == "Caf\u00e9"
     assert class_names.normal("hot-air_balloon") == "hot-air_balloon"
+    assert class_names.normal("red\x1b[31m ") == "red\\x1b[31m"
 
 
 @pytest.mark.parametrize(
