@@ -26,7 +26,7 @@ from data_pipelines.builders import folders
 from data_pipelines.checking import contact_sheet, findings, inspection
 from data_pipelines.files import contents
 from data_pipelines.suggestions import suggest
-from data_pipelines.terminal import OUTPUT_CLOSED, output_is_closed, printable
+from data_pipelines.terminal import OUTPUT_CLOSED, allow_any_name, output_is_closed, printable
 
 Scan = Callable[[Path], folders.Source]
 
@@ -292,5 +292,6 @@ def main(argv: Sequence[str]) -> int:
 
 
 if __name__ == "__main__":
+    allow_any_name()
     logging.getLogger("data_pipelines").setLevel(logging.ERROR)  # The report includes the warnings.
     sys.exit(main(sys.argv[1:]))

@@ -4,6 +4,7 @@ Albums, data sets and folders for output all contain files that nobody put there
 resource forks, version control. `is_system` is the one list of their names.
 """
 
+import contextlib
 import os
 import stat
 from collections.abc import Iterator
@@ -35,9 +36,9 @@ class Entry(NamedTuple):
     Attributes:
       path: below the folder that is walked.
       kind: "file"; "other": not a regular file, such as a pipe; "system": a file or folder that is
-        not the user's, see `is_system`; "again": a folder that was already walked, reached through
-        a link; "failed": it cannot be inspected, for example a broken link; "closed": a folder that
-        cannot be opened.
+        not the user's, see `is_system`; "again": a link to a folder that was already walked, or to
+        a parent of the first one; "failed": it cannot be inspected, for example a broken link;
+        "closed": a folder that cannot be opened.
       status: of a file, links followed.
       reason: why it failed or is closed.
     """
@@ -79,13 +80,25 @@ def walk(
       visited: device and inode of the folders that were walked before; new ones are added.
       nested: whether to walk subfolders; if not, they are of the kind "other".
     """
-    visited = set() if visited is None else visited
+    above = set()
+    for parent in folder.resolve().parents:
+        with contextlib.suppress(OSError):  # then no link below can lead there either
+            status = parent.stat()
+            above.add((status.st_dev, status.st_ino))
+    yield from _walk(folder, set() if visited is None else visited, above, nested)
+
+
+def _walk(
+    folder: Path, visited: set[tuple[int, int]], above: set[tuple[int, int]], nested: bool
+) -> Iterator[Entry]:
+    """As `walk`; `above` are the parent folders of the first one, which links may lead to."""
     try:
         status = folder.stat()
-        if (status.st_dev, status.st_ino) in visited:  # so that cyclic links end
+        this = status.st_dev, status.st_ino
+        if this in visited or this in above:  # so that cyclic links end
             yield Entry(folder, "again")
             return
-        visited.add((status.st_dev, status.st_ino))
+        visited.add(this)
         with os.scandir(folder) as entries:
             names = sorted(entry.name for entry in entries)
     except OSError as error:
@@ -106,7 +119,7 @@ def walk(
         else:
             yield Entry(path, "file" if stat.S_ISREG(status.st_mode) else "other", status)
     for path in folders:
-        yield from walk(path, visited)
+        yield from _walk(path, visited, above, nested)
 
 
 def message(error: OSError) -> str:

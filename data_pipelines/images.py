@@ -8,7 +8,7 @@ function here is deterministic and processes one image.
 import io
 import struct
 import threading
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Literal, NamedTuple
 
@@ -96,7 +96,7 @@ def read_file(path: Path) -> bytes:
         return stream.read(LARGEST_FILE + 1)  # `opened` refuses more than LARGEST_FILE
 
 
-def opened(encoded: bytes, formats: Sequence[str] = FORMATS) -> Image.Image:
+def opened(encoded: bytes, formats: tuple[str, ...] = FORMATS) -> Image.Image:
     """An image of which only the header is read. Every image of a user is opened here.
 
     Args:

@@ -1,5 +1,6 @@
 """Text for a terminal, a log or a page, in which names of files cannot contain commands."""
 
+import io
 import os
 import select
 import sys
@@ -35,6 +36,13 @@ def _escaped(char: str) -> str:
     if "\udc80" <= char <= "\udcff":  # a byte of a file name, see PEP 383
         return f"\\x{ord(char) - 0xDC00:02x}"
     return char.encode("unicode_escape").decode("ascii")
+
+
+def allow_any_name() -> None:
+    """Prints characters that the terminal or UTF-8 cannot encode as escapes instead of failing."""
+    for stream in (sys.stdout, sys.stderr):
+        if isinstance(stream, io.TextIOWrapper):
+            stream.reconfigure(errors="backslashreplace")
 
 
 def output_is_closed() -> bool:

@@ -153,8 +153,7 @@ def list_images(
 
     Raises:
       ValueError: if the class folders are not exactly `classes`, if one contains no image, if a
-        name is not UTF-8, or if a link points to a parent folder.
-      PermissionError: if a subfolder cannot be opened.
+        name is not UTF-8, if a link points to a parent folder, or if a subfolder cannot be opened.
     """
     found = class_folders(folder)
     splits.check_classes(found, classes, str(folder))
@@ -166,11 +165,12 @@ def list_images(
     for class_name, paths in found.items():
         count = len(listed)
         for entry in (entry for path in paths for entry in walk(path, nested=nested)):
-            if _is_image(entry):
-                size = entry.status.st_size if entry.status else 0  # a broken link is unreadable
-                listed.append(ImageFile(root, _name(entry.path, root), class_name, size))
-            else:
+            if not _is_image(entry, root):
                 ignored.append(_shown(entry.path, root))
+                continue
+            size = entry.status.st_size if entry.status else 0  # a broken link is unreadable
+            name = entry.path.relative_to(root).as_posix()
+            listed.append(ImageFile(root, name, class_name, size))
         if len(listed) == count:
             empty.append(class_name)
     if empty:
@@ -184,32 +184,34 @@ def list_images(
     return sorted(listed, key=lambda file: file.name), ignored
 
 
-def _is_image(entry: Entry) -> bool:
-    """Whether an entry is an image by its name.
+def _is_image(entry: Entry, root: Path) -> bool:
+    """Whether an entry is an image by its name and can be stored.
 
     Raises:
-      ValueError: it is a link to one of its parent folders.
-      PermissionError: it is a folder that cannot be opened.
+      ValueError: it is a link to one of its parent folders, a folder that cannot be opened, or an
+        image whose name is not UTF-8 (and errors are not collected).
     """
     path = entry.path
     if entry.kind == "closed":
-        raise PermissionError(f"{path}: {entry.reason}. Change its permissions, or remove it.")
-    if entry.kind == "again" and path.parent.resolve().is_relative_to(path.resolve()):
-        raise ValueError(f"The link {path} points to one of its parent folders. Remove it.")
-    return entry.kind in ("file", "failed") and path.name.lower().endswith(images.SUFFIXES)
-
-
-def _name(path: Path, root: Path) -> str:
-    """The path relative to the root of the data set, as it is stored."""
-    name = path.relative_to(root).as_posix()
-    try:
-        name.encode()
-    except UnicodeEncodeError as error:
-        raise ValueError(
+        problem = f"{path}: {entry.reason}. Change its permissions, or remove it."
+    elif entry.kind == "again" and path.parent.resolve().is_relative_to(path.resolve()):
+        problem = f"The link {path} points to one of its parent folders. Remove it."
+    elif entry.kind not in ("file", "failed") or not path.name.lower().endswith(images.SUFFIXES):
+        return False
+    elif not _is_utf8(path.relative_to(root)):
+        problem = (
             f"The name {path.name!r} in {path.parent} is not UTF-8 and cannot be stored in the "
             "prepared data set. Rename the file."
-        ) from error
-    return name
+        )
+    else:
+        return True
+    splits.raise_or_collect(ValueError(problem))
+    return False
+
+
+def _is_utf8(path: Path) -> bool:
+    name = str(path)
+    return name.encode(errors="ignore").decode() == name
 
 
 def _shown(path: Path, root: Path) -> str:

@@ -42,6 +42,8 @@ def test_a_walk_reports_everything_once(tmp_path):
         ("a/b/3.jpg", "file"),
         ("a/b/up", "again"),
     ]
+    inner = [(e.path.name, e.kind) for e in files.walk(tmp_path / "a/b")]
+    assert inner == [("3.jpg", "file"), ("up", "again")]
     assert {e.kind for e in files.walk(tmp_path / "a", nested=False)} == {"file", "system", "other"}
     assert [e.path.name for e in files.walk(tmp_path / ".git")] == ["x.jpg"]  # given by the user
     assert files.contents(tmp_path) == ["1.jpg", "a", "gone.jpg", "pipe"]

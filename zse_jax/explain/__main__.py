@@ -183,7 +183,9 @@ def main(options: flags.FlagValues) -> None:
     top = [photos.read(file, retriever.image_size) for file, _ in ranked[:SHOWN]]
     images = [photo.image for photo in top if photo.image is not None]
     hits = [hit(i, *ranked[i - 1], photo) for i, photo in enumerate(top, start=1)]
-    explained, pictures, warnings = [], {}, []
+    explained: list[pages.Explained] = []
+    pictures: dict[str, bytes] = {}
+    warnings = []
     if isinstance(retriever, Explainable):
         explained, pictures = explain(retriever, sketch, hits[: options.top], images[: options.top])
     else:

@@ -67,10 +67,11 @@ def _pixels(sketch: Sketch) -> UInt8[np.ndarray, "h w 3"]:
             raise SketchError(
                 f"The sketch {file} cannot be used: {error}. Save it again as PNG or JPEG."
             ) from error
-    kind, shape = getattr(sketch, "dtype", type(sketch).__name__), getattr(sketch, "shape", ())
+    kind = getattr(sketch, "dtype", type(sketch).__name__)
+    shape = [*getattr(sketch, "shape", ())]
     if kind != np.uint8 or len(shape) != 3 or shape[2] != 3 or 0 in shape:
         raise SketchError(
             "A sketch must be an image file, an image of Pillow, or uint8 [height, width, 3], but "
-            f"this one is {kind} {[*shape]}."
+            f"this one is {kind} {shape}."
         )
     return np.asarray(sketch)

@@ -17,7 +17,7 @@ import jax
 from absl import app, flags, logging
 from ml_collections.config_flags import config_flags
 
-from data_pipelines.terminal import OUTPUT_CLOSED, output_is_closed
+from data_pipelines.terminal import OUTPUT_CLOSED, allow_any_name, output_is_closed
 from zse_jax.runtime import config_io, distributed
 from zse_jax.runtime.console import escape_logs, say
 
@@ -193,6 +193,7 @@ def quiet() -> None:
     os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "3")
     os.environ.setdefault("TF_ENABLE_ONEDNN_OPTS", "0")  # else a notice at every start
     escape_logs()
+    allow_any_name()
     if not _debug():
         logging.set_verbosity(logging.FATAL)
         getLogger("asyncio").setLevel(CRITICAL)

@@ -2,12 +2,13 @@
 
 import os
 import unicodedata
+from pathlib import Path
 
 import numpy as np
 import pytest
 from PIL import Image
 
-from data_pipelines import class_names, images, loading, prepared
+from data_pipelines import class_names, images, loading, prepared, splits
 from data_pipelines.builders import folder
 from tests.data_pipelines.builders import trees
 
@@ -267,6 +268,24 @@ def test_pipes_are_ignored_and_folders_linked_twice_are_listed_once(root):
     found = folder.scan(root)
     assert len(found.images["photo"]) == 3
     assert {"photo/cat/pipe.jpg", "photo/cat/again"} >= set(found.ignored) > {"photo/cat/pipe.jpg"}
+
+
+def test_files_that_cannot_be_stored_are_all_reported_by_the_check(root):
+    for name in (b"photo/cat/caf\xe9.jpg", b"sketch/cat/\xe9/1.png", b"sketch/cat/\xe9.txt"):
+        path = Path(os.fsdecode(os.fsencode(root) + b"/" + name))
+        path.parent.mkdir(exist_ok=True)
+        path.write_bytes(b"")
+    (root / "photo/cat/up").symlink_to("..")
+    with splits.collecting_errors() as errors:
+        found = folder.scan(root)
+    assert sorted(f.name for files in found.images.values() for f in files) == sorted(NAMES)
+    assert len(errors) == 3
+    assert all("Rename the file" in str(e) or "Remove it" in str(e) for e in errors)
+    assert "photo/cat/caf\\xe9.jpg" in found.ignored
+    with pytest.raises(ValueError, match=r"caf\\udce9.jpg' in .*cat is not UTF-8"):
+        (root / "photo/cat/up").unlink()
+        (root / "sketch" / "cat" / os.fsdecode(b"\xe9") / "1.png").unlink()
+        folder.scan(root)
 
 
 @pytest.mark.parametrize("form", ["NFC", "NFD"])
