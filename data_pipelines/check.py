@@ -188,7 +188,8 @@ def show(report: Report, console: Console) -> None:
 
 
 def _counts_table(data: findings.DataSet) -> Table:
-    table = Table(title=f"{data.split_name or data.split.dataset} in {data.source.root}")
+    title = f"{data.split_name or data.split.dataset} in {data.source.root}"
+    table = Table(title=Text(printable(title)))
     table.add_column("class")
     table.add_column("")
     counts = {modality: data.counts(modality) for modality in data.source.images}

@@ -10,6 +10,7 @@ from pathlib import Path
 import jax
 import pytest
 from absl import flags
+from rich.table import Table
 
 from zse_jax import main
 from zse_jax.runtime import cli, console
@@ -129,6 +130,16 @@ def test_names_in_errors_and_logs_cannot_write_to_the_terminal(capsys, monkeypat
     with pytest.raises(SystemExit):
         cli.with_message(lambda: Path("nothing\x1b[1m").stat())
     assert capsys.readouterr().err.endswith("'nothing\\x1b[1m'\n")
+
+
+def test_names_in_tables_are_not_markup(capsys):
+    table = Table("class", title="a [/b]")
+    for name in ("dog [small]", "[/red]", ":cat:"):
+        table.add_row(name)
+    console.show(table)
+    output = capsys.readouterr().out
+    for name in ("a [/b]", "dog [small]", "[/red]", ":cat:"):
+        assert name in output
 
 
 @pytest.mark.parametrize("home", ["unknown", "closed"])

@@ -9,7 +9,6 @@ from typing import Any
 
 import numpy as np
 from jaxtyping import UInt8
-from rich.markup import escape
 from rich.table import Table
 
 from zse_jax.explain import pages
@@ -87,7 +86,7 @@ class Results:
         folder, names = self._names()
         table = Table(
             title=f"The nearest of {self.photos:,} photos, in {self.seconds * 1000:.0f} ms",
-            caption=f"in {escape(folder)}" if folder else None,
+            caption=f"in {folder}" if folder else None,
         )
         table.add_column("rank", justify="right")
         table.add_column("similarity", justify="right")
@@ -95,7 +94,7 @@ class Results:
         table.add_column("photo", overflow="fold")
         for hit, name in zip(self.hits, names, strict=True):
             by, similarity = self.rankings[hit.stage], f"{hit.similarity:#.4g}"
-            table.add_row(str(hit.rank), similarity, by, escape(name))
+            table.add_row(str(hit.rank), similarity, by, name)
         return table
 
     def to_json(self) -> str:

@@ -24,7 +24,6 @@ import jax
 import numpy as np
 from absl import flags
 from jaxtyping import Float, Int, UInt8
-from rich.console import Console
 
 from data_pipelines.images import UnreadableImageError
 from data_pipelines.terminal import printable
@@ -38,7 +37,7 @@ from zse_jax.gallery.shortlist import Shortlister
 from zse_jax.gallery.sketch_input import Sketch
 from zse_jax.retrievers.base import Explainable, Features
 from zse_jax.runtime import cli
-from zse_jax.runtime.console import say
+from zse_jax.runtime.console import say, show
 
 RERANK = 200
 """Default number of photos of the shortlist that are scored."""
@@ -301,7 +300,7 @@ def main(options: flags.FlagValues) -> None:
         )
     found = [searcher(sketch, options.k, options.rerank) for sketch in options.sketch]
     for results in found:
-        Console(highlight=False).print(results.table())
+        show(results.table())
         if results.skipped:
             say(results.skipped_text)
     if output is None:

@@ -10,6 +10,7 @@ from typing import Any, NamedTuple
 import numpy as np
 from jaxtyping import Bool, Float, Float32, Int, Int32
 from rich.table import Table
+from rich.text import Text
 
 ByQuery = Mapping[str, Mapping[str, Mapping[str, Float[np.ndarray, " q"]]]]
 """ranking -> scope -> metric -> value of every query, NaN where it has none."""
@@ -250,11 +251,13 @@ class Evaluation:
             table.add_column(name, justify="right" if name in self.metrics else "left")
         for ranking, scopes in self.values.items():
             for position, (scope, named) in enumerate(scopes.items()):
-                cells = [_percent(value) for value in named.values()]
+                cells: list[str | Text] = [_percent(value) for value in named.values()]
                 if intervals:
                     bounds = self.intervals()[ranking][scope].values()
                     cells = [
-                        f"{cell}\n[dim]{_percent(low)}\N{EN DASH}{_percent(high)}[/dim]"
+                        Text.assemble(
+                            cell, "\n", (f"{_percent(low)}\N{EN DASH}{_percent(high)}", "dim")
+                        )
                         for cell, (low, high) in zip(cells, bounds, strict=True)
                     ]
                 table.add_row(

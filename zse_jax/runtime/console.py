@@ -23,8 +23,8 @@ def say(text: str, *, error: bool = False, keep: str = "") -> None:
 
 
 def show(table: Table) -> None:
-    """Prints a table, at least 80 columns wide."""
-    console = Console()
+    """Prints a table, at least 80 columns wide; brackets and colons in names have no meaning."""
+    console = Console(markup=False, emoji=False, highlight=False)
     console.print(table, width=max(console.width, 80))
 
 
