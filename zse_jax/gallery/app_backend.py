@@ -2,13 +2,13 @@
 
 Photos appear as the thumbnails in the index, inside the HTML. The browser never receives a path,
 and only files of the index are read, to explain a photo. Errors reach the browser only if they are
-about the drawing; others are logged, because their messages name files of this machine.
+about the drawing; others are printed, because their messages name files of this machine.
 """
 
 import base64
 import binascii
-import logging
 import re
+import traceback
 from collections.abc import Iterator
 from pathlib import PurePath
 from typing import Any, NamedTuple
@@ -26,6 +26,7 @@ from zse_jax.gallery.results import Results
 from zse_jax.gallery.search import RERANK, Searcher
 from zse_jax.gallery.sketch_input import SketchError
 from zse_jax.retrievers.base import Explainable
+from zse_jax.runtime.console import say
 
 LARGEST_DRAWING, LARGEST_SIDE = 4 * 2**20, 2048
 """Limits of a drawing: characters of its data URL, and pixels of its longer side."""
@@ -39,8 +40,6 @@ FEWEST = 20
 BUDGET, SLOW = 0.3, 0.5
 """Seconds that scoring takes by default, and seconds above which the order by embedding is shown
 until the pairs are scored."""
-
-logger = logging.getLogger(__name__)
 
 _PACKAGE = "zse_jax.gallery"
 
@@ -198,9 +197,9 @@ def template_text(name: str) -> str:
 
 
 def _failed(what: str) -> str:
-    """Reports the current exception: in full in the log, and without any path in the page."""
-    logger.exception("%s failed.", what)
-    text = f"{what} failed. The log of the program that serves this page has the reason."
+    """Reports the current exception: in full on standard error, and without a path in the page."""
+    say(f"{what} failed.\n{traceback.format_exc()}", error=True, keep="\n\t")
+    text = f"{what} failed. The output of the program that serves this page has the reason."
     return _message(problem=True, text=text)
 
 
