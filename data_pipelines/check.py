@@ -156,6 +156,7 @@ def _split_name(dataset: str, split: str | None, unseen: Sequence[str]) -> str:
 
 def _own_split(dataset: str, source: folders.Source, unseen: Sequence[str]) -> splits.Split:
     found = {file.class_name for files in source.images.values() for file in files}
+    unseen = [*map(class_names.normal, unseen)]
     for name in unseen:
         if found and name not in found:
             raise _unknown("class", name, sorted(found), "--unseen")

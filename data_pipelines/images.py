@@ -19,9 +19,9 @@ from PIL import ExifTags, Image, JpegImagePlugin, UnidentifiedImageError
 
 Modality = Literal["sketch", "photo"]
 
-FORMATS = (*("JPEG", "PNG", "WEBP", "GIF", "BMP", "DIB", "TIFF", "AVIF", "JPEG2000", "PPM", "TGA"),)
-"""Pillow's names of the formats that are decoded, whatever a file is called. Pillow decodes these
-itself. For others it starts a program (Ghostscript, for PostScript), so they are refused."""
+FORMATS = ("JPEG", "PNG", "WEBP", "GIF", "BMP", "DIB", "TIFF", "AVIF", "JPEG2000", "PPM", "TGA")
+"""Pillow's names of the formats that are decoded, whatever the name of a file. Pillow decodes these
+itself. For PostScript it would start another program, Ghostscript."""
 
 SUFFIXES = (
     *(".png", ".apng", ".jpg", ".jpeg", ".jpe", ".jfif", ".jp2", ".j2k", ".webp", ".avif", ".gif"),

@@ -216,6 +216,10 @@ def _serve(page: Any, *, host: str, port: int | None, share: bool, quiet: bool) 
             ssr_mode=False,
             pwa=False,
         )
+    except ImportError as error:  # of httpx, for a SOCKS proxy
+        raise ValueError(
+            f"The page cannot be shared through the proxy of this machine: {error}"
+        ) from error
     except OSError as error:
         raise OSError(
             f"The page cannot be served at {host}:{port or '7860 and above'}: the port is in use, "
