@@ -17,17 +17,18 @@ _SYSTEM = frozenset(
         *("$recycle.bin", "recycler", "system volume information", "found.000"),
         *("thumbs.db", "ehthumbs.db", "ehthumbs_vista.db", "desktop.ini"),
         # macOS, besides hidden files
-        *("__macosx", "icon\r"),
+        *("__macosx", "icon\r", "network trash folder", "temporary items"),
         # Synology, QNAP, Asustor and other network storage
         *("@eadir", "@tmp", "#recycle", "#snapshot", "@recycle", "@recently-snapshot", "@__thumb"),
         *("@sharebin", "@sharesnap", "~snapshot"),
-        # Linux, Picasa
-        *("lost+found", "picasa.ini"),
+        # Linux, Python, Picasa
+        *("lost+found", "__pycache__", "picasa.ini"),
     )
 )
 """Names in lower case; names that start with a dot are hidden and belong to the system too."""
 
-_SYSTEM_SUFFIXES = ("@synoeastream", "@synoresource")
+_SYSTEM_SUFFIXES = ("@synoeastream", "@synoresource", ".lrdata")
+"""The last one is that of Lightroom's previews."""
 
 
 class Entry(NamedTuple):
@@ -85,41 +86,36 @@ def walk(
         with contextlib.suppress(OSError):  # then no link below can lead there either
             status = parent.stat()
             above.add((status.st_dev, status.st_ino))
-    yield from _walk(folder, set() if visited is None else visited, above, nested)
-
-
-def _walk(
-    folder: Path, visited: set[tuple[int, int]], above: set[tuple[int, int]], nested: bool
-) -> Iterator[Entry]:
-    """As `walk`; `above` are the parent folders of the first one, which links may lead to."""
-    try:
-        status = folder.stat()
-        this = status.st_dev, status.st_ino
-        if this in visited or this in above:  # so that cyclic links end
-            yield Entry(folder, "again")
-            return
-        visited.add(this)
-        with os.scandir(folder) as entries:
-            names = sorted(entry.name for entry in entries)
-    except OSError as error:
-        yield Entry(folder, "closed", None, f"the folder cannot be opened: {message(error)}")
-        return
-    folders = []
-    for path in (folder / name for name in names):
-        if is_system(path.name):
-            yield Entry(path, "system")
-            continue
+    visited = set() if visited is None else visited
+    waiting = [folder]
+    while waiting:  # without recursion, for folders of any depth
+        here = waiting.pop()
         try:
-            status = path.stat()
+            status = here.stat()
+            identity = status.st_dev, status.st_ino
+            if identity in visited or identity in above:  # so that cyclic links end
+                yield Entry(here, "again")
+                continue
+            visited.add(identity)
+            names = sorted(os.listdir(here))  # noqa: PTH208 - Path.iterdir gives no str
         except OSError as error:
-            yield Entry(path, "failed", None, message(error))
+            yield Entry(here, "closed", None, f"the folder cannot be opened: {message(error)}")
             continue
-        if stat.S_ISDIR(status.st_mode) and nested:
-            folders.append(path)
-        else:
-            yield Entry(path, "file" if stat.S_ISREG(status.st_mode) else "other", status)
-    for path in folders:
-        yield from _walk(path, visited, above, nested)
+        folders = []
+        for path in (here / name for name in names):
+            if is_system(path.name):
+                yield Entry(path, "system")
+                continue
+            try:
+                status = path.stat()
+            except OSError as error:
+                yield Entry(path, "failed", None, message(error))
+                continue
+            if stat.S_ISDIR(status.st_mode) and nested:
+                folders.append(path)
+            else:
+                yield Entry(path, "file" if stat.S_ISREG(status.st_mode) else "other", status)
+        waiting += reversed(folders)
 
 
 def message(error: OSError) -> str:

@@ -57,6 +57,8 @@ _UPRIGHT = {
 }
 """Orientation in EXIF -> the operation that shows the image upright."""
 
+_JPEG = b"\xff\xd8\xff"
+
 _PNG = b"\x89PNG\r\n\x1a\n"
 
 _PNG_PIXEL_CHUNKS = {b"tRNS", b"gAMA", b"cHRM", b"sRGB", b"sBIT"}
@@ -111,7 +113,7 @@ def opened(encoded: bytes, formats: tuple[str, ...] = FORMATS) -> Image.Image:
     if len(encoded) > LARGEST_FILE:
         raise UnreadableImageError(f"the file is larger than {LARGEST_FILE / 2**20:.0f} MiB")
     try:
-        if encoded.startswith(b"\xff\xd8\xff") and "JPEG" in formats:
+        if encoded.startswith(_JPEG) and "JPEG" in formats:
             # Without Pillow's limit of pixels, because large JPEGs are scaled down.
             return JpegImagePlugin.JpegImageFile(io.BytesIO(encoded))
         return Image.open(io.BytesIO(encoded), formats=formats)
@@ -148,11 +150,14 @@ def decode_file(encoded: bytes, *, smallest: int = 1) -> Decoded:
     """
     try:
         return _decoded(encoded, smallest)
-    except UnreadableImageError:
+    except UnreadableImageError as error:
         pixels_only = _without_metadata(encoded)
-        if pixels_only == encoded:
-            raise
-        return _decoded(pixels_only, smallest)._replace(damaged_metadata=True)
+        try:
+            if pixels_only != encoded:
+                return _decoded(pixels_only, smallest)._replace(damaged_metadata=True)
+        except UnreadableImageError:
+            pass  # the metadata is not what is wrong
+        raise error
 
 
 def _decoded(encoded: bytes, smallest: int) -> Decoded:
@@ -213,8 +218,15 @@ def _orientation(image: Image.Image) -> tuple[int, bool]:
 
 
 def _without_metadata(encoded: bytes) -> bytes:
-    """A PNG without its optional chunks, which Pillow cannot skip; other images as they are."""
-    return b"".join([_PNG, *_png_pixels(encoded)]) if encoded.startswith(_PNG) else encoded
+    """A PNG, JPEG or AVIF without its metadata, for files in which Pillow cannot skip it."""
+    if encoded.startswith(_PNG):
+        return b"".join([_PNG, *_png_pixels(encoded)])
+    if encoded.startswith(_JPEG):
+        return b"".join([_JPEG[:2], *_jpeg_pixels(encoded)])
+    if encoded[4:12] == b"ftypavif":
+        end = encoded.find(b"mdat")  # after the description of the items
+        return encoded[:end].replace(b"Exif", b"free") + encoded[end:]
+    return encoded
 
 
 def _png_pixels(encoded: bytes) -> Iterator[bytes]:
@@ -226,6 +238,22 @@ def _png_pixels(encoded: bytes) -> Iterator[bytes]:
         if kind[:1].isupper() or kind in _PNG_PIXEL_CHUNKS:
             yield encoded[start:end]
         start = end
+
+
+def _jpeg_pixels(encoded: bytes) -> Iterator[bytes]:
+    """The segments of a JPEG without those of applications and comments.
+
+    Adobe's (0xEE) stays, because it defines the colours. The last part is the rest of the file from
+    the start of the pixels, or from what is not a segment.
+    """
+    start = 2
+    while encoded[start : start + 1] == b"\xff" and encoded[start + 1] != 0xDA:
+        marker = encoded[start + 1]
+        (length,) = struct.unpack(">H", encoded[start + 2 : start + 4].ljust(2, b"\0"))
+        if not (0xE0 <= marker <= 0xEF or marker == 0xFE) or marker == 0xEE:
+            yield encoded[start : start + 2 + length]
+        start += 2 + length
+    yield encoded[start:]
 
 
 def _on_white(image: Image.Image) -> Image.Image:

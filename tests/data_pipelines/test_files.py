@@ -49,16 +49,31 @@ def test_a_walk_reports_everything_once(tmp_path):
     assert files.contents(tmp_path) == ["1.jpg", "a", "gone.jpg", "pipe"]
 
 
+@pytest.mark.slow
+def test_folders_of_any_depth_are_walked(tmp_path):
+    here = tmp_path
+    for _ in range(1100):
+        here /= "d"
+        here.mkdir()
+    (here / "1.jpg").write_text("")
+    found = [(entry.path.name, entry.kind) for entry in files.walk(tmp_path)]
+    (here / "1.jpg").unlink()
+    while here != tmp_path:  # pytest would remove them recursively
+        here.rmdir()
+        here = here.parent
+    assert found == [("1.jpg", "file")]
+
+
 def test_a_folder_that_cannot_be_opened_is_reported(tmp_path, monkeypatch):
     trees.write(tmp_path, ["a/1.jpg", "b/2.jpg"])
-    scandir = os.scandir
+    listdir = os.listdir
 
     def closed(path):
         if str(path).endswith("a"):
             raise PermissionError(13, "Permission denied", str(path))
-        return scandir(path)
+        return listdir(path)
 
-    monkeypatch.setattr(os, "scandir", closed)
+    monkeypatch.setattr(os, "listdir", closed)
     first, second = files.walk(tmp_path)
     assert (first.kind, first.reason) == (
         "closed",

@@ -34,7 +34,14 @@ from zse_jax.retrievers.base import Encoder
 from zse_jax.runtime import cli
 from zse_jax.runtime.console import say
 
-COMMANDS = ("build", "add", "remove", "verify", "info")
+COMMANDS = {
+    "build": ("photos", "checkpoint", "features"),
+    "add": ("photos", "checkpoint"),
+    "remove": ("photos",),
+    "verify": (),
+    "info": (),
+}
+"""The commands of the program, and the flags besides --index that each of them uses."""
 
 FEATURES_UP_TO = 2**15
 """Size in bytes of a photo's features up to which an index stores them by default."""
@@ -304,6 +311,9 @@ def main(options: flags.FlagValues, command: str) -> None:
     if command not in COMMANDS:
         raise ValueError(f"There is no command {command!r}: choose one of {', '.join(COMMANDS)}.")
     cli.require(options, index="my-index")
+    for name in ("photos", "checkpoint", "features"):
+        if options[name].present and name not in COMMANDS[command]:
+            raise ValueError(f"--{name} has no effect on {command}: leave it out.")
     if command in ("build", "add"):
         cli.require(options, photos="album")
     place = options.index

@@ -339,6 +339,8 @@ def test_the_program_reports_what_it_did(album, zse, tmp_path, capsys):
         (["build", "--index=x"], "--photos is missing"),
         (["build", "--index=x", "--photos=y"], "--checkpoint is missing"),
         (["add", "--index=x", "--config.model.width=3"], "takes no --config"),
+        (["verify", "--index=x", "--photos=y"], "--photos has no effect on verify"),
+        (["add", "--index=x", "--photos=y", "--nofeatures"], "--features has no effect on add"),
     ],
 )  # fmt: skip
 def test_the_program_reports_missing_flags(arguments, message):

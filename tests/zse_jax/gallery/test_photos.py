@@ -92,14 +92,14 @@ def test_a_folder_without_read_permission_is_reported(album):
 
 
 def test_a_folder_that_cannot_be_opened_is_reported(album, monkeypatch):
-    scandir = os.scandir
+    listdir = os.listdir
 
     def closed(path):
         if str(path).endswith("deep"):
             raise PermissionError(13, "Permission denied", str(path))
-        return scandir(path)
+        return listdir(path)
 
-    monkeypatch.setattr(os, "scandir", closed)
+    monkeypatch.setattr(os, "listdir", closed)
     found = photos.find([album])
     assert len(found.files) == 4
     assert found.refused == [(album / "deep", "the folder cannot be opened: Permission denied")]
