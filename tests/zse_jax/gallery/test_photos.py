@@ -157,7 +157,7 @@ from zse_jax.gallery import photos
 before = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
 for name in sys.argv[1:]:
     try:
-        print(photos.read(photos.Path(name), 32)[3:])
+        print(photos.read(photos.Path(name), 32)[3:5])
     except images.UnreadableImageError as error:
         print(error)
 print((resource.getrusage(resource.RUSAGE_SELF).ru_maxrss - before) // 1024)
