@@ -6,6 +6,7 @@ function here is deterministic and processes one image.
 """
 
 import io
+import re
 import struct
 import threading
 from collections.abc import Callable, Iterator
@@ -65,6 +66,15 @@ _PNG_PIXEL_CHUNKS = {b"tRNS", b"gAMA", b"cHRM", b"sRGB", b"sBIT"}
 """Optional chunks of a PNG that describe its pixels; the other ones are metadata."""
 
 
+_OTHERS = (
+    (re.compile(rb"\s*(?i:<!doctype|<html)"), "a web page"),
+    (re.compile(rb"....ftyp(hei|hev|mif1|msf1)", re.DOTALL), "HEIC: save it as JPEG"),
+    (re.compile(rb"%!PS|\xc5\xd0\xd3\xc6"), "PostScript"),
+    (re.compile(rb"%PDF"), "PDF"),
+)
+"""Starts of files that are often called images, and what they are."""
+
+
 class UnreadableImageError(ValueError):
     """Encoded bytes that cannot be decoded completely. The message names no file."""
 
@@ -118,9 +128,8 @@ def opened(encoded: bytes, formats: tuple[str, ...] = FORMATS) -> Image.Image:
             return JpegImagePlugin.JpegImageFile(io.BytesIO(encoded))
         return Image.open(io.BytesIO(encoded), formats=formats)
     except UnidentifiedImageError as error:
-        start = encoded[:64].lstrip().lower()
-        page = " (it is a web page)" if start.startswith((b"<!doctype", b"<html")) else ""
-        raise UnreadableImageError(f"it is not an image of a known format{page}") from error
+        kind = next((f" (it is {k})" for start, k in _OTHERS if start.match(encoded[:64])), "")
+        raise UnreadableImageError(f"it is not an image of a known format{kind}") from error
     except Image.DecompressionBombError as error:
         raise UnreadableImageError(f"it has too many pixels: {error}") from error
     except Exception as error:  # Pillow's parsers raise many types of errors

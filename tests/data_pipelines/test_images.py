@@ -288,8 +288,13 @@ POSTSCRIPT = b"%!PS-Adobe-3.0 EPSF-3.0\n%%BoundingBox: 0 0 9 9\n%%EndComments\ns
 def test_postscript_is_refused_before_a_program_is_started(prefix):
     with Image.open(io.BytesIO(prefix + POSTSCRIPT)) as image:
         assert image.format == "EPS"  # which Pillow would render with Ghostscript
-    with pytest.raises(images.UnreadableImageError, match="not an image of a known format"):
+    with pytest.raises(images.UnreadableImageError, match="known format .it is PostScript"):
         images.decode(prefix + POSTSCRIPT)
+
+
+def test_photos_of_phones_that_are_named_jpeg_are_recognized():
+    with pytest.raises(images.UnreadableImageError, match="it is HEIC: save it as JPEG"):
+        images.decode(b"\0\0\0\x18ftypheic\0\0\0\0mif1heic" + bytes(2000))
 
 
 def test_image_files_are_opened_in_one_place():
