@@ -25,10 +25,12 @@ from rich.console import Console
 from rich.table import Table
 from rich.text import Text
 
-from data_pipelines import builders, paths, splits
+from data_pipelines import builders, class_names, paths, splits
 from data_pipelines.builders import folders
 from data_pipelines.checking import contact_sheet, findings, inspection
+from data_pipelines.files import contents
 from data_pipelines.suggestions import suggest
+from data_pipelines.terminal import OUTPUT_CLOSED, allow_any_name, output_is_closed, printable
 
 Scan = Callable[[Path], folders.Source]
 
@@ -112,7 +114,7 @@ def check(
                 "loading ends with the same error. If only the unseen classes are needed, check "
                 "with --for=evaluate."
             )
-    if not manual_dir.is_dir() or not any(manual_dir.iterdir()):
+    if not manual_dir.is_dir() or not contents(manual_dir):
         raise FileNotFoundError(
             f"{manual_dir} is empty or missing. Set --manual_dir to the folder of the unpacked "
             f"data set {dataset!r}."
@@ -169,6 +171,7 @@ def _split_name(dataset: str, split: str | None, unseen: Sequence[str]) -> str:
 
 def _own_split(dataset: str, source: folders.Source, unseen: Sequence[str]) -> splits.Split:
     found = {file.class_name for files in source.images.values() for file in files}
+    unseen = [*map(class_names.normal, unseen)]
     for name in unseen:
         if found and name not in found:
             raise _unknown("class", name, sorted(found), "--unseen")
@@ -188,10 +191,11 @@ def show(report: Report, console: Console) -> None:
         console.print(_counts_table(report.data))
     for finding in report.findings:
         line = Text(f"{finding.severity} ", style=_STYLES[finding.severity])
-        console.print(line.append(f"{finding.check}: {finding.message}", style="default"))
+        message = printable(f"{finding.check}: {finding.message}")
+        console.print(line.append(message, style="default"))
         for item in finding.items[:_EXAMPLES]:
             separator = " = " if finding.check in ("leakage", "labels", "duplicates") else ": "
-            console.print(Text(f"    {separator.join(item)}"), soft_wrap=True)
+            console.print(Text(printable(f"    {separator.join(item)}")), soft_wrap=True)
         if len(finding.items) > _EXAMPLES:
             console.print(f"    and {len(finding.items) - _EXAMPLES:,} more; --json lists all")
     on = f"fit to {report.data.purpose} on"
@@ -206,7 +210,8 @@ def show(report: Report, console: Console) -> None:
 
 
 def _counts_table(data: findings.DataSet) -> Table:
-    table = Table(title=f"{data.split_name or data.split.dataset} in {data.source.root}")
+    title = f"{data.split_name or data.split.dataset} in {data.source.root}"
+    table = Table(title=Text(printable(title)))
     table.add_column("class")
     table.add_column("")
     counts = {modality: data.counts(modality) for modality in data.source.images}
@@ -216,7 +221,9 @@ def _counts_table(data: findings.DataSet) -> Table:
     sides = dict.fromkeys(names, "unknown") | dict.fromkeys(data.split.seen, "seen")
     sides |= dict.fromkeys(data.split.unseen, "unseen")
     for name in sorted(names, key=lambda name: (sides[name] != "unseen", name)):
-        table.add_row(Text(name), sides[name], *(str(found[name]) for found in counts.values()))
+        table.add_row(
+            Text(printable(name)), sides[name], *(str(found[name]) for found in counts.values())
+        )
     table.add_section()
     for side in ("unseen", "seen"):
         within = [name for name in names if sides[name] == side]
@@ -255,8 +262,10 @@ def _parser() -> argparse.ArgumentParser:
         default="train",
         help="evaluate needs the unseen classes only; default: train",
     )
-    add("--unseen", type=_list, default=(), help="unseen classes of your own data: A,B,...")
-    add("--accept", type=_list, default=(), help="checks whose findings count as notes: A,B,...")
+    help_ = 'unseen classes of your own data: A,B,"C, D",...'
+    add("--unseen", type=_listed, default=(), help=help_)
+    help_ = "checks whose findings count as notes: A,B,..."
+    add("--accept", type=_listed, default=(), help=help_)
     add(
         "--contact_sheet",
         type=_path("contact_sheet"),
@@ -276,8 +285,11 @@ def _path(flag: str) -> Callable[[str], Path]:
     return read
 
 
-def _list(text: str) -> tuple[str, ...]:
-    return tuple(dict.fromkeys(name.strip() for name in text.split(",") if name.strip()))
+def _listed(text: str) -> tuple[str, ...]:
+    try:
+        return class_names.listed(text)
+    except ValueError as error:
+        raise argparse.ArgumentTypeError(str(error)) from error
 
 
 def main(argv: Sequence[str]) -> int:
@@ -304,23 +316,28 @@ def main(argv: Sequence[str]) -> int:
             contact_sheet.contact_sheet(report.data).save(picture, "PNG")
             paths.replace(sheet, picture.getvalue())
     except (ValueError, OSError) as error:
-        print(f"error: {' '.join(str(error).split())}", file=sys.stderr)
+        print(f"error: {printable(' '.join(str(error).split()))}", file=sys.stderr)
         return NOT_CHECKED
     except KeyboardInterrupt:
         print("\ninterrupted", file=sys.stderr)
         return INTERRUPTED
-    if options.json:
-        print(json.dumps({**report.as_json(), "contact_sheet": sheet and str(sheet)}))
-    else:
-        console = Console()
-        if not console.is_terminal:
-            console.width = 10_000  # tables in files and pipes are not cut
-        show(report, console)
-        if sheet:
-            print(f"Contact sheet: {sheet}")
+    try:
+        if options.json:
+            print(json.dumps({**report.as_json(), "contact_sheet": sheet and str(sheet)}))
+        else:
+            console = Console()
+            if not console.is_terminal:
+                console.width = 10_000  # tables in files and pipes are not cut
+            show(report, console)
+            if sheet:
+                print(f"Contact sheet: {sheet}")
+        sys.stdout.flush()
+    except BrokenPipeError:
+        return OUTPUT_CLOSED if output_is_closed() else UNFIT
     return FIT if report.fit else UNFIT
 
 
 if __name__ == "__main__":
+    allow_any_name()
     logging.getLogger("data_pipelines").setLevel(logging.ERROR)  # The report includes the warnings.
     sys.exit(main(sys.argv[1:]))

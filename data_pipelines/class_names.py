@@ -5,10 +5,46 @@ published archives, which mix `_`, `-` and spaces. DomainNet (345): the TFDS cat
 1.0.0. The order is alphabetical and has no meaning.
 """
 
+import csv
+import re
+import unicodedata
+
+from data_pipelines.terminal import printable
+
 
 def names(text: str) -> tuple[str, ...]:
     """Splits a comma-separated list and strips whitespace."""
     return tuple(name.strip() for name in text.split(","))
+
+
+def normal(name: str) -> str:
+    """The one spelling of a class name, wherever it comes from: a folder, a file or a flag.
+
+    Accented letters become one character each (NFC), because macOS and other systems write them
+    differently, white space around the name is removed, and control characters become escapes
+    (`terminal.printable`).
+    """
+    return printable(unicodedata.normalize("NFC", name).strip())
+
+
+def listed(text: str | None) -> tuple[str, ...]:
+    """The class names in a list such as `cat, "salt, pepper"`, normalised, each once, in order.
+
+    Names are separated by commas. A name that contains a comma is in double quotes; a double quote
+    in such a name is written twice.
+
+    Raises:
+      ValueError: a double quote is not closed.
+    """
+    try:
+        line = re.sub(r'"\s+(?=,|$)', '"', (text or "").replace("\n", " "))
+        rows = [*csv.reader([line], skipinitialspace=True, strict=True)]
+    except csv.Error as error:
+        raise ValueError(
+            f"The list of classes {text!r} is not valid ({error}): separate names with commas, and "
+            'put a name that contains a comma in double quotes, such as cat,"salt, pepper".'
+        ) from error
+    return tuple(dict.fromkeys(filter(None, map(normal, (name for row in rows for name in row)))))
 
 
 SKETCHY = names("""

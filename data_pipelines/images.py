@@ -6,15 +6,38 @@ function here is deterministic and processes one image.
 """
 
 import io
-from collections.abc import Callable
-from typing import Literal
+import re
+import struct
+import threading
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from typing import Literal, NamedTuple
 
 import cv2
 import numpy as np
 from jaxtyping import Bool, UInt8
-from PIL import Image, ImageOps, UnidentifiedImageError
+from PIL import ExifTags, Image, JpegImagePlugin, UnidentifiedImageError
 
 Modality = Literal["sketch", "photo"]
+
+FORMATS = ("JPEG", "PNG", "WEBP", "GIF", "BMP", "DIB", "TIFF", "AVIF", "JPEG2000", "PPM", "TGA")
+"""Pillow's names of the formats that are decoded, whatever the name of a file. Pillow decodes these
+itself. For PostScript it would start another program, Ghostscript."""
+
+SUFFIXES = (
+    *(".png", ".apng", ".jpg", ".jpeg", ".jpe", ".jfif", ".jp2", ".j2k", ".webp", ".avif", ".gif"),
+    *(".bmp", ".dib", ".tif", ".tiff", ".tga", ".ppm", ".pgm", ".pbm", ".pnm"),
+)
+"""File name extensions of images, in lower case; case does not matter."""
+
+LARGEST_FILE = 2**28
+"""Size limit of an image file, in bytes."""
+
+LARGEST_IMAGE = 50_000_000
+"""Pixels up to which an image is decoded in full. Larger JPEGs are scaled down while decoding."""
+
+LARGE_IMAGE = 12_000_000
+"""Pixels above which images are decoded one at a time."""
 
 INK_MAX_SUM = 300
 """A pixel is ink if R + G + B is at most this (the published threshold)."""
@@ -22,34 +45,224 @@ INK_MAX_SUM = 300
 CROP_MARGIN = 10
 """Pixels kept around the ink's bounding box."""
 
+_LARGE_IMAGE_LOCK = threading.Lock()
+
+_UPRIGHT = {
+    2: Image.Transpose.FLIP_LEFT_RIGHT,
+    3: Image.Transpose.ROTATE_180,
+    4: Image.Transpose.FLIP_TOP_BOTTOM,
+    5: Image.Transpose.TRANSPOSE,
+    6: Image.Transpose.ROTATE_270,
+    7: Image.Transpose.TRANSVERSE,
+    8: Image.Transpose.ROTATE_90,
+}
+"""Orientation in EXIF -> the operation that shows the image upright."""
+
+_JPEG = b"\xff\xd8\xff"
+
+_PNG = b"\x89PNG\r\n\x1a\n"
+
+_PNG_PIXEL_CHUNKS = {b"tRNS", b"gAMA", b"cHRM", b"sRGB", b"sBIT"}
+"""Optional chunks of a PNG that describe its pixels; the other ones are metadata."""
+
+
+_OTHERS = (
+    (re.compile(rb"\s*(?i:<!doctype|<html)"), "a web page"),
+    (re.compile(rb"....ftyp(hei|hev|mif1|msf1)", re.DOTALL), "HEIC: save it as JPEG"),
+    (re.compile(rb"%!PS|\xc5\xd0\xd3\xc6"), "PostScript"),
+    (re.compile(rb"%PDF"), "PDF"),
+)
+"""Starts of files that are often called images, and what they are."""
+
 
 class UnreadableImageError(ValueError):
-    """Encoded bytes that cannot be decoded completely."""
+    """Encoded bytes that cannot be decoded completely. The message names no file."""
+
+
+class Decoded(NamedTuple):
+    """A decoded image file.
+
+    Attributes:
+      rgb: the pixels; may be read-only. A JPEG above `LARGEST_IMAGE` is scaled down.
+      width, height: of the full image in pixels, upright.
+      damaged_metadata: whether the metadata (EXIF, text) could not be read. Then the image is shown
+        as it is stored.
+    """
+
+    rgb: UInt8[np.ndarray, "h w 3"]
+    width: int
+    height: int
+    damaged_metadata: bool
+
+
+def read_file(path: Path) -> bytes:
+    """The contents of an image file.
+
+    Raises:
+      UnreadableImageError: it is larger than `LARGEST_FILE`, or not a regular file.
+      OSError: it cannot be read.
+    """
+    if path.exists() and not path.is_file():  # reading a pipe would wait forever
+        raise UnreadableImageError("it is not a regular file")
+    with path.open("rb") as stream:
+        return stream.read(LARGEST_FILE + 1)  # `opened` refuses more than LARGEST_FILE
+
+
+def opened(encoded: bytes, formats: tuple[str, ...] = FORMATS) -> Image.Image:
+    """An image of which only the header is read. Every image of a user is opened here.
+
+    Args:
+      encoded: the contents of a file.
+      formats: the accepted formats, some of `FORMATS`.
+
+    Raises:
+      UnreadableImageError: the bytes are empty, too many, of another format, or damaged.
+    """
+    if not encoded:
+        raise UnreadableImageError("the file is empty (0 bytes)")
+    if len(encoded) > LARGEST_FILE:
+        raise UnreadableImageError(f"the file is larger than {LARGEST_FILE / 2**20:.0f} MiB")
+    try:
+        if encoded.startswith(_JPEG) and "JPEG" in formats:
+            # Without Pillow's limit of pixels, because large JPEGs are scaled down.
+            return JpegImagePlugin.JpegImageFile(io.BytesIO(encoded))
+        return Image.open(io.BytesIO(encoded), formats=formats)
+    except UnidentifiedImageError as error:
+        kind = next((f" (it is {k})" for start, k in _OTHERS if start.match(encoded[:64])), "")
+        raise UnreadableImageError(f"it is not an image of a known format{kind}") from error
+    except Image.DecompressionBombError as error:
+        raise UnreadableImageError(f"it has too many pixels: {error}") from error
+    except Exception as error:  # Pillow's parsers raise many types of errors
+        raise UnreadableImageError(
+            f"its header cannot be read ({type(error).__name__}: {error})"
+        ) from error
 
 
 def decode(encoded: bytes) -> UInt8[np.ndarray, "h w 3"]:
-    """Decodes any format that Pillow reads to RGB, as an image viewer would show it.
+    """The pixels of an image file of one of `FORMATS`, as `decode_file` returns them."""
+    return decode_file(encoded).rgb
+
+
+def decode_file(encoded: bytes, *, smallest: int = 1) -> Decoded:
+    """Decodes an image of one of `FORMATS` to RGB, as an image viewer would show it.
 
     Applies the EXIF orientation, puts transparent pixels on white, and converts palette, grey,
-    CMYK, 16-bit and float images to 8-bit RGB. Of several frames, decodes the first. The result may
-    be read-only.
+    CMYK, 16-bit, 32-bit and float images to 8-bit RGB. Of several frames, decodes the first. Memory
+    is bounded: see `LARGEST_FILE`, `LARGEST_IMAGE`, `LARGE_IMAGE`.
+
+    Args:
+      encoded: the contents of a file.
+      smallest: minimum side in pixels.
 
     Raises:
-      UnreadableImageError: if the bytes are empty, truncated or not an image.
+      UnreadableImageError: the bytes are not an image, are truncated, or exceed a limit.
     """
     try:
-        with Image.open(io.BytesIO(encoded)) as image:
-            image.load()
-            ImageOps.exif_transpose(image, in_place=True)
-            return np.asarray(_on_white(image))
-    except UnidentifiedImageError as error:
-        raise UnreadableImageError(
-            f"the {len(encoded)} bytes are not a known image format"
-        ) from error
+        return _decoded(encoded, smallest)
+    except UnreadableImageError as error:
+        pixels_only = _without_metadata(encoded)
+        try:
+            if pixels_only != encoded:
+                return _decoded(pixels_only, smallest)._replace(damaged_metadata=True)
+        except UnreadableImageError:
+            pass  # the metadata is not what is wrong
+        raise error
+
+
+def _decoded(encoded: bytes, smallest: int) -> Decoded:
+    problem = f"its {len(encoded)} bytes do not decode"
+    with opened(encoded) as image:
+        width, height = image.size
+        if min(width, height) < smallest:
+            raise UnreadableImageError(
+                f"its {width} x {height} pixels are too small (the minimum is {smallest} on each "
+                "side)"
+            )
+        if width * height <= LARGE_IMAGE:
+            return _pixels(image, problem)
+        with _LARGE_IMAGE_LOCK:
+            if width * height > LARGEST_IMAGE:
+                # Progressive JPEGs are decoded in full before they are scaled.
+                if image.format != "JPEG" or "progressive" in image.info:
+                    raise UnreadableImageError(
+                        f"its {width} x {height} pixels are more than {LARGEST_IMAGE / 1e6:.0f} "
+                        "million: save it smaller, or as a baseline (not progressive) JPEG, which "
+                        "is scaled down while decoding"
+                    )
+                image.draft("RGB", (max(1, width // 8), max(1, height // 8)))
+            found = _pixels(image, problem)
+    if (found.width > found.height) != (width > height):  # turned upright
+        width, height = height, width
+    return found._replace(width=width, height=height)
+
+
+def as_rgb(image: Image.Image) -> UInt8[np.ndarray, "h w 3"]:
+    """The pixels of an image of Pillow, converted as `decode_file` converts those of a file.
+
+    Raises:
+      UnreadableImageError: it cannot be decoded.
+    """
+    return _pixels(image, "it cannot be decoded").rgb
+
+
+def _pixels(image: Image.Image, problem: str) -> Decoded:
+    """Decodes an opened image; `problem` starts the message of an error."""
+    try:
+        image.load()
+        orientation, damaged = _orientation(image)
+        if orientation in _UPRIGHT:
+            image = image.transpose(_UPRIGHT[orientation])
+        rgb = np.asarray(_on_white(image))
     except Exception as error:  # Pillow's codecs raise OSError, SyntaxError, struct.error, ...
-        raise UnreadableImageError(
-            f"the {len(encoded)} bytes do not decode ({type(error).__name__}: {error})"
-        ) from error
+        raise UnreadableImageError(f"{problem} ({type(error).__name__}: {error})") from error
+    return Decoded(rgb, rgb.shape[1], rgb.shape[0], damaged)
+
+
+def _orientation(image: Image.Image) -> tuple[int, bool]:
+    """The orientation in the metadata, 1 if there is none, and whether it cannot be read."""
+    try:
+        return image.getexif().get(ExifTags.Base.Orientation, 1), False
+    except Exception:  # damaged metadata must not hide the image
+        return 1, True
+
+
+def _without_metadata(encoded: bytes) -> bytes:
+    """A PNG, JPEG or AVIF without its metadata, for files in which Pillow cannot skip it."""
+    if encoded.startswith(_PNG):
+        return b"".join([_PNG, *_png_pixels(encoded)])
+    if encoded.startswith(_JPEG):
+        return b"".join([_JPEG[:2], *_jpeg_pixels(encoded)])
+    if encoded[4:12] == b"ftypavif":
+        end = encoded.find(b"mdat")  # after the description of the items
+        return encoded[:end].replace(b"Exif", b"free") + encoded[end:]
+    return encoded
+
+
+def _png_pixels(encoded: bytes) -> Iterator[bytes]:
+    """The chunks of a PNG that describe its pixels; a truncated chunk is the last one."""
+    start = len(_PNG)
+    while start < len(encoded):
+        (length,) = struct.unpack(">I", encoded[start : start + 4].ljust(4, b"\0"))
+        kind, end = encoded[start + 4 : start + 8], start + 12 + length
+        if kind[:1].isupper() or kind in _PNG_PIXEL_CHUNKS:
+            yield encoded[start:end]
+        start = end
+
+
+def _jpeg_pixels(encoded: bytes) -> Iterator[bytes]:
+    """The segments of a JPEG without those of applications and comments.
+
+    Adobe's (0xEE) stays, because it defines the colours. The last part is the rest of the file from
+    the start of the pixels, or from what is not a segment.
+    """
+    start = 2
+    while encoded[start : start + 1] == b"\xff" and encoded[start + 1] != 0xDA:
+        marker = encoded[start + 1]
+        (length,) = struct.unpack(">H", encoded[start + 2 : start + 4].ljust(2, b"\0"))
+        if not (0xE0 <= marker <= 0xEF or marker == 0xFE) or marker == 0xEE:
+            yield encoded[start : start + 2 + length]
+        start += 2 + length
+    yield encoded[start:]
 
 
 def _on_white(image: Image.Image) -> Image.Image:
@@ -64,8 +277,14 @@ def _on_white(image: Image.Image) -> Image.Image:
 
 
 def _eight_bits(image: Image.Image) -> UInt8[np.ndarray, "h w"]:
-    """Scales 16-bit integers and floats in [0, 1] to 8 bits; Pillow would clip them to 255."""
+    """Scales 16-bit integers and floats in [0, 1] to 8 bits; Pillow would clip them to 255.
+
+    The format of 32-bit integers does not say which value is white: it is 255 if no value is
+    larger, else 65535.
+    """
     values, white = np.asarray(image, np.float32), 1 if image.mode == "F" else 65535
+    if image.mode == "I" and image.format == "TIFF" and values.max() <= 255:
+        white = 255
     if not (values.min() >= 0 and values.max() <= white):  # Also false for NaN.
         raise ValueError(
             f"pixel values are in [{values.min():g}, {values.max():g}], expected 0 (black) to "

@@ -23,7 +23,8 @@ from typing import Any, NamedTuple
 
 import tqdm
 
-from data_pipelines import builders, catalogue, paths
+from data_pipelines import builders, catalogue, class_names, paths
+from data_pipelines.files import contents
 from data_pipelines.images import Modality
 from data_pipelines.suggestions import suggest
 
@@ -95,7 +96,8 @@ def open_split(folder: Path, modality: Modality) -> tuple[Records, Index]:
             class_name = opened.class_names[records.label(row)]
             return f"{dataset}/{class_name}/{row:06}", class_name, ""
 
-        return records, _index(opened.folder / f"index_{modality}.json", len(records), texts)
+        path = opened.folder / f"index_{modality}.json"
+        return records, _normalised(_index(path, len(records), texts))
 
     builder = tfds.builder_from_directory(folder)
     instructions = builder.info.splits[modality].file_instructions
@@ -105,7 +107,12 @@ def open_split(folder: Path, modality: Modality) -> tuple[Records, Index]:
     stored = Records(array_record_data_source.ArrayRecordDataSource(instructions))
     keys = ("name", "class_name", "instance")
     path = folder / f"index_{modality}.json"
-    return stored, _index(path, len(stored), lambda row: stored.texts(row, *keys))
+    return stored, _normalised(_index(path, len(stored), lambda row: stored.texts(row, *keys)))
+
+
+def _normalised(index: Index) -> Index:
+    """The index with normal class names: earlier versions stored the names of the folders."""
+    return index._replace(class_names=[*map(class_names.normal, index.class_names)])
 
 
 def _check_files(folder: Path, names: Sequence[str]) -> None:
@@ -189,7 +196,7 @@ def prepare(
         return _prepare_automatic(package, name, root)
     if manual_dir is not None:
         manual_dir = paths.local(manual_dir, "config.data.manual_dir")
-        if not manual_dir.is_dir() or not any(manual_dir.iterdir()):
+        if not manual_dir.is_dir() or not contents(manual_dir):
             raise FileNotFoundError(
                 f"manual_dir {manual_dir} is empty or missing. Set config.data.manual_dir to "
                 f"the folder of the unpacked data set {name!r}."

@@ -24,8 +24,11 @@ PROGRAMS = {
 }  # fmt: skip
 """Programs, which no module may import. (Those of `gallery` are also its modules.)"""
 
-COMMON = ("data_pipelines.paths",)
-"""Modules that every folder may import; they import nothing of the project."""
+COMMON = (
+    "data_pipelines.class_names", "data_pipelines.files", "data_pipelines.paths",
+    "data_pipelines.terminal",
+)  # fmt: skip
+"""Modules that every folder may import; they import nothing else of the project."""
 
 # "Allowed imports" of the design: what a folder may import besides itself. Imports of `training`
 # from `evaluation` and so on go one way, because folders have no cycles.

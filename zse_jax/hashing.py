@@ -138,6 +138,7 @@ def main(options: flags.FlagValues) -> None:
     path = options.checkpoint
     if not path:
         raise ValueError("--checkpoint is missing: pass a workdir, such as runs/x. See --help.")
+    cli.require_suffix(options, output=".json", projection=".npz")
     for place in filter(None, (options.output, options.projection)):
         paths.located(place)  # an error now, not when everything is computed
     config = options.config

@@ -8,19 +8,14 @@ files that are not images are reported.
 import dataclasses
 import hashlib
 import logging
-import os
-from collections.abc import Collection, Iterator, Mapping, Sequence
+from collections.abc import Collection, Mapping, Sequence
 from pathlib import Path
 
-from data_pipelines import images, splits
+from data_pipelines import class_names, images, splits
+from data_pipelines.files import Entry, contents, walk
+from data_pipelines.terminal import printable
 
 logger = logging.getLogger(__name__)
-
-IMAGE_SUFFIXES = (
-    *(".png", ".apng", ".jpg", ".jpeg", ".jpe", ".jfif", ".jp2", ".j2k", ".webp", ".avif", ".gif"),
-    *(".bmp", ".dib", ".tif", ".tiff", ".tga", ".ppm", ".pgm", ".pbm", ".pnm"),
-)
-"""In lower case; comparisons ignore case, because TU-Berlin Extended mixes .jpg and .JPEG."""
 
 
 @dataclasses.dataclass(frozen=True, slots=True)
@@ -30,7 +25,7 @@ class ImageFile:
     Attributes:
       root: root folder of the data set.
       name: path relative to the root, with forward slashes.
-      class_name: name of its class folder.
+      class_name: name of its class folder, as `class_names.normal` writes it.
       size: bytes.
       instance: id of the photo that it is or was drawn from; "" if unknown.
     """
@@ -50,9 +45,9 @@ class ImageFile:
         """The encoded image.
 
         Raises:
-          OSError: if the file cannot be read.
+          UnreadableImageError, OSError: as `images.read_file`.
         """
-        return self.path.read_bytes()
+        return images.read_file(self.path)
 
 
 @dataclasses.dataclass(frozen=True)
@@ -97,8 +92,8 @@ def find_root(manual_dir: Path, *parts: str) -> Path:
 
     if fits(manual_dir):
         return manual_dir
-    names = class_folders(manual_dir) if manual_dir.is_dir() else []
-    roots = [manual_dir / name for name in names if name != "__MACOSX" and fits(manual_dir / name)]
+    names = contents(manual_dir) if manual_dir.is_dir() else []
+    roots = [manual_dir / name for name in names if fits(manual_dir / name)]
     if len(roots) != 1:
         wanted = " or ".join(f"{part}/" for part in parts)
         found = f"several: {', '.join(map(str, roots))}" if roots else "none"
@@ -129,10 +124,17 @@ def spellings(folder: Path) -> tuple[Path, Path]:
     return folder.with_name(f"{folder.name}_ready"), folder
 
 
-def class_folders(folder: Path) -> list[str]:
-    """The sorted names of the folders in `folder`, without hidden ones."""
-    with os.scandir(folder) as entries:
-        return sorted(e.name for e in entries if e.is_dir() and not e.name.startswith("."))
+def class_folders(folder: Path) -> dict[str, list[Path]]:
+    """Class name -> its folders in `folder`, sorted; without those of the system.
+
+    A class has several folders if their names differ only in their encoding, see
+    `class_names.normal`.
+    """
+    found: dict[str, list[Path]] = {}
+    for name in contents(folder):
+        if (folder / name).is_dir():
+            found.setdefault(class_names.normal(name), []).append(folder / name)
+    return dict(sorted(found.items()))
 
 
 def list_images(
@@ -140,7 +142,8 @@ def list_images(
 ) -> tuple[list[ImageFile], list[str]]:
     """Lists the images `folder/<class>/<image>`, sorted, and the names of all other files.
 
-    Hidden files are not images: macOS writes a hidden file for every copied image.
+    Files and folders of the system (hidden files, thumbnails, trash) are not images: see
+    `data_pipelines.files.is_system`.
 
     Args:
       folder: folder to list.
@@ -151,7 +154,7 @@ def list_images(
 
     Raises:
       ValueError: if a class folder is not one of `classes`, if one contains no image, if a name is
-        not UTF-8, or if a link points to a parent folder.
+        not UTF-8, if a link points to a parent folder, or if a subfolder cannot be opened.
     """
     found = class_folders(folder)
     splits.check_classes(found, classes, str(folder), allow_missing=True)
@@ -164,57 +167,62 @@ def list_images(
             folder,
             ", ".join(missing),
         )
-    files: list[ImageFile] = []
+    listed: list[ImageFile] = []
     empty: list[str] = []
-    prefix = folder.relative_to(root).as_posix()
-    strays = {path.name for path in folder.iterdir()} - set(found)
-    ignored = [f"{prefix}/{name}" for name in sorted(strays)]
-    for class_name in found:
-        count = len(files)
-        for name, entry in _walk(folder / class_name, f"{prefix}/{class_name}", nested):
-            is_image = entry.name.lower().endswith(IMAGE_SUFFIXES)
-            if is_image and not entry.name.startswith(".") and not entry.is_dir():
-                files.append(ImageFile(root, name, class_name, _size(entry)))
-            else:
-                ignored.append(name)
-        if len(files) == count:
+    inside = {path.name for paths in found.values() for path in paths}
+    strays = sorted({path.name for path in folder.iterdir()} - inside)
+    ignored = [_shown(folder / name, root) for name in strays]
+    for class_name, paths in found.items():
+        count = len(listed)
+        for entry in (entry for path in paths for entry in walk(path, nested=nested)):
+            if not _is_image(entry, root):
+                ignored.append(_shown(entry.path, root))
+                continue
+            size = entry.status.st_size if entry.status else 0  # a broken link is unreadable
+            name = entry.path.relative_to(root).as_posix()
+            listed.append(ImageFile(root, name, class_name, size))
+        if len(listed) == count:
             empty.append(class_name)
     if empty:
         splits.raise_or_collect(
             ValueError(
                 f"{len(empty)} of {len(found)} class folders in {folder} contain no image "
-                f"({', '.join(IMAGE_SUFFIXES)}): {', '.join(empty)}. The archive may be unpacked "
+                f"({', '.join(images.SUFFIXES)}): {', '.join(empty)}. The archive may be unpacked "
                 "incompletely: unpack it again, or add images."
             )
         )
-    return sorted(files, key=lambda file: file.name), ignored
+    return sorted(listed, key=lambda file: file.name), ignored
 
 
-def _walk(folder: Path, name: str, nested: bool) -> Iterator[tuple[str, "os.DirEntry[str]"]]:
-    """All entries in `folder`, sorted, with their names relative to the root of the data set."""
-    with os.scandir(folder) as entries:
-        ordered = sorted(entries, key=lambda entry: entry.name)
-    for entry in ordered:
-        below = f"{name}/{entry.name}"
-        try:
-            below.encode()
-        except UnicodeEncodeError as error:
-            raise ValueError(
-                f"The name {entry.name!r} in {folder} is not UTF-8 and cannot be stored in the "
-                "prepared data set. Rename the file."
-            ) from error
-        if not (nested and entry.is_dir()) or entry.name.startswith("."):
-            yield below, entry
-        elif entry.is_symlink() and folder.resolve().is_relative_to(Path(entry.path).resolve()):
-            raise ValueError(
-                f"The link {entry.path} points to one of its parent folders. Remove it."
-            )
-        else:
-            yield from _walk(Path(entry.path), below, nested)
+def _is_image(entry: Entry, root: Path) -> bool:
+    """Whether an entry is an image by its name and can be stored.
+
+    Raises:
+      ValueError: it is a link to one of its parent folders, a folder that cannot be opened, or an
+        image whose name is not UTF-8 (and errors are not collected).
+    """
+    path = entry.path
+    if entry.kind == "closed":
+        problem = f"{path}: {entry.reason}. Change its permissions, or remove it."
+    elif entry.kind == "again" and path.parent.resolve().is_relative_to(path.resolve()):
+        problem = f"The link {path} points to one of its parent folders. Remove it."
+    elif entry.kind not in ("file", "failed") or not path.name.lower().endswith(images.SUFFIXES):
+        return False
+    elif not _is_utf8(path.relative_to(root)):
+        problem = (
+            f"The name {path.name!r} in {path.parent} is not UTF-8 and cannot be stored in the "
+            "prepared data set. Rename the file."
+        )
+    else:
+        return True
+    splits.raise_or_collect(ValueError(problem))
+    return False
 
 
-def _size(entry: "os.DirEntry[str]") -> int:
-    try:
-        return entry.stat().st_size
-    except OSError:  # A broken link; it is reported later as unreadable.
-        return 0
+def _is_utf8(path: Path) -> bool:
+    name = str(path)
+    return name.encode(errors="ignore").decode() == name
+
+
+def _shown(path: Path, root: Path) -> str:
+    return printable(path.relative_to(root).as_posix())

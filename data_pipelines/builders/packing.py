@@ -280,19 +280,20 @@ def report_unreadable(
             "%d files below %s are not images (%s) and are skipped: %s",
             len(source.ignored),
             source.root,
-            ", ".join(folders.IMAGE_SUFFIXES),
+            ", ".join(images.SUFFIXES),
             ", ".join(source.ignored),
         )
     if not unreadable:
         return
-    listing = "".join(f"\n  {name}: {reason}" for name, reason in unreadable.items())
+    lines = [f"{name}: {reason}" for name, reason in unreadable.items()]
+    listing = "".join(f"\n  {line}" for line in lines)
     count = f"{len(unreadable)} of {source.file_count} images below {source.root}"
     if not skip_unreadable:
         raise ValueError(
             f"{count} cannot be read. Unpack them again, or skip them with skip_unreadable=True "
             f"(--config.data.skip_unreadable=True):{listing}"
         )
-    logger.warning("%s cannot be read and are skipped:%s", count, listing)
+    logger.warning("%s cannot be read and are skipped:" + "\n  %s" * len(lines), count, *lines)
     for modality, files in source.images.items():
         if all(file.name in unreadable for file in files):
             raise ValueError(f"No {modality} below {source.root} can be read.")

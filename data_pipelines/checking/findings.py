@@ -58,6 +58,7 @@ CHECKS: Mapping[str, Check] = {
     "blank": Check("warning", "images of one colour, and sketches without ink"),
     "pairs": Check("warning", "sketches without their photo, and photos without sketches"),
     "ignored": Check("warning", "files that are not images"),
+    "metadata": Check("note", "images whose metadata cannot be read: they may lie on their side"),
     "repeats": Check("note", "photos that the data set contains twice on purpose"),
 }
 """Errors make a data set unfit for its purpose. Warnings make it smaller or less comparable."""
@@ -126,6 +127,7 @@ def find_all(
         *blank(data),
         *pairs(data),
         *ignored(data),
+        *metadata(data),
     ]
     return graded(found, data.purpose, accept)
 
@@ -342,6 +344,13 @@ def ignored(data: DataSet) -> Iterator[Finding]:
         yield Finding(
             "ignored",
             f"{counted(len(data.source.ignored), 'file is', 'files are')} skipped, because only "
-            f"{', '.join(folders.IMAGE_SUFFIXES)} are images.",
+            f"{', '.join(images.SUFFIXES)} are images.",
             tuple((name,) for name in data.source.ignored),
         )
+
+
+def metadata(data: DataSet) -> Iterator[Finding]:
+    """Images whose metadata is damaged; their pixels are used as they are stored."""
+    rows = tuple((name,) for name, seen in data.inspected.items() if seen.damaged_metadata)
+    if rows:
+        yield Finding("metadata", f"{len(rows):,} images have damaged metadata.", rows)

@@ -28,21 +28,25 @@ class Inspected(NamedTuple):
       digest: 16 bytes, equal if and only if size and RGB pixels are equal; b"" if unreadable.
       one_colour: whether all pixels are equal.
       inkless: whether no pixel is dark enough to count as ink (R + G + B <= 300).
+      damaged_metadata: whether its metadata cannot be read, so that it may lie on its side.
     """
 
     unreadable: str = ""
     digest: bytes = b""
     one_colour: bool = False
     inkless: bool = False
+    damaged_metadata: bool = False
 
 
 def inspect(file: folders.ImageFile) -> Inspected:
     """Reads and decodes one image."""
     try:
-        rgb = images.decode(file.read())
+        decoded = images.decode_file(file.read())
     except (images.UnreadableImageError, OSError) as error:
         return Inspected(unreadable=str(error))
-    return Inspected("", _digest(rgb), bool((rgb == rgb[0, 0]).all()), not images.ink(rgb).any())
+    rgb = decoded.rgb
+    one_colour, inkless = bool((rgb == rgb[0, 0]).all()), not images.ink(rgb).any()
+    return Inspected("", _digest(rgb), one_colour, inkless, decoded.damaged_metadata)
 
 
 def inspect_all(files: Sequence[folders.ImageFile]) -> dict[str, Inspected]:

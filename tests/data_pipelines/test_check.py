@@ -6,6 +6,7 @@ import re
 import shutil
 import subprocess
 import sys
+import zlib
 from pathlib import Path
 
 import hypothesis
@@ -276,6 +277,16 @@ def test_a_missing_layout_is_a_finding(tmp_path):
     assert not check.check("sketchy", tmp_path, purpose="evaluate").fit
 
 
+def test_images_with_damaged_metadata_are_listed(clean):
+    file = path(clean, "sketch", "bee")
+    png, content = file.read_bytes(), b"eXIfgarbage"
+    crc = zlib.crc32(content).to_bytes(4, "big")
+    file.write_bytes(png[:33] + b"\0\0\0\7" + content + crc + png[33:])
+    finding = found(clean)["metadata"]
+    assert finding.items == ((file.relative_to(clean).as_posix(),),)
+    assert finding.severity == "note"
+
+
 def test_files_that_are_not_images_are_listed(clean):
     (clean / SKETCHES / "bee" / "checked.txt").write_text("ok")
     assert found(clean)["ignored"].items == ((f"{SKETCHES}/bee/checked.txt",),)
@@ -365,7 +376,7 @@ def test_the_output_has_a_table_the_findings_and_the_result(clean, capsys):
     assert check.main(["--dataset=sketchy", f"--manual_dir={clean}"]) == check.UNFIT
     printed = capsys.readouterr().out
     assert all(class_name in printed for class_name in CLASSES)
-    assert f"{SKETCHES}/ant/n2-1.png: the 0 bytes are not a known image format" in printed
+    assert f"{SKETCHES}/ant/n2-1.png: the file is empty (0 bytes)" in printed
     assert "NOT fit to train on" in printed
 
 

@@ -1,6 +1,8 @@
 """Byte-exact preprocessing, and decoding of all kinds of image files."""
 
 import io
+import os
+import re
 import struct
 import zlib
 
@@ -13,6 +15,7 @@ from PIL import ExifTags, Image
 
 from data_pipelines import images
 from tests.data_pipelines.conftest import encode
+from tests.source import PACKAGES, ROOT, files
 
 
 @pytest.mark.parametrize("i", range(4))
@@ -126,6 +129,61 @@ def test_damaged_exif_does_not_hide_the_image(exif):
     assert images.decode(encoded).shape == (8, 16, 3)
 
 
+@pytest.mark.parametrize("image_format", ["PNG", "WEBP"])
+def test_damaged_metadata_is_ignored_and_reported(image_format):
+    options = {"lossless": True} if image_format == "WEBP" else {}
+    plain = encode(UPRIGHT, image_format, **options)
+    if image_format == "PNG":
+        damaged = plain[:33] + chunk(b"eXIf", b"garbage") + plain[33:]
+    else:
+        damaged = encode(UPRIGHT, image_format, exif=b"Exif\0\0garbage", **options)
+    for encoded, reported in ((plain, False), (damaged, True)):
+        found = images.decode_file(encoded)
+        np.testing.assert_array_equal(found.rgb, UPRIGHT)
+        assert (found.width, found.height, found.damaged_metadata) == (5, 3, reported)
+
+
+@pytest.mark.parametrize(
+    "metadata", [(b"zTXt", b"Raw\0\0" + zlib.compress(bytes(5_000_000))), (b"iTXt", b"x")]
+)
+def test_text_that_cannot_be_read_does_not_hide_the_pixels(metadata):
+    transparent = grey_png(8, b"\0\xff", 2, 0)
+    for place in (33, len(transparent) - 12):  # before and after the pixels
+        damaged = transparent[:place] + chunk(*metadata) + transparent[place:]
+        assert images.decode(damaged)[0, :, 0].tolist() == [255, 255]
+
+
+@pytest.mark.parametrize(
+    ("marker", "content"),
+    [
+        (0xE0, b"JFIF\0\1"),
+        (0xE1, b"Exif\0\0II*\0"),
+        (0xE2, b"ICC_PROFILE\0"),
+        (0xE2, b"MPF\0MM\0*"),
+        (0xED, b"Photoshop 3.0\0008BIM\4\4\7"),
+        (0xFE, b""),
+    ],
+)
+@pytest.mark.filterwarnings("ignore:Corrupt EXIF")
+def test_damaged_segments_of_a_jpeg_do_not_hide_the_pixels(marker, content):
+    for mode in ("RGB", "CMYK"):  # whose colours depend on Adobe's segment
+        plain = saved(Image.new(mode, (8, 8), "red"), "JPEG")
+        segment = struct.pack(">BBH", 0xFF, marker, len(content) + 2) + content
+        damaged = plain[:2] + segment + plain[2:]
+        np.testing.assert_array_equal(images.decode(damaged), images.decode(plain))
+
+
+def test_damaged_exif_does_not_hide_the_pixels_of_an_avif():
+    exif = Image.Exif()
+    exif[ExifTags.Base.Orientation] = 1
+    exif[ExifTags.Base.Make] = "somebody"
+    encoded = saved(Image.fromarray(UPRIGHT.repeat(9, 0)), "AVIF", exif=exif)
+    start = encoded.index(exif.tobytes().removeprefix(b"Exif\0\0"))
+    found = images.decode_file(encoded[:start] + b"garbage!" + encoded[start + 8 :])
+    np.testing.assert_array_equal(found.rgb, images.decode(encoded))
+    assert found.damaged_metadata
+
+
 @given(hnp.arrays(np.uint8, (3, 4)), st.sampled_from(["PNG", "TIFF", "BMP", "PPM", "GIF", "TGA"]))
 def test_grey_becomes_three_equal_channels(grey, image_format):
     decoded = images.decode(encode(grey, image_format))
@@ -158,6 +216,12 @@ def test_a_transparent_grey_becomes_white_at_any_bit_depth(bits, row, value):
 def test_sixteen_bits_are_scaled_not_clipped(grey, image_format):
     decoded = images.decode(encode(grey, image_format))
     np.testing.assert_array_equal(decoded[..., 0], (grey / 257).round())
+
+
+def test_the_white_of_a_32_bit_tiff_is_that_of_its_values():
+    for white, values in ((255, [0, 51, 255]), (65535, [0, 13107, 65535])):
+        decoded = images.decode(saved(Image.fromarray(np.int32([values])), "TIFF"))
+        assert decoded[0, :, 0].tolist() == [0, 51, 255], white
 
 
 def test_sixteen_bits_of_colour_are_scaled():
@@ -213,6 +277,61 @@ def test_truncated_bytes_are_unreadable(image_format):
 def test_bytes_that_are_not_an_image_are_unreadable(garbage):
     with pytest.raises(images.UnreadableImageError):
         images.decode(garbage)
+
+
+POSTSCRIPT = b"%!PS-Adobe-3.0 EPSF-3.0\n%%BoundingBox: 0 0 9 9\n%%EndComments\nshowpage\n"
+
+
+@pytest.mark.parametrize(
+    "prefix", [b"", b"\xc5\xd0\xd3\xc6" + struct.pack("<II", 30, 80) + bytes(18)]
+)
+def test_postscript_is_refused_before_a_program_is_started(prefix):
+    with Image.open(io.BytesIO(prefix + POSTSCRIPT)) as image:
+        assert image.format == "EPS"  # which Pillow would render with Ghostscript
+    with pytest.raises(images.UnreadableImageError, match="known format .it is PostScript"):
+        images.decode(prefix + POSTSCRIPT)
+
+
+def test_photos_of_phones_that_are_named_jpeg_are_recognized():
+    with pytest.raises(images.UnreadableImageError, match="it is HEIC: save it as JPEG"):
+        images.decode(b"\0\0\0\x18ftypheic\0\0\0\0mif1heic" + bytes(2000))
+
+
+def test_image_files_are_opened_in_one_place():
+    """So that the accepted formats and the limits of `images.opened` apply everywhere."""
+    opening = re.compile(r"\b(Image\.open|imread|imdecode|decode_(image|jpeg|png|bmp|gif))\(")
+    found = [
+        file
+        for file in files(*PACKAGES)
+        if file.as_posix() != "data_pipelines/images.py"
+        and opening.search((ROOT / file).read_text(encoding="utf-8"))
+    ]
+    assert not found
+
+
+def test_limits_of_pixels_and_bytes(monkeypatch):
+    monkeypatch.setattr(images, "LARGE_IMAGE", 500)
+    monkeypatch.setattr(images, "LARGEST_IMAGE", 1000)
+    red = np.zeros((64, 32, 3), np.uint8) + np.uint8([254, 0, 0])
+    exif = Image.Exif()
+    exif[ExifTags.Base.Orientation] = 6
+    found = images.decode_file(encode(red, "JPEG", exif=exif))
+    assert (found.width, found.height) == (64, 32)
+    assert found.rgb.shape == (4, 8, 3)  # an eighth of each side, turned
+    for encoded in (encode(red), encode(red, "JPEG", progressive=True)):
+        with pytest.raises(images.UnreadableImageError, match="32 x 64 pixels are more than"):
+            images.decode(encoded)
+    with pytest.raises(images.UnreadableImageError, match="32 x 64 pixels are too small"):
+        images.decode_file(encode(red), smallest=40)
+    monkeypatch.setattr(images, "LARGEST_FILE", 10)
+    with pytest.raises(images.UnreadableImageError, match="the file is larger than"):
+        images.decode(encode(red))
+
+
+def test_a_pipe_is_not_read(tmp_path):
+    os.mkfifo(tmp_path / "pipe.jpg")
+    with pytest.raises(images.UnreadableImageError, match="not a regular file"):
+        images.read_file(tmp_path / "pipe.jpg")
 
 
 # Augmentation

@@ -20,7 +20,7 @@ import jinja2
 from etils import epath
 from ml_collections import ConfigDict
 
-from data_pipelines import paths, splits
+from data_pipelines import class_names, paths, splits
 from zse_jax.checkpoints import hub, initial_weights, reading
 from zse_jax.checkpoints.arrays import Arrays, checksums, flat_arrays, split_model
 from zse_jax.pretrained import files
@@ -101,7 +101,7 @@ def card(about: Mapping[str, Any], *, name: str, license: str | None = None) -> 
     split = splits.SPLITS.get(data["split"] or "")
     system = registry.system(model["system"])
     columns, rows = _table(about["metrics"])
-    unseen = list(split.unseen) if split else _names(data.get("unseen"))
+    unseen = list(split.unseen) if split else [*class_names.listed(data.get("unseen"))]
     trained = about.get("training_data") or summary(None)
     leak = _trained_on_unseen(trained, unseen)
     return _template().render(
@@ -258,10 +258,6 @@ def _model_index(about: Mapping[str, Any]) -> list[dict[str, Any]]:
         for key, value in about["metrics"].items()
         if "/exact/" in key or key.count("/") < 2
     ]
-
-
-def _names(text: str | None) -> list[str]:
-    return [name.strip() for name in (text or "").split(",") if name.strip()]
 
 
 @functools.cache

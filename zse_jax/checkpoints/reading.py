@@ -19,6 +19,7 @@ from ml_collections import ConfigDict
 from orbax.checkpoint import checkpoint_managers as managers
 
 from data_pipelines import paths
+from data_pipelines.files import is_system
 from zse_jax.checkpoints import hub
 from zse_jax.checkpoints.arrays import (
     Arrays,
@@ -422,13 +423,17 @@ def absolute(path: str | os.PathLike) -> epath.Path:
 
 
 def new_folder(path: str | os.PathLike) -> epath.Path:
-    """The absolute path of a folder that is new or empty.
+    """The absolute path of a folder that is new or empty, except for files of the system.
 
     Raises:
       FileExistsError: it is neither.
     """
     folder = absolute(path)
-    if folder.exists() and (not folder.is_dir() or any(folder.iterdir())):
+    if folder.is_dir():
+        occupied = any(not is_system(path.name) for path in folder.iterdir())
+    else:
+        occupied = folder.exists()
+    if occupied:
         kind = "is not empty" if folder.is_dir() else "is a file"
         raise FileExistsError(f"{folder} {kind}: give a new or an empty folder.")
     return folder
@@ -439,6 +444,6 @@ def _contents(path: epath.Path) -> str:
         return "there is no such folder"
     if not path.is_dir():
         return "it is a file; give the workdir of a training run, or the folder of one step"
-    names = sorted(child.name for child in path.iterdir())
+    names = sorted(child.name for child in path.iterdir() if not is_system(child.name))
     listed = ", ".join(names[:8]) + (", ..." if len(names) > 8 else "")
     return f"expected {FOLDER}/<step>/, found " + (listed or "an empty folder")

@@ -17,7 +17,7 @@ import dataclasses
 import hashlib
 import logging
 import zlib
-from collections.abc import Collection, Sequence
+from collections.abc import Collection, Mapping, Sequence
 from pathlib import PurePosixPath
 from typing import Any, NamedTuple
 
@@ -25,7 +25,7 @@ import numpy as np
 from jaxtyping import Int
 from ml_collections import ConfigDict
 
-from data_pipelines import file_lists, loading, prepared, splits
+from data_pipelines import class_names, file_lists, loading, prepared, splits
 from data_pipelines.images import Modality
 from data_pipelines.loading import Items
 from zse_jax.retrieval.intervals import OVER
@@ -86,13 +86,15 @@ def evaluated_items(
     if selection and split.validation:
         split = dataclasses.replace(split, unseen=split.validation)
         notes |= {"classes": "validation"}
-    unseen, excluded = split.unseen, {}
+    unseen = split.unseen
+    excluded: Mapping[str, str] = {}
     if config.target.name is not None:
         unseen, excluded = _across(config, split)
         notes |= {"trained_on": config.data.split or config.data.name, "excluded": excluded}
     lists = data.get("lists")
     notes |= {"file_lists": PurePosixPath(lists).name if lists else "none, sorted by name"}
-    classes, parts = unseen, ["zero"]
+    classes = unseen
+    parts: list[file_lists.Part] = ["zero"]
     if config.evaluation.seen_gallery != "none":
         classes, parts = unseen + split.seen, ["zero", "train"]
         notes |= {"seen_gallery": config.evaluation.seen_gallery}
@@ -188,11 +190,12 @@ def split_of(config: ConfigDict, data: ConfigDict) -> splits.Split:
                 "config.target)."
             )
         return split
-    unseen = tuple(name.strip() for name in (data.unseen or "").split(",") if name.strip())
+    unseen = class_names.listed(data.unseen)
     if not unseen:
         raise ValueError(
             f"List the unseen classes of {data.name!r}, separated by commas, such as "
-            "--config.data.unseen=cat,dog: they are used for evaluation, not for training."
+            "--config.data.unseen=cat,dog: they are used for evaluation, not for training. Put a "
+            "name that contains a comma in double quotes."
         )
     folder = prepared.prepare(
         data.name,

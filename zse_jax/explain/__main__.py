@@ -12,16 +12,16 @@ evidence, the photos are only ranked, and the page says so.
 import io
 import re
 import time
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
-from typing import Any
 
 import numpy as np
 from absl import flags
-from etils import epath
 from jaxtyping import UInt8
+from matplotlib.figure import Figure
 
 from data_pipelines import paths
+from data_pipelines.terminal import printable
 from zse_jax.checkpoints import reading
 from zse_jax.explain import figures, pages, pair_figures
 from zse_jax.explain.correspondence import Explainer
@@ -33,6 +33,7 @@ from zse_jax.gallery.results import Hit, Results
 from zse_jax.retrieval.encoding import progress_bar
 from zse_jax.retrievers.base import Encoder, Explainable
 from zse_jax.runtime import cli, config_io
+from zse_jax.runtime.console import say
 
 SHOWN = 10
 """Number of photos in the results."""
@@ -87,16 +88,11 @@ def hit(rank: int, file: Path, similarity: float, photo: Photo) -> Hit:
 
 
 def explain(
-    folder: epath.Path,
-    retriever: Encoder,
-    sketch: Image,
-    hits: Sequence[Hit],
-    found: Sequence[Image],
-) -> list[pages.Explained]:
-    """Explains photos, and draws one picture of each.
+    retriever: Encoder, sketch: Image, hits: Sequence[Hit], found: Sequence[Image]
+) -> tuple[list[pages.Explained], dict[str, bytes]]:
+    """Explains photos, and draws one picture of each: file name -> PNG.
 
     Args:
-      folder: receives the pictures.
       retriever: an `Explainable` system.
       sketch: prepared.
       hits: the photos to explain.
@@ -108,7 +104,7 @@ def explain(
     inks = [explanation.ink[pair] for explanation, pair in reasons]
     gallery = zip(found, matches, strict=True)
     combined = synthesise_from_gallery(sketch, gallery, inks[0], blend=True).image
-    result = []
+    result, pictures = [], {}
     for hit, photo, match, ink, reason in zip(hits, found, matches, inks, reasons, strict=True):
         syntheses = {"synthesis": synthesise(sketch, photo, match, ink, blend=True)}
         if len(hits) > 1:
@@ -118,19 +114,35 @@ def explain(
             sketch, photo, *reason, syntheses=syntheses, title=title
         )
         name = re.sub(r"[^\w.-]+", "_", hit.file.stem)[:60]
-        save(figure, folder / f"{hit.rank:02}-{name}.png")
+        pictures[f"{hit.rank:02}-{name}.png"] = png(figure)
         shown = hit.rank == 1
         result.append(
             pages.explained(sketch, photo, *reason, title=title, syntheses=syntheses, shown=shown)
         )
-    return result
+    return result, pictures
 
 
-def save(figure: Any, file: epath.Path) -> None:
-    """Writes a figure as PNG."""
+def png(figure: Figure) -> bytes:
+    """A figure as PNG."""
     content = io.BytesIO()
     figure.savefig(content, format="png", dpi=150)
-    paths.replace(file, content.getvalue())
+    return content.getvalue()
+
+
+def write(folder: Path, files: Mapping[str, bytes]) -> None:
+    """Writes files to a folder, all or none, so that a failed run can be repeated.
+
+    Raises:
+      OSError: they cannot be written.
+    """
+    folder.mkdir(parents=True, exist_ok=True)
+    try:
+        for name, content in files.items():
+            paths.replace(folder / name, content)
+    except BaseException:
+        for name in files:
+            (folder / name).unlink(missing_ok=True)
+        raise
 
 
 def define_flags(options: flags.FlagValues, argv: Sequence[str]) -> None:
@@ -172,10 +184,11 @@ def main(options: flags.FlagValues) -> None:
     top = [photos.read(file, retriever.image_size) for file, _ in ranked[:SHOWN]]
     images = [photo.image for photo in top if photo.image is not None]
     hits = [hit(i, *ranked[i - 1], photo) for i, photo in enumerate(top, start=1)]
-    folder.mkdir(parents=True, exist_ok=True)
-    explained, warnings = [], []
+    explained: list[pages.Explained] = []
+    pictures: dict[str, bytes] = {}
+    warnings = []
     if isinstance(retriever, Explainable):
-        explained = explain(folder, retriever, sketch, hits[: options.top], images[: options.top])
+        explained, pictures = explain(retriever, sketch, hits[: options.top], images[: options.top])
     else:
         warnings.append(
             f"{type(retriever).__name__} compares whole images and has no local evidence, so the "
@@ -183,18 +196,18 @@ def main(options: flags.FlagValues) -> None:
         )
     if skipped:
         warnings.append(f"{len(skipped):,} files were skipped ({report}).")
+    name = sketch_input.name_of(options.sketch)
     grid = figures.retrieval_grid(
         [sketch],
         images,
         np.arange(len(hits))[None],
         sketch_labels=np.zeros(1, np.int32),
         photo_labels=np.arange(len(hits)),
-        class_names=[hit.file.stem for hit in hits],
+        class_names=[Path(hit.path).stem for hit in hits],
         similarity=np.array([[hit.similarity for hit in hits]]),
         judged=False,
-        title=f"The photos nearest to {Path(options.sketch).name}, by {ranking}",
+        title=f"The photos nearest to {Path(name).name}, by {ranking}",
     )
-    save(grid, folder / "retrieved.png")
     results = Results(
         hits=hits,
         sketch=sketch,
@@ -204,15 +217,16 @@ def main(options: flags.FlagValues) -> None:
         photos=len(ranked),
         skipped=0,
         about={
-            "sketch": options.sketch,
-            "checkpoint": f"{options.checkpoint}, step {step}",
+            "sketch": name,
+            "checkpoint": printable(f"{options.checkpoint}, step {step}"),
             "system": f"{config.model.system}, ranking by {ranking}",
         },
     )
-    paths.replace(folder / "index.html", results.to_html(explained, warnings))
+    page = results.to_html(explained, warnings).encode()
+    write(folder, {**pictures, "retrieved.png": png(grid), "index.html": page})
     for warning in warnings:
-        print(warning)
-    print(f"wrote {folder / 'index.html'} and {len(explained) + 1} pictures")
+        say(warning)
+    say(f"wrote {folder / 'index.html'} and {len(explained) + 1} pictures")
 
 
 if __name__ == "__main__":

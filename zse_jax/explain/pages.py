@@ -97,8 +97,12 @@ class Query(NamedTuple):
 
 
 def render(template: str, **values: Any) -> str:
-    """Renders a template; every value is escaped unless it is `markupsafe.Markup`."""
-    return environment("zse_jax.explain").get_template(template).render(**values)
+    """Renders a template; every value is escaped unless it is `markupsafe.Markup`.
+
+    Bytes of a path that are not UTF-8 are written as escapes, so that the page can be written.
+    """
+    page = environment("zse_jax.explain").get_template(template).render(**values)
+    return page.encode("utf-8", "backslashreplace").decode()
 
 
 @functools.cache

@@ -20,6 +20,7 @@ from jaxtyping import UInt8
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 from matplotlib.patches import Rectangle
+from matplotlib.text import Text
 from matplotlib.ticker import MaxNLocator
 
 RIGHT, WRONG, INK, MUTED, RULE, PAPER = (
@@ -54,9 +55,18 @@ def class_name(label: int, class_names: Sequence[str] | None) -> str:
     return str(label) if class_names is None else class_names[label].replace("_", " ")
 
 
+class _Figure(Figure):
+    """A figure in which a dollar sign in a name is a dollar sign, not the start of a formula."""
+
+    def draw(self, renderer: Any) -> None:
+        for text in self.findobj(Text):
+            text.set_parse_math(False)
+        super().draw(renderer)
+
+
 def canvas(width: float, height: float) -> tuple[Figure, Axes]:
     """A figure with one axes that fills it, in inches from the upper left corner."""
-    figure = Figure(figsize=(width, height), dpi=150, facecolor="white")
+    figure = _Figure(figsize=(width, height), dpi=150, facecolor="white")
     axes = figure.add_axes((0, 0, 1, 1))
     axes.set_axis_off()
     axes.set(xlim=(0, width), ylim=(height, 0), autoscale_on=False)
@@ -85,7 +95,7 @@ def chart(
     width: float, height: float, rows: int = 1, columns: int = 1
 ) -> tuple[Figure, list[Axes]]:
     """A figure with a grid of plain axes; width and height in inches."""
-    figure = Figure(figsize=(width, height), dpi=150, layout="constrained", facecolor="white")
+    figure = _Figure(figsize=(width, height), dpi=150, layout="constrained", facecolor="white")
     panels = list(figure.subplots(rows, columns, squeeze=False).ravel())
     for axes in panels:
         axes.set_facecolor("none")

@@ -11,9 +11,12 @@ a notebook:
     app.launch("my-index")
 """
 
+import contextlib
+import functools
 import json
 import logging
 import os
+import tempfile
 from collections.abc import Iterator, Sequence
 from typing import Any, no_type_check
 
@@ -24,6 +27,7 @@ from zse_jax.gallery.app_backend import Backend, template_text
 from zse_jax.gallery.results import Results
 from zse_jax.gallery.search import Searcher
 from zse_jax.runtime import cli
+from zse_jax.runtime.console import say
 
 TITLE = "Find photos by drawing"
 
@@ -31,6 +35,38 @@ SESSIONS = 200
 """Number of browser sessions whose last results are kept for explanations."""
 
 
+@contextlib.contextmanager
+def _environment(through_proxy: bool = False) -> Iterator[None]:
+    """The environment in which Gradio is imported, and builds and serves a page.
+
+    Gradio asks its own server whether it runs, which a proxy cannot do; and by default it shares
+    one temporary folder between all users of a machine.
+
+    Args:
+      through_proxy: use the proxy for other machines.
+    """
+    local = "localhost,127.0.0.1,::1"
+    direct = ",".join(filter(None, [os.environ.get("no_proxy"), local])) if through_proxy else "*"
+    changed = {"no_proxy": direct, "NO_PROXY": direct, "GRADIO_TEMP_DIR": _temporary_folder().name}
+    before = {name: os.environ.get(name) for name in changed}
+    os.environ.update(changed)
+    try:
+        yield
+    finally:
+        for name, value in before.items():
+            if value is None:
+                del os.environ[name]
+            else:
+                os.environ[name] = value
+
+
+@functools.cache
+def _temporary_folder() -> tempfile.TemporaryDirectory:
+    """A folder that is deleted when the process ends."""
+    return tempfile.TemporaryDirectory(prefix="zse_jax-")
+
+
+@_environment()
 def create(backend: Backend) -> Any:
     """The page as a `gradio.Blocks`, for `serve`."""
     import gradio as gr
@@ -108,7 +144,7 @@ def launch(
     k: int = 24,
     host: str = "127.0.0.1",
     port: int | None = None,
-    share: bool | None = None,
+    share: bool = False,
     block: bool = False,
     quiet: bool = False,
 ) -> str:
@@ -120,7 +156,7 @@ def launch(
       k: number of photos to show.
       host: the address to listen on; 127.0.0.1 is not reachable from other machines.
       port: None: the first free port from 7860.
-      share: let Gradio publish the page for a week; None: only if a notebook requires it.
+      share: let Gradio publish the page for a week.
       block: return only after Ctrl-C.
       quiet: print nothing.
 
@@ -133,7 +169,7 @@ def launch(
     page = create(backend)
     address = serve(page, host=host, port=port, share=share, quiet=quiet)
     if block:
-        print(f"{TITLE}: {address}  (press Ctrl-C to stop)", flush=True)
+        say(f"{TITLE}: {address}  (press Ctrl-C to stop)")
         page.block_thread()
     return address
 
@@ -143,10 +179,15 @@ def serve(
     *,
     host: str = "127.0.0.1",
     port: int | None = None,
-    share: bool | None = None,
+    share: bool = False,
     quiet: bool = True,
 ) -> str:
     """Serves a page of `create` in the background; returns its address. Arguments as `launch`."""
+    with _environment(through_proxy=share):
+        return _serve(page, host=host, port=port, share=share, quiet=quiet)
+
+
+def _serve(page: Any, *, host: str, port: int | None, share: bool, quiet: bool) -> str:
     import gradio as gr
     from starlette.middleware import Middleware
 
@@ -175,6 +216,10 @@ def serve(
             ssr_mode=False,
             pwa=False,
         )
+    except ImportError as error:  # of httpx, for a SOCKS proxy
+        raise ValueError(
+            f"The page cannot be shared through the proxy of this machine: {error}"
+        ) from error
     except OSError as error:
         raise OSError(
             f"The page cannot be served at {host}:{port or '7860 and above'}: the port is in use, "

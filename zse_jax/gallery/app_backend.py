@@ -1,13 +1,14 @@
 """The backend of the page: takes a drawing as the browser sends it, returns HTML.
 
 Photos appear as the thumbnails in the index, inside the HTML. The browser never receives a path,
-and only files of the index are read, to explain a photo.
+and only files of the index are read, to explain a photo. Errors reach the browser only if they are
+about the drawing; others are printed, because their messages name files of this machine.
 """
 
 import base64
 import binascii
-import io
 import re
+import traceback
 from collections.abc import Iterator
 from pathlib import PurePath
 from typing import Any, NamedTuple
@@ -15,15 +16,17 @@ from typing import Any, NamedTuple
 import jinja2
 import numpy as np
 from jaxtyping import UInt8
-from PIL import Image
 
 from data_pipelines import images
+from data_pipelines.images import UnreadableImageError
 from zse_jax.explain import pages
 from zse_jax.explain.correspondence import ink_share
 from zse_jax.explain.pair_figures import LINE_STYLES
 from zse_jax.gallery.results import Results
 from zse_jax.gallery.search import RERANK, Searcher
+from zse_jax.gallery.sketch_input import SketchError
 from zse_jax.retrievers.base import Explainable
+from zse_jax.runtime.console import say
 
 LARGEST_DRAWING, LARGEST_SIDE = 4 * 2**20, 2048
 """Limits of a drawing: characters of its data URL, and pixels of its longer side."""
@@ -54,29 +57,29 @@ def decoded(drawing: str) -> UInt8[np.ndarray, "h w 3"] | None:
     """The drawing in a data URL; None if nothing is drawn.
 
     Raises:
-      ValueError: it is not a picture, or is too large.
+      SketchError: it is not a picture, or is too large.
     """
     if not drawing:
         return None
     match = _DATA_URL.match(drawing[:40])
     if len(drawing) > LARGEST_DRAWING:
-        raise ValueError(
+        raise SketchError(
             f"The drawing is too large ({len(drawing) / 2**20:.0f} MiB): use a smaller one."
         )
     try:
         if match is None:
-            raise ValueError("not the data URL of a picture")
+            raise UnreadableImageError("it is not the data URL of a picture")
         encoded = base64.b64decode(drawing[match.end() :], validate=True)
-        with Image.open(io.BytesIO(encoded), formats=("PNG", "JPEG", "WEBP")) as head:
+        with images.opened(encoded, formats=("PNG", "JPEG", "WEBP")) as head:
             size = head.size
-    except (ValueError, OSError, binascii.Error, Image.DecompressionBombError) as error:
-        raise ValueError("The drawing is not a picture: draw, or upload a PNG or JPEG.") from error
-    if max(size) > LARGEST_SIDE:
-        raise ValueError(
-            f"The drawing has {size[0]} x {size[1]} pixels: use one with at most {LARGEST_SIDE} on "
-            "each side."
-        )
-    image = images.decode(encoded)
+        if max(size) > LARGEST_SIDE:
+            raise SketchError(
+                f"The drawing has {size[0]} x {size[1]} pixels: use one with at most "
+                f"{LARGEST_SIDE} on each side."
+            )
+        image = images.decode(encoded)
+    except (UnreadableImageError, binascii.Error) as error:
+        raise SketchError("The drawing is not a picture: draw, or upload a PNG or JPEG.") from error
     return image if ink_share(image[None], 1).any() else None
 
 
@@ -146,8 +149,11 @@ class Backend:
             if wanted * self._seconds_of_pair > SLOW:
                 yield self._answer(self.searcher(sketch, self._k, 0), 0, unfinished=True)
             results = self.searcher(sketch, self._k, wanted)
-        except (ValueError, OSError, FloatingPointError) as error:
+        except SketchError as error:
             yield Answer(_message(problem=True, text=str(error)))
+            return
+        except Exception:
+            yield Answer(_failed("The search"))
             return
         if wanted:
             self._seconds_of_pair = results.seconds / wanted
@@ -178,8 +184,8 @@ class Backend:
         except FileNotFoundError:
             text = "The file of this photo no longer exists, so it cannot be explained."
             return _message(problem=True, text=text)
-        except (ValueError, OSError) as error:
-            return _message(problem=True, text=str(error))
+        except Exception:
+            return _failed("The explanation")
         return _template("why.html").render(part=part, line_styles=LINE_STYLES)
 
 
@@ -188,6 +194,13 @@ def template_text(name: str) -> str:
     environment = pages.environment(_PACKAGE)
     assert environment.loader is not None
     return environment.loader.get_source(environment, name)[0]
+
+
+def _failed(what: str) -> str:
+    """Reports the current exception: in full on standard error, and without a path in the page."""
+    say(f"{what} failed.\n{traceback.format_exc()}", error=True, keep="\n\t")
+    text = f"{what} failed. The output of the program that serves this page has the reason."
+    return _message(problem=True, text=text)
 
 
 def _message(**values: Any) -> str:

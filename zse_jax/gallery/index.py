@@ -21,6 +21,7 @@ from typing import Any
 
 from absl import flags
 
+from data_pipelines.files import is_gone
 from zse_jax.checkpoints import reading
 from zse_jax.gallery import ingest, tables
 from zse_jax.gallery.encoder import CompiledEncoder
@@ -32,10 +33,18 @@ from zse_jax.gallery.verifying import verify as verify
 from zse_jax.retrieval.encoding import fingerprint
 from zse_jax.retrievers.base import Encoder
 from zse_jax.runtime import cli, consistency
+from zse_jax.runtime.console import say
 
 logger = logging.getLogger(__name__)
 
-COMMANDS = ("build", "add", "remove", "verify", "info")
+COMMANDS = {
+    "build": ("photos", "checkpoint", "features"),
+    "add": ("photos", "checkpoint"),
+    "remove": ("photos",),
+    "verify": (),
+    "info": (),
+}
+"""The commands of the program, and the flags besides --index that each of them uses."""
 
 FEATURES_UP_TO = 2**15
 """Size in bytes of a photo's features up to which an index stores them by default."""
@@ -270,7 +279,7 @@ def _to_remove(table: Tables, places: Places, name: str) -> list[str]:
     if places:
         wanted = [absolute(place) for place in listed(places)]
         return [one for one, file in files.items() if within(file, wanted)]
-    gone = [one for one, file in files.items() if not file.exists()]
+    gone = [one for one, file in files.items() if is_gone(file)]
     if gone and len(gone) == len(files) and name == tables.PHOTOS:
         raise ValueError(
             f"None of the files of the {len(files):,} photos in the index {table.uri} exists: is "
@@ -313,6 +322,9 @@ def main(options: flags.FlagValues, command: str) -> None:
     if command not in COMMANDS:
         raise ValueError(f"There is no command {command!r}: choose one of {', '.join(COMMANDS)}.")
     cli.require(options, index="my-index")
+    for name in ("photos", "checkpoint", "features"):
+        if options[name].present and name not in COMMANDS[command]:
+            raise ValueError(f"--{name} has no effect on {command}: leave it out.")
     if command in ("build", "add"):
         cli.require(options, photos="album")
     place = options.index
@@ -324,31 +336,35 @@ def main(options: flags.FlagValues, command: str) -> None:
         show(add(place, options.photos, options.checkpoint, progress=True), place)
     elif command == "remove":
         why = "" if options.photos else " whose files no longer exist"
-        print(f"removed {remove(place, options.photos):,} photos{why} from {place}")
+        say(f"removed {remove(place, options.photos):,} photos{why} from {place}")
     elif command == "verify":
         show_verification(verify(place), place)
     else:
         gallery = Index(place)
         for name, value in gallery.info().items():
-            print(f"{name:16} {value}")
+            say(f"{name:16} {value}")
         _list("skipped", [f"{name}: {reason}" for name, reason in gallery.refused()])
 
 
 def show(changes: Changes, place: str) -> None:
     """Prints what an addition changed."""
-    print(
+    say(
         f"{place}: {changes.added:,} photos added, {changes.updated:,} updated, "
         f"{changes.unchanged:,} unchanged, in {changes.seconds:.1f} s"
     )
     notes = {
         "photos were not encoded again: the index already had their content": changes.reused,
         "files were skipped: their names are not those of photos": changes.others,
+        "hidden, trash and thumbnail files and folders were skipped": changes.system,
+        "photos have damaged metadata, which was ignored: they may lie on their side": (
+            changes.damaged_metadata
+        ),
         "links to folders were skipped: the folders were already searched": changes.links,
         "photos of the index no longer exist on disk; `remove` removes them": changes.gone,
     }
     for text, count in notes.items():
         if count:
-            print(f"  {count:,} {text}")
+            say(f"  {count:,} {text}")
     _list("skipped", [f"{name}: {reason}" for name, reason in changes.refused])
 
 
@@ -356,12 +372,13 @@ def show_verification(found: Verification, place: str) -> None:
     """Prints the result of `verify`.
 
     Raises:
-      ValueError: the index is damaged.
+      ValueError: the index is damaged, or differs from the files on disk.
     """
-    print(f"{place}: {found.photos:,} photos")
+    say(f"{place}: {found.photos:,} photos")
     _list("skipped", [f"{name}: {reason}" for name, reason in found.refused])
-    _list("no longer on disk (`remove` removes them)", found.gone)
-    _list("changed on disk (`add` updates them)", found.changed)
+    _list("no longer on disk", found.gone)
+    _list("changed on disk", found.changed)
+    _list("in a place that cannot be opened", [f"{path}: {why}" for path, why in found.closed])
     if found.twice or found.damaged:
         some = ", ".join([*found.twice, *found.damaged][:5])
         raise ValueError(
@@ -369,17 +386,23 @@ def show_verification(found: Verification, place: str) -> None:
             f"{len(found.damaged)} have an invalid embedding or thumbnail ({some}). Remove them "
             "and add them again, or build the index again."
         )
-    print("no problems found")
+    if found.gone or found.changed or found.closed:
+        raise ValueError(
+            f"The index {place} differs from the files on disk: {len(found.gone):,} photos no "
+            f"longer exist (`remove` removes them), {len(found.changed):,} have changed (`add` "
+            f"updates them), and {len(found.closed):,} cannot be opened (check their permissions)."
+        )
+    say("no problems found")
 
 
 def _list(title: str, lines: Sequence[str], most: int = 20) -> None:
     if not lines:
         return
-    print(f"  {len(lines):,} {title}:")
+    say(f"  {len(lines):,} {title}:")
     for line in lines[:most]:
-        print(f"    {line}")
+        say(f"    {line}")
     if len(lines) > most:
-        print(f"    ... and {len(lines) - most:,} more")
+        say(f"    ... and {len(lines) - most:,} more")
 
 
 if __name__ == "__main__":

@@ -12,6 +12,7 @@ from typing import Any, NamedTuple
 
 import numpy as np
 
+from data_pipelines.files import is_gone
 from data_pipelines.images import UnreadableImageError
 from zse_jax.gallery import photos
 from zse_jax.gallery.encoder import CompiledEncoder, batch_size
@@ -39,6 +40,8 @@ class Changes(NamedTuple):
         had a photo with the same content.
       refused: all files that were skipped: name and reason.
       others: number of files whose names are not those of photos.
+      system: number of files and folders of the system that were left out, see `photos.Found`.
+      damaged_metadata: number of added and updated photos whose metadata could not be read.
       links: number of links to folders that were already searched.
       gone: number of photos of the index, in the places, whose files no longer exist.
       seconds: how long it took.
@@ -50,6 +53,8 @@ class Changes(NamedTuple):
     reused: int
     refused: list[tuple[str, str]]
     others: int
+    system: int
+    damaged_metadata: int
     links: int
     gone: int
     seconds: float
@@ -109,12 +114,13 @@ def add(
     counts.update(writer.counts)
     seen = {identity(candidate.file) for candidate in found.files}
     gone = sum(
-        one not in seen and photos.within(file, found.places) and not file.exists()
+        one not in seen and photos.within(file, found.places) and is_gone(file)
         for one, file in ((one, Path(os.fsdecode(row[2]))) for one, row in state.photos.items())
     )
     return Changes(
         counts["added"], counts["updated"], counts["unchanged"], counts["reused"],
-        refused + writer.refused, found.others, found.links, gone, time.monotonic() - began,
+        refused + writer.refused, found.others, found.system, counts["damaged_metadata"],
+        found.links, gone, time.monotonic() - began,
     )  # fmt: skip
 
 
@@ -169,6 +175,7 @@ class _Writer:
             self._known.append((work, result))
         else:
             self._waiting.append((work, result))
+            self.counts["damaged_metadata"] += result.damaged_metadata
             if len(self._waiting) == self._batch:
                 self._encode()
         waiting = len(self._rows) + len(self._known) + len(self._refused)

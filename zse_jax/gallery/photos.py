@@ -8,10 +8,8 @@ reported with the reason.
 import collections
 import hashlib
 import io
-import itertools
 import os
 import stat
-import threading
 import warnings
 from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
@@ -20,27 +18,13 @@ from typing import NamedTuple
 
 import numpy as np
 from jaxtyping import UInt8
-from PIL import Image, ImageOps, JpegImagePlugin, UnidentifiedImageError
+from PIL import Image
 
 from data_pipelines import images, paths
+from data_pipelines.files import is_system, message
+from data_pipelines.files import walk as walked
 from data_pipelines.images import UnreadableImageError
-
-SUFFIXES = frozenset(
-    (".jpg", ".jpeg", ".jpe", ".jfif", ".png", ".webp", ".gif", ".bmp", ".tif", ".tiff", ".avif")
-)
-"""File name extensions of photos, in any case."""
-
-# Pillow decodes these itself. EPS, for example, would start another program.
-_FORMATS = ("JPEG", "PNG", "WEBP", "GIF", "BMP", "TIFF", "AVIF")
-
-LARGEST_FILE = 2**28
-"""Size limit of a file, in bytes."""
-
-LARGEST_IMAGE = 50_000_000
-"""Pixels up to which an image is decoded in full. Larger JPEGs are scaled down while decoding."""
-
-LARGE_IMAGE = 12_000_000
-"""Pixels above which images are decoded one at a time."""
+from data_pipelines.terminal import printable
 
 READ_AHEAD = 64
 """Photos that are read ahead of the caller."""
@@ -53,8 +37,6 @@ THUMBNAIL = 160
 
 Places = Sequence[str | os.PathLike] | str | os.PathLike
 """Folders (searched recursively, links followed), glob patterns and files."""
-
-_LARGE_IMAGE_LOCK = threading.Lock()
 
 
 class Candidate(NamedTuple):
@@ -72,6 +54,8 @@ class Found(NamedTuple):
       files: in order, without duplicates.
       refused: paths that could not be inspected, each with the reason.
       others: number of files whose names are not those of photos.
+      system: number of files and folders that were left out because they are not the user's:
+        hidden, trash, thumbnails (`data_pipelines.files.is_system`).
       links: number of links to folders that were already searched.
       places: absolute paths of the places that were searched.
     """
@@ -79,6 +63,7 @@ class Found(NamedTuple):
     files: list[Candidate]
     refused: list[tuple[Path, str]]
     others: int
+    system: int
     links: int
     places: list[Path]
 
@@ -91,6 +76,7 @@ class Photo(NamedTuple):
       image: prepared for the network; None if the digest was already known.
       thumbnail: JPEG.
       width, height: of the full image in pixels, after EXIF rotation.
+      damaged_metadata: whether its metadata could not be read, so that it may lie on its side.
     """
 
     digest: bytes
@@ -98,11 +84,20 @@ class Photo(NamedTuple):
     thumbnail: bytes = b""
     width: int = 0
     height: int = 0
+    damaged_metadata: bool = False
 
 
 def name_of(file: Path) -> str:
-    """A path as text for display; bytes that are not UTF-8 are written as hexadecimal digits."""
-    return os.fsencode(file).decode("utf-8", "backslashreplace")
+    """A path as text for display, see `data_pipelines.terminal.printable`."""
+    return printable(file)
+
+
+def state_of(status: os.stat_result) -> tuple[int, int]:
+    """Size in bytes and modification time in nanoseconds, which change when a file changes.
+
+    Times are limited to 64 bits, the years 1677 to 2262, because tables store them so.
+    """
+    return status.st_size, min(max(status.st_mtime_ns, -(2**63)), 2**63 - 1)
 
 
 def identity(file: Path) -> str:
@@ -133,53 +128,48 @@ def find(places: "Places") -> Found:
     files: dict[Path, Candidate] = {}
     refused: list[tuple[Path, str]] = []
     visited: set[tuple[int, int]] = set()
-    others = links = 0
+    counts: collections.Counter[str] = collections.Counter()
 
-    def add(path: Path) -> None:
-        try:
-            status = path.stat()
-        except OSError as error:
-            refused.append((path, _message(error)))
-            return
+    def add(path: Path, status: os.stat_result) -> None:
         if stat.S_ISREG(status.st_mode):
-            files[path] = Candidate(path, status.st_size, status.st_mtime_ns)
+            files[path] = Candidate(path, *state_of(status))
         else:
             refused.append((path, "it is not a regular file"))
 
-    def failed(error: OSError) -> None:
-        refused.append((Path(error.filename), f"the folder cannot be opened: {_message(error)}"))
-
     def walk(folder: Path) -> None:
-        nonlocal others, links
-        for here, folders, names in os.walk(folder, followlinks=True, onerror=failed):
-            try:
-                status = os.stat(here)  # noqa: PTH116 - `here` is a str of os.walk
-            except OSError as error:
-                failed(error)
-                continue
-            if (status.st_dev, status.st_ino) in visited:  # so that cyclic links end
-                links += 1
-                folders.clear()
-                continue
-            visited.add((status.st_dev, status.st_ino))
-            folders.sort()
-            for path in (Path(here, name) for name in sorted(names)):
-                if path.suffix.lower() in SUFFIXES:
-                    add(path)
-                else:
-                    others += 1
+        for entry in walked(folder, visited):
+            named = entry.path.name.lower().endswith(images.SUFFIXES)
+            if entry.kind == "closed" or (entry.kind == "failed" and named):
+                refused.append((entry.path, entry.reason))
+            elif entry.status is not None and named:
+                add(entry.path, entry.status)
+            else:
+                counts[entry.kind] += 1
 
     for place in places:
         path = absolute(place)
-        matches = [path] if path.exists() else _matching(path)
+        matches, system = ([path], 0) if path.exists() else _matching(path)
+        counts["system"] += system
         if not matches:
             raise FileNotFoundError(f"--photos={place}: no file, folder or match with this name.")
         for match in matches:
-            if match.is_dir():
+            try:
+                status = match.stat()
+            except OSError as error:
+                refused.append((match, message(error)))
+                continue
+            if stat.S_ISDIR(status.st_mode):
                 walk(match)
             else:
-                add(match)
-    return Found([*files.values()], refused, others, links, [absolute(place) for place in places])
+                add(match, status)
+    return Found(
+        [*files.values()],
+        refused,
+        others=counts["file"] + counts["other"] + counts["failed"],
+        system=counts["system"],
+        links=counts["again"],
+        places=[absolute(place) for place in places],
+    )
 
 
 def within(file: Path, places: Sequence[Path]) -> bool:
@@ -187,12 +177,22 @@ def within(file: Path, places: Sequence[Path]) -> bool:
     return any(file == place or place in file.parents for place in places)
 
 
-def _matching(pattern: Path) -> list[Path]:
-    """The paths that match a pattern such as album/**/*.jpg."""
-    plain = [*itertools.takewhile(lambda part: not set(part) & {*"*?["}, pattern.parts)]
-    if len(plain) == len(pattern.parts):
-        return []
-    return sorted(Path(*plain).glob(str(Path(*pattern.parts[len(plain) :]))))
+def _matching(pattern: Path) -> tuple[list[Path], int]:
+    """The paths that match a pattern such as album/**/*.jpg, and how many others are the system's.
+
+    Brackets in the name of an existing folder are part of the name: "album [2020]/*.jpg".
+    """
+    folder, rest = Path(pattern.anchor), [*pattern.parts[1:]]
+    while rest and (folder / rest[0]).exists():
+        folder /= rest.pop(0)
+    if not any(set(part) & {*"*?["} for part in rest):
+        return [], 0
+    for form in ("/".join(rest), "/".join(rest).replace("[", "[[]")):
+        found = sorted(folder.glob(form))
+        kept = [path for path in found if not any(map(is_system, path.relative_to(folder).parts))]
+        if found:
+            return kept, len(found) - len(kept)
+    return [], 0
 
 
 def read(file: Path, size: int, known: Callable[[bytes], bool] = lambda digest: False) -> Photo:
@@ -207,16 +207,23 @@ def read(file: Path, size: int, known: Callable[[bytes], bool] = lambda digest: 
       UnreadableImageError: the file cannot be used as a photo; the message is the reason.
       OSError: the file cannot be read.
     """
-    encoded = _contents(file)
+    encoded = images.read_file(file)
     digest = hashlib.sha256(encoded).digest()
     if known(digest):
         return Photo(digest)
-    image, (width, height) = _decoded(encoded)
-    small = Image.fromarray(image)
+    found = images.decode_file(encoded, smallest=SMALLEST)
+    small = Image.fromarray(found.rgb)
     small.thumbnail((THUMBNAIL, THUMBNAIL), Image.Resampling.BILINEAR, reducing_gap=2.0)
     buffer = io.BytesIO()
     small.save(buffer, "JPEG", quality=80)
-    return Photo(digest, images.prepare_photo(image, size), buffer.getvalue(), width, height)
+    return Photo(
+        digest,
+        images.prepare_photo(found.rgb, size),
+        buffer.getvalue(),
+        found.width,
+        found.height,
+        found.damaged_metadata,
+    )
 
 
 def read_all(
@@ -237,6 +244,7 @@ def read_all(
     pending: collections.deque[Future[Photo | Exception]] = collections.deque()
     with warnings.catch_warnings(), ThreadPoolExecutor(threads, "photos") as pool:
         warnings.simplefilter("ignore", Image.DecompressionBombWarning)
+        warnings.filterwarnings("ignore", module=r"PIL\.")  # damaged metadata; `Photo` reports it
         try:
             for file in files:
                 pending.append(pool.submit(one, file))
@@ -256,7 +264,7 @@ def reason(error: Exception) -> str:
     if isinstance(error, FileNotFoundError):
         return "it was deleted before it was read"
     if isinstance(error, OSError):
-        return f"it cannot be read: {_message(error)}"
+        return f"it cannot be read: {message(error)}"
     return f"it cannot be read ({type(error).__name__}: {error})"
 
 
@@ -275,80 +283,4 @@ def decoded(file: Path) -> UInt8[np.ndarray, "h w 3"]:
     Raises:
       UnreadableImageError, OSError: as `read`.
     """
-    image, _ = _decoded(_contents(file))
-    return image
-
-
-def _contents(file: Path) -> bytes:
-    with file.open("rb") as stream:
-        encoded = stream.read(LARGEST_FILE + 1)
-    if not encoded:
-        raise UnreadableImageError("the file is empty (0 bytes)")
-    if len(encoded) > LARGEST_FILE:
-        raise UnreadableImageError(f"the file is larger than {LARGEST_FILE / 2**20:.0f} MiB")
-    return encoded
-
-
-def _decoded(encoded: bytes) -> tuple[UInt8[np.ndarray, "h w 3"], tuple[int, int]]:
-    """An image, scaled down if it is a large JPEG, and the width and height of the original."""
-    jpeg, (width, height) = _size(encoded)
-    if min(width, height) < SMALLEST:
-        raise UnreadableImageError(
-            f"its {width} x {height} pixels are too small (the minimum is {SMALLEST} on each side)"
-        )
-    if width * height <= LARGE_IMAGE:
-        image = images.decode(encoded)
-        return image, image.shape[1::-1]
-    with _LARGE_IMAGE_LOCK:
-        if width * height <= LARGEST_IMAGE:
-            image = images.decode(encoded)
-            return image, image.shape[1::-1]
-        if jpeg:
-            image = _reduced(encoded)
-            turned = (image.shape[1] > image.shape[0]) != (width > height)
-            return image, (height, width) if turned else (width, height)
-    raise UnreadableImageError(
-        f"its {width} x {height} pixels are more than {LARGEST_IMAGE / 1e6:.0f} million: save it "
-        "smaller, or as a baseline (not progressive) JPEG, which is scaled down while decoding"
-    )
-
-
-def _size(encoded: bytes) -> tuple[bool, tuple[int, int]]:
-    """Whether an image can be scaled down while decoding, and its width and height.
-
-    Reads only the header.
-    """
-    try:
-        if encoded[:3] == b"\xff\xd8\xff":
-            head = JpegImagePlugin.JpegImageFile(io.BytesIO(encoded))
-            # Progressive JPEGs are decoded in full before they are scaled.
-            return "progressive" not in head.info, head.size
-        with Image.open(io.BytesIO(encoded), formats=_FORMATS) as image:
-            return False, image.size
-    except UnidentifiedImageError as error:
-        start = encoded[:64].lstrip().lower()
-        page = " (it is a web page)" if start.startswith((b"<!doctype", b"<html")) else ""
-        raise UnreadableImageError(f"it is not an image of a known format{page}") from error
-    except Image.DecompressionBombError as error:
-        raise UnreadableImageError(f"it has too many pixels: {error}") from error
-    except Exception as error:  # Pillow's parsers raise many types of errors
-        raise UnreadableImageError(
-            f"its header cannot be read ({type(error).__name__}: {error})"
-        ) from error
-
-
-def _reduced(encoded: bytes) -> UInt8[np.ndarray, "h w 3"]:
-    """A JPEG decoded at about an eighth of its width and height."""
-    try:
-        image = JpegImagePlugin.JpegImageFile(io.BytesIO(encoded))
-        image.draft("RGB", (max(1, image.width // 8), max(1, image.height // 8)))
-        image.load()
-        return np.asarray(ImageOps.exif_transpose(image).convert("RGB"))
-    except Exception as error:  # Pillow's codecs raise OSError, SyntaxError, struct.error, ...
-        raise UnreadableImageError(
-            f"its {len(encoded)} bytes do not decode ({type(error).__name__}: {error})"
-        ) from error
-
-
-def _message(error: OSError) -> str:
-    return error.strerror or str(error)
+    return images.decode_file(images.read_file(file), smallest=SMALLEST).rgb

@@ -9,7 +9,6 @@ from typing import Any
 
 import numpy as np
 from jaxtyping import UInt8
-from rich.markup import escape
 from rich.table import Table
 
 from data_pipelines.suggestions import counted
@@ -89,7 +88,7 @@ class Results:
         folder, names = self._names()
         table = Table(
             title=f"The nearest of {self.photos:,} photos, in {self.seconds * 1000:.0f} ms",
-            caption=f"in {escape(folder)}" if folder else None,
+            caption=f"in {folder}" if folder else None,
         )
         table.add_column("rank", justify="right")
         table.add_column("similarity", justify="right")
@@ -97,22 +96,12 @@ class Results:
         table.add_column("photo", overflow="fold")
         for hit, name in zip(self.hits, names, strict=True):
             by, similarity = self.rankings[hit.stage], f"{hit.similarity:#.4g}"
-            table.add_row(str(hit.rank), similarity, by, escape(name))
+            table.add_row(str(hit.rank), similarity, by, name)
         return table
 
     def to_json(self) -> str:
         """The hits, without thumbnails, and facts about the search as JSON."""
-        names = "rank", "similarity", "stage", "id", "path", "width", "height"
-        hits = [{name: getattr(hit, name) for name in names} for hit in self.hits]
-        contents: dict[str, Any] = {
-            **self.about,
-            "photos": self.photos,
-            "rankings": dict(self.rankings),
-            "skipped": self.skipped,
-            "seconds": self.seconds,
-            "hits": hits,
-        }
-        return json.dumps(contents, indent=2, ensure_ascii=False)
+        return json.dumps(self._plain(), indent=2, ensure_ascii=False)
 
     def to_html(
         self, explained: Sequence[pages.Explained] = (), warnings: Sequence[str] = ()
@@ -123,27 +112,70 @@ class Results:
           explained: results of `Searcher.explain` for some of the hits.
           warnings: what the reader must know about the results.
         """
-        name = self.about.get("sketch", "the sketch")
-        folder, names = self._names()
+        return to_html([(self, explained)], warnings)
+
+    @property
+    def _sketch_name(self) -> str:
+        return Path(self.about.get("sketch", "the sketch")).name
+
+    def _plain(self) -> dict[str, Any]:
+        names = "rank", "similarity", "stage", "id", "path", "width", "height"
+        return {
+            **self.about,
+            "photos": self.photos,
+            "rankings": dict(self.rankings),
+            "skipped": self.skipped,
+            "seconds": self.seconds,
+            "hits": [{name: getattr(hit, name) for name in names} for hit in self.hits],
+        }
+
+    def _query(self, explained: Sequence[pages.Explained]) -> pages.Query:
         row = [
             pages.Photo(hit.thumbnail_uri, shown, hit.rank, None, f"{hit.similarity:#.3g}")
-            for hit, shown in zip(self.hits, names, strict=True)
+            for hit, shown in zip(self.hits, self._names()[1], strict=True)
         ]
         note = f"by {self.rankings.get('rerank', self.rankings.get('shortlist'))}"
         thumbnail = pages.image_uri(self.sketch, pages.THUMBNAIL)
-        facts = {**self.about, "photos": folder, "time": f"{self.seconds * 1000:.0f} ms"}
-        return pages.render(
-            "pair.html",
-            title=f"What {Path(name).name} finds",
-            lead=f"The nearest of {self.photos:,} photos, with their rank and similarity.",
-            warnings=[*warnings, *([self.skipped_text] if self.skipped else [])],
-            found=pages.Query(thumbnail, Path(name).stem, note, row, explained),
-            facts={name: fact for name, fact in facts.items() if fact},
-            line_styles=LINE_STYLES,
-        )
+        return pages.Query(thumbnail, Path(self._sketch_name).stem, note, row, explained)
 
     def _names(self) -> tuple[str, list[str]]:
         """The folder that contains all hits, or "", and the paths of the hits relative to it."""
         folder = os.path.commonpath([Path(hit.path).parent for hit in self.hits] or [Path("/")])
         start = len(folder) + 1 if len(folder) > 1 else 0
         return folder if start else "", [hit.path[start:] for hit in self.hits]
+
+
+def to_json(found: Sequence[Results]) -> str:
+    """Searches as JSON: one as `Results.to_json` gives it, several as a list of such objects."""
+    plain = [results._plain() for results in found]
+    return json.dumps(plain[0] if len(plain) == 1 else plain, indent=2, ensure_ascii=False)
+
+
+def to_html(
+    found: Sequence[tuple[Results, Sequence[pages.Explained]]], warnings: Sequence[str] = ()
+) -> str:
+    """A page of searches in the same photos, each with its explanations; opens offline.
+
+    Args:
+      found: the searches, at least one, each with results of `Searcher.explain`.
+      warnings: what the reader must know about the results.
+    """
+    searches = [results for results, _ in found]
+    first = searches[0]
+    names = ", ".join(dict.fromkeys(results._sketch_name for results in searches))
+    folders = dict.fromkeys(folder for results in searches if (folder := results._names()[0]))
+    facts = {
+        **first.about,
+        "sketch": ", ".join(dict.fromkeys(r.about.get("sketch", "") for r in searches)),
+        "photos": ", ".join(folders),
+        "time": f"{sum(results.seconds for results in searches) * 1000:.0f} ms",
+    }
+    return pages.render(
+        "pair.html",
+        title=f"What {names} {'finds' if len(searches) == 1 else 'find'}",
+        lead=f"The nearest of {first.photos:,} photos, with their rank and similarity.",
+        warnings=[*warnings, *(results.skipped_text for results in searches if results.skipped)],
+        queries=[results._query(explained) for results, explained in found],
+        facts={name: fact for name, fact in facts.items() if fact},
+        line_styles=LINE_STYLES,
+    )

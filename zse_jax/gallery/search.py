@@ -5,7 +5,7 @@
 prints the nearest photos: a shortlist by embedding, of which the first --rerank are ordered by the
 score of each pair (for systems that have one, such as ZSE's relation network). --output=found.json
 or found.html also writes them to a file; --explain adds to the page why the first ones were found.
-From Python:
+--sketch can be repeated: each sketch is searched with. From Python:
 
     gallery = index.open("my-index")
     searcher = search.Searcher(gallery)
@@ -19,26 +19,26 @@ import threading
 import time
 from collections.abc import Sequence
 from pathlib import Path
-from typing import Any
 
 import jax
 import numpy as np
 from absl import flags
 from jaxtyping import Float, Int, UInt8
-from rich.console import Console
 
 from data_pipelines import paths
 from data_pipelines.images import UnreadableImageError
+from data_pipelines.terminal import printable
 from zse_jax.explain import pages
 from zse_jax.explain.correspondence import Explainer
 from zse_jax.gallery import photos, sketch_input
 from zse_jax.gallery.encoder import CompiledEncoder
 from zse_jax.gallery.index import Index
-from zse_jax.gallery.results import Hit, Results
+from zse_jax.gallery.results import Hit, Results, to_html, to_json
 from zse_jax.gallery.shortlist import Shortlister
 from zse_jax.gallery.sketch_input import Sketch
 from zse_jax.retrievers.base import Explainable, Features
 from zse_jax.runtime import cli
+from zse_jax.runtime.console import say, show
 
 RERANK = 200
 """Default number of photos of the shortlist that are scored."""
@@ -63,7 +63,7 @@ class Searcher:
     Attributes:
       gallery: the index.
       retriever: the system of its checkpoint.
-      reranks: whether the system scores pairs; if not, `rerank` has no effect.
+      reranks: whether the system scores pairs.
     """
 
     def __init__(self, gallery: Index, checkpoint: str | os.PathLike | None = None):
@@ -94,18 +94,24 @@ class Searcher:
         """The photos that are nearest to a sketch.
 
         Args:
-          sketch: an image file, or uint8 [H, W, 3]: dark lines on white.
+          sketch: an image file, an image of Pillow, or uint8 [H, W, 3]: dark lines on white.
           k: how many photos to return.
           rerank: how many of the nearest by embedding are ordered by the score of each pair; 0:
             none. None: `RERANK`, if the system scores pairs.
           name: the name of the sketch in the results; "": its file, or "drawing".
 
         Raises:
-          ValueError: the sketch is not an image or has no strokes, or k or rerank is out of range.
+          ValueError: the sketch is not an image or has no strokes, k or rerank is out of range, or
+            rerank is given and the system does not score pairs.
           FileNotFoundError: the file does not exist.
         """
         if k < 1 or (rerank or 0) < 0:
             raise ValueError(f"k={k} must be at least 1, and rerank={rerank} at least 0.")
+        if rerank and not self.reranks:
+            raise ValueError(
+                f"rerank={rerank}: {type(self.retriever).__name__} compares embeddings and has no "
+                "score of a pair, so that the order cannot be refined. Leave rerank out."
+            )
         began = time.perf_counter()
         name = name or sketch_input.name_of(sketch)
         prepared = sketch_input.read(sketch, self.retriever.image_size, name)
@@ -152,9 +158,9 @@ class Searcher:
             photos=self.gallery.photos,
             skipped=skipped,
             about={
-                "sketch": name,
-                "index": self.gallery.uri,
-                "checkpoint": f"{self.gallery.checkpoint}, step {self.gallery.step}",
+                "sketch": printable(name),
+                "index": printable(self.gallery.uri),
+                "checkpoint": printable(f"{self.gallery.checkpoint}, step {self.gallery.step}"),
             },
         )
 
@@ -243,7 +249,8 @@ class Searcher:
                 rank=place + 1,
                 similarity=float(similarity[place]),
                 stage=stages[place],
-                **{name: row[name] for name in _SHOWN} | {"file": Path(os.fsdecode(row["file"]))},
+                **{name: row[name] for name in _SHOWN}
+                | {"path": printable(row["path"]), "file": Path(os.fsdecode(row["file"]))},
             )
             for place, row in enumerate(found)
         ]
@@ -267,7 +274,8 @@ def _merged(
 def define_flags(options: flags.FlagValues, argv: Sequence[str]) -> None:
     """The command line."""
     flags.DEFINE_string("index", None, "The index: a folder, or a location in a bucket.", options)
-    flags.DEFINE_string("sketch", None, "An image file: dark lines on white.", options)
+    help_ = "An image file: dark lines on white; can be repeated."
+    flags.DEFINE_multi_string("sketch", [], help_, options)
     help_ = "Current location of the index's checkpoint, if it was moved."
     flags.DEFINE_string("checkpoint", None, help_, options)
     flags.DEFINE_integer("k", 20, "Number of photos to show.", 1, None, options)
@@ -281,10 +289,9 @@ def define_flags(options: flags.FlagValues, argv: Sequence[str]) -> None:
 def main(options: flags.FlagValues) -> None:
     """Runs one search."""
     cli.require(options, index="my-index", sketch="cat.png")
+    cli.require_suffix(options, output=".json .html")
     output = paths.located(options.output) if options.output else None
-    if output is not None and output.suffix not in (".json", ".html"):
-        raise ValueError(f"--output={output}: give a file name that ends with .json or .html.")
-    if options.explain and (output is None or output.suffix != ".html"):
+    if options.explain and (output is None or output.suffix.lower() != ".html"):
         raise ValueError("--explain draws pictures, so it requires a page: --output=found.html.")
     searcher = Searcher(Index(options.index), options.checkpoint)
     if options.explain and not isinstance(searcher.retriever, Explainable):
@@ -292,21 +299,29 @@ def main(options: flags.FlagValues) -> None:
             f"--explain: {type(searcher.retriever).__name__} compares whole images and has no "
             "local evidence."
         )
-    results = searcher(options.sketch, options.k, options.rerank)
-    Console(highlight=False).print(results.table())
-    if results.skipped:
-        print(results.skipped_text)
+    found = [searcher(sketch, options.k, options.rerank) for sketch in options.sketch]
+    for results in found:
+        show(results.table())
+        if results.skipped:
+            say(results.skipped_text)
     if output is None:
         return
-    explained: list[Any] = []
-    if options.explain:
-        explained = [
-            searcher.explain(results.sketch, hit, shown=hit.rank == 1)
-            for hit in results.hits[:EXPLAINED]
-        ]
-    text = results.to_json() if output.suffix == ".json" else results.to_html(explained)
+    if output.suffix.lower() == ".json":
+        text = to_json(found)
+    else:
+        text = to_html([(results, _explained(searcher, results, options)) for results in found])
     paths.replace(output, text)
-    print(f"wrote {output}")
+    say(f"wrote {output}")
+
+
+def _explained(
+    searcher: Searcher, results: Results, options: flags.FlagValues
+) -> list[pages.Explained]:
+    """Why the first photos were found, if it was asked for."""
+    return [
+        searcher.explain(results.sketch, hit, shown=hit.rank == 1)
+        for hit in results.hits[: EXPLAINED if options.explain else 0]
+    ]
 
 
 if __name__ == "__main__":

@@ -4,19 +4,25 @@ import os
 
 import numpy as np
 from jaxtyping import UInt8
+from PIL import Image
 
 from data_pipelines import images, paths
 from data_pipelines.images import UnreadableImageError
+from data_pipelines.terminal import printable
 from zse_jax.explain.correspondence import ink_share
 from zse_jax.gallery import photos
 
-Sketch = str | os.PathLike | np.ndarray
-"""An image file, or uint8 [H, W, 3]: dark lines on white."""
+Sketch = str | os.PathLike | np.ndarray | Image.Image
+"""An image file, an image of Pillow, or uint8 [H, W, 3]: dark lines on white."""
+
+
+class SketchError(ValueError):
+    """A sketch cannot be used. The message names no file but the sketch."""
 
 
 def name_of(sketch: Sketch) -> str:
     """The name of a sketch in results and errors: its file name as given, or "drawing"."""
-    return "drawing" if isinstance(sketch, np.ndarray) else os.fspath(sketch)
+    return printable(sketch) if isinstance(sketch, str | os.PathLike) else "drawing"
 
 
 def read(sketch: Sketch, size: int, name: str = "") -> UInt8[np.ndarray, "s s 3"]:
@@ -29,28 +35,42 @@ def read(sketch: Sketch, size: int, name: str = "") -> UInt8[np.ndarray, "s s 3"
 
     Raises:
       FileNotFoundError: the file does not exist.
-      ValueError: it is not an image, has another shape or type, or contains no strokes.
+      SketchError: it is not an image, has another shape or type, or contains no strokes.
     """
     name = name or name_of(sketch)
-    if not isinstance(sketch, np.ndarray):
-        file = paths.local(sketch, "--sketch")
-        if not file.is_file():
-            raise FileNotFoundError(f"The sketch {file} does not exist: give an image file.")
-        try:
-            sketch = photos.decoded(file)
-        except UnreadableImageError as error:
-            raise ValueError(
-                f"The sketch {file} cannot be used: {error}. Save it again as PNG or JPEG."
-            ) from error
-    if sketch.dtype != np.uint8 or sketch.ndim != 3 or sketch.shape[2] != 3 or not sketch.size:
-        raise ValueError(
-            f"A sketch must be uint8 [height, width, 3], but this one is {sketch.dtype} "
-            f"{list(sketch.shape)}."
-        )
-    if not ink_share(sketch[None], 1).any():
-        raise ValueError(
+    pixels = _pixels(sketch)
+    if not ink_share(pixels[None], 1).any():
+        raise SketchError(
             f"The sketch {name} contains no strokes, so there is nothing to search for. Draw dark "
             "lines on white; lines that differ from the paper by less than a quarter of the grey "
             "range do not count."
         )
-    return images.prepare_sketch(sketch, size)
+    return images.prepare_sketch(pixels, size)
+
+
+def _pixels(sketch: Sketch) -> UInt8[np.ndarray, "h w 3"]:
+    if isinstance(sketch, Image.Image):
+        try:
+            return images.as_rgb(sketch)
+        except UnreadableImageError as error:
+            raise SketchError(
+                f"The image of Pillow cannot be used as a sketch: {error}."
+            ) from error
+    if isinstance(sketch, str | os.PathLike):
+        file = paths.local(sketch, "--sketch")
+        if not file.is_file():
+            raise FileNotFoundError(f"The sketch {file} does not exist: give an image file.")
+        try:
+            return photos.decoded(file)
+        except UnreadableImageError as error:
+            raise SketchError(
+                f"The sketch {file} cannot be used: {error}. Save it again as PNG or JPEG."
+            ) from error
+    kind = getattr(sketch, "dtype", type(sketch).__name__)
+    shape = [*getattr(sketch, "shape", ())]
+    if kind != np.uint8 or len(shape) != 3 or shape[2] != 3 or 0 in shape:
+        raise SketchError(
+            "A sketch must be an image file, an image of Pillow, or uint8 [height, width, 3], but "
+            f"this one is {kind} {shape}."
+        )
+    return np.asarray(sketch)

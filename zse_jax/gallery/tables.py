@@ -19,6 +19,7 @@ import numpy as np
 from jaxtyping import Float, Int
 
 from data_pipelines import paths
+from data_pipelines.files import contents
 
 if TYPE_CHECKING:
     import pyarrow as pa  # type: ignore[import-untyped]
@@ -87,7 +88,7 @@ class Tables:
         if "://" not in place and Path(place).is_file():
             raise FileExistsError(f"--index={place} is a file: give a new or an empty folder.")
         if "://" not in place and Path(place).is_dir():
-            inside = sorted(path.name for path in Path(place).iterdir())
+            inside = contents(Path(place))
             others = [n for n in inside if n != LOCK and not n.endswith(".lance")]
             if others:
                 raise FileExistsError(

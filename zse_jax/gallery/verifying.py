@@ -2,10 +2,13 @@
 
 import collections
 import os
+from pathlib import Path
 from typing import NamedTuple
 
 import numpy as np
 
+from data_pipelines.files import is_gone, message
+from zse_jax.gallery.photos import state_of
 from zse_jax.gallery.tables import Tables
 
 
@@ -19,6 +22,7 @@ class Verification(NamedTuple):
       damaged: paths of photos with an invalid embedding or thumbnail.
       gone: paths of photos whose files no longer exist.
       changed: paths of photos whose files have changed; `add` updates them.
+      closed: photos whose files cannot be opened: path and reason.
     """
 
     photos: int
@@ -27,6 +31,7 @@ class Verification(NamedTuple):
     damaged: list[str]
     gone: list[str]
     changed: list[str]
+    closed: list[tuple[str, str]]
 
 
 def verify(index: str | os.PathLike) -> Verification:
@@ -45,13 +50,15 @@ def verify(index: str | os.PathLike) -> Verification:
     ]
     counts = collections.Counter(row["id"] for row in rows)
     twice = list(dict.fromkeys(row["path"] for row in rows if counts[row["id"]] > 1))
-    gone, changed = [], []
+    gone, changed, closed = [], [], []
     for row in rows:
+        file = Path(os.fsdecode(row["file"]))
         try:
-            status = os.stat(row["file"])  # noqa: PTH116 - bytes: the name may not be UTF-8
-        except OSError:
-            gone.append(row["path"])
-            continue
-        if (status.st_size, status.st_mtime_ns) != (row["size"], row["modified"]):
-            changed.append(row["path"])
-    return Verification(len(rows), table.refused(), twice, damaged, gone, changed)
+            if state_of(file.stat()) != (row["size"], row["modified"]):
+                changed.append(row["path"])
+        except OSError as error:
+            if is_gone(file):
+                gone.append(row["path"])
+            else:
+                closed.append((row["path"], message(error)))
+    return Verification(len(rows), table.refused(), twice, damaged, gone, changed, closed)

@@ -10,6 +10,7 @@ from typing import Any, NamedTuple
 import numpy as np
 from jaxtyping import Bool, Float, Float32, Int, Int32
 from rich.table import Table
+from rich.text import Text
 
 from zse_jax.retrieval.intervals import OVER, Over, bootstrap
 
@@ -282,15 +283,17 @@ class Evaluation:
         """The values in percent, for `rich.print`; optionally with their 95 % intervals."""
         table = Table(title=title or self.name, caption=self._caption(intervals))
         for name in ("ranking", self.scope, *self.metrics):
-            justify = "right" if name in self.metrics else "left"
-            table.add_column(self.labels.get(name, name), justify=justify)
+            number = name in self.metrics
+            table.add_column(self.labels.get(name, name), justify="right" if number else "left")
         for ranking, scopes in self.values.items():
             for position, (scope, named) in enumerate(scopes.items()):
-                cells = [_percent(value) for value in named.values()]
+                cells: list[str | Text] = [_percent(value) for value in named.values()]
                 if intervals:
                     bounds = self.intervals(over=self.over)[ranking][scope].values()
                     cells = [
-                        f"{cell}\n[dim]{_percent(low)}\N{EN DASH}{_percent(high)}[/dim]"
+                        Text.assemble(
+                            cell, "\n", (f"{_percent(low)}\N{EN DASH}{_percent(high)}", "dim")
+                        )
                         for cell, (low, high) in zip(cells, bounds, strict=True)
                     ]
                 table.add_row(
@@ -313,8 +316,8 @@ class Evaluation:
             taken.setdefault(sketch_class, f"{photo_class} {_percent(share)}")
         table = Table(title=f"{self.name}: classes by {ranking}, {scope}", caption="percent")
         for name in ("class", "sketches", "photos", *self.metrics, "taken for"):
-            justify = "left" if name in ("class", "taken for") else "right"
-            table.add_column(self.labels.get(name, name), justify=justify)
+            text = name in ("class", "taken for")
+            table.add_column(self.labels.get(name, name), justify="left" if text else "right")
         first = self.metrics[0]
 
         def order(result: ClassResult) -> float:

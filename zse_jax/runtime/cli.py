@@ -6,6 +6,7 @@ and no traceback (unless --debug).
 import os
 import re
 import sys
+import tempfile
 import traceback
 from collections.abc import Callable, Sequence
 from logging import CRITICAL, ERROR, WARNING, Formatter, getLogger
@@ -17,7 +18,9 @@ from absl import app, flags, logging
 from ml_collections.config_flags import config_flags
 
 from data_pipelines import paths
+from data_pipelines.terminal import OUTPUT_CLOSED, allow_any_name, output_is_closed
 from zse_jax.runtime import config_io, distributed, preemption
+from zse_jax.runtime.console import escape_logs, say
 
 Result = TypeVar("Result")
 Main = Callable[..., None]
@@ -56,6 +59,7 @@ def run(main: Main, define_flags: DefineFlags, arguments: Sequence[str] = ()) ->
         with_message(lambda: _check_arguments(argv[1:], arguments))
         enable_compilation_cache()
         with_message(lambda: main(options, *argv[1:]))
+        with_message(sys.stdout.flush)
         with_message(distributed.finish)
 
     app.run(guarded, flags_parser=checked)
@@ -67,6 +71,9 @@ def with_message(function: Callable[[], Result]) -> Result:
         return function()
     except (*USER_ERRORS, flags.Error, jax.errors.JaxRuntimeError) as error:
         distributed.stop_watching()
+        if isinstance(error, BrokenPipeError) and output_is_closed():
+            distributed.leave(OUTPUT_CLOSED, "the reader of its output is gone")
+            sys.exit(OUTPUT_CLOSED)
         message, code = _paragraph(error), 1
         if not message and not _debug() and not distributed.together():
             raise
@@ -78,10 +85,10 @@ def with_message(function: Callable[[], Result]) -> Result:
                 "resume from the last checkpoint."
             )
         if _debug() or not message:
-            traceback.print_exc()
+            say(traceback.format_exc(), error=True, keep="\n\t")
         else:
             which = f" (process {distributed.this_process()})" if distributed.together() else ""
-            print(f"error{which}: {message}", file=sys.stderr)
+            say(f"error{which}: {message}", error=True)
         distributed.leave(code, message or f"{type(error).__name__}: {error}")
         sys.exit(1)
     except KeyboardInterrupt:
@@ -135,7 +142,22 @@ def parse(options: flags.FlagValues, argv: Sequence[str]) -> list[str]:
         config_io.check_keys(config, overrides)
     elif overrides and options["config"].default is None:
         raise ValueError(f"--config.{overrides[0]} needs --config=FILE in front of it.")
+    _check_repeated(options, argv)
     return options(argv)
+
+
+def _check_repeated(options: flags.FlagValues, argv: Sequence[str]) -> None:
+    """Raises ValueError if a flag with one value is given twice: absl would use the last value."""
+    matches = [re.match(r"--?(\w+)(?:=|$)", argument) for argument in argv[1:]]
+    names = [match[1] for match in matches if match]
+    names = [name if name in options else name.removeprefix("no") for name in names]
+    for name in names:
+        if (
+            names.count(name) > 1
+            and name in options
+            and not isinstance(options[name], flags.MultiFlag)
+        ):
+            raise ValueError(f"--{name} is given {names.count(name)} times: give it once.")
 
 
 def config_arguments(argv: Sequence[str]) -> tuple[str | None, list[str]]:
@@ -177,12 +199,14 @@ def _check_arguments(given: Sequence[str], wanted: Sequence[str]) -> None:
 def quiet() -> None:
     """Silences the logs of libraries, whose errors also reach us as exceptions.
 
-    Warnings of this project are printed: "warning: ...".
+    Warnings of this project are printed: "warning: ...". Control characters in names are escaped.
     """
     os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "3")
     os.environ.setdefault("TF_ENABLE_ONEDNN_OPTS", "0")  # else a notice at every start
     # Batches that worker processes have prepared when a run stops; the tracker frees them.
     os.environ.setdefault("PYTHONWARNINGS", "ignore:resource_tracker:UserWarning")
+    escape_logs()
+    allow_any_name()
     if not _debug():
         logging.set_verbosity(logging.FATAL)
         getLogger("asyncio").setLevel(CRITICAL)
@@ -195,11 +219,26 @@ def quiet() -> None:
 def enable_compilation_cache() -> None:
     """Keeps compiled programs on disk, so that the next run of the same config starts faster.
 
-    In JAX_COMPILATION_CACHE_DIR if it is set, else in the user's cache folder.
+    In JAX_COMPILATION_CACHE_DIR if it is set, else in the user's cache folder; if that cannot be
+    written, in a temporary folder.
     """
     if not os.environ.get("JAX_COMPILATION_CACHE_DIR"):
-        cache = Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache")
-        jax.config.update("jax_compilation_cache_dir", str(cache / "zse_jax" / "jax"))
+        try:
+            folder = (
+                Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache") / "zse_jax/jax"
+            )
+            folder.mkdir(parents=True, exist_ok=True)
+            writable = os.access(folder, os.W_OK)
+        except (OSError, RuntimeError):  # RuntimeError: the home folder is unknown
+            writable = False
+        if not writable:
+            folder = Path(tempfile.mkdtemp(prefix="zse_jax-"))
+            say(
+                f"note: there is no cache folder that can be written; compiled programs are kept "
+                f"in {folder} for this run. Set XDG_CACHE_HOME to keep them for the next one.",
+                error=True,
+            )
+        jax.config.update("jax_compilation_cache_dir", str(folder))
     jax.config.update("jax_persistent_cache_min_compile_time_secs", 0.2)
 
 
@@ -212,3 +251,21 @@ def require(options: flags.FlagValues, **examples: str) -> None:
     for name, example in examples.items():
         if not options[name].value:
             raise ValueError(f"--{name} is missing: give, for example, --{name}={example}.")
+
+
+def require_suffix(options: flags.FlagValues, **suffixes: str) -> None:
+    """Checks that the output files of flags, if given, have the suffix of what is written to them.
+
+    Args:
+      options: the parsed flags.
+      suffixes: by flag, the accepted suffixes, separated by spaces; the first is the example.
+
+    Raises:
+      ValueError: names the flag, and a file name that it accepts.
+    """
+    for name, accepted in suffixes.items():
+        file = options[name].value
+        if file and not str(file).lower().endswith(tuple(accepted.split())):
+            raise ValueError(
+                f"--{name}={file}: give a file name that ends with {' or '.join(accepted.split())}."
+            )

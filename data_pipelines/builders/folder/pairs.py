@@ -1,6 +1,8 @@
 """Pairs of sketches and photos, from their names or from a CSV file."""
 
+import codecs
 import csv
+import io
 import logging
 import re
 import unicodedata
@@ -91,14 +93,20 @@ def from_csv(
 
 
 def _rows(path: Path) -> list[tuple[int, dict[str, str]]]:
-    """Line number and content of each non-empty line."""
+    """Line number and content of each non-empty line; commas, semicolons or tabs separate columns.
+
+    Spreadsheets write semicolons where the comma is the decimal mark, a byte order mark, or UTF-16.
+    """
+    encoded = path.read_bytes()
+    utf16 = encoded.startswith((codecs.BOM_UTF16_LE, codecs.BOM_UTF16_BE))
     try:
-        # utf-8-sig: Excel writes a byte order mark.
-        with path.open(encoding="utf-8-sig", newline="") as file:
-            reader = csv.DictReader(file, strict=True)
-            header = [name.strip() for name in reader.fieldnames or ()]
-            reader.fieldnames = header
-            rows = [(reader.line_num, row) for row in reader]
+        text = encoded.decode("utf-16" if utf16 else "utf-8-sig")
+        first = text.partition("\n")[0]
+        delimiter = next((mark for mark in ",;\t" if mark in first), ",")
+        reader = csv.DictReader(io.StringIO(text, newline=""), delimiter=delimiter, strict=True)
+        header = [name.strip() for name in reader.fieldnames or ()]
+        reader.fieldnames = header
+        rows = [(reader.line_num, row) for row in reader]
     except (UnicodeDecodeError, csv.Error) as error:
         raise ValueError(f"{path} is not a CSV file in UTF-8: {error}") from error
     if not {"sketch", "photo"} <= set(header):
@@ -112,12 +120,21 @@ def _find(kind: str, row: Mapping[str, str | None], files: Mapping[str, ImageFil
     name = (row[kind] or "").strip()
     if not name:
         raise ValueError(f"the {kind} is missing")
-    path = _normal(PurePosixPath(name).as_posix())
+    root = next(iter(files.values())).root if files else Path()
+    path = _relative(name, root)
+    if path not in files:
+        path = _relative(name.replace("\\", "/"), root)  # Windows
     if path not in files:
         folder = path.rpartition("/")[0]
         hint = suggest(path, [f for f in files if f.rpartition("/")[0] == folder])
         raise ValueError(f"there is no {kind} {name!r}{hint}")
     return files[path]
+
+
+def _relative(name: str, root: Path) -> str:
+    """A path of the table as in `ImageFile.name`; absolute ones must be below the root."""
+    path = PurePosixPath(name)
+    return _normal((path.relative_to(root) if path.is_relative_to(root) else path).as_posix())
 
 
 def _by_path(files: Sequence[ImageFile]) -> dict[str, ImageFile]:

@@ -24,6 +24,7 @@ from pathlib import Path
 from data_pipelines import splits
 from data_pipelines.builders import folders
 from data_pipelines.builders.quickdraw import drawings
+from data_pipelines.files import is_system
 from data_pipelines.suggestions import suggest
 
 logger = logging.getLogger(__name__)
@@ -54,7 +55,12 @@ def scan(
     photo_names = ("images", "QuickDraw_images_final")
     root = folders.find_root(manual_dir, *sketch_names, "ndjson", *photo_names)
     photo_folder = folders.find_folder(*(root / name for name in photo_names))
-    ndjson = sorted([*root.glob("sketches/*.ndjson"), *root.glob("ndjson/*.ndjson")])
+    ndjson = sorted(
+        path
+        for pattern in ("sketches/*.ndjson", "ndjson/*.ndjson")
+        for path in root.glob(pattern)
+        if not is_system(path.name)
+    )
     if ndjson:
         for folder in (root / name for name in sketch_names):
             if folder.is_dir() and folders.class_folders(folder):

@@ -1,11 +1,15 @@
 """A user's own folder: any depth, any image type, pairs by name or from a CSV file."""
 
+import os
+import unicodedata
+from pathlib import Path
+
 import numpy as np
 import pytest
 from PIL import Image
 
-from data_pipelines import images, loading, prepared
-from data_pipelines.builders import folder, folders
+from data_pipelines import class_names, images, loading, prepared, splits
+from data_pipelines.builders import folder
 from tests.data_pipelines.builders import trees
 
 NAMES = (
@@ -48,7 +52,7 @@ def test_images_of_any_depth_and_type_are_loaded(root, tmp_path):
         assert np.abs(np.subtract(shades, [NAMES.index(name) for name in items.names])).max() <= 2
 
 
-@pytest.mark.parametrize("suffix", folders.IMAGE_SUFFIXES)
+@pytest.mark.parametrize("suffix", images.SUFFIXES)
 def test_every_suffix_is_a_type_that_decodes(tmp_path, suffix):
     for modality in ("sketch", "photo"):
         path = tmp_path / modality / "cat" / f"1{suffix.upper()}"
@@ -125,6 +129,23 @@ def test_a_csv_file_replaces_pairing_by_name(root):
         "cat/tom.png": "cat/2019/felix.webp",
         "cat/by anna (5)/tom_2.bmp": "cat/tom.JPG",
     }
+
+
+@pytest.mark.parametrize(
+    ("form", "encoding"),
+    [
+        ("sketch\\cat\\tom.png,photo\\cat\\2019\\felix.webp", "utf-8"),
+        ("sketch/cat/tom.png;photo/cat/2019/felix.webp", "utf-8-sig"),
+        ("sketch/cat/tom.png\tphoto/cat/2019/felix.webp", "utf-16"),
+        ("{root}/sketch/cat/tom.png,{root}/photo/cat/2019/felix.webp", "utf-8"),
+    ],
+    ids=["backslashes", "semicolons", "tabs", "absolute"],
+)
+def test_csv_files_of_spreadsheets_and_of_windows(root, form, encoding):
+    separator = next(mark for mark in ",;\t" if mark in form)
+    lines = f"sketch{separator}photo\r\n{form.format(root=root)}\r\n"
+    (root / "pairs.csv").write_bytes(lines.encode(encoding))
+    assert pairs(root) == {"cat/tom.png": "cat/2019/felix.webp"}
 
 
 def test_a_csv_file_with_only_a_header_means_no_pairs(root):
@@ -227,6 +248,58 @@ def test_hidden_files_and_other_file_types_are_ignored_and_listed(root):
     trees.write(root, [f"sketch/{name}" for name in [*hidden, "stray.png"]])
     expected = ["stray.png", "cat/.DS_Store", "cat/.git", "cat/deep/._1.png", "cat/deep/notes.txt"]
     assert folder.scan(root).ignored == [f"sketch/{name}" for name in expected]
+
+
+def test_thumbnails_trash_and_resource_forks_are_no_images(root):
+    thumbnails = [f"photo/cat/@eaDir/tom.JPG/{size}.jpg" for size in ("XL", "M")]
+    others = ["sketch/cat/._tom.png", "photo/cat/Thumbs.db", "photo/cat/#recycle/old.jpg"]
+    folders = ["photo/@eaDir/x.jpg", "sketch/__MACOSX/cat/1.png", "sketch/.git/1.png"]
+    trees.write(root, [*thumbnails, *others, *folders])
+    found = folder.scan(root)
+    assert sorted(f.name for files in found.images.values() for f in files) == sorted(NAMES)
+    left_out = {"photo/cat/@eaDir", "photo/cat/#recycle", "photo/@eaDir", "sketch/.git"}
+    left_out |= {"sketch/__MACOSX", "sketch/cat/._tom.png", "photo/cat/Thumbs.db"}
+    assert set(found.ignored) == left_out
+
+
+def test_pipes_are_ignored_and_folders_linked_twice_are_listed_once(root):
+    os.mkfifo(root / "photo/cat/pipe.jpg")
+    (root / "photo/cat/again").symlink_to("2019")
+    found = folder.scan(root)
+    assert len(found.images["photo"]) == 3
+    assert {"photo/cat/pipe.jpg", "photo/cat/again"} >= set(found.ignored) > {"photo/cat/pipe.jpg"}
+
+
+def test_files_that_cannot_be_stored_are_all_reported_by_the_check(root):
+    for name in (b"photo/cat/caf\xe9.jpg", b"sketch/cat/\xe9/1.png", b"sketch/cat/\xe9.txt"):
+        path = Path(os.fsdecode(os.fsencode(root) + b"/" + name))
+        path.parent.mkdir(exist_ok=True)
+        path.write_bytes(b"")
+    (root / "photo/cat/up").symlink_to("..")
+    with splits.collecting_errors() as errors:
+        found = folder.scan(root)
+    assert sorted(f.name for files in found.images.values() for f in files) == sorted(NAMES)
+    assert len(errors) == 3
+    assert all("Rename the file" in str(e) or "Remove it" in str(e) for e in errors)
+    assert "photo/cat/caf\\xe9.jpg" in found.ignored
+    with pytest.raises(ValueError, match=r"caf\\udce9.jpg' in .*cat is not UTF-8"):
+        (root / "photo/cat/up").unlink()
+        (root / "sketch" / "cat" / os.fsdecode(b"\xe9") / "1.png").unlink()
+        folder.scan(root)
+
+
+@pytest.mark.parametrize("form", ["NFC", "NFD"])
+def test_a_class_has_one_name_however_its_folders_are_encoded(root, tmp_path, form):
+    names = [unicodedata.normalize(form, f"sketch/Café /{i}.png") for i in range(2)]
+    names += [unicodedata.normalize("NFC", "photo/Café/1.jpg")]
+    names += [unicodedata.normalize("NFD", "photo/Café/2.jpg")]
+    trees.write(root, names)
+    found = folder.scan(root)
+    for modality in ("sketch", "photo"):
+        assert [f.class_name for f in found.images[modality]].count("Café") == 2
+    where = {"data_dir": tmp_path / "tfds", "manual_dir": root}
+    (cafe,) = class_names.listed(unicodedata.normalize("NFD", '"Café"'))
+    assert len(loading.load_items("folder", "photo", [cafe], **where)) == 2
 
 
 def test_links_are_followed_and_cycles_are_an_error(root):

@@ -103,7 +103,7 @@ def test_an_empty_class_is_named(folder):
 def test_an_unreadable_file_is_named_with_the_reason(folder, tmp_path):
     (folder / "ImageResized_ready/hot-dog/image (3).jpg").write_bytes(b"<html>404</html>")
     with pytest.raises(
-        ValueError, match=r"hot-dog/image \(3\).jpg: the 16 bytes are not a known image"
+        ValueError, match=r"hot-dog/image \(3\).jpg: it is not an image of a known format"
     ):
         loading.load_items("tuberlin", "photo", SPLIT.seen, data_dir=tmp_path, manual_dir=folder)
 

@@ -1,5 +1,7 @@
 """Which images are for training, queries and gallery in each zero-shot setting."""
 
+from types import SimpleNamespace
+
 import numpy as np
 import pytest
 
@@ -11,7 +13,7 @@ from configs import (
     sketchy_fine_grained,
     sketchy_generalized,
 )
-from data_pipelines import loading, splits
+from data_pipelines import loading, prepared, splits
 from zse_jax.evaluation import data_selection
 
 PHOTOS, SKETCHES = 10, 4
@@ -145,6 +147,17 @@ def test_invalid_settings_are_an_error_with_the_remedy(changes, message):
     config.update_from_flattened_dict(changes)
     with pytest.raises(ValueError, match=message):
         data_selection.evaluated_items(config, 1, 1)
+
+
+def test_unseen_classes_are_named_in_any_encoding_and_with_commas(monkeypatch):
+    index = SimpleNamespace(class_names=["Caf\u00e9", "cat", "salt, pepper"])
+    monkeypatch.setattr(prepared, "prepare", lambda *args, **kwargs: None)
+    monkeypatch.setattr(prepared, "open_split", lambda folder, modality: (None, index))
+    config = default.get_config()
+    config.update_from_flattened_dict({"data.split": None, "data.name": "folder"})
+    config.data.unseen = 'Cafe\u0301, "salt, pepper"'
+    split = data_selection.split_of(config, config.data)
+    assert (split.seen, split.unseen) == (("cat",), ("Caf\u00e9", "salt, pepper"))
 
 
 @pytest.mark.parametrize("share", [-0.1, 1.0, 1.5])

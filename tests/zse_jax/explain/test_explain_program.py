@@ -1,7 +1,9 @@
 """The program that ranks a user's photos for a sketch and explains the results."""
 
+import os
 import subprocess
 import sys
+from pathlib import Path
 
 import jax.numpy as jnp
 import numpy as np
@@ -114,6 +116,38 @@ def test_unusable_photos_are_skipped_and_reported(workdir, album, capsys):
         assert "broken.jpg: " in report
 
 
+def test_names_that_are_formulas_or_not_utf8_are_written(workdir, album, monkeypatch):
+    tiny.install(monkeypatch.setattr)
+    for number, name in enumerate([b"a_$5_and_$6.png", b"caf\xe9.png", b"new\nline\x1b[1m.png"]):
+        (album / f"p {number}.png").rename(os.fsdecode(os.fsencode(album) + b"/" + name))
+    sketch = os.fsdecode(b"c\xe9_$1_$2.png")
+    (album.parent / "cat.png").rename(album.parent / sketch)
+    folder = run(workdir, album, sketch=sketch)
+    text = Page((folder / "index.html").read_text()).text
+    for name in ("a_$5_and_$6.png", "caf\\xe9.png", "new\\nline\\x1b[1m.png", "c\\xe9_$1_$2"):
+        assert name in text
+
+
+def test_an_error_at_the_end_leaves_no_files_and_the_run_can_be_repeated(
+    workdir, album, monkeypatch
+):
+    tiny.install(monkeypatch.setattr)
+    write = Path.write_bytes
+
+    def full(file, content):
+        if file.name == "index.html":
+            raise OSError(28, "No space left on device")
+        return write(file, content)
+
+    with monkeypatch.context() as patch:
+        patch.setattr(Path, "write_bytes", full)
+        with pytest.raises(OSError, match="No space left"):
+            run(workdir, album, "--top=1")
+    assert list((album.parent / "why").iterdir()) == []
+    (album.parent / "why" / ".DS_Store").write_text("")
+    assert (run(workdir, album, "--top=1") / "index.html").exists()
+
+
 def test_photos_that_are_all_unusable_are_an_error(workdir, album):
     (album.parent / "empty.png").write_bytes(b"")
     with pytest.raises(ValueError, match=r"None of the 1 photos can be used .*empty\.png"):
@@ -146,6 +180,8 @@ def test_wrong_and_missing_input_is_reported(workdir, album):
         run(workdir, album, photos=album.parent / "empty")
     with pytest.raises(ValueError, match="--ranking=relations is not .* did you mean relation?"):
         run(workdir, album, "--ranking=relations")
+    with pytest.raises(ValueError, match="--sketch is given 2 times"):
+        run(workdir, album, "--sketch=dog.png")
     with pytest.raises(ValueError, match="takes no --config"):
         run(workdir, album, "--config.seed=1")
     options, argv = flags.FlagValues(), ["explain", f"--checkpoint={workdir}"]

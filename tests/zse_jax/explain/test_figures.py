@@ -6,6 +6,7 @@ import numpy as np
 import pytest
 from matplotlib.colors import to_hex
 from matplotlib.patches import Rectangle
+from matplotlib.text import Text
 
 from zse_jax.explain.figures import MUTED, RIGHT, WRONG, retrieval_grid, training_curves
 
@@ -35,6 +36,15 @@ def grid(photos=None, **arguments):
 def shown(figure):
     """Value of each image, in the order of drawing: sketch and photos of each row."""
     return [int(image.get_array()[0, 0, 0]) for image in figure.axes[0].images]
+
+
+def test_a_dollar_sign_is_not_a_formula():
+    names = ["a_$5_and_$6", "b $x^2$"]
+    figure = grid(class_names=names, similarity=np.ones(TOP.shape), title=r"$\\frac{$ of $1")
+    figure.savefig(io.BytesIO())
+    assert not any(text.get_parse_math() for text in figure.findobj(Text))
+    curves = training_curves([{"step": 1, "loss": 2.0, "$a$/mAP@all": 0.5}], title="$_$")
+    curves.savefig(io.BytesIO(), format="svg")
 
 
 def frames(figure):

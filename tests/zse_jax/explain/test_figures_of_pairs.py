@@ -116,10 +116,10 @@ def test_attention_of_the_photo_is_that_of_the_strokes():
 
 def test_the_figure_of_an_explanation_names_its_evidence():
     figure = pair_figures.explanation_figure(
-        SKETCH, PHOTO, explanation(), 0, syntheses={"synthesis": SKETCH}, title="Why?"
+        SKETCH, PHOTO, explanation(), 0, syntheses={"synthesis": SKETCH}, title="Why a_$5_and_$6?"
     )
     words = " ".join(text.get_text() for text in figure.axes[0].texts)
-    assert "Why?" in words
+    assert "Why a_$5_and_$6?" in words
     assert "Evidence: made by hand." in words.replace("\n", " ")
     buffer = io.BytesIO()
     figure.savefig(buffer, format="png")

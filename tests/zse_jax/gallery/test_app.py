@@ -4,6 +4,7 @@ import base64
 import contextlib
 import http.client
 import io
+import os
 import re
 import struct
 import zlib
@@ -15,7 +16,7 @@ import pytest
 from absl import flags
 from PIL import Image, ImageDraw
 
-from zse_jax.gallery import app, app_backend, index, middleware
+from zse_jax.gallery import app, app_backend, index, middleware, photos
 from zse_jax.gallery.app_backend import Backend
 from zse_jax.gallery.photos import identity
 from zse_jax.gallery.search import Searcher
@@ -161,6 +162,23 @@ def test_a_missing_photo_is_reported_without_its_path(zse, tmp_path):
     assert str(tmp_path) not in html
 
 
+@pytest.mark.parametrize("error", [PermissionError(13, "no", "/srv/a"), RuntimeError("/srv/a")])
+def test_errors_name_no_file_of_this_machine(backend, monkeypatch, capsys, error):
+    results = final(backend, circle()).results
+
+    def fail(*args, **kwargs):
+        raise error
+
+    monkeypatch.setattr(photos, "prepared", fail)
+    monkeypatch.setattr(backend.searcher, "_search", fail)
+    pages = [final(backend, circle()).html, backend.explain(results, results.hits[0].id)]
+    for what, page in zip(("The search", "The explanation"), pages, strict=True):
+        assert f"{what} failed. The output of" in page
+        assert "/srv" not in page
+        assert str(backend.searcher.gallery.uri) not in page
+    assert capsys.readouterr().err.count("/srv/a") >= 2
+
+
 def test_a_system_that_scores_no_pairs_has_no_slider(backend, monkeypatch):
     monkeypatch.setattr(backend.searcher, "reranks", False)
     fast = Backend(backend.searcher)
@@ -171,8 +189,17 @@ def test_a_system_that_scores_no_pairs_has_no_slider(backend, monkeypatch):
 
 @pytest.fixture(scope="module")
 def server(backend):
-    page = app.create(backend)
-    address = app.serve(page)
+    """A page, served where the environment names proxies and a folder of another user."""
+    proxies = {"http_proxy": "http://127.0.0.1:9", "ALL_PROXY": "socks5://127.0.0.1:9"}
+    with pytest.MonkeyPatch.context() as patch:
+        for name, value in {**proxies, "GRADIO_SHARE": "True", "no_proxy": "x.org"}.items():
+            patch.setenv(name, value)
+        patch.setenv("GRADIO_TEMP_DIR", "/proc/1/nobody-can-write-here")
+        page = app.create(backend)
+        address = app.serve(page)
+        assert os.environ["no_proxy"] == "x.org"
+        assert os.environ["GRADIO_TEMP_DIR"].startswith("/proc")
+    assert page.share is False
     yield urlsplit(address)
     page.close()
 

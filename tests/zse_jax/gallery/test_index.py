@@ -4,6 +4,7 @@ import os
 import shutil
 import subprocess
 import sys
+import zlib
 from pathlib import Path
 
 import jax
@@ -150,6 +151,47 @@ def test_file_names_that_are_not_utf8(built, album):
     assert index.add(built, album).unchanged == 6
 
 
+def test_a_photo_of_any_date_is_indexed(album, zse, tmp_path):
+    for number, date in enumerate((-(2**62), 0, 2**63 + 5, 2**65)):
+        os.utime(album / f"p{number}.png", ns=(date, date))
+    assert index.build(photos=album, index=tmp_path / "index", checkpoint=zse).added == 5
+    assert index.add(tmp_path / "index", album).unchanged == 5
+    assert index.verify(tmp_path / "index").changed == []
+
+
+def test_a_photo_that_cannot_be_inspected_is_not_deleted(built, album, monkeypatch):
+    stat = Path.stat
+
+    def closed(path, **options):
+        if path == album / "p0.png":
+            raise PermissionError(13, "Permission denied", str(path))
+        return stat(path, **options)
+
+    monkeypatch.setattr(Path, "stat", closed)
+    assert index.remove(built) == 0
+    found = index.verify(built)
+    assert (found.gone, found.closed) == ([], [(str(album / "p0.png"), "Permission denied")])
+    changes = index.add(built, album)
+    assert (changes.gone, changes.unchanged, len(changes.refused)) == (0, 4, 1)
+
+
+def test_damaged_metadata_is_counted(built, album):
+    png = (album / "p0.png").read_bytes()
+    crc = zlib.crc32(b"eXIfgarbage").to_bytes(4, "big")
+    (album / "new.png").write_bytes(png[:33] + b"\0\0\0\7eXIfgarbage" + crc + png[33:])
+    changes = index.add(built, album)
+    assert (changes.added, changes.damaged_metadata) == (1, 1)
+
+
+def test_files_of_the_system_are_not_other_content(album, zse, tmp_path):
+    place = tmp_path / "index"
+    place.mkdir()
+    for name in (".DS_Store", "Thumbs.db", "desktop.ini", ".directory", ".nfs0001"):
+        (place / name).write_text("")
+    (place / "@eaDir").mkdir()
+    assert index.build(photos=[album], index=place, checkpoint=zse).added == 5
+
+
 def test_deleted_photos_are_reported_and_removed_on_request(built, album):
     (album / "p0.png").unlink()
     assert index.verify(built).gone == [str(album / "p0.png")]
@@ -280,6 +322,18 @@ def test_the_program_reports_what_it_did(album, zse, tmp_path, capsys):
     assert "1 files were skipped: their names" in output
     run("verify", f"--index={place}")
     assert "no problems found" in capsys.readouterr().out
+    (album / "p0.png").rename(album / "p0\x1b[31m\n.png")
+    with pytest.raises(ValueError, match=r"differs .*: 1 photos no longer exist .*, 0 have"):
+        run("verify", f"--index={place}")
+    output = capsys.readouterr().out
+    assert "p0.png" in output
+    assert "no problems found" not in output
+    (album / "p0\x1b[31m\n.png").rename(album / "p0.png")
+    (album / "page\x1b]0;x\x07\n.jpg").write_bytes(b"<html>")
+    run("add", f"--photos={album}", f"--index={place}")
+    output = capsys.readouterr().out
+    assert "page\\x1b]0;x\\x07\\n.jpg: it is not an image" in output
+    assert "\x1b" not in output
     run("info", f"--index={place}")
     assert "photos           5" in capsys.readouterr().out
     run("remove", f"--index={place}", f"--photos={album}/deep")
@@ -294,6 +348,8 @@ def test_the_program_reports_what_it_did(album, zse, tmp_path, capsys):
         (["build", "--index=x"], "--photos is missing"),
         (["build", "--index=x", "--photos=y"], "--checkpoint is missing"),
         (["add", "--index=x", "--config.model.width=3"], "takes no --config"),
+        (["verify", "--index=x", "--photos=y"], "--photos has no effect on verify"),
+        (["add", "--index=x", "--photos=y", "--nofeatures"], "--features has no effect on add"),
     ],
 )  # fmt: skip
 def test_the_program_reports_missing_flags(arguments, message):

@@ -23,6 +23,38 @@ def test_folders_patterns_and_files_are_found_once_each(album, tmp_path):
     assert photos.find(str(album)).files == found.files
 
 
+def test_files_of_the_system_are_left_out_and_counted(album):
+    (album / "._p0.png").write_bytes(b"\0\5\x16\7")
+    photo(album / "@eaDir" / "p0" / "SYNOFILE_THUMB_M.png", 7)
+    photo(album / ".Trash-1000" / "files" / "old.png", 8)
+    found = photos.find([album])
+    assert (len(found.files), found.others, found.system) == (5, 1, 3)
+    found = photos.find([f"{album}/*.png"])
+    assert (len(found.files), found.system) == (4, 1)
+    found = photos.find([f"{album}/**/*.png"])
+    assert (len(found.files), found.system) == (5, 3)
+    assert len(photos.find([album / ".Trash-1000"]).files) == 1  # named by the user
+
+
+def test_brackets_in_the_names_of_folders(album):
+    for name in ("trip [2020]", "trip 2"):
+        photo(album / name / "a.png", 7)
+        photo(album / name / "b.jpg", 8)
+    for pattern, count in (
+        ("trip [2020]", 2), ("trip [2020]/*.png", 1), ("trip [2]/*", 2), ("t* [2020]/*.jpg", 1),
+    ):  # fmt: skip
+        assert len(photos.find([album / pattern]).files) == count, pattern
+
+
+def test_states_of_files_of_any_date_fit_the_tables():
+    for year in (1600, 1970, 2262, 2446):
+        nanoseconds = (year - 1970) * 31_556_952 * 10**9
+        status = os.stat_result((0,) * 6 + (9,) + (0,) * 3, {"st_mtime_ns": nanoseconds})
+        size, modified = photos.state_of(status)
+        assert size == 9
+        assert -(2**63) <= modified < 2**63
+
+
 def test_cyclic_links_end(album):
     (album / "deep" / "up").symlink_to(album, target_is_directory=True)
     (album / "self").symlink_to("self")
@@ -60,14 +92,14 @@ def test_a_folder_without_read_permission_is_reported(album):
 
 
 def test_a_folder_that_cannot_be_opened_is_reported(album, monkeypatch):
-    scandir = os.scandir
+    listdir = os.listdir
 
     def closed(path):
         if str(path).endswith("deep"):
             raise PermissionError(13, "Permission denied", str(path))
-        return scandir(path)
+        return listdir(path)
 
-    monkeypatch.setattr(os, "scandir", closed)
+    monkeypatch.setattr(os, "listdir", closed)
     found = photos.find([album])
     assert len(found.files) == 4
     assert found.refused == [(album / "deep", "the folder cannot be opened: Permission denied")]
@@ -125,7 +157,7 @@ from zse_jax.gallery import photos
 before = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
 for name in sys.argv[1:]:
     try:
-        print(photos.read(photos.Path(name), 32)[3:])
+        print(photos.read(photos.Path(name), 32)[3:5])
     except images.UnreadableImageError as error:
         print(error)
 print((resource.getrusage(resource.RUSAGE_SELF).ru_maxrss - before) // 1024)

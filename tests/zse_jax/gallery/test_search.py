@@ -1,12 +1,14 @@
 """Search: the order is that of the system's rankings, and every hit has its file."""
 
+import dataclasses
 import json
+import os
 from pathlib import Path
 
 import numpy as np
 import pytest
 from absl import flags
-from PIL import Image
+from PIL import Image, ImageDraw
 
 import zse_jax
 from data_pipelines import images
@@ -114,9 +116,42 @@ def test_a_system_that_scores_no_pairs_ranks_by_embedding(drawing, album, tmp_pa
     index.build(photos=[album], index=tmp_path / "index", checkpoint=clip)
     searcher = search.Searcher(index.open(tmp_path / "index"))
     assert not searcher.reranks
-    results = searcher(drawing, rerank=200)
+    results = searcher(drawing)
     assert {hit.stage for hit in results.hits} == {"shortlist"}
     assert results.rankings == {"shortlist": "embedding"}
+    assert searcher(drawing, rerank=0).hits == results.hits
+    with pytest.raises(ValueError, match="rerank=200: ClipPrompt compares embeddings"):
+        searcher(drawing, rerank=200)
+
+
+def test_a_sketch_can_be_an_image_of_pillow(searcher, drawing):
+    with Image.open(drawing) as image:
+        for given in (image, image.convert("L"), image.convert("P")):
+            results = searcher(given, k=3)
+            assert [hit.id for hit in results.hits] == [h.id for h in searcher(drawing, 3).hits]
+            assert results.about["sketch"] == "drawing"
+        assert searcher.explain(image, results.hits[0]).panels
+
+
+def test_names_that_are_not_utf8_are_written(searcher, drawing, tmp_path):
+    strange = Path(os.fsdecode(os.fsencode(tmp_path) + b"/caf\xe9\x1b[1m.png"))
+    drawing.rename(strange)
+    results = searcher(strange, k=1)
+    renamed = dataclasses.replace(
+        results, hits=[dataclasses.replace(results.hits[0], file=strange)]
+    )
+    for text in (renamed.to_json(), renamed.to_html()):
+        assert b"\x1b" not in text.encode()
+    assert json.loads(results.to_json())["sketch"].endswith("caf\\xe9\\x1b[1m.png")
+
+
+def test_an_index_of_an_earlier_version_cannot_write_to_the_terminal(zse, album, drawing, tmp_path):
+    index.build(photos=[album / "p0.png"], index=tmp_path / "index", checkpoint=zse)
+    table = index.Tables(tmp_path / "index")
+    row = table.columns(*table._photos.schema.names).to_pylist()[0]
+    table.put([row | {"path": "/a\x1b[1m.png"}], True)
+    (hit,) = search.Searcher(index.open(tmp_path / "index"))(drawing, rerank=0).hits
+    assert hit.path == "/a\\x1b[1m.png"
 
 
 def test_a_hit_is_explained(searcher, drawing):
@@ -166,6 +201,22 @@ def test_the_program_prints_a_table_and_writes_json_and_a_page(gallery, drawing,
     assert "http://" not in page.replace("http://www.w3.org", "")
 
 
+def test_several_sketches_are_searched_with(gallery, drawing, tmp_path, capsys):
+    other = tmp_path / "line.png"
+    image = Image.new("RGB", (60, 60), "white")
+    ImageDraw.Draw(image).line((5, 5, 50, 50), fill="black", width=5)
+    image.save(other)
+    given = f"--index={gallery.uri}", f"--sketch={drawing}", f"--sketch={other}", "--k=2"
+    run(*given, f"--output={tmp_path}/found.JSON")
+    assert capsys.readouterr().out.count("The nearest of 12 photos") == 2
+    first, second = json.loads((tmp_path / "found.JSON").read_text())
+    assert (first["sketch"], second["sketch"]) == (str(drawing), str(other))
+    run(*given, f"--output={tmp_path}/found.html")
+    page = (tmp_path / "found.html").read_text()
+    assert "What circle.png, line.png find" in page
+    assert page.count('<article class="card query">') == 2
+
+
 @pytest.mark.parametrize(
     ("arguments", "message"),
     [
@@ -173,6 +224,7 @@ def test_the_program_prints_a_table_and_writes_json_and_a_page(gallery, drawing,
         (["--index=x"], "--sketch is missing"),
         (["--index=x", "--sketch=y", "--output=z.txt"], r"ends with .json or .html"),
         (["--index=x", "--sketch=y", "--explain"], "--explain draws pictures"),
+        (["--index=x", "--index=y", "--sketch=z"], "--index is given 2 times: give it once"),
         (["--config=c"], "takes no --config"),
     ],
 )  # fmt: skip
