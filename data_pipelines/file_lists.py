@@ -36,7 +36,7 @@ def find(folder: str | Path, part: Part, modality: Modality) -> Path:
     Raises:
       FileNotFoundError: there is none, or more than one; lists the files that are there.
     """
-    folder = Path(folder).expanduser()
+    folder = paths.local(folder, "config.data.lists")
     there = sorted(path for path in folder.glob("*.txt") if path.stem.lower().endswith(part))
     for prefix in _NAMES[modality]:
         if len(found := [x for x in there if x.name.lower().startswith(prefix)]) == 1:

@@ -30,7 +30,9 @@ class Doodles(tfds.core.GeneratorBasedBuilder):
         self._generate = functools.partial(
             generation.generate, seed, instances_per_class, workers=workers
         )
-        super().__init__(file_format=file_format, **kwargs)
+        # Drawings of other versions of the libraries are another data set, in a folder of their own.
+        drawn = tfds.core.BuilderConfig(name=generation.content_digest())
+        super().__init__(file_format=file_format, config=drawn, **kwargs)
 
     def _info(self) -> tfds.core.DatasetInfo:
         return tfds.core.DatasetInfo(
