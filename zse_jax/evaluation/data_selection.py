@@ -85,13 +85,14 @@ def evaluated_items(
     if selection and split.validation:
         split = dataclasses.replace(split, unseen=split.validation)
         notes |= {"classes": "validation"}
-    unseen, excluded = split.unseen, {}
+    unseen, excluded = split.unseen, dict[str, str]()
     if config.target.name is not None:
         unseen, excluded = _across(config, split)
         notes |= {"trained_on": config.data.split or config.data.name, "excluded": excluded}
     lists = data.get("lists")
     notes |= {"file_lists": PurePosixPath(lists).name if lists else "none, sorted by name"}
-    classes, parts = unseen, ["zero"]
+    classes = unseen
+    parts: list[file_lists.Part] = ["zero"]
     if config.evaluation.seen_gallery != "none":
         classes, parts = unseen + split.seen, ["zero", "train"]
         notes |= {"seen_gallery": config.evaluation.seen_gallery}

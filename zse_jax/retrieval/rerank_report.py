@@ -81,7 +81,12 @@ def shortlist_table(evaluation: Evaluation) -> Table | None:
         caption="percent; " + "; ".join(notes),
     )
     table.add_column("ranking")
-    for name in ("K", "of gallery", *map(evaluation.labels.get, metrics), "cost of ranking"):
+    for name in (
+        "K",
+        "of gallery",
+        *map(evaluation.labels.__getitem__, metrics),
+        "cost of ranking",
+    ):
         table.add_column(name, justify="right")
     for row in rows:
         exact = row.share == 1 and row.cost == 1

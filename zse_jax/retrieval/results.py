@@ -282,8 +282,8 @@ class Evaluation:
         """The values in percent, for `rich.print`; optionally with their 95 % intervals."""
         table = Table(title=title or self.name, caption=self._caption(intervals))
         for name in ("ranking", self.scope, *self.metrics):
-            justify = "right" if name in self.metrics else "left"
-            table.add_column(self.labels.get(name, name), justify=justify)
+            number = name in self.metrics
+            table.add_column(self.labels.get(name, name), justify="right" if number else "left")
         for ranking, scopes in self.values.items():
             for position, (scope, named) in enumerate(scopes.items()):
                 cells = [_percent(value) for value in named.values()]
@@ -313,8 +313,8 @@ class Evaluation:
             taken.setdefault(sketch_class, f"{photo_class} {_percent(share)}")
         table = Table(title=f"{self.name}: classes by {ranking}, {scope}", caption="percent")
         for name in ("class", "sketches", "photos", *self.metrics, "taken for"):
-            justify = "left" if name in ("class", "taken for") else "right"
-            table.add_column(self.labels.get(name, name), justify=justify)
+            text = name in ("class", "taken for")
+            table.add_column(self.labels.get(name, name), justify="left" if text else "right")
         first = self.metrics[0]
 
         def order(result: ClassResult) -> float:
