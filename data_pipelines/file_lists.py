@@ -18,6 +18,7 @@ from collections.abc import Sequence
 from pathlib import Path, PurePosixPath
 from typing import Literal
 
+from data_pipelines import paths
 from data_pipelines.images import Modality
 from data_pipelines.loading import Items
 

@@ -17,7 +17,7 @@ import dataclasses
 import hashlib
 import logging
 import zlib
-from collections.abc import Collection, Mapping, Sequence
+from collections.abc import Collection, Sequence
 from pathlib import PurePosixPath
 from typing import Any, NamedTuple
 
@@ -86,8 +86,7 @@ def evaluated_items(
     if selection and split.validation:
         split = dataclasses.replace(split, unseen=split.validation)
         notes |= {"classes": "validation"}
-    unseen = split.unseen
-    excluded: Mapping[str, str] = {}
+    unseen, excluded = split.unseen, dict[str, str]()
     if config.target.name is not None:
         unseen, excluded = _across(config, split)
         notes |= {"trained_on": config.data.split or config.data.name, "excluded": excluded}

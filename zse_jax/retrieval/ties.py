@@ -195,10 +195,10 @@ def _sampled(s, n, h, m) -> Int[np.ndarray, "samples r"]:
 @functools.lru_cache(maxsize=4)
 def _rounded_tables(most: int) -> tuple[np.ndarray, np.ndarray]:
     numbers = np.arange(1, most + 1)
-    logarithms, inverses = (
-        np.concatenate([[0.0], np.cumsum(values)]) for values in (np.log(numbers), 1 / numbers)
-    )
-    return logarithms, inverses
+    logs, harmonic = np.zeros(most + 1), np.zeros(most + 1)
+    np.cumsum(np.log(numbers), out=logs[1:])
+    np.cumsum(1 / numbers, out=harmonic[1:])
+    return logs, harmonic
 
 
 def _tables(most: int) -> tuple[Float[np.ndarray, " n"], Float[np.ndarray, " n"]]:
