@@ -114,7 +114,7 @@ def test_another_teacher_gives_the_knowledge_and_training_starts_from_init_from(
 
 def test_a_checkpoint_is_not_a_teacher(tmp_path):
     with pytest.raises(ValueError, match=r"--config.teacher.weights=FILE.*knowledge_weight=0"):
-        begin(config(init_from=str(tmp_path / "run")), tmp_path)
+        begin(config(init_from="hf://ann/model"), tmp_path)
     with pytest.raises(FileNotFoundError, match=r"config.teacher.weights=.*there is no file"):
         begin(config(**{"teacher.weights": str(tmp_path / "none.npz")}), tmp_path)
 
