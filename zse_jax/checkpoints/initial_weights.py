@@ -71,6 +71,12 @@ def check(path: str | os.PathLike | None, key: str = "init_from") -> None:
             f"version does not download them. Download {url} and add "
             f"--config.{key}={PurePosixPath(url).name} to the command. {advice}"
         )
+    elif not path.startswith(hub.HUB) and hub.find(path) is None:
+        try:
+            with reading.find(path):
+                pass
+        except FileNotFoundError as error:
+            raise FileNotFoundError(f"config.{key}={path}: {error} {advice}") from error
 
 
 def _published(path: str) -> str | None:
@@ -92,7 +98,6 @@ def fill_from(model: Encoder, path: str | os.PathLike, system: str) -> None:
       FileNotFoundError: there is neither a file nor a checkpoint.
       ValueError: it is of another system or size, or cannot be read.
     """
-    check(path)
     if os.fspath(path) == RANDOM:
         return
     if is_weight_file(path):

@@ -50,6 +50,7 @@ def first_state(config: ConfigDict, mesh: Mesh, setup: Setup, workdir: str | os.
 def fill(model: Retriever, config: ConfigDict) -> None:
     """Fills `model` in place from `config.init_from`; errors as for `first_state`."""
     path = config.init_from
+    initial_weights.check(path)
     try:
         initial_weights.fill_from(model, path, config.model.system)
     except (FileNotFoundError, ValueError) as error:

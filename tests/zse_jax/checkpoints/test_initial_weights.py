@@ -70,6 +70,7 @@ def test_a_run_is_refused_before_its_data_are_read(tmp_path, monkeypatch):
     for value, error, message in (
         ("hf://openai/clip-vit-base-patch32", FileNotFoundError, "Download https://huggingface.co"),
         (str(tmp_path / "none.npz"), FileNotFoundError, r"there is no file.*init_from=random"),
+        (str(tmp_path / "none"), FileNotFoundError, r"contains no checkpoint.*init_from=random"),
     ):
         with made.unlocked():
             made.init_from = value

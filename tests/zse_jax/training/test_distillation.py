@@ -98,6 +98,7 @@ def test_training_starts_with_the_teachers_weights_and_statistics(tmp_path):
         np.testing.assert_array_equal(mine, theirs)
 
 
+@pytest.mark.slow
 def test_another_teacher_gives_the_knowledge_and_training_starts_from_init_from(tmp_path):
     torchvision_file(tmp_path / "teacher.safetensors")
     teacher, student = str(tmp_path / "teacher.safetensors"), str(tmp_path / "student.safetensors")
@@ -107,14 +108,11 @@ def test_another_teacher_gives_the_knowledge_and_training_starts_from_init_from(
     model, _, _ = begin(settings, tmp_path / "other")
     np.testing.assert_array_equal(model.knowledge[...], plain.knowledge[...])
     np.testing.assert_array_equal(model.backbone.head.kernel[...], network.head.kernel[...])
-    scratch, _, _ = begin(config(**{"teacher.weights": teacher}), tmp_path / "scratch")
-    np.testing.assert_array_equal(scratch.knowledge[...], plain.knowledge[...])
-    assert not np.array_equal(scratch.backbone.head.kernel[...], plain.backbone.head.kernel[...])
 
 
 def test_a_checkpoint_is_not_a_teacher(tmp_path):
     with pytest.raises(ValueError, match=r"--config.teacher.weights=FILE.*knowledge_weight=0"):
-        begin(config(init_from=str(tmp_path / "run")), tmp_path)
+        begin(config(init_from="hf://ann/model"), tmp_path)
     with pytest.raises(FileNotFoundError, match=r"config.teacher.weights=.*there is no file"):
         begin(config(**{"teacher.weights": str(tmp_path / "none.npz")}), tmp_path)
 
