@@ -30,7 +30,7 @@ class Doodles(tfds.core.GeneratorBasedBuilder):
         self._generate = functools.partial(
             generation.generate, seed, instances_per_class, workers=workers
         )
-        # Drawings of other versions of the libraries are another data set, in a folder of their own.
+        # What other versions of the libraries draw is another data set, in another folder.
         drawn = tfds.core.BuilderConfig(name=generation.content_digest())
         super().__init__(file_format=file_format, config=drawn, **kwargs)
 

@@ -103,7 +103,7 @@ def content_digest() -> str:
     """A digest of one drawing of each class: another version of a library may draw differently."""
     digest = hashlib.blake2b(digest_size=8)
     for number, class_name in enumerate(CLASSES):
-        digest.update(render(class_name, 0, MODALITIES[number % 2]))
+        digest.update(render(class_name, 0, MODALITIES[number % 2]).tobytes())
     return digest.hexdigest()
 
 
