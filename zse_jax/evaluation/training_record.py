@@ -9,9 +9,9 @@ ranked. A record is plain JSON:
      "selection": how the best checkpoint of the run is selected, or None}
 
 `digests` is the concatenation of `DIGEST` characters per image: base64 of the first 48 bits of the
-BLAKE2b hash of the encoded image and the stem of its file name. So an image is found again in
-another class or data set. The name keeps apart blank images and exact copies across classes, which
-data sets contain: `python -m data_pipelines.check` lists those.
+BLAKE2b hash of the encoded image, its modality and the stem of its file name. So an image is found
+again in another class or data set. The name keeps apart blank images and exact copies across
+classes, which data sets contain: `python -m data_pipelines.check` lists those.
 """
 
 import base64
@@ -100,8 +100,8 @@ def digests(items: Items) -> list[str]:
     """The digest of each image, in their order; reads the images."""
     found = []
     for row, name in zip(items.rows, items.names, strict=True):
-        stem = PurePath(name).stem.encode(errors="surrogateescape")
-        hashed = hashlib.blake2b(items.source[int(row)] + stem, digest_size=DIGEST * 3 // 4)
+        named = f"{items.modality}/{PurePath(name).stem}".encode(errors="surrogateescape")
+        hashed = hashlib.blake2b(items.source[int(row)] + named, digest_size=DIGEST * 3 // 4)
         found.append(base64.urlsafe_b64encode(hashed.digest()).decode())
     return found
 
