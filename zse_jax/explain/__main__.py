@@ -21,6 +21,7 @@ from jaxtyping import UInt8
 from matplotlib.figure import Figure
 
 from data_pipelines import paths
+from data_pipelines.suggestions import counted
 from data_pipelines.terminal import printable
 from zse_jax.checkpoints import reading
 from zse_jax.explain import figures, pages, pair_figures
@@ -195,7 +196,7 @@ def main(options: flags.FlagValues) -> None:
             "photos are ranked but not explained."
         )
     if skipped:
-        warnings.append(f"{len(skipped):,} files were skipped ({report}).")
+        warnings.append(f"{counted(len(skipped), 'file was', 'files were')} skipped ({report}).")
     name = sketch_input.name_of(options.sketch)
     grid = figures.retrieval_grid(
         [sketch],

@@ -353,18 +353,18 @@ def show(changes: Changes, place: str) -> None:
         f"{changes.unchanged:,} unchanged, in {changes.seconds:.1f} s"
     )
     notes = {
-        "photos were not encoded again: the index already had their content": changes.reused,
-        "files were skipped: their names are not those of photos": changes.others,
-        "hidden, trash and thumbnail files and folders were skipped": changes.system,
-        "photos have damaged metadata, which was ignored: they may lie on their side": (
+        "photos not encoded again (the index already had their content)": changes.reused,
+        "files skipped (their names are not those of photos)": changes.others,
+        "hidden, trash and thumbnail files and folders skipped": changes.system,
+        "photos with damaged metadata, which was ignored (they may lie on their side)": (
             changes.damaged_metadata
         ),
-        "links to folders were skipped: the folders were already searched": changes.links,
-        "photos of the index no longer exist on disk; `remove` removes them": changes.gone,
+        "links to folders skipped (the folders were already searched)": changes.links,
+        "photos of the index that no longer exist on disk (`remove` removes them)": changes.gone,
     }
     for text, count in notes.items():
         if count:
-            say(f"  {count:,} {text}")
+            say(f"  {text}: {count:,}")
     _list("skipped", [f"{name}: {reason}" for name, reason in changes.refused])
 
 
@@ -382,15 +382,16 @@ def show_verification(found: Verification, place: str) -> None:
     if found.twice or found.damaged:
         some = ", ".join([*found.twice, *found.damaged][:5])
         raise ValueError(
-            f"The index {place} is damaged: {len(found.twice)} photos are duplicates, and "
-            f"{len(found.damaged)} have an invalid embedding or thumbnail ({some}). Remove them "
-            "and add them again, or build the index again."
+            f"The index {place} is damaged. Duplicate photos: {len(found.twice)}; photos with an "
+            f"invalid embedding or thumbnail: {len(found.damaged)} ({some}). Remove them and add "
+            "them again, or build the index again."
         )
     if found.gone or found.changed or found.closed:
         raise ValueError(
-            f"The index {place} differs from the files on disk: {len(found.gone):,} photos no "
-            f"longer exist (`remove` removes them), {len(found.changed):,} have changed (`add` "
-            f"updates them), and {len(found.closed):,} cannot be opened (check their permissions)."
+            f"The index {place} differs from the files on disk. Photos that no longer exist: "
+            f"{len(found.gone):,} (`remove` removes them); that have changed: "
+            f"{len(found.changed):,} (`add` updates them); that cannot be opened: "
+            f"{len(found.closed):,} (check their permissions)."
         )
     say("no problems found")
 
