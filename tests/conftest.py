@@ -2,6 +2,7 @@
 
 import gc
 import importlib.metadata
+import logging
 import os
 import signal
 from collections.abc import Callable, Iterator
@@ -70,6 +71,14 @@ def compiled_programs_that_fit() -> Iterator[None]:
     if psutil.Process().memory_info().rss > _MEMORY:
         jax.clear_caches()
         gc.collect()
+
+
+@pytest.fixture(autouse=True)
+def warnings_of_the_project() -> Iterator[None]:
+    """Undoes what a program that runs in a test sets: which warnings are logged."""
+    yield
+    for package in ("data_pipelines", "zse_jax"):
+        logging.getLogger(package).setLevel(logging.NOTSET)
 
 
 @pytest.fixture(scope="session")

@@ -120,8 +120,8 @@ def compare(
       config: of the evaluation.
 
     Returns:
-      Notes for the results: "checkpoint" states how it was selected, "training_data_unknown" names
-      weights without a record, "trained_duplicates" counts images that trained (up to
+      Notes for the results: "selected_as" states how the checkpoint was, "training_data_unknown"
+      names weights without a record, "trained_duplicates" counts images that trained (up to
       `DUPLICATES`), and "not_zero_shot" states what trained, if `config.evaluation.allow_trained`.
 
     Raises:
@@ -130,7 +130,7 @@ def compare(
     """
     notes: dict[str, Any] = {}
     if record.get("selection"):
-        notes["checkpoint"] = record["selection"]
+        notes["selected_as"] = record["selection"]
     if record["unknown"]:
         notes["training_data_unknown"] = [*record["unknown"]]
     ranked = evaluated.sketches.class_names

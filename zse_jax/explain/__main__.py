@@ -17,6 +17,7 @@ from pathlib import Path
 
 import numpy as np
 from absl import flags
+from etils import epath
 from jaxtyping import UInt8
 from matplotlib.figure import Figure
 
@@ -130,7 +131,7 @@ def png(figure: Figure) -> bytes:
     return content.getvalue()
 
 
-def write(folder: Path, files: Mapping[str, bytes]) -> None:
+def write(folder: epath.Path, files: Mapping[str, bytes]) -> None:
     """Writes files to a folder, all or none, so that a failed run can be repeated.
 
     Raises:

@@ -3,7 +3,6 @@
 import os
 import subprocess
 import sys
-from pathlib import Path
 
 import jax.numpy as jnp
 import numpy as np
@@ -13,6 +12,7 @@ from flax import nnx
 from PIL import Image
 
 import zse_jax
+from data_pipelines import paths
 from tests.source import ROOT
 from tests.zse_jax import tiny
 from tests.zse_jax.explain import patches
@@ -132,7 +132,7 @@ def test_an_error_at_the_end_leaves_no_files_and_the_run_can_be_repeated(
     workdir, album, monkeypatch
 ):
     tiny.install(monkeypatch.setattr)
-    write = Path.write_bytes
+    write = paths.replace
 
     def full(file, content):
         if file.name == "index.html":
@@ -140,7 +140,7 @@ def test_an_error_at_the_end_leaves_no_files_and_the_run_can_be_repeated(
         return write(file, content)
 
     with monkeypatch.context() as patch:
-        patch.setattr(Path, "write_bytes", full)
+        patch.setattr(paths, "replace", full)
         with pytest.raises(OSError, match="No space left"):
             run(workdir, album, "--top=1")
     assert list((album.parent / "why").iterdir()) == []

@@ -5,20 +5,23 @@ import numpy as np
 import pytest
 from flax import nnx
 
+from tests.zse_jax.random_weights import drawn
 from zse_jax.models.layers import patches
 from zse_jax.models.tokenizer import ScaleEmbedding, Tokenizer
 
 
 def build(image_size=32, patch_size=8, width=16) -> Tokenizer:
-    return Tokenizer(
-        image_size,
-        patch_size,
-        width,
-        scale_channels=4,
-        dropout=0.0,
-        position_std=1.0,
-        dtype=jnp.dtype("float32"),
-        rngs=nnx.Rngs(params=0, dropout=1),
+    return drawn(
+        lambda: Tokenizer(
+            image_size,
+            patch_size,
+            width,
+            scale_channels=4,
+            dropout=0.0,
+            position_std=1.0,
+            dtype=jnp.dtype("float32"),
+            rngs=nnx.Rngs(params=0, dropout=1),
+        )
     )
 
 

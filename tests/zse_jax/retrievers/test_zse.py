@@ -7,6 +7,7 @@ import pytest
 from flax import nnx
 
 from tests.zse_jax import abstract
+from tests.zse_jax.random_weights import drawn
 from zse_jax.losses import euclidean_triplet, relation_mse
 from zse_jax.retrievers import create
 from zse_jax.retrievers.zse import normalise
@@ -27,7 +28,8 @@ TINY = {
 
 
 def build(seed=0, dtype="float32", **changes):
-    return create({**TINY, **changes}, dtype=dtype, rngs=nnx.Rngs(params=seed, dropout=seed + 1))
+    rngs = {"params": seed, "dropout": seed + 1}
+    return drawn(lambda: create({**TINY, **changes}, dtype=dtype, rngs=nnx.Rngs(**rngs)), seed)
 
 
 def still(**arguments):

@@ -16,7 +16,7 @@ from tests.zse_jax import tiny
 from zse_jax.checkpoints import reading, writing
 from zse_jax.runtime import sharding
 from zse_jax.runtime.metrics_file import read_metrics
-from zse_jax.training import loop
+from zse_jax.training import loop, profiling
 from zse_jax.training.step import set_up
 
 SELECT = "relation/exact/mAP@all"
@@ -157,6 +157,7 @@ def test_the_host_runs_at_most_two_steps_ahead_of_the_device(monkeypatch):
     monkeypatch.setattr(jax, "block_until_ready", waited.append)
     run = object.__new__(loop.Run)
     run.pending, run.config = [], tiny.config(**{"log.every": 100})
+    run.health = profiling.Health()
     for step in range(6):
         run.note(step, {"loss": jnp.float32(step)}, first=False, batch={})
     assert [int(losses["loss"]) for losses in waited] == [0, 1, 2, 3]

@@ -55,7 +55,8 @@ def test_a_run_introduces_itself_by_names_that_exist(changes, shown, tmp_path, c
 def test_the_final_table_has_only_what_was_measured(
     untrained, validation, at, shown, hidden, capsys
 ):
-    run = SimpleNamespace(config=tiny.config(), validation=SimpleNamespace(size="2 x 3"))
+    validated = SimpleNamespace(size="2 x 3", classes="Unseen classes", labels={})
+    run = SimpleNamespace(config=tiny.config(), validation=validated)
     loop.Run.compare(run, {"untrained": untrained, "validation": validation}, at)
     printed = " ".join(capsys.readouterr().out.split())
     assert shown in printed
