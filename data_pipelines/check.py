@@ -30,7 +30,7 @@ from data_pipelines.builders import folders
 from data_pipelines.checking import contact_sheet, findings, inspection
 from data_pipelines.files import contents
 from data_pipelines.suggestions import suggest
-from data_pipelines.terminal import OUTPUT_CLOSED, allow_any_name, output_is_closed, printable
+from data_pipelines.terminal import OUTPUT_CLOSED, WIDE, allow_any_name, output_is_closed, printable
 
 Scan = Callable[[Path], folders.Source]
 
@@ -327,7 +327,7 @@ def main(argv: Sequence[str]) -> int:
         else:
             console = Console()
             if not console.is_terminal:
-                console.width = 10_000  # tables in files and pipes are not cut
+                console.width = WIDE
             show(report, console)
             if sheet:
                 print(f"Contact sheet: {sheet}")

@@ -65,7 +65,7 @@ def contents(folder: Path) -> list[str]:
     Raises:
       OSError: the folder cannot be opened.
     """
-    return sorted(name for name in os.listdir(folder) if not is_system(name))  # noqa: PTH208 - str
+    return sorted(path.name for path in folder.iterdir() if not is_system(path.name))
 
 
 def walk(
@@ -97,12 +97,12 @@ def walk(
                 yield Entry(here, "again")
                 continue
             visited.add(identity)
-            names = sorted(os.listdir(here))  # noqa: PTH208 - Path.iterdir gives no str
+            entries = sorted(here.iterdir())
         except OSError as error:
             yield Entry(here, "closed", None, f"the folder cannot be opened: {message(error)}")
             continue
         folders = []
-        for path in (here / name for name in names):
+        for path in entries:
             if is_system(path.name):
                 yield Entry(path, "system")
                 continue

@@ -62,5 +62,8 @@ def output_is_closed() -> bool:
     return True
 
 
+WIDE = 10_000
+"""Columns of an output that is not a terminal, so that tables are not cut."""
+
 OUTPUT_CLOSED = 141
 """Exit code if the reader of standard output is gone: that of a program ended by SIGPIPE."""

@@ -83,10 +83,8 @@ def main(options: flags.FlagValues) -> None:
     path, config = options.checkpoint, options.config
     if not path:
         raise ValueError("Give a checkpoint, such as --checkpoint=runs/sketchy. See --help.")
-    for place in filter(None, (options.output, options.pictures, options.report)):
-        paths.located(place)  # an error now, not when everything is computed
     scratch = paths.local(options.scratch, "--scratch") if options.scratch else None
-    cli.require_suffix(options, output=".json", report=".html .htm")
+    cli.require_suffix(options, output=".json", report=".html .htm", pictures="")
     strides = config.evaluation.test_sketch_stride, config.evaluation.test_photo_stride
     evaluator = Evaluator(config, sharding.make_mesh(**config.mesh), *strides)
     step, retriever = reading.load_step(path, options.step, allow_fallback=options.allow_fallback)

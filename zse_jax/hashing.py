@@ -20,7 +20,7 @@ from jaxtyping import Float
 from ml_collections import ConfigDict, config_flags
 from rich.table import Table
 
-from data_pipelines import loading, paths
+from data_pipelines import loading
 from zse_jax.checkpoints import initial_weights, reading
 from zse_jax.evaluation import data_selection, training_record
 from zse_jax.evaluation.evaluator import Evaluator
@@ -139,8 +139,6 @@ def main(options: flags.FlagValues) -> None:
     if not path:
         raise ValueError("--checkpoint is missing: pass a workdir, such as runs/x. See --help.")
     cli.require_suffix(options, output=".json", projection=".npz")
-    for place in filter(None, (options.output, options.projection)):
-        paths.located(place)  # an error now, not when everything is computed
     config = options.config
     mesh = sharding.make_mesh(**config.mesh)
     evaluator = Evaluator(
@@ -161,7 +159,7 @@ def main(options: flags.FlagValues) -> None:
     show(table(real, short, options.bits, about_size, evaluator.classes, evaluator.labels))
     if options.output:
         notes = evaluator.notes | start
-        about = {"checkpoint": str(path), "bits": options.bits, "notes": notes, **start}
+        about = {"checkpoint": str(path), "bits": options.bits, "notes": notes}
         write_json(options.output, about | {"embedding": real, "codes": short})
 
 

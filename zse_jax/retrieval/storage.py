@@ -14,7 +14,7 @@ from typing import Any, Literal
 
 import jax
 import numpy as np
-import psutil  # type: ignore[import-untyped]
+import psutil
 from jax.experimental import multihost_utils
 from jaxtyping import Int, Shaped
 

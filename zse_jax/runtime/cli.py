@@ -254,18 +254,23 @@ def require(options: flags.FlagValues, **examples: str) -> None:
 
 
 def require_suffix(options: flags.FlagValues, **suffixes: str) -> None:
-    """Checks that the output files of flags, if given, have the suffix of what is written to them.
+    """Checks the output files of flags, if given: their places, and the suffix of their content.
+
+    A wrong one is then an error at the start, not after everything is computed.
 
     Args:
       options: the parsed flags.
-      suffixes: by flag, the accepted suffixes, separated by spaces; the first is the example.
+      suffixes: by flag, the accepted suffixes, separated by spaces; "": any, as for a folder.
 
     Raises:
-      ValueError: names the flag, and a file name that it accepts.
+      ValueError: names the flag, and a file name that it accepts; and as `paths.located`.
     """
     for name, accepted in suffixes.items():
         file = options[name].value
-        if file and not str(file).lower().endswith(tuple(accepted.split())):
+        if not file:
+            continue
+        paths.located(file)
+        if accepted and not str(file).lower().endswith(tuple(accepted.split())):
             raise ValueError(
                 f"--{name}={file}: give a file name that ends with {' or '.join(accepted.split())}."
             )

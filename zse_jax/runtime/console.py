@@ -8,10 +8,7 @@ from typing import Any
 from rich.console import Console
 from rich.table import Table
 
-from data_pipelines.terminal import printable
-
-WIDE = 10_000
-"""Columns of an output that is not a terminal, so that tables take the width that they need."""
+from data_pipelines.terminal import WIDE, printable
 
 
 def say(text: str, *, error: bool = False, keep: str = "") -> None:

@@ -378,8 +378,7 @@ class Run:
             if key.startswith("validation/")
         }
         results = wanted | {"test": test, "validation": validation, "untrained": untrained}
-        results |= initial_weights.notes(config)
-        results["notes"] = json.loads(json.dumps(self.test.notes))
+        results["notes"] = json.loads(json.dumps(self.test.notes))  # lists, as in the file
         if jax.process_index() == 0:
             write_json(file, results)
             if self.scratch is not None:

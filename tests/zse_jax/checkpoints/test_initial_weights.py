@@ -107,7 +107,10 @@ def test_what_a_run_started_from_is_shown_by_tables_and_cards(value, shown):
 
 
 def test_a_run_from_random_values_says_so_in_its_results(reference):
-    assert json.loads((reference / "metrics.json").read_text())["started_from"] == "random values"
+    assert (
+        json.loads((reference / "metrics.json").read_text())["notes"]["started_from"]
+        == "random values"
+    )
 
 
 def test_the_comparison_names_the_start_and_leaves_out_what_was_not_measured():

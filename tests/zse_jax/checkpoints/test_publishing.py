@@ -147,7 +147,10 @@ VARIANTS = [
 def test_every_system_is_the_same_after_saving_and_loading(system, changes, tmp_path):
     config = small_systems.config(system).unlock()
     config.model.update(changes)
-    make = lambda: retrievers.create(config.model, rngs=nnx.Rngs(params=0, dropout=1))  # noqa: E731
+
+    def make():
+        return retrievers.create(config.model, rngs=nnx.Rngs(params=0, dropout=1))
+
     retriever = drawn(make)
     zse_jax.save_pretrained(retriever, tmp_path / "model", config=config)
     saved, loaded = (
