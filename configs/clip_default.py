@@ -82,6 +82,7 @@ def get_config() -> ConfigDict:
     model.pixels = "imagenet"  # normalisation statistics, as published; or "clip"
     model.class_names = placeholder(tuple)  # None: the seen classes, set when training starts
     model.template = "a photo of a {}"  # of the class texts
+    model.centred = False  # True: embeddings minus the mean of their modality in training
     model.triplet_margin = 0.3  # in cosine distance
     model.classification_weight = 0.5
     model.delta_weight = 0.1  # this and the next two: fine-grained recipe; 0 disables a term

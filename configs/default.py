@@ -122,6 +122,7 @@ def _model() -> ConfigDict:
     model.triplet_weight = 2.0
     model.triplet_margin = 1.0
     model.relation_weight = 4.0
+    model.centred = False  # True: embeddings minus the mean of their modality in training
     return model
 
 
@@ -130,6 +131,10 @@ def _evaluation() -> ConfigDict:
     evaluation = ConfigDict()
     evaluation.protocol = "category"  # or "fine_grained": retrieve the drawn photo
     evaluation.seen_gallery = "none"  # "all" or "held_out": photos of seen classes in the gallery
+    # By which classes checkpoints are selected: "unseen", as published, or "held_out": a tenth of
+    # the seen classes, which then do not train (drawn with data.held_out_seed).
+    evaluation.classes = "unseen"
+    evaluation.expansion = 0  # photos that expand each query, in rows of their own; 0: none
     evaluation.rankings = ()  # a subset of the system's rankings; (): all
     evaluation.shortlists = ()  # K of two-stage rankings, evaluated at the end as well
     evaluation.storage = "auto"  # of features: "device", "host" or "disk"; auto: first that fits

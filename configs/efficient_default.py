@@ -51,6 +51,7 @@ def get_config() -> ConfigDict:
     model.quadruplet_weight = 1.0  # loss weights; 0 disables a loss
     model.classification_weight = 1.0
     model.knowledge_weight = 1.0
+    model.centred = False  # True: embeddings minus the mean of their modality in training
 
     config.teacher = teacher = ConfigDict()  # the initial network, kept unchanged
     teacher.weights = placeholder(str)  # file of another teacher; None: the weights of init_from

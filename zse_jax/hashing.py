@@ -15,18 +15,14 @@ import jax
 import numpy as np
 from absl import flags
 from etils import epath
-from jax.sharding import Mesh
-from jaxtyping import Float
-from ml_collections import ConfigDict, config_flags
+from ml_collections import config_flags
 from rich.table import Table
 
-from data_pipelines import loading
 from zse_jax.checkpoints import initial_weights, reading
-from zse_jax.evaluation import data_selection, training_record
+from zse_jax.evaluation import domain_means, training_record
 from zse_jax.evaluation.evaluator import Evaluator
 from zse_jax.retrieval import codes
-from zse_jax.retrieval.encoding import encode
-from zse_jax.retrievers.base import Encoder, Modality
+from zse_jax.retrievers.base import Encoder
 from zse_jax.runtime import cli, config_io, sharding
 from zse_jax.runtime.console import show
 from zse_jax.runtime.metrics_file import write_json
@@ -34,39 +30,14 @@ from zse_jax.runtime.metrics_file import write_json
 FILE = "codes.npz"
 
 
-def seen_embeddings(
-    retriever: Encoder, config: ConfigDict, mesh: Mesh, most: int
-) -> Float[np.ndarray, "n d"]:
-    """Embeddings of training sketches and photos: at most `most` of each, spread evenly."""
-    found = []
-    modalities: tuple[Modality, ...] = ("sketch", "photo")
-    for modality, items in zip(modalities, data_selection.training_items(config), strict=True):
-        some = items.every(-(-len(items) // most))
-        batches = loading.evaluation_batches(
-            some,
-            image_size=retriever.image_size,
-            batch_size=config.evaluation.batch_size // jax.process_count(),
-            workers=config.data.workers,
-            shard_index=jax.process_index(),
-            shard_count=jax.process_count(),
-        )
-        where = sharding.batch_sharding(mesh)
-        progress = f"{len(some):,} of {len(items):,} seen {modality}s"
-        features, _ = encode(retriever, batches, modality, sharding=where, progress=progress)
-        embed = jax.jit(lambda features: retriever.embedding(features))
-        found += [
-            np.asarray(embed(jax.tree.map(lambda leaf, i=i: leaf[i : i + 4096], features)))
-            for i in range(0, len(some), 4096)
-        ]
-    return np.concatenate(found).astype(np.float32)
-
-
 def measure(
     retriever: Encoder, projection: codes.Projection, evaluator: Evaluator
 ) -> tuple[dict[str, float], dict[str, float]]:
     """Metrics by the embedding and by the codes, under the same names."""
-    real = evaluator(retriever, rankings=[_embedding_ranking(retriever)], progress=True)
-    short = evaluator(codes.BinaryCodes(retriever, projection), rankings=None, progress=True)
+    rankings = [_embedding_ranking(retriever)]
+    real = evaluator(retriever, rankings=rankings, expansion=0, progress=True)
+    coded = codes.BinaryCodes(retriever, projection)
+    short = evaluator(coded, rankings=None, expansion=0, progress=True)
     return _unnamed(real.flat()), _unnamed(short.flat())
 
 
@@ -146,9 +117,10 @@ def main(options: flags.FlagValues) -> None:
     )
     evaluator.compare(training_record.of_checkpoint(path))
     retriever = reading.load(path)
-    projection = codes.learn(
-        seen_embeddings(retriever, config, mesh, options.examples), options.bits
+    seen = domain_means.training_embeddings(
+        retriever, retriever.embed, config, mesh, options.examples, progress=True
     )
+    projection = codes.learn(np.concatenate(seen), options.bits)
     file = reading.absolute(options.projection or workdir_of(path) / FILE)
     if jax.process_index() == 0:
         codes.save(projection, file)

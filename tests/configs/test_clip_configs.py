@@ -54,7 +54,8 @@ def test_the_model_has_every_setting_of_its_class_at_its_default():
     defaults = {
         name: p.default for name, p in signature.items() if name not in ("self", "dtype", "rngs")
     }
-    assert clip_default.get_config().model.to_dict() == {"system": "clip_prompt", **defaults}
+    model = clip_default.get_config().model.to_dict()
+    assert model == {"system": "clip_prompt", "centred": False, **defaults}
 
 
 @pytest.mark.parametrize(

@@ -40,7 +40,7 @@ def test_the_model_has_every_setting_of_its_class_at_its_default():
         name: p.default for name, p in signature.items() if name not in ("self", "dtype", "rngs")
     }
     model = efficient_default.get_config().model.to_dict()
-    assert model == {"system": "efficient_cnn", **defaults}
+    assert model == {"system": "efficient_cnn", "centred": False, **defaults}
 
 
 def test_tiny_needs_no_download():

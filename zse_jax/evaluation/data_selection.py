@@ -32,6 +32,12 @@ from zse_jax.retrieval.intervals import OVER
 
 logger = logging.getLogger(__name__)
 
+CLASSES = ("unseen", "held_out")
+"""By which classes checkpoints are selected, see `config.evaluation.classes`."""
+
+HELD_OUT_CLASSES = 0.1
+"""Share of the seen classes that do not train with `config.evaluation.classes="held_out"`."""
+
 SEEN_GALLERY = ("none", "held_out", "all")
 PROTOCOLS = ("category", "fine_grained")
 
@@ -96,6 +102,8 @@ def evaluated_items(
     parts: list[file_lists.Part] = ["zero"]
     if config.evaluation.seen_gallery != "none":
         classes, parts = unseen + split.seen, ["zero", "train"]
+        if config.evaluation.get("classes") == "held_out" and not selection:
+            classes += split.validation
         notes |= {"seen_gallery": config.evaluation.seen_gallery}
     sketches = load(config, data, "sketch", unseen, ["zero"], excluded)
     photos = load(config, data, "photo", classes, parts, excluded)
@@ -152,7 +160,8 @@ def selection_note(config: ConfigDict) -> str | None:
     if not every:
         return None
     data = config.data if config.target.name is None else config.target
-    validation = data.split is not None and splits.get(data.split).validation
+    held_out = config.evaluation.get("classes", "unseen") == "held_out"
+    validation = held_out or (data.split is not None and splits.get(data.split).validation)
     return (
         f"best of {-(-steps // every)} evaluations by {config.evaluation.select} on the "
         f"{'validation' if validation else 'unseen'} classes"
@@ -172,7 +181,32 @@ def photos_drawn(sketches: Items) -> Int[np.ndarray, " q"] | None:
 
 
 def split_of(config: ConfigDict, data: ConfigDict) -> splits.Split:
-    """The seen and unseen classes of a `data` or `target` group.
+    """The seen, validation and unseen classes of a `data` or `target` group.
+
+    With `config.evaluation.classes="held_out"`, a share `HELD_OUT_CLASSES` of the seen classes,
+    drawn with `config.data.held_out_seed`, are validation classes, unless the split has its own.
+
+    Raises:
+      ValueError: see `_split_of`.
+    """
+    split = _split_of(config, data)
+    if config.evaluation.get("classes", "unseen") != "held_out" or split.validation:
+        return split
+    rng = np.random.default_rng([config.data.held_out_seed, zlib.crc32(b"classes")])
+    count = max(2, round(HELD_OUT_CLASSES * len(split.seen)))
+    drawn = set(rng.permutation(sorted(split.seen))[:count].tolist())
+    seen = tuple(name for name in split.seen if name not in drawn)
+    if reason := splits.too_few_classes(seen):
+        raise ValueError(
+            f"config.evaluation.classes='held_out' holds {count} of {len(split.seen)} seen classes "
+            f"out of training: {reason}"
+        )
+    validation = tuple(name for name in split.seen if name in drawn)
+    return dataclasses.replace(split, seen=seen, validation=validation)
+
+
+def _split_of(config: ConfigDict, data: ConfigDict) -> splits.Split:
+    """The classes of a `data` or `target` group.
 
     Published splits have names. For a user's own folder, `data.unseen` lists the unseen classes,
     separated by commas; all other classes with both sketches and photos are seen.
@@ -269,7 +303,12 @@ def held_out_photos(photos: Items, share: float, seed: int) -> Int[np.ndarray, "
 
 def _check(config: ConfigDict) -> None:
     evaluation = config.evaluation
-    choices = ("seen_gallery", SEEN_GALLERY), ("protocol", PROTOCOLS), ("intervals", OVER)
+    choices = (
+        ("seen_gallery", SEEN_GALLERY),
+        ("protocol", PROTOCOLS),
+        ("intervals", OVER),
+        ("classes", CLASSES),
+    )
     for key, known in choices:
         if evaluation.get(key, known[0]) not in known:
             raise ValueError(

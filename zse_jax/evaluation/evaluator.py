@@ -2,7 +2,7 @@
 
 import logging
 import os
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 import jax
@@ -17,6 +17,7 @@ from zse_jax.checkpoints import initial_weights
 from zse_jax.evaluation import data_selection, text_baseline, training_record
 from zse_jax.retrieval import metrics, protocols
 from zse_jax.retrieval.results import Evaluation, metric_labels
+from zse_jax.retrieval.runner import EXPANDED
 from zse_jax.retrieval.storage import Storage
 from zse_jax.retrievers.base import Encoder
 from zse_jax.runtime import config_io, consistency, sharding
@@ -69,6 +70,8 @@ class Evaluator:
         self.sketches, self.photos, self.notes = self._evaluated = data_selection.evaluated_items(
             config, sketch_stride, photo_stride, selection=selection
         )
+        if config.evaluation.get("expansion", 0):
+            self.notes["expansion"] = f"by {config.evaluation.expansion} photos of the gallery"
         self.size = f"{len(self.sketches):,} sketches x {len(self.photos):,} photos"
         self.title = title(config)
         self.fine_grained = config.evaluation.protocol == "fine_grained"
@@ -123,6 +126,7 @@ class Evaluator:
         )
         given: dict[str, Any] = {
             "rankings": evaluation.rankings or None,
+            "expansion": evaluation.get("expansion", 0),
             "sharding": self.sharding,
             "storage": storage,
             "folder": folder,
@@ -174,8 +178,12 @@ def title(config: ConfigDict) -> str:
     return data.split or data.name
 
 
-def check_select(config: ConfigDict, rankings: Iterable[str]) -> None:
-    """Checks that the setting measures `config.evaluation.select`, for one of `rankings`.
+def check_select(config: ConfigDict, rankings: Mapping[str, str]) -> None:
+    """Checks that the setting measures `config.evaluation.select`.
+
+    Args:
+      config: of the setting.
+      rankings: of the system, see `Encoder.rankings`.
 
     Raises:
       ValueError: it does not; names the nearest metric that is measured.
@@ -183,9 +191,12 @@ def check_select(config: ConfigDict, rankings: Iterable[str]) -> None:
     measured: Mapping[str, Sequence[str]] = dict.fromkeys(metrics.CONVENTIONS, metrics.METRICS)
     if config.evaluation.protocol == "fine_grained":
         measured = dict.fromkeys(("class", "all"), metrics.ACCURACY)
+    names = config.evaluation.rankings or tuple(rankings)
+    expands = config.evaluation.get("expansion", 0)
+    expanded = [name for name in names if expands and rankings.get(name) == "embedding"]
     known = [
         f"{ranking}/{scope}/{name}"
-        for ranking in config.evaluation.rankings or rankings
+        for ranking in (*names, *(name + EXPANDED for name in expanded))
         for scope, names in measured.items()
         for name in names
     ]

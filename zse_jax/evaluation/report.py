@@ -172,7 +172,7 @@ def embedded(evaluator: Evaluator, retriever: Encoder) -> "Embedded | None":
             retriever, batches, modality, sharding=evaluator.sharding, storage=Storage("host")
         )
         features = jax.tree.map(jnp.asarray, features)
-        vectors.append(np.asarray(retriever.embedding(features), np.float32))
+        vectors.append(np.asarray(retriever.embed(features, modality), np.float32))
         labels.append(found)
         sides.append(np.full(len(found), modality == "sketch"))
     if sum(map(len, labels)) < 4:

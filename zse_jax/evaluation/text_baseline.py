@@ -16,12 +16,18 @@ def class_queries(retriever: Encoder, sketches: Items) -> Encoded:
     """Queries with the labels of `sketches`, and the features of their class names.
 
     Raises:
-      ValueError: the retriever cannot encode text.
+      ValueError: the retriever cannot encode text, or subtracts the mean of sketches.
     """
     if not isinstance(retriever, TextQueries):
         raise ValueError(
             f"{type(retriever).__name__} cannot encode text: it ranks by sketches "
             "(--config.evaluation.queries=sketch)."
+        )
+    if retriever.means is not None:
+        raise ValueError(
+            "config.evaluation.queries='text': the embeddings of this checkpoint have the mean of "
+            "sketches subtracted (config.model.centred), which texts do not have. Use a "
+            "checkpoint that is not centred."
         )
     names = retriever.encode_classes(sketches.class_names)
     features = jax.tree.map(lambda leaf: np.asarray(leaf)[sketches.labels], names)

@@ -140,7 +140,7 @@ def _encode(
 ) -> tuple[Features, Float[Array, "b d"], Bool[Array, " b"]]:
     retriever = nnx.merge(graphdef, state)
     features = retriever.encode(images, modality)
-    embedding = retriever.embedding(features).astype(jnp.float32)
+    embedding = retriever.embed(features, modality).astype(jnp.float32)
     return features, embedding, jnp.isfinite(embedding).all(axis=1)
 
 

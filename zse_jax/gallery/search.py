@@ -3,8 +3,10 @@
     python -m zse_jax.gallery.search --index=my-index --sketch=cat.png --k=20 --rerank=200
 
 prints the nearest photos: a shortlist by embedding, of which the first --rerank are ordered by the
-score of each pair (for systems that have one, such as ZSE's relation network). --output=found.json
-or found.html also writes them to a file; --explain adds to the page why the first ones were found.
+score of each pair (for systems that have one, such as ZSE's relation network). --expand=30 moves
+the query towards the 30 photos that it finds before the final search (query expansion), which
+helps if the album has many photos of the object. --output=found.json or found.html also writes the
+results to a file; --explain adds to the page why the first ones were found.
 --sketch can be repeated: each sketch is searched with. From Python:
 
     gallery = index.open("my-index")
@@ -89,7 +91,13 @@ class Searcher:
         self._refresh()
 
     def __call__(
-        self, sketch: Sketch, k: int = 20, rerank: int | None = None, *, name: str = ""
+        self,
+        sketch: Sketch,
+        k: int = 20,
+        rerank: int | None = None,
+        *,
+        expand: int = 0,
+        name: str = "",
     ) -> Results:
         """The photos that are nearest to a sketch.
 
@@ -98,15 +106,18 @@ class Searcher:
           k: how many photos to return.
           rerank: how many of the nearest by embedding are ordered by the score of each pair; 0:
             none. None: `RERANK`, if the system scores pairs.
+          expand: how many photos expand the query, see `zse_jax.retrieval.expansion`; 0: none.
           name: the name of the sketch in the results; "": its file, or "drawing".
 
         Raises:
-          ValueError: the sketch is not an image or has no strokes, k or rerank is out of range, or
-            rerank is given and the system does not score pairs.
+          ValueError: the sketch is not an image or has no strokes, k, rerank or expand is out of
+            range, or rerank is given and the system does not score pairs.
           FileNotFoundError: the file does not exist.
         """
-        if k < 1 or (rerank or 0) < 0:
-            raise ValueError(f"k={k} must be at least 1, and rerank={rerank} at least 0.")
+        if k < 1 or (rerank or 0) < 0 or expand < 0:
+            raise ValueError(
+                f"k={k} must be at least 1, and rerank={rerank} and expand={expand} at least 0."
+            )
         if rerank and not self.reranks:
             raise ValueError(
                 f"rerank={rerank}: {type(self.retriever).__name__} compares embeddings and has no "
@@ -116,13 +127,14 @@ class Searcher:
         name = name or sketch_input.name_of(sketch)
         prepared = sketch_input.read(sketch, self.retriever.image_size, name)
         with self._lock:
-            return self._search(prepared, k, rerank, name, began)
+            return self._search(prepared, k, rerank, expand, name, began)
 
     def _search(
         self,
         prepared: UInt8[np.ndarray, "s s 3"],
         k: int,
         rerank: int | None,
+        expand: int,
         name: str,
         began: float,
     ) -> Results:
@@ -135,7 +147,11 @@ class Searcher:
         encoded = self._encoder(prepared[None], "sketch", 1)
         lap("sketch")
         rerank = (RERANK if rerank is None else rerank) if self.reranks else 0
-        rows, similarity = self._shortlist(encoded.embedding[0], max(k, rerank))
+        query = encoded.embedding[0]
+        if expand:
+            query = self._shortlist.expanded(query, expand)
+            lap("expansion")
+        rows, similarity = self._shortlist(query, max(k, rerank))
         lap("shortlist")
         stages = ["shortlist"] * len(rows)
         skipped = 0
@@ -281,6 +297,8 @@ def define_flags(options: flags.FlagValues, argv: Sequence[str]) -> None:
     flags.DEFINE_integer("k", 20, "Number of photos to show.", 1, None, options)
     help_ = f"Number of photos to score pair by pair. Default: {RERANK}, if the system can."
     flags.DEFINE_integer("rerank", None, help_, 0, None, options)
+    help_ = "Expand the query by this number of photos that it finds, such as 30; 0: do not."
+    flags.DEFINE_integer("expand", 0, help_, 0, None, options)
     help_ = f"Explain the first {EXPLAINED} photos; requires --output=FILE.html."
     flags.DEFINE_bool("explain", False, help_, options)
     flags.DEFINE_string("output", None, "Also write the results to this .json or .html.", options)
@@ -299,7 +317,10 @@ def main(options: flags.FlagValues) -> None:
             f"--explain: {type(searcher.retriever).__name__} compares whole images and has no "
             "local evidence."
         )
-    found = [searcher(sketch, options.k, options.rerank) for sketch in options.sketch]
+    found = [
+        searcher(sketch, options.k, options.rerank, expand=options.expand)
+        for sketch in options.sketch
+    ]
     for results in found:
         show(results.table())
         if results.skipped:

@@ -160,7 +160,7 @@ class BinaryCodes(Encoder):
         self, images: UInt8[Array, "b h w 3"], modality: Modality
     ) -> UInt32[Array, "b words"]:
         """The code of each image."""
-        embedding = self.retriever.embedding(self.retriever.encode(images, modality))
+        embedding = self.retriever.embed(self.retriever.encode(images, modality), modality)
         if embedding.shape[1] != len(self.mean[...]):
             raise ValueError(
                 f"The codes were learned for embeddings of width {len(self.mean[...])}, and these "

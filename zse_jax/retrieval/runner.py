@@ -29,6 +29,9 @@ from zse_jax.retrievers.base import Encoder, Features, Modality
 KEPT = 200
 """Number of first photos of every sketch that an `Evaluation` keeps."""
 
+EXPANDED = "+expansion"
+"""End of the names of rankings by expanded queries, which use the gallery."""
+
 Block = tuple[slice, np.ndarray | jax.Array]
 """Consecutive sketches, and their similarity with every photo."""
 
@@ -74,6 +77,9 @@ class Options(TypedDict, total=False):
         time as "RANKING@K": only the K photos that are nearest by the first ranking of kind
         "embedding" are scored, at the cost of K photos instead of the whole gallery. A K of at
         least the gallery's size gives the ranking itself.
+      expansion: number of photos that expand each query, see `zse_jax.retrieval.expansion`; 0, the
+        default: none. If given, every ranking of kind "embedding" is measured a second time as
+        "RANKING+expansion", and two-stage rankings as "RANKING@K+expansion".
       sharding: how a batch is spread over a mesh; None, the default: the default device.
       tile: see `scoring.similarity_blocks`.
       storage: where features are kept, see `storage.Storage`.
@@ -88,6 +94,7 @@ class Options(TypedDict, total=False):
 
     rankings: Sequence[str] | None
     shortlists: Sequence[int]
+    expansion: int
     sharding: NamedSharding | None
     tile: tuple[int, int] | None
     storage: Storage
@@ -133,6 +140,7 @@ def evaluate(
       options: see `Options`.
     """
     shortlists, sharding = options.get("shortlists", ()), options.get("sharding")
+    expansion = options.get("expansion", 0)
     storage, folder = options.get("storage", Storage()), options.get("folder")
     rankings = _checked_rankings(retriever, options.get("rankings"), shortlists)
     watch = _Stopwatch()
@@ -158,28 +166,40 @@ def evaluate(
     features = retriever, sketch_features, photo_features
     tasks = tasks_of(sketch_labels, photo_labels)
 
+    def blocks_of(ranking: str, expansion: int) -> Iterator[Block]:
+        return scoring.similarity_blocks(
+            *features,
+            ranking,
+            sharding=sharding,
+            tile=options.get("tile"),
+            progress=bar(ranking),
+            folder=None if folder is None else Path(folder) / ranking,
+            key=storage.key,
+            expansion=expansion,
+        )
+
     def ranked_blocks() -> Iterator[tuple[str, Iterator[Block]]]:
         """The name of every ranking to measure, and its similarities by blocks of sketches."""
         for ranking in rankings:
-            yield (
-                ranking,
-                scoring.similarity_blocks(
-                    *features,
-                    ranking,
-                    sharding=sharding,
-                    tile=options.get("tile"),
-                    progress=bar(ranking),
-                    folder=None if folder is None else Path(folder) / ranking,
-                    key=storage.key,
-                ),
-            )
-            if scoring.ranking_kind(retriever, ranking) == "score":
-                for k in shortlists:
-                    name = f"{ranking}@{k}"
+            yield ranking, blocks_of(ranking, 0)
+            if scoring.ranking_kind(retriever, ranking) == "embedding":
+                if expansion:
+                    yield ranking + EXPANDED, blocks_of(ranking, expansion)
+                continue
+            for k in shortlists:
+                for suffix, photos in {"": 0, EXPANDED: expansion}.items():
+                    if suffix and not photos:
+                        continue
+                    name = f"{ranking}@{k}{suffix}"
                     yield (
                         name,
                         two_stage_blocks(
-                            *features, k, second=ranking, sharding=sharding, progress=bar(name)
+                            *features,
+                            k,
+                            second=ranking,
+                            sharding=sharding,
+                            expansion=photos,
+                            progress=bar(name),
                         ),
                     )
 

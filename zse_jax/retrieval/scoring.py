@@ -28,9 +28,10 @@ from tqdm import tqdm
 
 from zse_jax.retrieval import tiles
 from zse_jax.retrieval.encoding import evaluation_state, fetched, fingerprint, progress_bar
+from zse_jax.retrieval.expansion import expand
 from zse_jax.retrieval.score_cache import ScoreFile, digest
 from zse_jax.retrieval.storage import item_bytes
-from zse_jax.retrievers.base import Encoder, Features
+from zse_jax.retrievers.base import Encoder, Features, Modality
 
 Kind = Literal["embedding", "score"]
 
@@ -53,6 +54,7 @@ class _Task(NamedTuple):
     gallery: int
     ranking: str
     sharding: NamedSharding | None
+    expansion: int
 
 
 def similarity(
@@ -77,6 +79,7 @@ def similarity_blocks(
     progress: str | None = None,
     folder: str | PathLike[str] | None = None,
     key: str = "",
+    expansion: int = 0,
 ) -> Iterator[Block]:
     """Similarity of each sketch with each photo by one of the retriever's rankings.
 
@@ -96,6 +99,8 @@ def similarity_blocks(
         The next call with this folder resumes an interrupted one, with any tile.
       key: identifies anything else that the scores in the folder depend on; retriever, features
         and ranking are compared anyway.
+      expansion: for rankings of kind "embedding": number of photos that expand each query, see
+        `zse_jax.retrieval.expansion`; 0: none.
 
     Returns:
       An iterator over consecutive blocks of sketches: their rows, and their similarities, float32
@@ -113,8 +118,13 @@ def similarity_blocks(
     counts = item_count(sketches, "sketch"), item_count(photos, "photo")
     if tile is not None and min(tile) < 1:
         raise ValueError(f"tile={tile} must be two positive numbers: sketches and photos.")
+    if expansion and kind == "score":
+        raise ValueError(
+            f"expansion={expansion}: the ranking {ranking!r} scores pairs and has no query to "
+            "expand. Expand a ranking of kind 'embedding'."
+        )
     graphdef, state = evaluation_state(retriever, sharding, replicate=True)
-    task = _Task(graphdef, state, sketches, photos, *counts, ranking, sharding)
+    task = _Task(graphdef, state, sketches, photos, *counts, ranking, sharding, expansion)
     if kind == "embedding":
         return _embedding_blocks(task, progress)
     file = None
@@ -322,21 +332,26 @@ def _embedding_blocks(task: _Task, progress: str | None) -> Iterator[Block]:
     )
     width = _vectors_at_once(task.photos, task.gallery, devices)
 
-    def vectors(features: Features, start: int, count: int, items: int) -> Float[Array, "b d"]:
+    def vectors(
+        features: Features, start: int, count: int, items: int, modality: Modality
+    ) -> Float[Array, "b d"]:
         index = tiles.rows_from(start, count, items)
-        return _embed(task.graphdef, task.state, tiles.on_device(features, index, task.sharding))
+        some = tiles.on_device(features, index, task.sharding)
+        return _embed(task.graphdef, task.state, some, modality=modality)
 
     with progress_bar(progress, task.queries * task.gallery, unit="pair") as bar:
         # Wait for each: otherwise the features of all photos would be transferred at once.
         photos = jnp.concatenate(
             [
-                jax.block_until_ready(vectors(task.photos, start, width, task.gallery))
+                jax.block_until_ready(vectors(task.photos, start, width, task.gallery, "photo"))
                 for start in range(0, task.gallery, width)
             ]
         )
         for start in range(0, task.queries, height):
             rows = slice(start, min(start + height, task.queries))
-            sketches = vectors(task.sketches, start, height, task.queries)
+            sketches = vectors(task.sketches, start, height, task.queries, "sketch")
+            if task.expansion:
+                sketches = _expand(sketches, photos, gallery=task.gallery, k=task.expansion)
             block, broken = _compare(sketches, photos, task.gallery, task.sharding)
             if broken:
                 _check(np.isnan(np.asarray(block)), start, 0, task.ranking)
@@ -350,12 +365,12 @@ def _vectors_at_once(features: Features, items: int, devices: int) -> int:
     return max(1, min(fit, 4096, -(-items // devices))) * devices
 
 
-@functools.partial(jax.jit, static_argnames=("graphdef",))
+@functools.partial(jax.jit, static_argnames=("graphdef", "modality"))
 def _embed(
-    graphdef: nnx.GraphDef[Encoder], state: nnx.State, features: Features
+    graphdef: nnx.GraphDef[Encoder], state: nnx.State, features: Features, *, modality: Modality
 ) -> Float[Array, "b d"]:
     retriever = nnx.merge(graphdef, state)
-    embedding = retriever.embedding(features)
+    embedding = retriever.embed(features, modality)
     items = len(jax.tree.leaves(features)[0])
     if embedding.ndim != 2 or len(embedding) != items:
         raise ValueError(
@@ -363,6 +378,14 @@ def _embed(
             f"items; it must be ({items}, width)."
         )
     return embedding.astype(jnp.float32)
+
+
+@functools.partial(jax.jit, static_argnames=("gallery", "k"))
+def _expand(
+    sketches: Float[Array, "q d"], photos: Float[Array, "n d"], *, gallery: int, k: int
+) -> Float[Array, "q d"]:
+    """Queries expanded by the first `gallery` photos; the others are padding."""
+    return expand(sketches, photos[:gallery], k)
 
 
 @functools.partial(jax.jit, static_argnames=("gallery", "sharding"))

@@ -43,6 +43,7 @@ def two_stage_blocks(
     sharding: NamedSharding | None = None,
     pairs: int | None = None,
     approximate: bool = False,
+    expansion: int = 0,
     progress: str | None = None,
 ) -> Iterator[Block]:
     """Minus the rank of every photo for every sketch, in blocks of sketches.
@@ -63,6 +64,8 @@ def two_stage_blocks(
       pairs: number of pairs that a device scores at once. None: by the size of the features.
       approximate: make the shortlist with `jax.lax.approx_max_k`, faster on TPUs: it may miss a
         photo (recall 0.95 by default), which then follows right after the shortlist.
+      expansion: number of photos that expand the query of the shortlist, see
+        `zse_jax.retrieval.expansion`; 0: none.
       progress: description of the progress bar; None: no bar.
 
     Returns:
@@ -102,7 +105,7 @@ def two_stage_blocks(
 
     def dispatched() -> Iterator[Float[Array, " pairs"]]:
         """Scores of all shortlisted pairs in order, `step` at a time; padded at a block's end."""
-        for rows, block in blocks(first):
+        for rows, block in blocks(first, expansion=expansion):
             similarity = _here(block)
             order, shortlist = _shortlist(similarity, ties, k=k, approximate=approximate)
             columns = np.asarray(shortlist)

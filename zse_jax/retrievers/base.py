@@ -23,6 +23,8 @@ import numpy as np
 from flax import nnx
 from jaxtyping import Array, Float, Int, UInt8
 
+from zse_jax.losses import unit
+
 Modality = Literal["sketch", "photo"]
 
 Features = Any
@@ -30,6 +32,10 @@ Features = Any
 
 
 AnyEncoder = TypeVar("AnyEncoder", bound="Encoder")
+
+
+class DomainMeans(nnx.Variable):
+    """The mean embedding of sketches and of photos over training images, [2, d]; not trained."""
 
 
 class Correspondence(NamedTuple):
@@ -118,10 +124,12 @@ class Encoder(nnx.Module):
         how each is computed: "embedding" (cosine of `embedding`, one vector per image) or "score"
         (`score` of every pair).
       image_size: side of the square input images, in pixels.
+      means: what `embed` subtracts; None: nothing. `config.model.centred` adds it to any system.
     """
 
     rankings: ClassVar[Mapping[str, Literal["embedding", "score"]]] = {"embedding": "embedding"}
     image_size: int
+    means: DomainMeans | None = None
 
     def __init_subclass__(cls, **options: Any) -> None:
         super().__init_subclass__(**options)
@@ -144,16 +152,26 @@ class Encoder(nnx.Module):
 
     @abstractmethod
     def embedding(self, features: Features) -> Float[Array, "b d"]:
-        """One L2-normalised vector per item, for nearest-neighbour search."""
+        """One L2-normalised vector per item, before `means` are subtracted."""
+
+    def embed(self, features: Features, modality: Modality) -> Float[Array, "b d"]:
+        """One L2-normalised vector per item, for nearest-neighbour search.
+
+        The `embedding`, minus the mean of its modality if the system has `means`. (Sketches and
+        photos of all classes lie apart; without the means, what remains is the class.)
+        """
+        embedding = self.embedding(features)
+        if self.means is None:
+            return embedding
+        return unit(embedding - self.means[...][get_args(Modality).index(modality)])
 
     def score(self, sketches: Features, photos: Features) -> Float[Array, "q g"]:
         """Similarity of every sketch with every photo; larger is better.
 
         By default the cosine of the embeddings.
         """
-        return jax.numpy.matmul(
-            self.embedding(sketches), self.embedding(photos).T, precision="float32"
-        )
+        queries, gallery = self.embed(sketches, "sketch"), self.embed(photos, "photo")
+        return jax.numpy.matmul(queries, gallery.T, precision="float32")
 
     def score_pairs(self, sketches: Features, photos: Features) -> Float[Array, "b"]:
         """Similarity of sketch i with photo i: the diagonal of `score`.

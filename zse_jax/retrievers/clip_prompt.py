@@ -234,7 +234,11 @@ class ClipPrompt(Retriever, Explainable):
             return jnp.einsum(places, unit(left), unit(right), precision="float32")
 
         return Correspondence(
-            cosine("be,be->b", sketch.embedding, photo.embedding),
+            cosine(
+                "be,be->b",
+                self.embed(sketch.embedding, "sketch"),
+                self.embed(photo.embedding, "photo"),
+            ),
             cosine("bse,bpe->bsp", sketch.places, photo.places),
             sketch_importance=sketch.rollout,
             photo_importance=photo.rollout,

@@ -201,14 +201,16 @@ class EfficientCNN(Retriever, Explainable):
         Pooling and projection are linear, so the cosine is exactly the mean over pairs of cells of
         the product of their projections, divided by the norms of both embeddings (Stylianou et
         al., "Visualizing deep similarity networks", WACV 2019). `match` may exceed 1, and its mean
-        is the similarity.
+        is the similarity. The domain means, if there are any, are subtracted from every cell.
         """
         images = jnp.concatenate([sketches, photos])
         local = self.backbone.local_features(_normalise(images, self.backbone))
         places = self.projection(local.reshape(len(local), -1, local.shape[-1]))
-        whole = places.mean(axis=1)
-        norm = jnp.maximum(jnp.linalg.norm(whole, axis=1), 1e-12)[:, None, None]
-        sketch, photo = jnp.split(places / norm, 2)
+        places = places / _norm(places.mean(axis=1))
+        if self.means is not None:
+            places = places - jnp.repeat(self.means[...], len(sketches), axis=0)[:, None]
+            places = places / _norm(places.mean(axis=1))
+        sketch, photo = jnp.split(places, 2)
         match = jnp.einsum("bsd,bpd->bsp", sketch, photo, precision="float32")
         return Correspondence(match.mean(axis=(1, 2)), match)
 
@@ -256,6 +258,10 @@ def class_knowledge(
         predictions[labels == label].mean(axis=0, dtype=np.float64) for label in range(len(classes))
     ]
     return np.stack(means).astype(np.float32)
+
+
+def _norm(vectors: Float[Array, "b d"]) -> Float[Array, "b 1 1"]:
+    return jnp.maximum(jnp.linalg.norm(vectors, axis=1), 1e-12)[:, None, None]
 
 
 def _normalise(images: Num[Array, "b h w 3"], backbone: Backbone) -> Float[Array, "b h w 3"]:

@@ -10,12 +10,14 @@ from dataclasses import dataclass, field
 from importlib import import_module
 from typing import Any, Literal
 
+import jax
 import jax.numpy as jnp
 from flax import nnx
+from jaxtyping import Array
 from ml_collections import ConfigDict
 
 from zse_jax.models.rematerialisation import rematerialise
-from zse_jax.retrievers.base import Encoder, Retriever
+from zse_jax.retrievers.base import DomainMeans, Encoder, Retriever, evaluation_view
 
 REMAT = ("none", "blocks")
 """What the backward pass recomputes instead of storing: nothing, or the inside of each block."""
@@ -129,7 +131,8 @@ def create(
     """The retriever that `config.model` describes.
 
     Args:
-      config: `system`, and any keyword arguments of its class; the others are as published.
+      config: `system`, and any keyword arguments of its class; the others are as published. With
+        `centred`, the retriever has `Encoder.means`, which are zero until they are measured.
       dtype: of activations ("float32" or "bfloat16"); parameters are float32.
       remat: one of `REMAT`.
       rngs: streams `params` and `dropout`.
@@ -141,15 +144,19 @@ def create(
     arguments = dict(config)
     name = arguments.pop("system", None)
     cls = imported(system(name).implementation)
+    centred = arguments.pop("centred", False)
     known = set(inspect.signature(cls.__init__).parameters) - {"self", "dtype", "rngs"}
     for key in arguments:
         if key not in known:
             raise ValueError(
-                f"config.model.{key} is not a setting of system {name!r}{_nearest(key, known)}"
+                f"config.model.{key} is not a setting of system {name!r}"
+                f"{_nearest(key, known | {'centred'})}"
             )
     if remat not in REMAT:
         raise ValueError(f"config.train.remat={remat!r}: choose one of {', '.join(REMAT)}.")
     model = cls(**arguments, dtype=jnp.dtype(dtype), rngs=rngs)
+    if centred:
+        model.means = DomainMeans(jnp.zeros((2, embedding_width(model))))
     if remat == "blocks" and not rematerialise(model):
         raise ValueError(
             f"config.train.remat='blocks': the system {name!r} has no blocks that can be "
@@ -170,6 +177,16 @@ def copy_parameters(name: str, target: Encoder, source: Encoder) -> None:
             f"{type(target).__name__}: choose a config of that system, or another source."
         )
     imported(system(name).copy_parameters)(target, source)
+
+
+def embedding_width(model: Encoder) -> int:
+    """The width of the embeddings; computes nothing."""
+    image = jax.ShapeDtypeStruct((1, model.image_size, model.image_size, 3), jnp.uint8)
+
+    def embedding(model: Encoder, images: Array) -> Array:
+        return model.embedding(model.encode(images, "photo"))
+
+    return nnx.eval_shape(embedding, evaluation_view(model), image).shape[1]
 
 
 def imported(path: str) -> Any:

@@ -54,7 +54,10 @@ names; in a command line or a config file they are errors."""
 
 ADDED: dict[str, Any] = {
     "model.backbone": "resnet50",
+    "model.centred": False,
     "evaluation.allow_trained": False,
+    "evaluation.classes": "unseen",
+    "evaluation.expansion": 0,
     "evaluation.intervals": "sketches",
     "data.lists": None,
     "target.lists": None,

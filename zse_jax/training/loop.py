@@ -25,17 +25,17 @@ from ml_collections import ConfigDict
 from data_pipelines import loading, paths
 from zse_jax.checkpoints import initial_weights, writing
 from zse_jax.checkpoints import workdir as workdir_
-from zse_jax.evaluation import data_selection, training_record
+from zse_jax.evaluation import data_selection, domain_means, training_record
 from zse_jax.evaluation.evaluator import Evaluator, check_select, comparison, title
 from zse_jax.retrieval.rerank_report import shortlist_table
-from zse_jax.retrievers.base import Retriever
+from zse_jax.retrievers.base import Retriever, evaluation_view
 from zse_jax.runtime import config_io, consistency, distributed, preemption, sharding
 from zse_jax.runtime import watchdog as watchdog_
 from zse_jax.runtime.console import show
 from zse_jax.runtime.metrics_file import METRICS_FILE, read_metrics, write_json
 from zse_jax.training import divergence, initialization, optimizers, profiling
 from zse_jax.training.metric_logging import Reporter
-from zse_jax.training.step import Batch, Setup, State, complete, merge_model, set_up
+from zse_jax.training.step import Batch, Setup, State, complete, merge_model, placed, set_up
 
 RESULTS_FILE = "metrics.json"
 
@@ -183,6 +183,8 @@ class Run:
                     metrics = None
                     if not stopping:  # save first: the time until the kill may be short
                         with notice.breakable():
+                            if self.evaluation_due(step) or step == steps:
+                                state = self.centred(state)
                             metrics = self.evaluate(step, state)
                     if metrics is not None and step == start:
                         self.checkpoints.evaluated(step, self.config, metrics)
@@ -237,6 +239,15 @@ class Run:
         every = self.config.evaluation.every
         turn = bool(every) and (not step % every or step == self.config.train.steps)
         return turn and not self.checkpoints.metrics(step)
+
+    def centred(self, state: State) -> State:
+        """The state with the domain means of its parameters, for systems that subtract them."""
+        if self.setup.model.means is None:
+            return state
+        with self.report.clock.paused():
+            model = merge_model(self.setup.definition, state)
+            domain_means.measure(evaluation_view(model), self.config, self.mesh)
+            return placed(state, model, self.setup)
 
     def evaluate(self, step: int, state: State) -> dict[str, float] | None:
         """The validation metrics, if they are due at `step`."""

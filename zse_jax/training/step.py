@@ -124,19 +124,25 @@ def trainable(model: Retriever) -> tuple[Any, optimizers.Groups]:
 
 
 def complete(config: ConfigDict) -> ConfigDict:
-    """The config with `model.class_names` filled in, for systems that have this key.
+    """The config with the settings of the model that follow from the training classes.
 
-    They are the seen classes in the order of the training labels, and are saved with checkpoints.
+    These are `model.class_names`, the classes in the order of the training labels, and
+    `model.seen_classes`, their number, for systems that have these keys and where they are None.
+    They are saved with checkpoints.
 
     Raises:
       ValueError, FileNotFoundError: as `data_selection.split_of`.
     """
-    if "class_names" not in config.model or config.model.class_names is not None:
+    keys = ("class_names", "seen_classes")
+    open_ = [key for key in keys if key in config.model and config.model[key] is None]
+    if not open_:
         return config
     from zse_jax.evaluation import data_selection  # needs grain, which a step does not
 
     config = config.copy_and_resolve_references()
-    config.model.class_names = tuple(data_selection.split_of(config, config.data).seen)
+    classes = tuple(data_selection.split_of(config, config.data).seen)
+    values = {"class_names": classes, "seen_classes": len(classes)}
+    config.model.update({key: values[key] for key in open_})
     return config
 
 

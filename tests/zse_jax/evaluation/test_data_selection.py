@@ -57,6 +57,29 @@ def test_category_level_trains_on_seen_and_ranks_unseen():
     }  # fmt: skip
 
 
+def test_held_out_classes_neither_train_nor_are_tested():
+    config = sketchy.get_config("evaluation.classes=held_out")
+    split = splits.get("sketchy_split1")
+    trained = classes_of(data_selection.training_items(config)[1])
+    selecting = data_selection.evaluated_items(config, 1, 1, selection=True)
+    test = data_selection.evaluated_items(config, 1, 1)
+    held_out = classes_of(selecting.photos)
+    assert len(held_out) == 10 and selecting.notes["classes"] == "validation"
+    assert trained | held_out == set(split.seen) and not trained & held_out
+    assert classes_of(test.photos) == set(split.unseen) and "classes" not in test.notes
+    assert "validation classes" in data_selection.selection_note(config)
+    again = sketchy.get_config("evaluation.classes=held_out,data.held_out_seed=1")
+    assert (
+        classes_of(data_selection.evaluated_items(again, 1, 1, selection=True).photos) != held_out
+    )
+
+
+def test_a_generalized_gallery_has_the_held_out_classes_too():
+    config = sketchy_generalized.get_config("evaluation.classes=held_out")
+    photos = data_selection.evaluated_items(config, 1, 1).photos
+    assert len(photos.class_names) == 125
+
+
 def test_strides_take_every_nth_in_the_published_order():
     evaluated = data_selection.evaluated_items(sketchy.get_config(), 20, 10)
     every = items("sketchy", "photo", splits.get("sketchy_split1").unseen)

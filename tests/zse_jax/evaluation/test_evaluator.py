@@ -8,6 +8,7 @@ import shutil
 
 import pytest
 from absl import flags
+from flax import nnx
 
 import zse_jax
 from data_pipelines import splits
@@ -19,6 +20,8 @@ from zse_jax.evaluation import evaluator as evaluator_
 from zse_jax.evaluation.evaluator import Evaluator
 from zse_jax.evaluation.training_record import TrainedError
 from zse_jax.retrieval import metrics
+from zse_jax.retrievers import create
+from zse_jax.retrievers.base import evaluation_view
 from zse_jax.runtime import cli, consistency, sharding
 from zse_jax.training import loop
 
@@ -148,18 +151,32 @@ def test_the_evaluator_thins_by_strides_and_pads():
 def test_an_unknown_metric_to_select_by_names_the_nearest(select):
     config = tiny.config(**{"evaluation.select": select})
     with pytest.raises(ValueError, match=r"config.evaluation.select=.*did you mean '.*/mAP@"):
-        evaluator_.check_select(config, ("token", "relation"))
+        evaluator_.check_select(config, tiny.Tiny.rankings)
 
 
 def test_selectable_metrics_depend_on_the_protocol_and_the_rankings():
     fine = {"evaluation.protocol": "fine_grained", "evaluation.select": "token/class/Acc@1"}
-    evaluator_.check_select(tiny.config(**fine), ("token", "relation"))
+    evaluator_.check_select(tiny.config(**fine), tiny.Tiny.rankings)
     with pytest.raises(ValueError, match="did you mean 'token/all/Acc@1'"):
         changed = tiny.config(**fine | {"evaluation.select": "token/exact/Acc@1"})
-        evaluator_.check_select(changed, ("token", "relation"))
+        evaluator_.check_select(changed, tiny.Tiny.rankings)
     with pytest.raises(ValueError, match="did you mean 'relation/class/Acc@1'"):
         only = tiny.config(**fine | {"evaluation.rankings": ("relation",)})
-        evaluator_.check_select(only, ("token", "relation"))
+        evaluator_.check_select(only, tiny.Tiny.rankings)
+
+
+def test_rankings_by_expanded_queries_can_select():
+    select = {"evaluation.select": "token+expansion/exact/mAP@all"}
+    with pytest.raises(ValueError, match="did you mean 'token/exact/mAP@all'"):
+        evaluator_.check_select(tiny.config(**select), tiny.Tiny.rankings)
+    expanding = tiny.config(**select | {"evaluation.expansion": 3})
+    evaluator_.check_select(expanding, tiny.Tiny.rankings)
+    evaluator = Evaluator(expanding, sharding.make_mesh(), 1, 1)
+    model = create(expanding.model, rngs=nnx.Rngs(0, dropout=1))
+    found = evaluator(evaluation_view(model), shortlists=(4,))
+    assert {"token", "token+expansion", "relation@4+expansion"} < found.values.keys()
+    assert found.values["token"] != found.values["token+expansion"]
+    assert found.notes["expansion"] == "by 3 photos of the gallery"
 
 
 @pytest.mark.slow

@@ -14,7 +14,7 @@ import zse_jax
 from data_pipelines import images
 from tests.zse_jax.gallery.conftest import photo, written_checkpoint
 from zse_jax.gallery import index, search
-from zse_jax.retrieval import scoring
+from zse_jax.retrieval import expansion, scoring
 from zse_jax.runtime import cli
 
 
@@ -65,6 +65,20 @@ def test_the_order_is_that_of_the_systems_rankings(
     assert list(found.values()) == sorted(found.values(), reverse=True)
     assert {hit.stage for hit in results.hits} == {stage}
     assert results.photos == 12
+
+
+def test_an_expanded_query_finds_the_same_as_in_an_evaluation(gallery, searcher, drawing):
+    vectors, rows = gallery.tables.embeddings()
+    sketch = searcher._encoder(searcher(drawing).sketch[None], "sketch", 1).embedding
+    expected = vectors @ np.asarray(expansion.expand(sketch, vectors, 4))[0]
+    results = searcher(drawing, k=12, rerank=0, expand=4)
+    ids = [row["id"] for row in gallery.tables.rows(rows[np.argsort(-expected)].tolist(), ["id"])]
+    assert [hit.id for hit in results.hits] == ids
+    np.testing.assert_allclose(
+        [hit.similarity for hit in results.hits], np.sort(expected)[::-1], atol=1e-5
+    )
+    with pytest.raises(ValueError, match="expand"):
+        searcher(drawing, expand=-1)
 
 
 def test_only_the_head_of_the_shortlist_is_scored(searcher, drawing):

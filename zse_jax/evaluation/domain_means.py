@@ -1,0 +1,86 @@
+"""The mean embedding of sketches and of photos over the training images.
+
+An encoder with `means` (`config.model.centred`) subtracts them, so that sketches and photos of a
+class meet although the modalities lie apart. They come from training images alone; those that are
+evaluated do not change them.
+"""
+
+from collections.abc import Callable
+from typing import Any
+
+import jax
+import numpy as np
+from jax.sharding import Mesh
+from jaxtyping import Array, Float
+from ml_collections import ConfigDict
+
+from data_pipelines import loading
+from zse_jax.evaluation import data_selection
+from zse_jax.retrieval.encoding import encode
+from zse_jax.retrievers.base import Encoder, Features, Modality
+from zse_jax.runtime import sharding
+
+IMAGES = 1000
+"""Most training images of each modality over which the means are taken, spread evenly."""
+
+
+def measure(encoder: Encoder, config: ConfigDict, mesh: Mesh) -> None:
+    """Sets the means of an encoder that has them, in place; each is the mean of unit vectors.
+
+    Args:
+      encoder: in evaluation mode.
+      config: of its training.
+      mesh: encodes the images.
+    """
+    if encoder.means is None:
+        return
+
+    def embedding(features: Features, modality: Modality) -> Float[Array, "b d"]:
+        del modality
+        return encoder.embedding(features)
+
+    sketches, photos = training_embeddings(encoder, embedding, config, mesh, IMAGES)
+    means = np.stack([x.mean(axis=0, dtype=np.float64) for x in (sketches, photos)])
+    encoder.means[...] = jax.numpy.asarray(means, jax.numpy.float32)
+
+
+def training_embeddings(
+    encoder: Encoder,
+    embedding: Callable[[Features, Modality], Any],
+    config: ConfigDict,
+    mesh: Mesh,
+    most: int,
+    progress: bool = False,
+) -> list[Float[np.ndarray, "_ d"]]:
+    """Embeddings of training sketches, and of photos: at most `most` of each, spread evenly.
+
+    Args:
+      encoder: encodes the images.
+      embedding: a function of features and modality, such as `encoder.embed`.
+      config: names the training images.
+      mesh: encodes them.
+      most: images of each modality.
+      progress: show progress bars.
+    """
+    found = []
+    modalities: tuple[Modality, ...] = ("sketch", "photo")
+    for modality, items in zip(modalities, data_selection.training_items(config), strict=True):
+        some = items.every(-(-len(items) // most))
+        batches = loading.evaluation_batches(
+            some,
+            image_size=encoder.image_size,
+            batch_size=config.evaluation.batch_size // jax.process_count(),
+            workers=config.data.workers if progress else 0,
+            shard_index=jax.process_index(),
+            shard_count=jax.process_count(),
+        )
+        where = sharding.batch_sharding(mesh)
+        bar = f"{len(some):,} of {len(items):,} training {modality}s" if progress else None
+        features, _ = encode(encoder, batches, modality, sharding=where, progress=bar)
+        embed = jax.jit(lambda features, modality=modality: embedding(features, modality))
+        parts = [
+            np.asarray(embed(jax.tree.map(lambda leaf, i=i: leaf[i : i + 4096], features)))
+            for i in range(0, len(some), 4096)
+        ]
+        found.append(np.concatenate(parts).astype(np.float32))
+    return found
