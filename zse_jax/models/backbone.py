@@ -4,6 +4,7 @@ A new backbone is one file in this folder and one entry in `BACKBONES`. Efficien
 `config.model.backbone`.
 """
 
+import functools
 import inspect
 from collections.abc import Mapping, Sequence
 from typing import Any, Protocol, runtime_checkable
@@ -12,6 +13,7 @@ from flax import nnx
 from jax.typing import DTypeLike
 from jaxtyping import Array, Float
 
+from zse_jax.models.efficientnet_lite import VARIANTS, EfficientNetLite
 from zse_jax.models.resnet import ResNet50
 
 
@@ -45,8 +47,21 @@ class Backbone(Protocol):
         ...
 
 
-BACKBONES: dict[str, Any] = {"resnet50": ResNet50}
-"""Name in `config.model.backbone` -> class that implements `Backbone`."""
+@runtime_checkable
+class Multiscale(Backbone, Protocol):
+    """A backbone that also returns maps of finer resolution."""
+
+    def feature_maps(
+        self, images: Float[Array, "b h w 3"]
+    ) -> Mapping[int, Float[Array, "b u v _"]]:
+        """Maps by their stride in pixels; 16 and 32 are among them."""
+        ...
+
+
+BACKBONES: dict[str, Any] = {"resnet50": ResNet50} | {
+    f"efficientnet_{name}": functools.partial(EfficientNetLite, name) for name in VARIANTS
+}
+"""Name in `config.model.backbone` -> what makes a `Backbone` of keyword arguments."""
 
 
 def create_backbone(
@@ -70,7 +85,7 @@ def create_backbone(
         )
     defaults = inspect.signature(ResNet50.__init__).parameters
     changed = {key: value for key, value in settings.items() if value != defaults[key].default}
-    if unknown := changed.keys() - inspect.signature(BACKBONES[name].__init__).parameters:
+    if unknown := changed.keys() - inspect.signature(BACKBONES[name]).parameters:
         raise ValueError(
             f"The backbone {name!r} does not have the settings {', '.join(sorted(unknown))}: "
             "leave them at their defaults."

@@ -22,18 +22,26 @@ EXPANSION = 4
 
 
 class BatchNorm(nnx.BatchNorm):
-    """Batch normalisation with PyTorch's constants, in float32; returns the dtype of its input.
+    """Batch normalisation in float32, with PyTorch's constants; returns the dtype of its input.
 
-    The running averages are updated with a weight of 0.1 for the batch's mean and (biased)
+    The running averages are updated with a weight of 1 - momentum for the batch's mean and (biased)
     variance. With `frozen` they are used in training too and never updated; scale and bias are
     still trained.
     """
 
-    def __init__(self, channels: int, *, frozen: bool, rngs: nnx.Rngs):
+    def __init__(
+        self,
+        channels: int,
+        *,
+        frozen: bool,
+        epsilon: float = 1e-5,
+        momentum: float = 0.9,
+        rngs: nnx.Rngs,
+    ):
         """Statistics are over all axes but the last."""
         super().__init__(
-            channels, momentum=0.9, epsilon=1e-5, dtype=jnp.float32, use_fast_variance=False,
-            rngs=rngs,
+            channels, momentum=momentum, epsilon=epsilon, dtype=jnp.float32,
+            use_fast_variance=False, rngs=rngs,
         )  # fmt: skip
         self.frozen = frozen
 
@@ -44,6 +52,11 @@ class BatchNorm(nnx.BatchNorm):
         if self.frozen:
             use_running_average = True
         return super().__call__(x, use_running_average, mask=mask).astype(x.dtype)
+
+    def folded(self) -> tuple[Float[Array, " c"], Float[Array, " c"]]:
+        """The factor and the offset that normalisation by the running averages amounts to."""
+        factor = self.scale[...] * jax.lax.rsqrt(self.var[...] + self.epsilon)
+        return factor, self.bias[...] - self.mean[...] * factor
 
 
 def convolution(
@@ -188,6 +201,14 @@ class ResNet50(nnx.Module):
         Raises:
           ValueError: images that are too small for the number of stages.
         """
+        return self.feature_maps(images)[2 << len(self.stages)]
+
+    def feature_maps(self, images: Float[Array, "b h w 3"]) -> dict[int, Float[Array, "b u v _"]]:
+        """The last map of each stage, float32, by its stride in pixels: 4, 8, 16 and 32.
+
+        Raises:
+          ValueError: as for `local_features`.
+        """
         least = 2 ** len(self.stages)
         if min(images.shape[1:3]) < least:
             raise ValueError(
@@ -196,7 +217,9 @@ class ResNet50(nnx.Module):
             )
         x = jax.nn.relu(self.stem_norm(self.stem(images.astype(self.dtype))))
         x = nnx.max_pool(x, (3, 3), strides=(2, 2), padding=((1, 1), (1, 1)))
-        for stage in self.stages:
+        maps = {}
+        for i, stage in enumerate(self.stages):
             for block in stage:
                 x = block(x)
-        return x.astype(jnp.float32)
+            maps[4 << i] = x.astype(jnp.float32)
+        return maps

@@ -58,6 +58,14 @@ def norm(here: Path, there: str) -> dict[Path, Source]:
     }
 
 
+def batch_norm(here: Path, there: str) -> dict[Path, Source]:
+    """Scale, bias and running averages of a PyTorch batch normalisation."""
+    return norm(here, there) | {
+        (*here, "mean"): Source(f"{there}.running_mean"),
+        (*here, "var"): Source(f"{there}.running_var"),
+    }
+
+
 def count(names: Iterable[str], pattern: str) -> int:
     """How many different numbers the names contain at the group of `pattern`."""
     return len({match[1] for name in names if (match := re.match(pattern, name))})

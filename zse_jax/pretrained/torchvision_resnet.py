@@ -9,7 +9,7 @@ from typing import Any
 import numpy as np
 
 from zse_jax.models.resnet import ResNet50
-from zse_jax.pretrained.mapping import Path, Source, convolution, count, fill, linear, norm
+from zse_jax.pretrained.mapping import Path, Source, batch_norm, convolution, count, fill, linear
 
 
 def load(model: ResNet50, arrays: Mapping[str, np.ndarray]) -> None:
@@ -37,7 +37,7 @@ def table(model: ResNet50) -> dict[Path, Source]:
     """Path of each parameter and running average -> torchvision's name and the change of layout."""
     entries: dict[Path, Source] = {
         ("stem", "kernel"): Source("conv1.weight", convolution),
-        **_batch_norm(("stem_norm",), "bn1"),
+        **batch_norm(("stem_norm",), "bn1"),
         **linear(("head",), "fc"),
     }
     for i, stage in enumerate(model.stages):
@@ -46,16 +46,9 @@ def table(model: ResNet50) -> dict[Path, Source]:
             for k in range(len(block.convolutions)):
                 source = Source(f"{there}.conv{k + 1}.weight", convolution)
                 entries[(*here, "convolutions", k, "kernel")] = source
-                entries |= _batch_norm((*here, "norms", k), f"{there}.bn{k + 1}")
+                entries |= batch_norm((*here, "norms", k), f"{there}.bn{k + 1}")
             if block.shortcut is not None:
                 source = Source(f"{there}.downsample.0.weight", convolution)
                 entries[(*here, "shortcut", "kernel")] = source
-                entries |= _batch_norm((*here, "shortcut_norm"), f"{there}.downsample.1")
+                entries |= batch_norm((*here, "shortcut_norm"), f"{there}.downsample.1")
     return entries
-
-
-def _batch_norm(here: Path, there: str) -> dict[Path, Source]:
-    return norm(here, there) | {
-        (*here, "mean"): Source(f"{there}.running_mean"),
-        (*here, "var"): Source(f"{there}.running_var"),
-    }

@@ -72,6 +72,13 @@ _CLIP = Pretrained(
     settings={"prompt_length": 0, "pixels": "clip", "text_tower": True},
 )
 
+_CNN = Pretrained(
+    part="backbone",
+    uninferred=("image_size",),
+    settings={"knowledge_weight": 0.0},  # training prepares the teacher's knowledge
+    random=("embedding", "classifier of the seen classes"),
+)
+
 SYSTEMS: Mapping[str, System] = {
     "zse": System(
         "zse_jax.retrievers.zse:ZSE",
@@ -97,17 +104,10 @@ SYSTEMS: Mapping[str, System] = {
     ),
     "efficient_cnn": System(
         "zse_jax.retrievers.efficient_cnn:EfficientCNN",
-        title="EfficientCNN: one ResNet for sketches and photos",
+        title="EfficientCNN: one CNN for sketches and photos",
         paper="https://arxiv.org/abs/2102.04016",
         config="efficient_default",
-        pretrained={
-            "torchvision_resnet": Pretrained(
-                part="backbone",
-                uninferred=("image_size",),
-                settings={"knowledge_weight": 0.0},  # training prepares the teacher's knowledge
-                random=("embedding", "classifier of the seen classes"),
-            )
-        },
+        pretrained={"torchvision_resnet": _CNN, "efficientnet_lite": _CNN},
         initialization="distillation",
     ),
 }

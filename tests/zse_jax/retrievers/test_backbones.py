@@ -90,7 +90,7 @@ def test_the_match_of_places_decomposes_the_cosine():
 @pytest.mark.parametrize(
     ("changes", "message"),
     [
-        ({"backbone": "resnet51"}, "backbone='resnet51' is unknown: .*resnet50, convolutions"),
+        ({"backbone": "resnet51"}, "backbone='resnet51' is unknown: .*resnet50, .*convolutions"),
         ({"depths": (1, 1)}, "'convolutions' does not have the settings depths"),
         ({"image_size": 24}, "takes images of 16 pixels: set config.model.image_size"),
         ({"knowledge_weight": 1.0}, "no ImageNet classifier.*set config.model.knowledge_weight"),

