@@ -70,6 +70,8 @@ _CLIP = Pretrained(
     settings={"prompt_length": 0, "pixels": "clip", "text_tower": True},
 )
 
+_NOT_IN_VIT = ("scale embedding", "cross-attention", "anchors", "relation network")
+
 SYSTEMS: Mapping[str, System] = {
     "zse": System(
         "zse_jax.retrievers.zse:ZSE",
@@ -79,9 +81,9 @@ SYSTEMS: Mapping[str, System] = {
         config="default",
         pretrained={
             "zse_sbir": Pretrained(uninferred=("heads", "cross_heads", "anchor_map")),
-            "google_vit": Pretrained(
-                uninferred=("cross_heads", "anchor_map"),
-                random=("scale embedding", "cross-attention", "anchors", "relation network"),
+            "google_vit": Pretrained(uninferred=("cross_heads", "anchor_map"), random=_NOT_IN_VIT),
+            "timm_vit": Pretrained(
+                uninferred=("heads", "cross_heads", "anchor_map"), random=_NOT_IN_VIT
             ),
         },
     ),
