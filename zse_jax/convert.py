@@ -27,7 +27,7 @@ from ml_collections import ConfigDict, config_flags
 
 from data_pipelines import paths
 from zse_jax.checkpoints import reading, writing
-from zse_jax.pretrained import files, publishers
+from zse_jax.pretrained import files, publishers, sources
 from zse_jax.retrievers import registry
 from zse_jax.retrievers.base import Retriever
 from zse_jax.runtime import cli, config_io
@@ -127,7 +127,7 @@ def export(source: str | os.PathLike, output: str | os.PathLike, publisher: str)
 @functools.lru_cache(maxsize=1)
 def _arrays(source: str) -> dict[str, np.ndarray]:
     """The arrays in a file, read once for the flags and the conversion."""
-    return files.read(source)
+    return files.read(sources.local_file(source))
 
 
 def define_flags(options: flags.FlagValues, argv: Sequence[str]) -> None:

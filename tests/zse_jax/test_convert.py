@@ -14,7 +14,7 @@ from safetensors.numpy import load_file, save_file
 import zse_jax
 from tests.source import ROOT
 from tests.zse_jax import small_systems, tiny
-from tests.zse_jax.pretrained import test_google_vit, test_openai_clip
+from tests.zse_jax.pretrained import test_google_vit, test_openai_clip, test_timm_vit
 from tests.zse_jax.pretrained.weights import GOLDEN
 from tests.zse_jax.random_weights import drawn
 from zse_jax import convert
@@ -61,6 +61,11 @@ def written(file, arrays):
 PUBLISHED = {
     "zse_sbir": (".safetensors", lambda: zse_sbir.export(test_google_vit.zse(3)), HEADS),
     "google_vit": (".npz", test_google_vit.published, {"cross_heads": 2, "scale_channels": 4}),
+    "timm_vit": (
+        ".safetensors",
+        test_timm_vit.published,
+        {"heads": 3, "cross_heads": 2, "scale_channels": 4},
+    ),
     "openai_clip": (".safetensors", clip_arrays, {"heads": 2, "text_heads": 2}),
     "huggingface_clip": (
         ".safetensors",

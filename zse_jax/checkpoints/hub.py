@@ -6,15 +6,14 @@
            README.md           the model card
 
 `zse_jax.checkpoints.publishing` writes such a folder, this module reads it: from a disk, a bucket,
-or the Hugging Face Hub ("hf://owner/name", "hf://owner/name@revision"). The hub's client is
-imported only for hub paths. Nothing in a folder is executed.
+or the Hugging Face Hub ("hf://owner/name", "hf://owner/name@revision";
+`zse_jax.pretrained.sources`). Nothing in a folder is executed.
 """
 
 import json
 import os
-import re
 from collections.abc import Mapping
-from typing import Any, NamedTuple
+from typing import Any
 
 import jax
 import jax.numpy as jnp
@@ -31,57 +30,31 @@ from zse_jax.checkpoints.arrays import (
     flat_arrays,
     merge_for_inference,
 )
+from zse_jax.pretrained import sources
+from zse_jax.pretrained.sources import Repository
 from zse_jax.retrievers.base import Retriever
 from zse_jax.runtime import config_io
-from zse_jax.runtime.console import first_line
 
-HUB = "hf://"
 WEIGHTS, CONFIG, CARD = "model.safetensors", "config.json", "README.md"
 TRAINED = "trained.json"
 FILES = (WEIGHTS, CONFIG, CARD, TRAINED)
 LIBRARY = "zse_jax"
-
-_URI = re.compile(r"(?P<name>[\w.-]+/[\w.-]+)(?:@(?P<revision>[\w./-]+))?")
-
-
-class Repository(NamedTuple):
-    """A repository on the hub: "owner/name", and a branch, tag or commit, or None."""
-
-    name: str
-    revision: str | None
+_CONVERT = "convert a publisher's weights first, with python -m zse_jax.convert {} OUTPUT."
 
 
-def parse_hub_uri(path: str | os.PathLike) -> Repository | None:
-    """The repository of "hf://owner/name@revision"; None for other paths.
+def repository(path: str | os.PathLike) -> Repository | None:
+    """The repository of "hf://owner/name[@revision]"; None for other paths.
 
     Raises:
-      ValueError: it starts with hf:// but is malformed.
+      ValueError: it is malformed, or names one file.
     """
-    path = os.fspath(path)
-    if not path.startswith(HUB):
-        return None
-    match = _URI.fullmatch(path.removeprefix(HUB).rstrip("/"))
-    if match is None:
+    found = sources.parse_hub_uri(path)
+    if found is not None and found.file is not None:
         raise ValueError(
-            f"{path} is not a valid hub path: write hf://owner/name, or hf://owner/name@revision."
+            f"{found} names one file. A model of {LIBRARY} is a whole repository, hf://owner/name; "
+            f"{_CONVERT.format(found)}"
         )
-    return Repository(match["name"], match["revision"])
-
-
-def client() -> Any:
-    """The module huggingface_hub.
-
-    Raises:
-      ValueError: it is not installed.
-    """
-    try:
-        import huggingface_hub
-    except ImportError as error:
-        raise ValueError(
-            f"{HUB} paths need the hub's client: `pip install huggingface_hub`; or download the "
-            "model's folder and give its path."
-        ) from error
-    return huggingface_hub
+    return found
 
 
 def find(path: str | os.PathLike) -> epath.Path | None:
@@ -94,32 +67,51 @@ def find(path: str | os.PathLike) -> epath.Path | None:
       FileNotFoundError: the hub has no such model, or cannot be reached.
       ValueError: it is not a model of this library; or the hub's client is not installed.
     """
-    if repository := parse_hub_uri(path):
-        folder = _downloaded(repository)
-        if not (folder / WEIGHTS).exists():
+    if os.fspath(path).startswith(sources.PACKAGE):
+        raise ValueError(f"{path} is not a model of {LIBRARY}: {_CONVERT.format(path)}")
+    if found := repository(path):
+        listed, online = _listed(found)
+        if not listed:
             raise ValueError(
-                f"{HUB}{repository.name} is not a model of {LIBRARY}: it has no {WEIGHTS}. "
-                "`zse_jax.save_pretrained` creates one."
+                f"{found} is not a model of {LIBRARY}, which `zse_jax.save_pretrained` creates: "
+                f"{_CONVERT.format(found)}"
             )
-    else:
-        folder = paths.located(path)
+        return epath.Path(sources.download(found, listed, online=online)[0].parent)
+    folder = paths.located(path)
     return folder if (folder / WEIGHTS).exists() and (folder / CONFIG).exists() else None
 
 
-def _downloaded(repository: Repository) -> epath.Path:
-    hub = client()
+def is_model(path: str | os.PathLike) -> bool:
+    """Whether `path` is a published model of this library; downloads at most its config.
+
+    Raises:
+      FileNotFoundError, ValueError: as `find`.
+    """
+    if found := repository(path):
+        return bool(_listed(found)[0])
+    folder = find(path)
+    return folder is not None and _library(folder / CONFIG) == LIBRARY
+
+
+def _listed(found: Repository) -> tuple[list[str], bool]:
+    """The files of a model of this library on the hub, and whether the hub answers.
+
+    No files if the repository is not one.
+    """
+    names, online = sources.listing(found)
+    listed = [name for name in FILES if name in names]
+    if not {WEIGHTS, CONFIG} <= {*listed}:
+        return [], online
+    [config] = sources.download(found, [CONFIG], online=online)
+    return (listed if _library(epath.Path(config)) == LIBRARY else []), online
+
+
+def _library(config: epath.Path) -> str | None:
     try:
-        return epath.Path(
-            hub.snapshot_download(
-                repo_id=repository.name, revision=repository.revision, allow_patterns=[*FILES]
-            )
-        )
-    except Exception as error:  # the client's errors have no common class
-        at = f" at {repository.revision}" if repository.revision else ""
-        raise FileNotFoundError(
-            f"The model {HUB}{repository.name}{at} could not be downloaded ({first_line(error)}). "
-            "Check the name and the connection; a private model needs `hf auth login`."
-        ) from error
+        about = json.loads(config.read_text())
+    except (OSError, ValueError):
+        return None
+    return about.get("library") if isinstance(about, dict) else None
 
 
 def read_about(folder: epath.Path) -> dict[str, Any]:

@@ -5,7 +5,7 @@ with; random values must be asked for by name, and every result then says so.
 """
 
 import os
-from pathlib import Path, PurePosixPath
+from pathlib import PurePosixPath
 
 import jax
 import jax.numpy as jnp
@@ -14,7 +14,7 @@ from flax import nnx
 from ml_collections import ConfigDict
 
 from zse_jax.checkpoints import hub, reading
-from zse_jax.pretrained import files, publishers
+from zse_jax.pretrained import publishers, sources
 from zse_jax.retrievers import registry
 from zse_jax.retrievers.base import Encoder
 
@@ -26,63 +26,62 @@ RANDOM_VALUES = "random values"
 """What `started_from` calls them."""
 
 
-def is_weight_file(path: str | os.PathLike) -> bool:
-    """Whether `path` is named like a publisher's file of weights, not like a checkpoint."""
-    path = os.fspath(path)
-    return not path.startswith(hub.HUB) and Path(path).suffix in files.SUFFIXES
+def is_weights(path: str | os.PathLike) -> bool:
+    """Whether `path` names a publisher's weights, not a checkpoint or model of this library.
+
+    Raises:
+      FileNotFoundError, ValueError: the hub has to be asked, and it cannot be; see `hub.find`.
+    """
+    if sources.is_weight_file(path):
+        return True
+    on_hub = sources.parse_hub_uri(path) is not None
+    return (on_hub or sources.is_weight_folder(path)) and not hub.is_model(path)
 
 
 def is_checkpoint(path: str | os.PathLike) -> bool:
-    """Whether `path` can only be a checkpoint or a model of this library."""
-    path = os.fspath(path)
-    return path != RANDOM and not is_weight_file(path) and _published(path) is None
+    """Whether `path` can only be a checkpoint or a model of this library.
+
+    Raises:
+      FileNotFoundError, ValueError: as `is_weights`.
+    """
+    return os.fspath(path) != RANDOM and not is_weights(path)
 
 
 def check(path: str | os.PathLike | None, key: str = "init_from") -> None:
     """Checks that initial weights are named and, without reading them, that they can be had.
 
+    The hub is asked for their names and whether they may be read; they are not downloaded.
+
     Args:
-      path: the value of the config's key: "random", a file, a checkpoint, or hf://owner/name.
+      path: the value of the config's key: "random", a checkpoint, or as in
+        `zse_jax.pretrained.sources`.
       key: the name of the key in the config, for messages.
 
     Raises:
-      ValueError: the key has no value.
-      FileNotFoundError: they are not on this machine; names the file to download, and the command.
+      ValueError: the key has no value, or one that is no name of weights.
+      FileNotFoundError: they cannot be had; says which file to put where.
     """
     advice = (
-        f"--config.{key}={RANDOM} starts from random values instead, which every result then shows."
+        f"--config.{key}=FILE starts from a file, and --config.{key}={RANDOM} from random values, "
+        "which every result then shows."
     )
     if path is None:
         raise ValueError(
             f"config.{key} is not set, so that it is not known which weights to start from: name a "
-            f"publisher's file or a checkpoint, --config.{key}=FILE. {advice}"
+            f"publisher's file or a checkpoint. {advice}"
         )
     path = os.fspath(path)
     if path == RANDOM:
         return
-    if is_weight_file(path):
-        if not reading.absolute(path).is_file():
-            raise FileNotFoundError(
-                f"config.{key}={path}: there is no file of weights {path}. {advice}"
-            )
-    elif (url := _published(path)) is not None:
-        raise FileNotFoundError(
-            f"config.{key}={path}: these pretrained weights are not on this machine, and this "
-            f"version does not download them. Download {url} and add "
-            f"--config.{key}={PurePosixPath(url).name} to the command. {advice}"
-        )
-    elif not path.startswith(hub.HUB) and hub.find(path) is None:
-        try:
+    try:
+        if is_weights(path):
+            sources.check(path)
+        elif sources.parse_hub_uri(path) is None and hub.find(path) is None:
             with reading.find(path):
                 pass
-        except FileNotFoundError as error:
-            raise FileNotFoundError(f"config.{key}={path}: {error} {advice}") from error
-
-
-def _published(path: str) -> str | None:
-    """The address of the publisher's weights that a hub path names; None for other paths."""
-    repository = hub.parse_hub_uri(path)
-    return publishers.HUB.get(repository.name) if repository else None
+    except (FileNotFoundError, ValueError) as error:
+        kind = FileNotFoundError if isinstance(error, FileNotFoundError) else ValueError
+        raise kind(f"config.{key}={path}: {error} {advice}") from error
 
 
 def fill_from(model: Encoder, path: str | os.PathLike, system: str) -> None:
@@ -90,17 +89,17 @@ def fill_from(model: Encoder, path: str | os.PathLike, system: str) -> None:
 
     Args:
       model: a retriever.
-      path: "random", which changes nothing; a publisher's file (see `zse_jax.convert`); or anything
-        that `zse_jax.load` reads.
+      path: "random", which changes nothing; a publisher's weights, as in
+        `zse_jax.pretrained.sources`; or anything that `zse_jax.load` reads.
       system: the `config.model.system` of `model`.
 
     Raises:
-      FileNotFoundError: there is neither a file nor a checkpoint.
+      FileNotFoundError: there is neither a file nor a checkpoint, or it cannot be downloaded.
       ValueError: it is of another system or size, or cannot be read.
     """
     if os.fspath(path) == RANDOM:
         return
-    if is_weight_file(path):
+    if is_weights(path):
         publishers.start(model, path, system)
         return
     definition, *parts = nnx.split(reading.load(path), nnx.RngState, ...)
@@ -113,13 +112,13 @@ def started_from(config: ConfigDict) -> str:
     """What the weights of this config were before the first step, for tables and cards.
 
     Returns:
-      "random values", the name of a file or a folder, or hf://owner/name; "" if it is not known,
-      as in checkpoints of earlier versions.
+      "random values", the name of a file or a folder, hf://owner/name, or package:NAME; "" if it
+      is not known, as in checkpoints of earlier versions.
     """
     path = config.get("init_from")
     if path is None or path == RANDOM:
         return RANDOM_VALUES if path else ""
-    return path if path.startswith(hub.HUB) else PurePosixPath(path).name
+    return path if path.startswith(sources.HUB) else PurePosixPath(path).name
 
 
 def notes(config: ConfigDict) -> dict[str, str]:

@@ -23,7 +23,7 @@ from ml_collections import ConfigDict
 from data_pipelines import class_names, paths, splits
 from zse_jax.checkpoints import hub, initial_weights, reading
 from zse_jax.checkpoints.arrays import Arrays, checksums, flat_arrays, split_model
-from zse_jax.pretrained import files
+from zse_jax.pretrained import files, sources
 from zse_jax.retrievers import registry
 from zse_jax.retrievers.base import Retriever
 from zse_jax.runtime import config_io
@@ -67,9 +67,9 @@ def save_pretrained(
       ValueError: the config of `source` is not known; or the hub's client is missing.
       OSError: it could not be written or uploaded.
     """
-    repository = hub.parse_hub_uri(target)
+    repository = hub.repository(target)
     folder = None if repository else reading.new_folder(target)
-    client = hub.client() if repository else None
+    client = sources.client() if repository else None
     name = repository.name if repository else epath.Path(os.fspath(target)).name
     retriever, about = _about(source, config, metrics)
     record = about.pop("record")
@@ -217,7 +217,7 @@ def _write(
     paths.replace(folder / hub.CARD, text)
 
 
-def _upload(client: Any, repository: hub.Repository, folder: str, private: bool) -> str:
+def _upload(client: Any, repository: sources.Repository, folder: str, private: bool) -> str:
     api = client.HfApi()
     try:
         api.create_repo(repository.name, private=private, exist_ok=True, repo_type="model")
@@ -229,10 +229,11 @@ def _upload(client: Any, repository: hub.Repository, folder: str, private: bool)
         )
     except Exception as error:  # the client's errors have no common class
         raise OSError(
-            f"The model could not be uploaded to {hub.HUB}{repository.name} ({first_line(error)}). "
-            "Log in with `hf auth login` and a token with write access, and check the name."
+            f"The model could not be uploaded to {sources.HUB}{repository.name} "
+            f"({first_line(error)}). Log in with `hf auth login` and a token with write "
+            "access, and check the name."
         ) from error
-    return f"{hub.HUB}{repository.name}"
+    return f"{sources.HUB}{repository.name}"
 
 
 def _table(metrics: Mapping[str, float]) -> tuple[list[str], list[tuple[str, list[str]]]]:

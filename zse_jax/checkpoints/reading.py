@@ -32,6 +32,7 @@ from zse_jax.checkpoints.arrays import (
     flat_arrays,
     merge_for_inference,
 )
+from zse_jax.pretrained import sources
 from zse_jax.retrievers.base import Retriever
 from zse_jax.runtime import config_io
 from zse_jax.runtime.console import first_line
@@ -190,7 +191,7 @@ def step_of(path: str | os.PathLike) -> int:
 
 def place_of(path: str | os.PathLike, step: int) -> str:
     """The folder of `step` if the workdir `path` contains it; else `path` itself."""
-    if hub.parse_hub_uri(path) is None:
+    if sources.parse_hub_uri(path) is None:
         folder = absolute(path) / FOLDER / str(step)
         if folder.exists():
             return os.fspath(folder)
@@ -416,7 +417,7 @@ def reading(folder: epath.Path) -> Iterator[None]:
 
 def absolute(path: str | os.PathLike) -> epath.Path:
     """A user's path as `paths.located`; a local one without links, and a hub's unchanged."""
-    if hub.parse_hub_uri(path) is not None:
+    if sources.parse_hub_uri(path) is not None:
         return epath.Path(os.fspath(path))
     place = paths.located(path)
     return place if paths.in_bucket(place) else place.resolve()

@@ -180,7 +180,7 @@ def _of_initial_weights(config: ConfigDict) -> dict[str, Any]:
         try:
             known = initial_weights.is_checkpoint(path)
             found = of_checkpoint(path) if known else unknown(path)
-        except (ValueError, FileNotFoundError):  # not a checkpoint: whoever reads it reports that
+        except (ValueError, OSError):  # not a checkpoint: whoever reads it reports that
             found = unknown(path)
         sources += [source for source in found["sources"] if source not in sources]
         names += found["unknown"]

@@ -15,9 +15,6 @@ from scipy import ndimage
 from zse_jax.pretrained.mapping import Path, Source, count, fill
 from zse_jax.retrievers.zse import ZSE
 
-KEPT = ("cross_attention", "anchors", "relation_network")
-"""Parts of ZSE, besides the scale embedding, that a Vision Transformer does not have."""
-
 # The classifier of the published network, and the layer before it in some of the files.
 _IGNORED = ("head/", "pre_logits/")
 
@@ -35,8 +32,14 @@ def load(model: ZSE, arrays: Mapping[str, np.ndarray]) -> None:
         _joined(arrays),
         table(model),
         ignored=lambda name: name.startswith(_IGNORED),
-        kept=lambda path: path[0] in KEPT or path[:2] == ("tokenizer", "scale_embedding"),
+        kept=kept,
     )
+
+
+def kept(path: Path) -> bool:
+    """Whether a parameter belongs to a part of ZSE that a Vision Transformer does not have."""
+    others = ("cross_attention", "anchors", "relation_network")
+    return path[0] in others or path[:2] == ("tokenizer", "scale_embedding")
 
 
 def settings(arrays: Mapping[str, np.ndarray]) -> dict[str, Any]:

