@@ -9,11 +9,12 @@ from flax import nnx
 from safetensors.numpy import save_file
 
 from tests.zse_jax.models.test_clip import TINY
-<<<<<<< HEAD
-from tests.zse_jax.pretrained import test_efficientnet_lite, test_google_vit, test_openai_clip
-=======
-from tests.zse_jax.pretrained import test_google_vit, test_openai_clip, test_timm_vit
->>>>>>> hub
+from tests.zse_jax.pretrained import (
+    test_efficientnet_lite,
+    test_google_vit,
+    test_openai_clip,
+    test_timm_vit,
+)
 from tests.zse_jax.pretrained.weights import GOLDEN
 from tests.zse_jax.random_weights import drawn
 from zse_jax.pretrained import publishers, zse_sbir
