@@ -173,6 +173,8 @@ def _contents(path: Path, notes: list[str]) -> dict[str, np.ndarray]:
         head = file.read(600)
     if not head:
         raise ValueError(f"{path} is empty. Download it again.")
+    if head[4:9] == b"\0\0\0\0{":  # the length of the header, whose first bytes are arbitrary
+        return _safetensors(path, notes)
     text = head.decode("latin-1")
     for pattern, what, advice in _FOREIGN:
         if re.match(pattern, text, re.IGNORECASE | re.DOTALL):
@@ -181,8 +183,6 @@ def _contents(path: Path, notes: list[str]) -> dict[str, np.ndarray]:
         return (_numpy if _has_arrays(path) else _torch)(path, notes)
     if head[:1] == b"\x80":
         return _torch(path, notes)
-    if head[4:9] == b"\0\0\0\0{":
-        return _safetensors(path, notes)
     suffix = next((x for x in SUFFIXES if path.name.lower().endswith(x)), "")
     if not suffix:
         raise ValueError(

@@ -124,6 +124,14 @@ def test_the_suffix_is_not_what_decides(tmp_path):
         assert files.read(pickled(tmp_path / name, ARRAYS)).keys() == ARRAYS.keys()
 
 
+@pytest.mark.parametrize("start", [b"PK", b"\x80\x02", b"\x1f\x8b", b"{"])
+def test_safetensors_are_recognised_whatever_the_length_of_their_header(tmp_path, start):
+    length = int.from_bytes(start.ljust(2, b"\0"), "little")
+    header = b'{"a":{"dtype":"F32","shape":[1],"data_offsets":[0,4]}}'.ljust(length)
+    (tmp_path / "x").write_bytes(len(header).to_bytes(8, "little") + header + bytes(4))
+    assert files.read(tmp_path / "x")["a"].tolist() == [0]
+
+
 @pytest.mark.parametrize(
     ("contents", "names", "notes"),
     [
