@@ -53,7 +53,7 @@ def get_config() -> ConfigDict:
     model.knowledge_weight = 1.0
 
     config.teacher = teacher = ConfigDict()  # the initial network, kept unchanged
-    teacher.weights = placeholder(str)  # file of another teacher; None: the weights of init_from
+    teacher.weights = placeholder(str)  # of another teacher, named as init_from; None: its weights
     # File of its mean prediction for each class; None: in the workdir.
     teacher.knowledge = placeholder(str)
 
