@@ -98,6 +98,11 @@ def parse_hub_uri(path: str | os.PathLike) -> Repository | None:
     return Repository(match["name"], revision, match["file"])
 
 
+def is_remote(path: str | os.PathLike) -> bool:
+    """Whether `path` names a repository on the hub or a package; ValueError if it is malformed."""
+    return os.fspath(path).startswith(PACKAGE) or parse_hub_uri(path) is not None
+
+
 def is_weight_file(path: str | os.PathLike) -> bool:
     """Whether the name alone says that `path` is a publisher's file of weights."""
     path = os.fspath(path)
@@ -110,16 +115,16 @@ def is_weight_file(path: str | os.PathLike) -> bool:
 def is_weight_folder(path: str | os.PathLike) -> bool:
     """Whether `path` is a local folder with a file of weights of a usual name."""
     place = paths.located(path)
-    return any((place / name).exists() for name in _STANDARD)
+    return not paths.in_bucket(place) and any((place / name).exists() for name in _STANDARD)
 
 
 def local_file(uri: str | os.PathLike) -> Path:
     """The file of weights that a user names, downloaded if it is on the hub.
 
     Args:
-      uri: a path, "hf://owner/name[@revision][/file]" or "package:DISTRIBUTION". Of a repository,
-        the file is chosen: safetensors before PyTorch's format, usual names before others. Shards
-        and `CONFIGS` are in the same folder.
+      uri: a path, "hf://owner/name[@revision][/file]" or "package:DISTRIBUTION". Of a repository
+        or a folder, the file is chosen: safetensors before PyTorch's format, usual names before
+        others. Shards and `CONFIGS` are in the same folder.
 
     Raises:
       FileNotFoundError: the package, repository, revision or file does not exist, or cannot be
@@ -133,7 +138,9 @@ def local_file(uri: str | os.PathLike) -> Path:
         return _of_package(path.removeprefix(PACKAGE))
     repository = parse_hub_uri(path)
     if repository is None:
-        return paths.local(path, "a file of weights")
+        place = paths.local(path, "a file of weights")
+        usual = (file for name in _STANDARD if (file := place / name).is_file())
+        return next(usual, place) if place.is_dir() else place
     listed, online = listing(repository)
     weights = chosen(repository, listed)
     folder = PurePosixPath(weights).parent
