@@ -106,7 +106,7 @@ def started_from(config: ConfigDict) -> str:
     path = config.get("init_from")
     if path is None or path == RANDOM:
         return RANDOM_VALUES if path else ""
-    return path if path.startswith(sources.HUB) else PurePosixPath(path).name
+    return str(sources.parse_hub_uri(path) or PurePosixPath(path).name)
 
 
 def notes(config: ConfigDict) -> dict[str, str]:

@@ -427,9 +427,9 @@ def reading(folder: epath.Path) -> Iterator[None]:
 
 
 def absolute(path: str | os.PathLike) -> epath.Path:
-    """A user's path as `paths.located`; a local one without links, and a hub's unchanged."""
+    """A user's path as `paths.located`, without links; names of the hub and of packages stay."""
     if sources.is_remote(path):
-        return epath.Path(os.fspath(path))
+        return epath.Path(str(sources.parse_hub_uri(path) or path))
     place = paths.located(path)
     return place if paths.in_bucket(place) else place.resolve()
 

@@ -22,7 +22,7 @@ from collections.abc import Iterator, Sequence
 from importlib import metadata
 from pathlib import Path, PurePosixPath
 from typing import Any, NamedTuple
-from urllib.parse import unquote
+from urllib.parse import quote, unquote
 
 from data_pipelines import paths
 from zse_jax.pretrained import files
@@ -56,6 +56,11 @@ _URI = re.compile(
     r"(?:@(?P<revision>refs/(?:pr|convert)/[\w.-]+|[\w.%-]+))?"
     r"(?:/(?P<file>[^@]+))?"
 )
+_PAGE = re.compile(
+    r"https?://(?:huggingface|hf)\.co/(?P<name>[\w.-]+/[\w.-]+)"
+    r"(?:/(?:tree|blob|raw|resolve)/(?P<revision>[^/?]+)(?:/(?P<file>[^?]+))?)?/?(?:\?.*)?"
+)
+"""The address of a repository or a file in a browser."""
 
 
 class Repository(NamedTuple):
@@ -72,22 +77,24 @@ class Repository(NamedTuple):
     file: str | None = None
 
     def __str__(self) -> str:
-        revision = f"@{self.revision}" if self.revision else ""
+        revision = f"@{quote(self.revision, safe='')}" if self.revision else ""
         return f"{HUB}{self.name}{revision}" + (f"/{self.file}" if self.file else "")
 
 
 def parse_hub_uri(path: str | os.PathLike) -> Repository | None:
-    """The repository of "hf://owner/name[@revision][/file]"; None for other paths.
+    """The repository of "hf://owner/name[@revision][/file]", or None.
 
-    A slash in the name of a branch is written as %2F.
+    Also of the address of its page, https://huggingface.co/owner/name[/tree/revision[/file]]. A
+    slash in the name of a branch is written as %2F.
 
     Raises:
       ValueError: it starts with hf:// but is malformed.
     """
     path = os.fspath(path)
-    if not path.startswith(HUB):
+    match = _PAGE.fullmatch(path)
+    if match is None and not path.startswith(HUB):
         return None
-    match = _URI.fullmatch(path.removeprefix(HUB).rstrip("/"))
+    match = match or _URI.fullmatch(path.removeprefix(HUB).rstrip("/"))
     parts = (match["file"] or "").split("/") if match else [".."]
     if match is None or ".." in parts or set(match["name"].split("/")) & {".", ".."}:
         raise ValueError(
