@@ -4,7 +4,7 @@ r"""CLIP-AT on Sketchy Extended, split 2 (104 seen, 21 unseen classes, none of t
         --config.data.manual_dir=DIR
 
 DIR contains the unpacked benchmark (256x256/, EXTEND_image_sketchy*/). Training starts from
-OpenAI's CLIP, which config.init_from names; `--config.init_from=FILE` gives its file.
+OpenAI's CLIP, which config.init_from names and the run downloads.
 
 Variants and overrides follow a colon: `--config=configs/clip_sketchy_split2.py:B/16,steps=5000`.
 Variants: sizes B/32 (default, as published), B/16, L/14, L/14@336; `published`, the published code

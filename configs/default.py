@@ -35,7 +35,7 @@ def get_config() -> ConfigDict:
     config = ConfigDict()
     config.seed = 0
     config.profile = ()  # (start, stop): steps to profile; the profile is written to the workdir
-    # Initial weights: a publisher's file, a checkpoint, hf://owner/name, or "random".
+    # Initial weights: a file, hf://owner/name, package:NAME, a checkpoint, or "random".
     config.init_from = "hf://timm/vit_base_patch16_224.sam_in1k"  # Google's sam/ViT-B_16.npz
     config.compute_dtype = "float32"  # or "bfloat16"; parameters are always float32
 

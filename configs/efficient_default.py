@@ -54,7 +54,7 @@ def get_config() -> ConfigDict:
     model.centred = False  # True: embeddings minus the mean of their modality in training
 
     config.teacher = teacher = ConfigDict()  # the initial network, kept unchanged
-    teacher.weights = placeholder(str)  # file of another teacher; None: the weights of init_from
+    teacher.weights = placeholder(str)  # of another teacher, named as init_from; None: its weights
     # File of its mean prediction for each class; None: in the workdir.
     teacher.knowledge = placeholder(str)
 

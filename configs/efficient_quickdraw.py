@@ -1,8 +1,7 @@
 r"""EfficientCNN on QuickDraw Extended (80 seen, 30 unseen classes).
 
     python -m zse_jax.main --config=configs/efficient_quickdraw.py \
-        --workdir=runs/efficient_quickdraw --config.data.manual_dir=DIR \
-        --config.init_from=resnet50.safetensors
+        --workdir=runs/efficient_quickdraw --config.data.manual_dir=DIR
 
 DIR is as in configs/quickdraw.py; weights, variants and overrides are as in
 configs/efficient_sketchy.py.

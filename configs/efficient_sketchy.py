@@ -1,14 +1,14 @@
 r"""EfficientCNN on Sketchy Extended, split 1 (100 seen, 25 unseen classes).
 
     python -m zse_jax.main --config=configs/efficient_sketchy.py --workdir=runs/efficient_sketchy \
-        --config.data.manual_dir=DIR --config.init_from=resnet50.safetensors
+        --config.data.manual_dir=DIR
 
-DIR contains the unpacked benchmark (256x256/, EXTEND_image_sketchy*/); the weights are
-torchvision's, and also those of the teacher. The teacher's knowledge of each seen class is computed
-on first use (one pass over the seen photos), or in advance:
+DIR contains the unpacked benchmark (256x256/, EXTEND_image_sketchy*/). The weights, which the run
+downloads, are torchvision's, and also those of the teacher. The teacher's knowledge of each seen
+class is computed on first use (one pass over the seen photos), or in advance:
 
     python -m zse_jax.training.distillation --prepare --config=configs/efficient_sketchy.py \
-        --config.init_from=resnet50.safetensors --config.teacher.knowledge=sketchy.npz
+        --config.data.manual_dir=DIR --config.teacher.knowledge=sketchy.npz
 
 Variants: ResNet-50 (default), and tiny, which trains from random values on the built-in data set
 without a download: `--config=configs/efficient_sketchy.py:tiny`. Overrides follow after commas.

@@ -1,8 +1,7 @@
 r"""EfficientCNN on Sketchy Extended, split 2 (104 seen, 21 unseen classes).
 
     python -m zse_jax.main --config=configs/efficient_sketchy_split2.py \
-        --workdir=runs/efficient_sketchy_split2 --config.data.manual_dir=DIR \
-        --config.init_from=resnet50.safetensors
+        --workdir=runs/efficient_sketchy_split2 --config.data.manual_dir=DIR
 
 DIR is as in configs/sketchy_split2.py; weights, variants and overrides are as in
 configs/efficient_sketchy.py.

@@ -1,8 +1,7 @@
 r"""EfficientCNN on TU-Berlin Extended (220 seen, 30 unseen classes).
 
     python -m zse_jax.main --config=configs/efficient_tuberlin.py \
-        --workdir=runs/efficient_tuberlin --config.data.manual_dir=DIR \
-        --config.init_from=resnet50.safetensors
+        --workdir=runs/efficient_tuberlin --config.data.manual_dir=DIR
 
 DIR is as in configs/tuberlin.py; weights, variants and overrides are as in
 configs/efficient_sketchy.py.

@@ -4,8 +4,8 @@ r"""ZSE on Sketchy Extended, split 1 (100 seen, 25 unseen classes).
         --config.data.manual_dir=DIR
 
 DIR contains the unpacked benchmark (256x256/, EXTEND_image_sketchy*/). Training starts from a ViT
-trained on ImageNet, which config.init_from names; `--config.init_from=FILE` gives its file, or that
-of others. Variants: B/16 (default, as published), S/16, Ti/16:
+trained on ImageNet, which config.init_from names and the run downloads; `--config.init_from=FILE`
+starts from other weights. Variants: B/16 (default, as published), S/16, Ti/16:
 `--config=configs/sketchy.py:Ti/16`. Overrides follow after commas:
 `--config=configs/sketchy.py:Ti/16,steps=2000,batch_size=16`.
 

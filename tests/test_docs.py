@@ -208,7 +208,7 @@ def existing(arguments: Sequence[str]) -> list[str]:
         flag, _, value = argument.partition("=")
         if flag == "--checkpoint" and not Path(value).exists():
             argument = "--checkpoint=demo"
-        elif argument[0] != "-" and argument.endswith(weights):
+        elif argument.startswith("hf://") or (argument[0] != "-" and argument.endswith(weights)):
             argument = "weights.safetensors"
         found.append(argument)
     return found

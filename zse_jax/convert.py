@@ -17,8 +17,7 @@ code reads .pth:
 
 import functools
 import os
-from collections.abc import Mapping, Sequence
-from importlib import import_module
+from collections.abc import Sequence
 
 import jax
 import numpy as np
@@ -27,45 +26,11 @@ from flax import nnx
 from ml_collections import ConfigDict, config_flags
 
 from data_pipelines import paths
-from zse_jax.checkpoints import reading, writing
+from zse_jax.checkpoints import conversion, reading, writing
 from zse_jax.pretrained import files, publishers, sources
 from zse_jax.retrievers import registry
 from zse_jax.retrievers.base import Retriever
 from zse_jax.runtime import cli, config_io
-
-
-def default_config(system: str) -> ConfigDict:
-    """The config of a system, at its published size."""
-    return import_module(f"configs.{registry.system(system).config}").get_config()
-
-
-def config_of(
-    publisher: str, arrays: Mapping[str, np.ndarray], system: str | None = None
-) -> ConfigDict:
-    """The config of a system, at the size of a publisher's arrays.
-
-    Inferred settings that the system does not have are left out.
-
-    Args:
-      publisher: a key of `publishers.PUBLISHERS`.
-      arrays: the publisher's names and arrays.
-      system: one that accepts them; None: the first in the registry.
-
-    Raises:
-      ValueError: a system that does not accept them, or sizes that cannot be inferred.
-    """
-    accepting = publishers.systems_of(publisher)
-    if system is not None and system not in accepting:
-        raise ValueError(
-            f"--system={system}: weights of {publisher} are for {' or '.join(accepting)}."
-        )
-    system = system or accepting[0]
-    config = default_config(system)
-    fixed = registry.system(system).pretrained[publisher].settings
-    inferred = {**publishers.settings(publisher, arrays), **fixed}
-    with config.unlocked():
-        config.model.update({key: x for key, x in inferred.items() if key in config.model})
-    return config
 
 
 def convert(
@@ -76,7 +41,7 @@ def convert(
     Args:
       source: a file; see `files.read`.
       output: a new or an empty folder.
-      config: of the checkpoint; None: `config_of` the weights.
+      config: of the checkpoint; None: `conversion.config_of` the weights.
 
     Raises:
       FileNotFoundError: there is no such file.
@@ -85,17 +50,10 @@ def convert(
     """
     folder = reading.new_folder(output)
     arrays = _arrays(os.fspath(source))
-    config = config or config_of(publishers.publisher_of(arrays), arrays)
+    config = config or conversion.config_of(publishers.publisher_of(arrays), arrays)
     config = config.copy_and_resolve_references()
     config.init_from = os.fspath(source)
-    settings, seed = config.model.to_dict(), config.seed
-
-    @nnx.jit
-    def create() -> Retriever:  # one compilation instead of hundreds of small ones
-        return registry.create(settings, rngs=nnx.Rngs(params=seed, dropout=seed + 1))
-
-    retriever = create()
-    publishers.fill(retriever, arrays, os.fspath(source), config.model.system)
+    retriever = conversion.built(arrays, config, source)
     writing.write(folder, 0, retriever, config)
     return retriever
 
@@ -154,7 +112,7 @@ def define_flags(options: flags.FlagValues, argv: Sequence[str]) -> None:
         found, wanted = publishers.publisher_of(arrays), first["from"].value
         if wanted not in (None, found):
             raise ValueError(f"{given[0]} contains weights of {found}, not of {wanted}.")
-        config = config_of(found, arrays, first.system)
+        config = conversion.config_of(found, arrays, first.system)
         config_io.check_keys(config, overrides)
         config_flags.DEFINE_config_dict(
             "config", config, "Of the weights.", flag_values=options, sys_argv=list(argv)

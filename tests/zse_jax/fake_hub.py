@@ -73,8 +73,11 @@ class Handler(BaseHTTPRequestHandler):
         path = unquote(urlsplit(self.path).path)
         kept = {k: v for k in ("Range", "Authorization") if (v := self.headers.get(k))}
         self.hub.requests.append((self.command, path, kept))
+        text = "Invalid credentials in Authorization header"
         if self.hub.status:
             self._send(self.hub.status)
+        elif self.headers.get("Authorization", (valid := f"Bearer {self.hub.token}")) != valid:
+            self._send(401, {"X-Error-Message": text})
         elif match := re.fullmatch(r"/cdn/(\w{64})", path):
             self._transfer(match[1])
         elif match := re.fullmatch(r"/api/models/([^/]+/[^/]+)(?:/revision/(.+))?", path):
@@ -109,9 +112,7 @@ class Handler(BaseHTTPRequestHandler):
         folder = self._folder(name, revision)
         if folder is None:
             return
-        if name in self.hub.gated and self.headers.get("Authorization") != (
-            f"Bearer {self.hub.token}"
-        ):
+        if name in self.hub.gated and not self.headers.get("Authorization"):
             self._send(401, {"X-Error-Code": "GatedRepo", "X-Error-Message": "Access restricted"})
         elif not (folder / file).is_file():
             headers = {"X-Error-Code": "EntryNotFound", "X-Repo-Commit": _commit(folder)}

@@ -8,7 +8,7 @@ from flax import nnx
 from ml_collections import ConfigDict
 
 from tests.zse_jax.random_weights import drawn_state
-from zse_jax import convert
+from zse_jax.checkpoints import conversion
 from zse_jax.retrievers import create
 from zse_jax.retrievers.base import Retriever
 from zse_jax.training import step
@@ -34,7 +34,7 @@ SIZES = {"zse": ZSE, "clip_prompt": CLIP, "efficient_cnn": EFFICIENT}
 
 def config(system: str, **flat: Any) -> ConfigDict:
     """A config of one of `SIZES`; `flat` sets dotted keys."""
-    made = convert.default_config(system)
+    made = conversion.default_config(system)
     made.model.update(SIZES[system])
     made.init_from = "random"
     made.train.update(steps=10, batch_size=16)

@@ -14,11 +14,11 @@ from safetensors.numpy import load_file, save_file
 import zse_jax
 from tests.source import ROOT
 from tests.zse_jax import small_systems, tiny
-from tests.zse_jax.pretrained import test_google_vit, test_openai_clip, test_timm_vit
+from tests.zse_jax.pretrained import test_google_vit, test_openai_clip
 from tests.zse_jax.pretrained.weights import GOLDEN
 from tests.zse_jax.random_weights import drawn
 from zse_jax import convert
-from zse_jax.checkpoints import reading, writing
+from zse_jax.checkpoints import conversion, reading, writing
 from zse_jax.models.resnet import ResNet50
 from zse_jax.pretrained import files, openai_clip, publishers, torchvision_resnet, zse_sbir
 from zse_jax.pretrained.mapping import convolution, transpose
@@ -54,6 +54,7 @@ def written(file, arrays):
     if file.suffix == ".npz":
         np.savez(file, **contents)
     else:
+        file.parent.mkdir(parents=True, exist_ok=True)
         save_file(contents, file)
     return file
 
@@ -61,11 +62,6 @@ def written(file, arrays):
 PUBLISHED = {
     "zse_sbir": (".safetensors", lambda: zse_sbir.export(test_google_vit.zse(3)), HEADS),
     "google_vit": (".npz", test_google_vit.published, {"cross_heads": 2, "scale_channels": 4}),
-    "timm_vit": (
-        ".safetensors",
-        test_timm_vit.published,
-        {"heads": 3, "cross_heads": 2, "scale_channels": 4},
-    ),
     "openai_clip": (".safetensors", clip_arrays, {"heads": 2, "text_heads": 2}),
     "huggingface_clip": (
         ".safetensors",
@@ -117,6 +113,21 @@ def test_a_publishers_file_becomes_a_checkpoint_that_loads(publisher, tmp_path, 
     same(retriever, fresh)
 
 
+@pytest.mark.slow
+def test_publishers_weights_on_the_hub_are_loaded_without_a_conversion(fake_hub, caplog):
+    """Everything that takes a checkpoint takes them, with the settings that can be inferred."""
+    arrays = resnet_arrays()
+    written(fake_hub.folder / "timm/net/model.safetensors", arrays)
+    name = "hf://timm/net"
+    step, retriever = reading.load_step(name)
+    assert "embedding, classifier of the seen classes: they are random until" in caplog.text
+    config = reading.read_config(name)
+    assert (step, reading.step_of(name), reading.read_record(name)) == (0, 0, None)
+    assert config == reading.config_of(retriever)
+    assert config.init_from == name
+    np.testing.assert_array_equal(retriever.backbone.head.kernel[...].T, arrays["fc.weight"])
+
+
 def test_published_sizes_are_those_of_the_configs():
     def shapes(name):
         manifest = json.loads((GOLDEN / f"{name}_manifest.json").read_text())
@@ -126,8 +137,8 @@ def test_published_sizes_are_those_of_the_configs():
         ("zse_sbir", "zse"), ("openai_clip", "clip"), ("torchvision_resnet", "resnet50"),
     ):  # fmt: skip
         arrays = shapes(manifest)
-        config = convert.config_of(publisher, arrays)
-        default = convert.default_config(config.model.system)
+        config = conversion.config_of(publisher, arrays)
+        default = conversion.default_config(config.model.system)
         differing = {k for k, v in config.model.items() if v != default.model[k]}
         assert differing <= {"prompt_length", "pixels", "text_tower", "knowledge_weight"}, publisher
 

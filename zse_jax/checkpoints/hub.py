@@ -93,6 +93,18 @@ def is_model(path: str | os.PathLike) -> bool:
     return folder is not None and _library(folder / CONFIG) == LIBRARY
 
 
+def is_weights(path: str | os.PathLike) -> bool:
+    """Whether `path` names a publisher's weights, not a checkpoint or model of this library.
+
+    Raises:
+      FileNotFoundError, ValueError: the hub has to be asked, and it cannot be; see `find`.
+    """
+    if sources.is_weight_file(path):
+        return True
+    on_hub = sources.parse_hub_uri(path) is not None
+    return (on_hub or sources.is_weight_folder(path)) and not is_model(path)
+
+
 def _listed(found: Repository) -> tuple[list[str], bool]:
     """The files of a model of this library on the hub, and whether the hub answers.
 
@@ -106,12 +118,16 @@ def _listed(found: Repository) -> tuple[list[str], bool]:
     return (listed if _library(epath.Path(config)) == LIBRARY else []), online
 
 
-def _library(config: epath.Path) -> str | None:
-    try:
-        about = json.loads(config.read_text())
-    except (OSError, ValueError):
-        return None
+def _library(file: epath.Path) -> str | None:
+    about = _parsed(file)
     return about.get("library") if isinstance(about, dict) else None
+
+
+def _parsed(file: epath.Path) -> Any:
+    try:
+        return json.loads(file.read_text())
+    except (OSError, ValueError) as error:
+        raise ValueError(f"{file} cannot be read ({error}). Download it again.") from error
 
 
 def read_about(folder: epath.Path) -> dict[str, Any]:
@@ -120,11 +136,7 @@ def read_about(folder: epath.Path) -> dict[str, Any]:
     Raises:
       ValueError: it cannot be read, or is of another library.
     """
-    file = folder / CONFIG
-    try:
-        about = json.loads(file.read_text())
-    except (OSError, ValueError) as error:
-        raise ValueError(f"{file} cannot be read ({error}). Download it again.") from error
+    about = _parsed(folder / CONFIG)
     if not isinstance(about, dict) or about.get("library") != LIBRARY:
         found = about.get("architectures") if isinstance(about, dict) else None
         raise ValueError(
@@ -146,12 +158,7 @@ def read_record(folder: epath.Path) -> dict[str, Any] | None:
       ValueError: the file cannot be read.
     """
     file = folder / TRAINED
-    if not file.exists():  # a model of an earlier version
-        return None
-    try:
-        return json.loads(file.read_text())
-    except (OSError, ValueError) as error:
-        raise ValueError(f"{file} cannot be read ({error}). Download it again.") from error
+    return _parsed(file) if file.exists() else None  # a model of an earlier version has none
 
 
 def load(folder: epath.Path) -> Retriever:

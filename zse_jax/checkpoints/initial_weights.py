@@ -26,25 +26,13 @@ RANDOM_VALUES = "random values"
 """What `started_from` calls them."""
 
 
-def is_weights(path: str | os.PathLike) -> bool:
-    """Whether `path` names a publisher's weights, not a checkpoint or model of this library.
-
-    Raises:
-      FileNotFoundError, ValueError: the hub has to be asked, and it cannot be; see `hub.find`.
-    """
-    if sources.is_weight_file(path):
-        return True
-    on_hub = sources.parse_hub_uri(path) is not None
-    return (on_hub or sources.is_weight_folder(path)) and not hub.is_model(path)
-
-
 def is_checkpoint(path: str | os.PathLike) -> bool:
     """Whether `path` can only be a checkpoint or a model of this library.
 
     Raises:
-      FileNotFoundError, ValueError: as `is_weights`.
+      FileNotFoundError, ValueError: as `hub.is_weights`.
     """
-    return os.fspath(path) != RANDOM and not is_weights(path)
+    return os.fspath(path) != RANDOM and not hub.is_weights(path)
 
 
 def check(path: str | os.PathLike | None, key: str = "init_from") -> None:
@@ -74,7 +62,7 @@ def check(path: str | os.PathLike | None, key: str = "init_from") -> None:
     if path == RANDOM:
         return
     try:
-        if is_weights(path):
+        if hub.is_weights(path):
             sources.check(path)
         elif sources.parse_hub_uri(path) is None and hub.find(path) is None:
             with reading.find(path):
@@ -99,7 +87,7 @@ def fill_from(model: Encoder, path: str | os.PathLike, system: str) -> None:
     """
     if os.fspath(path) == RANDOM:
         return
-    if is_weights(path):
+    if hub.is_weights(path):
         publishers.start(model, path, system)
         return
     definition, *parts = nnx.split(reading.load(path), nnx.RngState, ...)
@@ -118,7 +106,7 @@ def started_from(config: ConfigDict) -> str:
     path = config.get("init_from")
     if path is None or path == RANDOM:
         return RANDOM_VALUES if path else ""
-    return path if path.startswith(sources.HUB) else PurePosixPath(path).name
+    return str(sources.parse_hub_uri(path) or PurePosixPath(path).name)
 
 
 def notes(config: ConfigDict) -> dict[str, str]:

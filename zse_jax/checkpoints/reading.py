@@ -20,7 +20,7 @@ from orbax.checkpoint import checkpoint_managers as managers
 
 from data_pipelines import paths
 from data_pipelines.files import is_system
-from zse_jax.checkpoints import hub
+from zse_jax.checkpoints import conversion, hub
 from zse_jax.checkpoints.arrays import (
     Arrays,
     MismatchError,
@@ -64,7 +64,8 @@ def load(path: str | os.PathLike, *, allow_fallback: bool = False) -> Retriever:
     Args:
       path: a workdir (its best checkpoint, or the last if none was evaluated), the folder of one
         step, or a folder written by `zse_jax.save_pretrained`; local, in a bucket such as
-        gs://bucket/run, or, for published models, hf://owner/name on the Hugging Face Hub.
+        gs://bucket/run, or, for published models, hf://owner/name on the Hugging Face Hub. Or a
+        publisher's weights (`zse_jax.pretrained.sources`); see `conversion.load`.
       allow_fallback: if the best checkpoint of a workdir is damaged, read the next best, with a
         warning.
 
@@ -80,6 +81,10 @@ def load_step(
     path: str | os.PathLike, step: int | None = None, *, allow_fallback: bool = False
 ) -> tuple[int, Retriever]:
     """The step that is read, and the retriever; as `load`, or a given `step` of a workdir."""
+    if hub.is_weights(path):
+        retriever, config = conversion.load(path)
+        _CONFIGS[retriever] = config
+        return 0, retriever
     if folder := hub.find(path):
         retriever = hub.load(folder)
         _CONFIGS[retriever] = hub.read_config(folder)
@@ -166,6 +171,8 @@ def read_record(path: str | os.PathLike) -> dict[str, Any] | None:
 
     See `zse_jax.evaluation.training_record`.
     """
+    if hub.is_weights(path):
+        return None
     if folder := hub.find(path):
         return hub.read_record(folder)
     with find(path) as (manager, step):
@@ -176,6 +183,8 @@ def read_config(
     path: str | os.PathLike, step: int | None = None, *, allow_fallback: bool = False
 ) -> ConfigDict:
     """The config of the checkpoint that `load_step` would read."""
+    if hub.is_weights(path):
+        return conversion.read_config(path)
     if folder := hub.find(path):
         return hub.read_config(folder)
     return _first_readable(path, read_step_config, step, allow_fallback)[1]
@@ -183,6 +192,8 @@ def read_config(
 
 def step_of(path: str | os.PathLike) -> int:
     """The step that `load(path)` would read."""
+    if hub.is_weights(path):
+        return 0
     if folder := hub.find(path):
         return hub.read_about(folder)["step"]
     with find(path) as (_, step):
@@ -191,7 +202,7 @@ def step_of(path: str | os.PathLike) -> int:
 
 def place_of(path: str | os.PathLike, step: int) -> str:
     """The folder of `step` if the workdir `path` contains it; else `path` itself."""
-    if sources.parse_hub_uri(path) is None:
+    if not sources.is_remote(path):
         folder = absolute(path) / FOLDER / str(step)
         if folder.exists():
             return os.fspath(folder)
@@ -416,9 +427,9 @@ def reading(folder: epath.Path) -> Iterator[None]:
 
 
 def absolute(path: str | os.PathLike) -> epath.Path:
-    """A user's path as `paths.located`; a local one without links, and a hub's unchanged."""
-    if sources.parse_hub_uri(path) is not None:
-        return epath.Path(os.fspath(path))
+    """A user's path as `paths.located`, without links; names of the hub and of packages stay."""
+    if sources.is_remote(path):
+        return epath.Path(str(sources.parse_hub_uri(path) or path))
     place = paths.located(path)
     return place if paths.in_bucket(place) else place.resolve()
 

@@ -22,7 +22,7 @@ from collections.abc import Iterator, Sequence
 from importlib import metadata
 from pathlib import Path, PurePosixPath
 from typing import Any, NamedTuple
-from urllib.parse import unquote
+from urllib.parse import quote, unquote
 
 from data_pipelines import paths
 from zse_jax.pretrained import files
@@ -56,6 +56,11 @@ _URI = re.compile(
     r"(?:@(?P<revision>refs/(?:pr|convert)/[\w.-]+|[\w.%-]+))?"
     r"(?:/(?P<file>[^@]+))?"
 )
+_PAGE = re.compile(
+    r"https?://(?:huggingface|hf)\.co/(?P<name>[\w.-]+/[\w.-]+)"
+    r"(?:/(?:tree|blob|raw|resolve)/(?P<revision>[^/?]+)(?:/(?P<file>[^?]+))?)?/?(?:\?.*)?"
+)
+"""The address of a repository or a file in a browser."""
 
 
 class Repository(NamedTuple):
@@ -72,22 +77,24 @@ class Repository(NamedTuple):
     file: str | None = None
 
     def __str__(self) -> str:
-        revision = f"@{self.revision}" if self.revision else ""
+        revision = f"@{quote(self.revision, safe='')}" if self.revision else ""
         return f"{HUB}{self.name}{revision}" + (f"/{self.file}" if self.file else "")
 
 
 def parse_hub_uri(path: str | os.PathLike) -> Repository | None:
-    """The repository of "hf://owner/name[@revision][/file]"; None for other paths.
+    """The repository of "hf://owner/name[@revision][/file]", or None.
 
-    A slash in the name of a branch is written as %2F.
+    Also of the address of its page, https://huggingface.co/owner/name[/tree/revision[/file]]. A
+    slash in the name of a branch is written as %2F.
 
     Raises:
       ValueError: it starts with hf:// but is malformed.
     """
     path = os.fspath(path)
-    if not path.startswith(HUB):
+    match = _PAGE.fullmatch(path)
+    if match is None and not path.startswith(HUB):
         return None
-    match = _URI.fullmatch(path.removeprefix(HUB).rstrip("/"))
+    match = match or _URI.fullmatch(path.removeprefix(HUB).rstrip("/"))
     parts = (match["file"] or "").split("/") if match else [".."]
     if match is None or ".." in parts or set(match["name"].split("/")) & {".", ".."}:
         raise ValueError(
@@ -96,6 +103,11 @@ def parse_hub_uri(path: str | os.PathLike) -> Repository | None:
         )
     revision = unquote(match["revision"]) if match["revision"] else None
     return Repository(match["name"], revision, match["file"])
+
+
+def is_remote(path: str | os.PathLike) -> bool:
+    """Whether `path` names a repository on the hub or a package; ValueError if it is malformed."""
+    return os.fspath(path).startswith(PACKAGE) or parse_hub_uri(path) is not None
 
 
 def is_weight_file(path: str | os.PathLike) -> bool:
@@ -110,16 +122,16 @@ def is_weight_file(path: str | os.PathLike) -> bool:
 def is_weight_folder(path: str | os.PathLike) -> bool:
     """Whether `path` is a local folder with a file of weights of a usual name."""
     place = paths.located(path)
-    return any((place / name).exists() for name in _STANDARD)
+    return not paths.in_bucket(place) and any((place / name).exists() for name in _STANDARD)
 
 
 def local_file(uri: str | os.PathLike) -> Path:
     """The file of weights that a user names, downloaded if it is on the hub.
 
     Args:
-      uri: a path, "hf://owner/name[@revision][/file]" or "package:DISTRIBUTION". Of a repository,
-        the file is chosen: safetensors before PyTorch's format, usual names before others. Shards
-        and `CONFIGS` are in the same folder.
+      uri: a path, "hf://owner/name[@revision][/file]" or "package:DISTRIBUTION". Of a repository
+        or a folder, the file is chosen: safetensors before PyTorch's format, usual names before
+        others. Shards and `CONFIGS` are in the same folder.
 
     Raises:
       FileNotFoundError: the package, repository, revision or file does not exist, or cannot be
@@ -133,7 +145,9 @@ def local_file(uri: str | os.PathLike) -> Path:
         return _of_package(path.removeprefix(PACKAGE))
     repository = parse_hub_uri(path)
     if repository is None:
-        return paths.local(path, "a file of weights")
+        place = paths.local(path, "a file of weights")
+        usual = (file for name in _STANDARD if (file := place / name).is_file())
+        return next(usual, place) if place.is_dir() else place
     listed, online = listing(repository)
     weights = chosen(repository, listed)
     folder = PurePosixPath(weights).parent

@@ -6,8 +6,7 @@ reading, in `zse_jax.losses`. The teacher's predictions for each seen class are 
 before training:
 
     python -m zse_jax.training.distillation --prepare \
-        --config=configs/efficient_sketchy.py --config.teacher.weights=resnet50.safetensors \
-        --config.teacher.knowledge=sketchy.npz
+        --config=configs/efficient_sketchy.py --config.teacher.knowledge=sketchy.npz
 """
 
 from collections.abc import Mapping, Sequence

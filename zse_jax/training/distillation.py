@@ -9,7 +9,7 @@ missing, and raises an error if a fingerprint differs. Checkpoints contain the k
 the file before training:
 
     python -m zse_jax.training.distillation --prepare --config=configs/efficient_sketchy.py \
-        --config.init_from=resnet50.safetensors --config.teacher.knowledge=sketchy.npz
+        --config.teacher.knowledge=sketchy.npz
 """
 
 import io

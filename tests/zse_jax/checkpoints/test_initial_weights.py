@@ -110,6 +110,8 @@ def test_a_run_is_refused_before_its_data_are_read(tmp_path, monkeypatch, fake_h
         ("/srv/ann/ViT-B_16.npz", "ViT-B_16.npz"),
         ("gs://bucket/runs/first/", "first"),
         ("hf://openai/clip-vit-base-patch32", "hf://openai/clip-vit-base-patch32"),
+        ("https://huggingface.co/timm/net", "hf://timm/net"),
+        ("package:some-model", "package:some-model"),
         (None, ""),
     ],
 )

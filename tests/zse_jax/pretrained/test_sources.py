@@ -39,10 +39,18 @@ def refusal(uri, kind=FileNotFoundError, function=sources.local_file):
         ("hf://a/b@0a1b/sub/x y.pt", ("a/b", "0a1b", "sub/x y.pt")),
         ("hf://a/b@refs/pr/3/m.bin", ("a/b", "refs/pr/3", "m.bin")),
         ("hf://a/b@my%2Fbranch", ("a/b", "my/branch", None)),
+        ("https://huggingface.co/a/b", ("a/b", None, None)),
+        ("https://huggingface.co/a/b/tree/main", ("a/b", "main", None)),
+        (
+            "https://hf.co/a/b/resolve/refs%2Fpr%2F3/x/m.bin?download=true",
+            ("a/b", "refs/pr/3", "x/m.bin"),
+        ),
     ],
 )
 def test_a_hub_uri_has_a_name_and_perhaps_a_revision_and_a_file(uri, parts):
-    assert sources.parse_hub_uri(uri) == parts
+    repository = sources.parse_hub_uri(uri)
+    assert repository == parts
+    assert sources.parse_hub_uri(str(repository)) == parts
 
 
 @pytest.mark.parametrize("uri", ["hf://", "hf://a", "hf://../b", "hf://a/b@", "hf://a/b/../c"])
@@ -99,8 +107,12 @@ def test_several_files_of_weights_in_a_package_are_listed(package):
 # --- the hub
 
 
-def test_a_plain_path_is_not_changed(tmp_path):
+def test_a_plain_path_is_not_changed_and_of_a_folder_the_usual_file_is_taken(tmp_path):
     assert sources.local_file(tmp_path / "x.npz") == tmp_path / "x.npz"
+    assert sources.local_file(tmp_path) == tmp_path
+    (tmp_path / "pytorch_model.bin").touch()
+    assert sources.is_weight_folder(tmp_path)
+    assert sources.local_file(tmp_path) == tmp_path / "pytorch_model.bin"
 
 
 def test_weights_are_downloaded_once_with_their_configs(fake_hub):
@@ -231,6 +243,8 @@ def test_access_is_refused_with_what_to_do(fake_hub, monkeypatch):
         assert "Accept them on https://huggingface.co/ann/gated" in message
         assert "hf auth login" in message
     assert re.search("no such repository, or it is private", refusal("hf://ann/absent"))
+    monkeypatch.setenv("HF_TOKEN", "hf_expired")
+    assert re.search("access is denied.*HF_TOKEN to a valid token", refusal("hf://ann/gated"))
     monkeypatch.setenv("HF_TOKEN", fake_hub.token)
     assert sources.local_file("hf://ann/gated").read_bytes() == WEIGHTS
     elsewhere = [headers for _, path, headers in fake_hub.requests if "/cdn/" in path]

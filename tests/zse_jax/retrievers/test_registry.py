@@ -7,7 +7,7 @@ from flax import nnx
 
 from tests.source import files, syntax
 from tests.zse_jax import small_systems
-from zse_jax import convert
+from zse_jax.checkpoints import conversion
 from zse_jax.pretrained import publishers
 from zse_jax.retrievers import create, registry
 from zse_jax.retrievers.base import Retriever
@@ -20,7 +20,7 @@ def test_every_entry_is_complete(name):
     system = registry.SYSTEMS[name]
     assert issubclass(registry.imported(system.implementation), Retriever)
     assert callable(registry.imported(system.copy_parameters))
-    model = convert.default_config(name).model
+    model = conversion.default_config(name).model
     assert model.system == name
     assert system.pretrained.keys() <= publishers.PUBLISHERS.keys()
     retriever = nnx.eval_shape(lambda: small_systems.built(name))
@@ -35,7 +35,7 @@ def test_every_publisher_is_accepted_by_a_system():
 
 def test_a_system_that_does_not_accept_the_weights_is_an_error():
     with pytest.raises(ValueError, match="zse: weights of torchvision_resnet are for efficient_c"):
-        convert.config_of("torchvision_resnet", {}, "zse")
+        conversion.config_of("torchvision_resnet", {}, "zse")
 
 
 def _strings(tree):

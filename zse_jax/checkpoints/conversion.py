@@ -1,0 +1,107 @@
+"""Systems from a publisher's weights alone: their config, at the size of the arrays, and network.
+
+The config of a system is the one in `configs/` that the registry names.
+"""
+
+import logging
+import os
+from collections.abc import Mapping
+from importlib import import_module
+from typing import Any
+
+import numpy as np
+from flax import nnx
+from ml_collections import ConfigDict
+
+from zse_jax.checkpoints.arrays import merge_for_inference, split_model
+from zse_jax.pretrained import files, publishers, sources
+from zse_jax.retrievers import registry
+from zse_jax.retrievers.base import Retriever
+
+logger = logging.getLogger(__name__)
+
+
+def default_config(system: str) -> ConfigDict:
+    """The config of a system, at its published size."""
+    return import_module(f"configs.{registry.system(system).config}").get_config()
+
+
+def config_of(
+    publisher: str, arrays: Mapping[str, np.ndarray], system: str | None = None
+) -> ConfigDict:
+    """The config of a system, at the size of a publisher's arrays.
+
+    Inferred settings that the system does not have are left out.
+
+    Args:
+      publisher: a key of `publishers.PUBLISHERS`.
+      arrays: the publisher's names and arrays.
+      system: one that accepts them; None: the first in the registry.
+
+    Raises:
+      ValueError: a system that does not accept them, or sizes that cannot be inferred.
+    """
+    accepting = publishers.systems_of(publisher)
+    if system is not None and system not in accepting:
+        raise ValueError(
+            f"--system={system}: weights of {publisher} are for {' or '.join(accepting)}."
+        )
+    system = system or accepting[0]
+    config = default_config(system)
+    fixed = registry.system(system).pretrained[publisher].settings
+    inferred = {**publishers.settings(publisher, arrays), **fixed}
+    with config.unlocked():
+        config.model.update({key: x for key, x in inferred.items() if key in config.model})
+    return config
+
+
+def built(
+    arrays: Mapping[str, np.ndarray], config: ConfigDict, source: str | os.PathLike
+) -> Retriever:
+    """The system of `config`, filled with a publisher's arrays that were read from `source`.
+
+    Raises:
+      ValueError: the system does not accept them, or is of another size.
+    """
+    settings: dict[str, Any] = config.model.to_dict()
+    seed = config.seed
+
+    @nnx.jit
+    def create() -> Retriever:  # one compilation instead of hundreds of small ones
+        return registry.create(settings, rngs=nnx.Rngs(params=seed, dropout=seed + 1))
+
+    retriever = create()
+    publishers.fill(retriever, arrays, os.fspath(source), config.model.system)
+    return retriever
+
+
+def load(source: str | os.PathLike) -> tuple[Retriever, ConfigDict]:
+    """The system in a publisher's weights, ready to encode and score, and its config.
+
+    Settings that cannot be inferred are as published; `zse_jax.convert` can set them. Parts of the
+    system that are not in the weights have random values, with a warning.
+
+    Args:
+      source: as in `zse_jax.pretrained.sources`.
+
+    Raises:
+      FileNotFoundError, ValueError: the weights cannot be had or read, or are of no known
+        publisher.
+    """
+    arrays = files.read(sources.local_file(source))
+    publisher = publishers.publisher_of(arrays)
+    config = config_of(publisher, arrays)
+    config.init_from = os.fspath(source)
+    if random := registry.system(config.model.system).pretrained[publisher].random:
+        logger.warning(
+            "%s has no values for %s: they are random until trained.", source, ", ".join(random)
+        )
+    return merge_for_inference(*split_model(built(arrays, config, source))), config
+
+
+def read_config(source: str | os.PathLike) -> ConfigDict:
+    """The config that `load` would return; raises the same errors."""
+    arrays = files.read(sources.local_file(source))
+    config = config_of(publishers.publisher_of(arrays), arrays)
+    config.init_from = os.fspath(source)
+    return config
