@@ -19,6 +19,7 @@ import functools
 import os
 from collections.abc import Mapping, Sequence
 from importlib import import_module
+from pathlib import Path
 
 import jax
 import numpy as np
@@ -40,7 +41,10 @@ def default_config(system: str) -> ConfigDict:
 
 
 def config_of(
-    publisher: str, arrays: Mapping[str, np.ndarray], system: str | None = None
+    publisher: str,
+    arrays: Mapping[str, np.ndarray],
+    system: str | None = None,
+    file: Path | None = None,
 ) -> ConfigDict:
     """The config of a system, at the size of a publisher's arrays.
 
@@ -50,6 +54,7 @@ def config_of(
       publisher: a key of `publishers.PUBLISHERS`.
       arrays: the publisher's names and arrays.
       system: one that accepts them; None: the first in the registry.
+      file: of the arrays; what it, or a config beside it, says is used too.
 
     Raises:
       ValueError: a system that does not accept them, or sizes that cannot be inferred.
@@ -62,7 +67,8 @@ def config_of(
     system = system or accepting[0]
     config = default_config(system)
     fixed = registry.system(system).pretrained[publisher].settings
-    inferred = {**publishers.settings(publisher, arrays), **fixed}
+    beside = publishers.described(publisher, file) if file else {}
+    inferred = {**publishers.settings(publisher, arrays), **beside, **fixed}
     with config.unlocked():
         config.model.update({key: x for key, x in inferred.items() if key in config.model})
     return config
@@ -84,8 +90,8 @@ def convert(
       ValueError: an unknown publisher, or sizes that do not fit.
     """
     folder = reading.new_folder(output)
-    arrays = _arrays(os.fspath(source))
-    config = config or config_of(publishers.publisher_of(arrays), arrays)
+    arrays, _, file = _weights(os.fspath(source))
+    config = config or config_of(publishers.publisher_of(arrays), arrays, file=file)
     config = config.copy_and_resolve_references()
     config.init_from = os.fspath(source)
     settings, seed = config.model.to_dict(), config.seed
@@ -95,7 +101,7 @@ def convert(
         return registry.create(settings, rngs=nnx.Rngs(params=seed, dropout=seed + 1))
 
     retriever = create()
-    publishers.fill(retriever, arrays, os.fspath(source), config.model.system)
+    publishers.fill(retriever, arrays, os.fspath(source), config.model.system, file)
     writing.write(folder, 0, retriever, config)
     return retriever
 
@@ -126,9 +132,9 @@ def export(source: str | os.PathLike, output: str | os.PathLike, publisher: str)
 
 
 @functools.lru_cache(maxsize=1)
-def _arrays(source: str) -> dict[str, np.ndarray]:
-    """The arrays in a file, read once for the flags and the conversion."""
-    return files.read(source)
+def _weights(source: str) -> files.Weights:
+    """What a file contains, read once for the flags and the conversion."""
+    return files.read_noted(source)
 
 
 def define_flags(options: flags.FlagValues, argv: Sequence[str]) -> None:
@@ -150,11 +156,11 @@ def define_flags(options: flags.FlagValues, argv: Sequence[str]) -> None:
         raise ValueError("convert takes no --config: the weights determine it. See --help.")
     if first.to is None and len(given) == 2 and not {"--help", "--helpfull", "-h"} & set(argv):
         reading.new_folder(given[1])
-        arrays = _arrays(given[0])
+        arrays, _, file = _weights(given[0])
         found, wanted = publishers.publisher_of(arrays), first["from"].value
         if wanted not in (None, found):
             raise ValueError(f"{given[0]} contains weights of {found}, not of {wanted}.")
-        config = config_of(found, arrays, first.system)
+        config = config_of(found, arrays, first.system, file)
         config_io.check_keys(config, overrides)
         config_flags.DEFINE_config_dict(
             "config", config, "Of the weights.", flag_values=options, sys_argv=list(argv)
@@ -174,7 +180,10 @@ def main(options: flags.FlagValues, source: str, output: str) -> None:
     retriever = convert(source, output, options.config)
     values = sum(leaf.size for leaf in jax.tree.leaves(nnx.state(retriever, nnx.Param)))
     print(f"wrote {output}: {type(retriever).__name__}, {values / 1e6:,.1f} million parameters")
-    publisher = publishers.publisher_of(_arrays(source))
+    weights = _weights(source)
+    for note in weights.notes:
+        print(f"  {note}")
+    publisher = publishers.publisher_of(weights.arrays)
     settings = _uninferred(publisher, options.config)
     print(f"  Not inferred from the weights: {settings}. To change: --config.model.NAME=VALUE.")
     if random := registry.system(options.config.model.system).pretrained[publisher].random:
