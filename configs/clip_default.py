@@ -72,6 +72,8 @@ def get_config() -> ConfigDict:
     model.text_depth = 12
     model.text_heads = 8
     model.position_std = placeholder(float)  # of initial positions; None: width**-0.5, as CLIP
+    model.mlp_width = placeholder(int)  # of the image tower; None: 4 * width
+    model.activation = placeholder(str)  # "quick_gelu" or "gelu"; None: of the weights
     model.text_tower = False  # True: keep it in checkpoints, for text queries
     model.recipe = "category"  # or "fine_grained"
     model.prompts = "separate"  # one for each modality, or "shared"

@@ -20,14 +20,13 @@ import os
 from collections.abc import Sequence
 
 import jax
-import numpy as np
 from absl import flags
 from flax import nnx
 from ml_collections import ConfigDict, config_flags
 
 from data_pipelines import paths
 from zse_jax.checkpoints import conversion, reading, writing
-from zse_jax.pretrained import files, publishers, sources
+from zse_jax.pretrained import files, publishers
 from zse_jax.retrievers import registry
 from zse_jax.retrievers.base import Retriever
 from zse_jax.runtime import cli, config_io
@@ -49,11 +48,12 @@ def convert(
       ValueError: an unknown publisher, or sizes that do not fit.
     """
     folder = reading.new_folder(output)
-    arrays = _arrays(os.fspath(source))
-    config = config or conversion.config_of(publishers.publisher_of(arrays), arrays)
+    weights = _weights(os.fspath(source))
+    publisher = publishers.publisher_of(weights.arrays)
+    config = config or conversion.config_of(publisher, weights.arrays, file=weights.file)
     config = config.copy_and_resolve_references()
     config.init_from = os.fspath(source)
-    retriever = conversion.built(arrays, config, source)
+    retriever = conversion.built(weights, config, source)
     writing.write(folder, 0, retriever, config)
     return retriever
 
@@ -84,9 +84,9 @@ def export(source: str | os.PathLike, output: str | os.PathLike, publisher: str)
 
 
 @functools.lru_cache(maxsize=1)
-def _arrays(source: str) -> dict[str, np.ndarray]:
-    """The arrays in a file, read once for the flags and the conversion."""
-    return files.read(sources.local_file(source))
+def _weights(source: str) -> files.Weights:
+    """The contents of a file, read once for the flags and the conversion."""
+    return conversion.read(source)
 
 
 def define_flags(options: flags.FlagValues, argv: Sequence[str]) -> None:
@@ -108,11 +108,11 @@ def define_flags(options: flags.FlagValues, argv: Sequence[str]) -> None:
         raise ValueError("convert takes no --config: the weights determine it. See --help.")
     if first.to is None and len(given) == 2 and not {"--help", "--helpfull", "-h"} & set(argv):
         reading.new_folder(given[1])
-        arrays = _arrays(given[0])
+        arrays, _, file = _weights(given[0])
         found, wanted = publishers.publisher_of(arrays), first["from"].value
         if wanted not in (None, found):
             raise ValueError(f"{given[0]} contains weights of {found}, not of {wanted}.")
-        config = conversion.config_of(found, arrays, first.system)
+        config = conversion.config_of(found, arrays, first.system, file)
         config_io.check_keys(config, overrides)
         config_flags.DEFINE_config_dict(
             "config", config, "Of the weights.", flag_values=options, sys_argv=list(argv)
@@ -132,7 +132,10 @@ def main(options: flags.FlagValues, source: str, output: str) -> None:
     retriever = convert(source, output, options.config)
     values = sum(leaf.size for leaf in jax.tree.leaves(nnx.state(retriever, nnx.Param)))
     print(f"wrote {output}: {type(retriever).__name__}, {values / 1e6:,.1f} million parameters")
-    publisher = publishers.publisher_of(_arrays(source))
+    weights = _weights(source)
+    for note in weights.notes:
+        print(f"  {note}")
+    publisher = publishers.publisher_of(weights.arrays)
     settings = _uninferred(publisher, options.config)
     print(f"  Not inferred from the weights: {settings}. To change: --config.model.NAME=VALUE.")
     if random := registry.system(options.config.model.system).pretrained[publisher].random:

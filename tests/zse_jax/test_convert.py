@@ -62,11 +62,15 @@ def written(file, arrays):
 PUBLISHED = {
     "zse_sbir": (".safetensors", lambda: zse_sbir.export(test_google_vit.zse(3)), HEADS),
     "google_vit": (".npz", test_google_vit.published, {"cross_heads": 2, "scale_channels": 4}),
-    "openai_clip": (".safetensors", clip_arrays, {"heads": 2, "text_heads": 2}),
+    "openai_clip": (
+        ".safetensors",
+        clip_arrays,
+        {"heads": 2, "text_heads": 2, "activation": "gelu"},
+    ),
     "huggingface_clip": (
         ".safetensors",
         lambda: test_openai_clip.hugging_face(clip_arrays()),
-        {"heads": 2, "text_heads": 2},
+        {"heads": 2, "text_heads": 2, "activation": "quick_gelu"},
     ),
     "torchvision_resnet": (".safetensors", resnet_arrays, {"image_size": 32}),
 }

@@ -7,6 +7,7 @@ import logging
 import os
 from collections.abc import Mapping
 from importlib import import_module
+from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -26,8 +27,20 @@ def default_config(system: str) -> ConfigDict:
     return import_module(f"configs.{registry.system(system).config}").get_config()
 
 
+def read(source: str | os.PathLike) -> files.Weights:
+    """The contents of a publisher's weights, as in `zse_jax.pretrained.sources`.
+
+    Raises:
+      FileNotFoundError, ValueError: they cannot be had or read.
+    """
+    return files.read_noted(sources.local_file(source))
+
+
 def config_of(
-    publisher: str, arrays: Mapping[str, np.ndarray], system: str | None = None
+    publisher: str,
+    arrays: Mapping[str, np.ndarray],
+    system: str | None = None,
+    file: Path | None = None,
 ) -> ConfigDict:
     """The config of a system, at the size of a publisher's arrays.
 
@@ -37,6 +50,7 @@ def config_of(
       publisher: a key of `publishers.PUBLISHERS`.
       arrays: the publisher's names and arrays.
       system: one that accepts them; None: the first in the registry.
+      file: of the arrays; what it, or a config beside it, says is used too.
 
     Raises:
       ValueError: a system that does not accept them, or sizes that cannot be inferred.
@@ -49,16 +63,15 @@ def config_of(
     system = system or accepting[0]
     config = default_config(system)
     fixed = registry.system(system).pretrained[publisher].settings
-    inferred = {**publishers.settings(publisher, arrays), **fixed}
+    beside = publishers.described(publisher, file) if file else {}
+    inferred = {**publishers.settings(publisher, arrays), **beside, **fixed}
     with config.unlocked():
         config.model.update({key: x for key, x in inferred.items() if key in config.model})
     return config
 
 
-def built(
-    arrays: Mapping[str, np.ndarray], config: ConfigDict, source: str | os.PathLike
-) -> Retriever:
-    """The system of `config`, filled with a publisher's arrays that were read from `source`.
+def built(weights: files.Weights, config: ConfigDict, source: str | os.PathLike) -> Retriever:
+    """The system of `config`, filled with a publisher's weights that were read from `source`.
 
     Raises:
       ValueError: the system does not accept them, or is of another size.
@@ -71,7 +84,7 @@ def built(
         return registry.create(settings, rngs=nnx.Rngs(params=seed, dropout=seed + 1))
 
     retriever = create()
-    publishers.fill(retriever, arrays, os.fspath(source), config.model.system)
+    publishers.fill(retriever, weights.arrays, os.fspath(source), config.model.system, weights.file)
     return retriever
 
 
@@ -88,20 +101,20 @@ def load(source: str | os.PathLike) -> tuple[Retriever, ConfigDict]:
       FileNotFoundError, ValueError: the weights cannot be had or read, or are of no known
         publisher.
     """
-    arrays = files.read(sources.local_file(source))
-    publisher = publishers.publisher_of(arrays)
-    config = config_of(publisher, arrays)
+    weights = read(source)
+    publisher = publishers.publisher_of(weights.arrays)
+    config = config_of(publisher, weights.arrays, file=weights.file)
     config.init_from = os.fspath(source)
     if random := registry.system(config.model.system).pretrained[publisher].random:
         logger.warning(
             "%s has no values for %s: they are random until trained.", source, ", ".join(random)
         )
-    return merge_for_inference(*split_model(built(arrays, config, source))), config
+    return merge_for_inference(*split_model(built(weights, config, source))), config
 
 
 def read_config(source: str | os.PathLike) -> ConfigDict:
     """The config that `load` would return; raises the same errors."""
-    arrays = files.read(sources.local_file(source))
-    config = config_of(publishers.publisher_of(arrays), arrays)
+    weights = read(source)
+    config = config_of(publishers.publisher_of(weights.arrays), weights.arrays, file=weights.file)
     config.init_from = os.fspath(source)
     return config

@@ -3,14 +3,15 @@
 The image tower is a Vision Transformer that takes shallow prompts: learned tokens appended to the
 patch tokens before its first LayerNorm, as in CLIP-AT (Sain et al., CVPR 2023; published code).
 The text tower is a causal transformer; a text's embedding is read at its end-of-text token. Both
-have pre-norm blocks with fused qkv, LayerNorm eps 1e-5 and the activation x · sigmoid(1.702 x).
+have pre-norm blocks with fused qkv, LayerNorm eps 1e-5 and the activation x · sigmoid(1.702 x), or
+the exact GELU in most networks of OpenCLIP.
 """
 
 import dataclasses
 import functools
 import importlib.util
 import math
-from collections.abc import Sequence
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -20,7 +21,7 @@ import numpy as np
 from flax import nnx
 from jaxtyping import Array, Bool, Float, Int, Int32
 
-from zse_jax.models.layers import Linear, layer_norm, linear, patches, torch_uniform
+from zse_jax.models.layers import Linear, gelu, layer_norm, linear, patches, torch_uniform
 from zse_jax.models.rematerialisation import rematerialisable
 from zse_jax.models.vit import SelfAttention
 
@@ -40,6 +41,8 @@ class CLIPSizes:
       text_width, text_depth, text_heads: of the text tower.
       position_std: standard deviation of the image tower's initial positions; None: width**-0.5 as
         in CLIP, which is too small to train from scratch.
+      mlp_width: of the image tower; None: 4 * width.
+      activation: a key of `ACTIVATIONS`; None: "quick_gelu", as in OpenAI's CLIP.
     """
 
     image_size: int = 224
@@ -53,18 +56,35 @@ class CLIPSizes:
     text_depth: int = 12
     text_heads: int = 8
     position_std: float | None = dataclasses.field(default=None, compare=False)
+    mlp_width: int | None = None
+    activation: str | None = None
 
 
 class Block(nnx.Module):
-    """Pre-norm transformer block with CLIP's "quick" GELU; the MLP is four times as wide."""
+    """Pre-norm transformer block; by default the MLP is four times as wide."""
 
-    def __init__(self, width: int, heads: int, *, dtype: jnp.dtype, rngs: nnx.Rngs):
-        """Raises ValueError when `heads` does not divide `width`."""
+    def __init__(
+        self,
+        width: int,
+        heads: int,
+        mlp_width: int | None = None,
+        activation: str | None = None,
+        *,
+        dtype: jnp.dtype,
+        rngs: nnx.Rngs,
+    ):
+        """Raises ValueError when `heads` does not divide `width`, or for another activation."""
+        self.activation = activation or "quick_gelu"
+        if self.activation not in ACTIVATIONS:
+            raise ValueError(
+                f"config.model.activation={activation!r}: choose one of {', '.join(ACTIVATIONS)}."
+            )
+        mlp_width = mlp_width or 4 * width
         self.norm_attention = layer_norm(width, dtype=dtype, rngs=rngs)
         self.attention = SelfAttention(width, heads, dtype=dtype, rngs=rngs)
         self.norm_mlp = layer_norm(width, dtype=dtype, rngs=rngs)
-        self.mlp_in = linear(width, 4 * width, dtype=dtype, rngs=rngs)
-        self.mlp_out = linear(4 * width, width, dtype=dtype, rngs=rngs)
+        self.mlp_in = linear(width, mlp_width, dtype=dtype, rngs=rngs)
+        self.mlp_out = linear(mlp_width, width, dtype=dtype, rngs=rngs)
 
     @rematerialisable
     def __call__(
@@ -73,12 +93,17 @@ class Block(nnx.Module):
         """The tokens after attention (restricted by `mask`) and MLP, and the attention weights."""
         attended, weights = self.attention(self.norm_attention(tokens), mask)
         tokens = tokens + attended
-        return tokens + self.mlp_out(quick_gelu(self.mlp_in(self.norm_mlp(tokens)))), weights
+        hidden = ACTIVATIONS[self.activation](self.mlp_in(self.norm_mlp(tokens)))
+        return tokens + self.mlp_out(hidden), weights
 
 
 def quick_gelu(x: Float[Array, "*b d"]) -> Float[Array, "*b d"]:
     """The activation x · sigmoid(1.702 x), which CLIP uses instead of GELU."""
     return x * jax.nn.sigmoid(1.702 * x)
+
+
+ACTIVATIONS: Mapping[str, Callable[[Array], Array]] = {"quick_gelu": quick_gelu, "gelu": gelu}
+"""OpenAI's, and the exact GELU of most networks of OpenCLIP."""
 
 
 class LocalImage(NamedTuple):
@@ -126,7 +151,19 @@ class VisionTower(nnx.Module):
         self.class_token = _normal((width,), scale, rngs)
         self.positions = _normal((tokens, width), sizes.position_std or scale, rngs)
         self.norm_pre = layer_norm(width, dtype=dtype, rngs=rngs)
-        self.blocks = _blocks(width, sizes.heads, sizes.depth, dtype=dtype, rngs=rngs)
+        self.blocks = nnx.List(
+            [
+                Block(
+                    width,
+                    sizes.heads,
+                    sizes.mlp_width,
+                    sizes.activation,
+                    dtype=self.dtype,
+                    rngs=rngs,
+                )
+                for _ in range(sizes.depth)
+            ]
+        )
         self.norm_post = layer_norm(width, dtype=dtype, rngs=rngs)
         self.projection = _normal((width, sizes.embed_dim), scale, rngs)
 
@@ -197,7 +234,12 @@ class TextTower(nnx.Module):
         self.dtype = dtype
         self.tokens = _normal((VOCABULARY, width), 0.02, rngs)
         self.positions = _normal((sizes.context_length, width), 0.01, rngs)
-        self.blocks = _blocks(width, sizes.text_heads, sizes.text_depth, dtype=dtype, rngs=rngs)
+        self.blocks = nnx.List(
+            [
+                Block(width, sizes.text_heads, None, sizes.activation, dtype=dtype, rngs=rngs)
+                for _ in range(sizes.text_depth)
+            ]
+        )
         self.norm = layer_norm(width, dtype=dtype, rngs=rngs)
         self.projection = _normal((width, sizes.embed_dim), width**-0.5, rngs)
 
@@ -318,12 +360,6 @@ def _tokenizer() -> Any:
     module = importlib.util.module_from_spec(spec)
     spec.loader.exec_module(module)
     return module.SimpleTokenizer()
-
-
-def _blocks(
-    width: int, heads: int, depth: int, *, dtype: jnp.dtype, rngs: nnx.Rngs
-) -> nnx.List[Block]:
-    return nnx.List([Block(width, heads, dtype=dtype, rngs=rngs) for _ in range(depth)])
 
 
 def _normal(shape: tuple[int, ...], deviation: float, rngs: nnx.Rngs) -> nnx.Param:

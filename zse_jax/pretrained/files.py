@@ -66,10 +66,12 @@ class Weights(NamedTuple):
     Attributes:
       arrays: the publisher's names and arrays, see `read`.
       notes: sentences about what was chosen, left out or removed from the names.
+      file: that was read; of a network in several files, their index.
     """
 
     arrays: dict[str, np.ndarray]
     notes: list[str]
+    file: Path
 
 
 def read(path: str | os.PathLike) -> dict[str, np.ndarray]:
@@ -115,7 +117,7 @@ def read_noted(path: str | os.PathLike) -> Weights:
             f"{path} contains arrays that are not real numbers: {', '.join(wrong[:5])}. Save the "
             "weights alone."
         )
-    return Weights(_singles(path, _unwrapped(found, notes), size), notes)
+    return Weights(_singles(path, _unwrapped(found, notes), size), notes, path)
 
 
 def located(path: str | os.PathLike) -> Path:

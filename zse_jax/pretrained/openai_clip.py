@@ -3,7 +3,7 @@
     retriever = zse_jax.retrievers.create({"system": "clip_prompt"}, rngs=nnx.Rngs(0))
     openai_clip.load(retriever, files.read("model.safetensors"))
 
-`zse_jax.pretrained.files` reads Hugging Face's `model.safetensors` and OpenAI's TorchScript archives
+`zse_jax.pretrained.files` reads Hugging Face's `model.safetensors` and OpenAI's archives
 (`ViT-B-32.pt`).
 """
 
@@ -16,6 +16,7 @@ import numpy as np
 from flax import nnx
 
 from zse_jax.models.clip import CLIP
+from zse_jax.pretrained import clip_config
 from zse_jax.pretrained.mapping import Path, Source, fill, linear, norm, patch_matrix, transpose
 from zse_jax.retrievers.clip_prompt import ClipPrompt
 
@@ -23,6 +24,12 @@ from zse_jax.retrievers.clip_prompt import ClipPrompt
 _KNOWN = re.compile(
     r"input_resolution|context_length|vocab_size|(text|vision)_model\.embeddings\.position_ids"
 )
+
+
+# Heads of the larger image towers: ViT-H/14, ViT-g/14, ViT-bigG/14. All others are 64 wide.
+_HEAD_WIDTHS = {1280: 80, 1408: 88, 1664: 104}
+
+described, check_described = clip_config.described, clip_config.check_described
 
 
 def load(model: CLIP | ClipPrompt, arrays: Mapping[str, np.ndarray] | Any) -> None:
@@ -49,8 +56,7 @@ def load(model: CLIP | ClipPrompt, arrays: Mapping[str, np.ndarray] | Any) -> No
         load(clip, arrays)
         model.adopt(clip)
         return
-    if any(name.startswith(("vision_model.", "text_model.")) for name in arrays):
-        arrays = from_hugging_face(arrays)
+    arrays = _openai_names(arrays)
     _check_size(model, arrays)
     fill(model, arrays, table(model), ignored=lambda name: bool(_KNOWN.fullmatch(name)))
 
@@ -167,14 +173,42 @@ def _openai_name(name: str) -> tuple[str, bool]:
 
 
 def settings(arrays: Mapping[str, np.ndarray]) -> dict[str, Any]:
-    """The settings in `config.model` that the shapes determine; a head is 64 wide as published."""
-    if "vision_model.pre_layrnorm.weight" in arrays:
-        arrays = from_hugging_face(arrays)
-    sizes = size_of(arrays)
+    """The settings in `config.model` that the shapes determine, with heads as wide as published.
+
+    Raises:
+      ValueError: a CLIP without a Vision Transformer, or without a text tower.
+    """
+    sizes = size_of(_openai_names(arrays))
     return sizes | {
-        "heads": max(1, sizes["width"] // 64),
+        "heads": max(1, sizes["width"] // _HEAD_WIDTHS.get(sizes["width"], 64)),
         "text_heads": max(1, sizes["text_width"] // 64),
     }
+
+
+def _openai_names(arrays: Mapping[str, np.ndarray]) -> Mapping[str, np.ndarray]:
+    """The arrays with OpenAI's names.
+
+    Raises:
+      ValueError: they are not those of both towers of a CLIP with a Vision Transformer.
+    """
+    if any(name.startswith(("vision_model.", "text_model.")) for name in arrays):
+        arrays = from_hugging_face(arrays)
+    if any(name.startswith(("visual.layer1.", "visual.attnpool.")) for name in arrays):
+        raise ValueError(
+            "These are weights of a CLIP with a ResNet (RN50, RN101, ...), which is not supported. "
+            "Use a CLIP with a Vision Transformer, such as ViT-B/32."
+        )
+    if any(name.startswith(("text.", "visual.trunk.")) for name in arrays):
+        raise ValueError(
+            "These are weights of an OpenCLIP network with other towers than CLIP's, which is not "
+            "supported. Use one with CLIP's names, such as ViT-B-32."
+        )
+    if not any(name.startswith("transformer.resblocks.") for name in arrays):
+        raise ValueError(
+            "These weights of CLIP have no text tower, which is needed for the texts of the "
+            "classes. Use the weights of both towers."
+        )
+    return arrays
 
 
 def size_of(arrays: Mapping[str, np.ndarray]) -> dict[str, int]:
@@ -188,6 +222,9 @@ def size_of(arrays: Mapping[str, np.ndarray]) -> dict[str, int]:
     sizes: dict[str, int] = {}
     if len(conv := shapes.get("visual.conv1.weight", ())) == 4:
         sizes |= {"width": conv[0], "patch_size": conv[3]}
+        hidden = shapes.get("visual.transformer.resblocks.0.mlp.c_fc.weight", (4 * conv[0],))[0]
+        if hidden != 4 * conv[0]:
+            sizes["mlp_width"] = hidden
         if len(positions := shapes.get("visual.positional_embedding", ())) == 2:
             sizes["image_size"] = round((positions[0] - 1) ** 0.5) * conv[3]
     if len(projection := shapes.get("text_projection", ())) == 2:

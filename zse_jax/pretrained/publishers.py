@@ -8,6 +8,7 @@ Which systems accept which publishers is in `zse_jax.retrievers.registry`.
 import os
 from collections.abc import Iterable, Mapping
 from importlib import import_module
+from pathlib import Path
 from typing import Any, NamedTuple
 
 import numpy as np
@@ -23,7 +24,8 @@ class Publisher(NamedTuple):
 
     Attributes:
       module: in this package; has `load(model, arrays)`, strict in both directions, and
-        `settings(arrays)`, the settings in `config.model` that the shapes determine.
+        `settings(arrays)`, the settings in `config.model` that the shapes determine; and, if others
+        are in or beside the file, `described(file)` and `check_described(model, found)`.
       mark: a parameter name that only this publisher's files contain.
       about: description for messages.
     """
@@ -78,9 +80,10 @@ def publisher_of(names: Iterable[str]) -> str:
         if publisher.mark in names:
             return name
     known = "; ".join(f"{name}: {x.about} (has {x.mark})" for name, x in PUBLISHERS.items())
+    other = "big_vision's names are not known; timm has most of these networks. "
     raise ValueError(
-        f"Weights named {', '.join(sorted(names)[:4])}, ... are not of a known publisher. Known "
-        f"are {known}."
+        f"Weights named {', '.join(sorted(names)[:4])}, ... are not of a known publisher. "
+        f"{other if all(name.startswith('params/') for name in names) else ''}Known are {known}."
     )
 
 
@@ -104,6 +107,16 @@ def settings(publisher: str, arrays: Mapping[str, np.ndarray]) -> dict[str, Any]
         ) from error
 
 
+def described(publisher: str, file: Path) -> dict[str, Any]:
+    """The settings in `config.model` that are not in the arrays, but in or beside their file.
+
+    Raises:
+      ValueError: a config beside the file is damaged, or of another network.
+    """
+    find = getattr(_module(publisher), "described", None)
+    return find(file) if find else {}
+
+
 def start(retriever: Encoder, path: str | os.PathLike, system: str) -> str:
     """Fills `retriever` in place from a file of weights.
 
@@ -120,11 +133,21 @@ def start(retriever: Encoder, path: str | os.PathLike, system: str) -> str:
       FileNotFoundError: there is no such file, or it cannot be downloaded.
       ValueError: it cannot be read, is not accepted by the system, or is of another size.
     """
-    return fill(retriever, files.read(sources.local_file(path)), os.fspath(path), system)
+    file = files.located(sources.local_file(path))
+    return fill(retriever, files.read(file), os.fspath(path), system, file)
 
 
-def fill(retriever: Encoder, arrays: Mapping[str, np.ndarray], path: str, system: str) -> str:
-    """As `start`, from the arrays that were read from `path`."""
+def fill(
+    retriever: Encoder,
+    arrays: Mapping[str, np.ndarray],
+    path: str,
+    system: str,
+    file: Path | None = None,
+) -> str:
+    """As `start`, from the arrays that were read from `path`.
+
+    With their local `file`, what it, or a config beside it, says about the network is checked.
+    """
     found = publisher_of(arrays)
     accepted = registry.system(system).pretrained
     if found not in accepted:
@@ -141,6 +164,8 @@ def fill(retriever: Encoder, arrays: Mapping[str, np.ndarray], path: str, system
             f"{' or '.join(target.publishers) or 'no publisher'}."
         )
     try:
+        if file is not None and hasattr(_module(found), "check_described"):
+            _module(found).check_described(target, described(found, file))
         _module(found).load(target, arrays)
     except ValueError as error:
         raise ValueError(f"{path}: {error}") from error

@@ -37,17 +37,6 @@ CONFIGS = ("config.json", "open_clip_config.json")
 _INDEX = ".index.json"
 """How the name of a list of shards ends; the shards are in the same folder."""
 
-_STANDARD = (
-    "model.safetensors",
-    f"model.safetensors{_INDEX}",
-    "open_clip_model.safetensors",
-    "open_clip_pytorch_model.safetensors",
-    "pytorch_model.bin",
-    f"pytorch_model.bin{_INDEX}",
-    "open_clip_pytorch_model.bin",
-)
-"""Usual names of the weights in a repository; the first one that exists is taken."""
-
 _TRAINING = re.compile(r"(optimizer|scheduler|scaler|training_args|rng_state).*")
 """Files of a training run that have the suffix of weights."""
 
@@ -122,7 +111,7 @@ def is_weight_file(path: str | os.PathLike) -> bool:
 def is_weight_folder(path: str | os.PathLike) -> bool:
     """Whether `path` is a local folder with a file of weights of a usual name."""
     place = paths.located(path)
-    return not paths.in_bucket(place) and any((place / name).exists() for name in _STANDARD)
+    return not paths.in_bucket(place) and any((place / name).exists() for name in files.STANDARD)
 
 
 def local_file(uri: str | os.PathLike) -> Path:
@@ -146,7 +135,7 @@ def local_file(uri: str | os.PathLike) -> Path:
     repository = parse_hub_uri(path)
     if repository is None:
         place = paths.local(path, "a file of weights")
-        usual = (file for name in _STANDARD if (file := place / name).is_file())
+        usual = (file for name in files.STANDARD if (file := place / name).is_file())
         return next(usual, place) if place.is_dir() else place
     listed, online = listing(repository)
     weights = chosen(repository, listed)
@@ -239,7 +228,7 @@ def chosen(repository: Repository, listed: Sequence[str]) -> str:
                 f"{_some(listed) or 'nothing'}."
             )
         return repository.file
-    for name in _STANDARD:
+    for name in files.STANDARD:
         if name in listed:
             return name
     weights = [x for x in listed if _named_as_weights(x)]

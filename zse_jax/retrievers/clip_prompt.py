@@ -61,7 +61,7 @@ class ClipPrompt(Retriever, Explainable):
     """CLIP with visual prompts; its features are the projected class tokens.
 
     Args:
-      image_size, ..., position_std: see `models.clip.CLIPSizes`.
+      image_size, ..., activation: see `models.clip.CLIPSizes`.
       text_tower: keep the text tower after the class texts are encoded, to rank by words too.
       recipe: "category" (sampler "triplet") or "fine_grained" (sampler "instance_group").
       prompts: one for each modality, or one for both (the paper's fine-grained model).
@@ -108,6 +108,8 @@ class ClipPrompt(Retriever, Explainable):
         text_depth: int = CLIPSizes.text_depth,
         text_heads: int = CLIPSizes.text_heads,
         position_std: float | None = CLIPSizes.position_std,
+        mlp_width: int | None = CLIPSizes.mlp_width,
+        activation: str | None = CLIPSizes.activation,
         text_tower: bool = False,
         recipe: Literal["category", "fine_grained"] = "category",
         prompts: Literal["separate", "shared"] = "separate",
@@ -138,6 +140,7 @@ class ClipPrompt(Retriever, Explainable):
         sizes = CLIPSizes(
             image_size, patch_size, width, depth, heads, embed_dim,
             context_length, text_width, text_depth, text_heads, position_std,
+            mlp_width, activation,
         )  # fmt: skip
         self.image_size = image_size
         self.recipe, self.trainable, self.pixels = recipe, trainable, pixels

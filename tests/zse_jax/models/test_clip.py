@@ -9,7 +9,7 @@ from flax import nnx
 
 from tests.zse_jax.pretrained.weights import GOLDEN
 from tests.zse_jax.random_weights import drawn
-from zse_jax.models.clip import CLIP, CLIPSizes, quick_gelu, tokenize
+from zse_jax.models.clip import CLIP, Block, CLIPSizes, quick_gelu, tokenize
 
 TINY = {
     "image_size": 16, "patch_size": 8, "width": 16, "depth": 2, "heads": 2, "embed_dim": 12,
@@ -105,3 +105,15 @@ def test_bfloat16_computes_in_bfloat16_with_float32_parameters():
     assert encode_text(clip, jnp.ones((1, 3), jnp.int32)).dtype == jnp.bfloat16
     leaves = [leaf[...] for _, leaf in nnx.to_flat_state(nnx.state(clip, nnx.Param))]
     assert {leaf.dtype for leaf in leaves} == {jnp.dtype("float32")}
+
+
+@pytest.mark.parametrize(("activation", "function"), [("gelu", nnx.gelu), (None, quick_gelu)])
+def test_the_activation_and_the_width_of_the_mlp_can_be_chosen(activation, function):
+    block = Block(8, 2, 24, activation, dtype=jnp.dtype("float32"), rngs=nnx.Rngs(0))
+    tokens = jnp.linspace(-2, 2, 24).reshape(1, 3, 8)
+    attended = tokens + block.attention(block.norm_attention(tokens), None)[0]
+    hidden = block.mlp_in(block.norm_mlp(attended))
+    assert hidden.shape == (1, 3, 24)
+    exact = {"approximate": False} if activation else {}
+    want = attended + block.mlp_out(function(hidden, **exact))
+    np.testing.assert_allclose(block(tokens)[0], want, atol=1e-6)

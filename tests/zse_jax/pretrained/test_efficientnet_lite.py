@@ -10,7 +10,7 @@ from flax import nnx
 
 from tests.zse_jax.pretrained.test_torchvision_resnet import relative_error
 from tests.zse_jax.random_weights import drawn
-from zse_jax import convert
+from zse_jax.checkpoints import conversion
 from zse_jax.models.efficientnet_lite import VARIANTS, EfficientNetLite
 from zse_jax.pretrained import efficientnet_lite, files, publishers
 
@@ -83,7 +83,7 @@ def test_the_shapes_determine_the_variant(variant):
     arrays = arrays_of(abstract(variant))
     want = {"backbone": f"efficientnet_{variant}", "image_size": VARIANTS[variant].image_size}
     assert efficientnet_lite.settings(arrays) == want | {"imagenet_classes": 1000}
-    config = convert.config_of(publishers.publisher_of(arrays), arrays)
+    config = conversion.config_of(publishers.publisher_of(arrays), arrays)
     assert {name: config.model[name] for name in want} == want
 
 

@@ -76,7 +76,7 @@ def test_a_file_is_never_unpickled(tmp_path):
 
 
 def test_the_weights_of_a_training_checkpoint_are_taken_and_said():
-    arrays, notes = files.read_noted(HERE / "lightning.ckpt")
+    arrays, notes, _ = files.read_noted(HERE / "lightning.ckpt")
     assert arrays.keys() == {
         "0.weight", "0.bias", "1.weight", "1.bias", "1.running_mean", "1.running_var",
         "1.num_batches_tracked",
@@ -88,7 +88,7 @@ def test_the_weights_of_a_training_checkpoint_are_taken_and_said():
 
 
 def test_averages_of_the_weights_are_left_out_and_said():
-    arrays, [note] = files.read_noted(HERE / "averages.pth.tar")
+    arrays, [note], _ = files.read_noted(HERE / "averages.pth.tar")
     assert "'model'" in note and "Left out: model_ema" in note
     trained = files.read(HERE / "lightning.ckpt")
     np.testing.assert_array_equal(arrays["0.weight"], trained["0.weight"])

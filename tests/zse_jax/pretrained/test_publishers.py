@@ -21,8 +21,8 @@ from zse_jax.pretrained import publishers, zse_sbir
 from zse_jax.retrievers import create
 
 
-def clip(seed=0):
-    settings = {"system": "clip_prompt", **TINY}
+def clip(seed=0, activation="quick_gelu"):
+    settings = {"system": "clip_prompt", **TINY, "activation": activation}
     return drawn(lambda: create(settings, rngs=nnx.Rngs(params=0, dropout=1)), seed)
 
 
