@@ -13,12 +13,14 @@ import pytest
 
 import zse_jax
 from launch import processes
+from tests.conftest import FLAGS
 from tests.zse_jax import tiny
 from zse_jax.runtime import distributed
 from zse_jax.runtime.metrics_file import read_metrics
 from zse_jax.training import loop
 
 ROOT = Path(__file__).parents[3]
+QUICK_COMPILATION = " ".join(flag for flag in FLAGS if "device_count" not in flag)
 QUICK = {"ZSE_START_SECONDS": "8", "ZSE_LOST_SECONDS": "5"}
 
 
@@ -28,7 +30,7 @@ def launched(*arguments, devices=2, **environment):
     return subprocess.run(
         [*program, "--program=tests.zse_jax.tiny", "--", *map(str, arguments)],
         cwd=ROOT,
-        env=os.environ | {"XLA_FLAGS": ""} | environment,
+        env=os.environ | {"XLA_FLAGS": QUICK_COMPILATION} | environment,
         capture_output=True,
         text=True,
         timeout=300,
