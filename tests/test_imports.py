@@ -196,3 +196,13 @@ def test_importing_zse_jax_does_not_import_tensorflow() -> None:
     )
     assert run.returncode == 0, run.stderr
     assert run.stdout.split() == []
+
+
+def test_nothing_imports_pytorch() -> None:
+    wrong = [
+        f"{file}:{line}: import {imported}"
+        for file in FILES
+        for line, imported, _ in _imports(file)
+        if within(imported, "torch") or within(imported, "torchvision")
+    ]
+    assert not wrong, "\n".join(wrong)

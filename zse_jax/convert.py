@@ -3,12 +3,13 @@ r"""Converts published weights to a checkpoint, and checkpoints to published wei
     python -m zse_jax.convert --from=zse_sbir best_checkpoint.pth runs/published
     python -m zse_jax.convert --to=zse_sbir runs/sketchy best_checkpoint.safetensors
 
-SOURCE is a file of weights (.pth and .pt need PyTorch; .npz and .safetensors do not). OUTPUT is a
-new folder, which `zse_jax.load`, every `--checkpoint` and `--config.init_from` accept. The
-publisher is recognised by the parameter names; --from checks it. Sizes are read from the arrays;
-set those that cannot be inferred: --config.model.heads=12, and --config.model.image_size=384 to
-interpolate Google's positions. With --to, SOURCE is a checkpoint and OUTPUT a file with the
-publisher's parameter names. The published code reads .pth:
+SOURCE is a file of weights of PyTorch, numpy (.npz) or safetensors, or a folder with one. It is
+read without PyTorch, and no code in it is executed. OUTPUT is a new folder, which `zse_jax.load`,
+every `--checkpoint` and `--config.init_from` accept. The publisher is recognised by the parameter
+names; --from checks it. Sizes are read from the arrays; set those that cannot be inferred:
+--config.model.heads=12, and --config.model.image_size=384 to interpolate Google's positions. With
+--to, SOURCE is a checkpoint and OUTPUT a file with the publisher's parameter names. The published
+code reads .pth:
 
     python -c "import torch, safetensors.torch as s; torch.save(s.load_file('best.safetensors'), \
         'best.pth')"

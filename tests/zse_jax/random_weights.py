@@ -8,6 +8,8 @@ import jax.numpy as jnp
 import numpy as np
 from flax import nnx
 
+from zse_jax.training.step import Setup, State
+
 Model = TypeVar("Model", bound=nnx.Module)
 
 
@@ -17,6 +19,18 @@ def drawn(make: Callable[[], Model], seed: int = 0) -> Model:
     Kernels are of standard deviation 1 / sqrt(fan in), scales and variances about 1.
     """
     definition, state = nnx.split(nnx.eval_shape(make))
+    return nnx.merge(definition, filled(state, seed))
+
+
+def drawn_state(setup: Setup, seed: int = 0) -> State:
+    """A train state as `setup.init()`, with the values of `drawn` and an optimizer of zeros."""
+    state = {part: filled(values, seed) for part, values in setup.abstract.items()}
+    state["optimizer"] = jax.tree.map(jnp.zeros_like, state["optimizer"])
+    return jax.tree.map(lambda x, like: jax.device_put(x, like.sharding), state, setup.abstract)
+
+
+def filled(state: nnx.State, seed: int) -> nnx.State:
+    """Values in place of the shapes of a state."""
     generator = np.random.default_rng(seed)
 
     def value(path: tuple, leaf: jax.ShapeDtypeStruct) -> jax.Array:
@@ -34,5 +48,6 @@ def drawn(make: Callable[[], Model], seed: int = 0) -> Model:
         return jnp.asarray(values, leaf.dtype)
 
     flat = nnx.to_flat_state(state)
-    filled = [(path, leaf.replace(value(path, leaf.get_value()))) for path, leaf in flat]
-    return nnx.merge(definition, nnx.from_flat_state(filled))
+    return nnx.from_flat_state(
+        [(path, leaf.replace(value(path, leaf.get_value()))) for path, leaf in flat]
+    )

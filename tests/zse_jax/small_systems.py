@@ -7,6 +7,7 @@ import numpy as np
 from flax import nnx
 from ml_collections import ConfigDict
 
+from tests.zse_jax.random_weights import drawn_state
 from zse_jax import convert
 from zse_jax.retrievers import create
 from zse_jax.retrievers.base import Retriever
@@ -68,7 +69,7 @@ def steps(
 ) -> tuple[np.ndarray, dict[str, nnx.State]]:
     """Loss and gradient norm [count, 2] of some steps on one batch, and the state after them."""
     setup = step.set_up(made, mesh)
-    state, found = setup.init(), []
+    state, found = drawn_state(setup), []
     for _ in range(count):
         state, metrics = setup.step(state, given)
         found.append([float(metrics["loss"]), float(metrics["gradient_norm"])])

@@ -90,8 +90,8 @@ def fill(
       kept: parameters that the publisher's network does not have; they keep their values.
 
     Raises:
-      ValueError: unused names, parameters without a source, or different shapes. All are listed,
-        and the model is not changed.
+      ValueError: unused names, parameters without a source, different shapes, or values that are
+        NaN or infinite. All are listed, and the model is not changed.
     """
     every = nnx.to_flat_state(nnx.state(model, nnx.Any(nnx.Param, nnx.BatchStat)))
     parameters = {path: parameter for path, parameter in every if not kept(path)}
@@ -114,6 +114,9 @@ def fill(
                 f"  shape differs: {where} is {tuple(parameter.shape)}, {source.name} is "
                 f"{tuple(given.shape)}"
             )
+            continue
+        if not np.isfinite(value).all():
+            problems.append(f"  not finite: {source.name} contains NaN or infinite values")
             continue
         filled[path] = value
     if problems:

@@ -3,8 +3,8 @@
     retriever = zse_jax.retrievers.create({"system": "clip_prompt"}, rngs=nnx.Rngs(0))
     openai_clip.load(retriever, files.read("model.safetensors"))
 
-`zse_jax.pretrained.files` reads Hugging Face's `model.safetensors`, and, where PyTorch is
-installed, OpenAI's TorchScript archives (`ViT-B-32.pt`).
+`zse_jax.pretrained.files` reads Hugging Face's `model.safetensors` and OpenAI's TorchScript archives
+(`ViT-B-32.pt`).
 """
 
 import dataclasses

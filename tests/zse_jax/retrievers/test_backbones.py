@@ -7,6 +7,7 @@ import pytest
 from flax import nnx
 
 from configs import efficient_default
+from tests.zse_jax.random_weights import drawn_state
 from tests.zse_jax.retrievers.test_correspond import correspond
 from tests.zse_jax.retrievers.test_efficient_cnn import _encode as encode
 from tests.zse_jax.retrievers.test_efficient_cnn import groups, pixels
@@ -61,7 +62,7 @@ def test_one_training_step_changes_every_parameter():
     config.optimizer.update({"learning_rate": 1e-2, "warmup_steps": 0, "schedule": "constant"})
     config.train.steps = 1
     setup = step.set_up(config, sharding.make_mesh(devices=jax.devices()[:1]))
-    state = setup.init()
+    state = drawn_state(setup)
     before = {name: np.array(x) for name, x in arrays.flat_arrays(state["model"]).items()}
     state, metrics = setup.step(state, groups())
     assert np.isfinite(metrics["loss"])

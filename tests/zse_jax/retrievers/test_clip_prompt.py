@@ -8,7 +8,9 @@ from flax import nnx
 
 from configs import clip_default
 from tests.zse_jax import abstract
+from tests.zse_jax.compiled import compiled
 from tests.zse_jax.models.test_clip import TINY as SIZES
+from tests.zse_jax.random_weights import drawn, drawn_state
 from zse_jax import losses
 from zse_jax.checkpoints import arrays
 from zse_jax.retrievers import clip_prompt, create
@@ -25,7 +27,18 @@ FINE = {"recipe": "fine_grained", "prompts": "shared"}
 
 
 def build(seed=0, dtype="float32", **changes):
-    return create({**TINY, **changes}, dtype=dtype, rngs=nnx.Rngs(params=seed, dropout=seed + 1))
+    rngs = {"params": seed, "dropout": seed + 1}
+    made = drawn(lambda: create({**TINY, **changes}, dtype=dtype, rngs=nnx.Rngs(**rngs)), seed)
+    if made.class_text is not None:
+        texts = np.asarray(made.class_text[...])
+        made.class_text[...] = jnp.asarray(texts / np.linalg.norm(texts, axis=1, keepdims=True))
+    return made
+
+
+def initialised(**changes):
+    """As `build`, with the network's own initial values."""
+    make = lambda: create({**TINY, **changes}, rngs=nnx.Rngs(params=0, dropout=1))  # noqa: E731
+    return nnx.jit(make)()
 
 
 def images(*shape, seed=0):
@@ -55,15 +68,17 @@ def test_features_are_clips_embeddings_of_normalised_images_with_the_modalitys_p
     mean, deviation = (np.asarray(values) for values in clip_prompt.PIXELS["clip"])
     pixels = jnp.asarray((np.asarray(images(2)) / 255 - mean) / deviation, jnp.float32)
     for modality, prompt in (("sketch", model.sketch_prompt), ("photo", model.photo_prompt)):
-        found = model.encode(images(2), modality)
-        want = model.clip.encode_image(pixels, prompt[...])
+        found = compiled(model.encode)(images(2), modality)
+        want = compiled(model.clip.encode_image)(pixels, prompt[...])
         np.testing.assert_allclose(found, want, rtol=1e-4, atol=1e-5)
         np.testing.assert_allclose(jnp.linalg.norm(model.embedding(found), axis=1), 1, rtol=1e-5)
 
 
 def test_without_prompts_both_modalities_have_the_same_embedding():
     model = build(prompt_length=0)
-    sketch, photo = (model.encode(images(2), modality) for modality in ("sketch", "photo"))
+    sketch, photo = (
+        compiled(model.encode)(images(2), modality) for modality in ("sketch", "photo")
+    )
     np.testing.assert_array_equal(sketch, photo)
 
 
@@ -72,7 +87,7 @@ def test_without_prompts_both_modalities_have_the_same_embedding():
     [({}, 2, 1), ({"prompts": "shared"}, 1, 1), ({"encoders": "separate"}, 2, 2)],
 )
 def test_prompts_and_towers_are_shared_or_separate(changes, prompts, towers):
-    model = build(**changes)
+    model = initialised(**changes)
     paths = [path for path, _ in nnx.to_flat_state(nnx.state(model, nnx.Param))]
     assert sum(model.parameter_group(path) == "prompt" for path in paths) == prompts
     assert sum("class_token" in path for path in paths) == towers
@@ -85,7 +100,7 @@ def test_prompts_and_towers_are_shared_or_separate(changes, prompts, towers):
 
 
 def test_class_texts_are_cached_and_the_text_tower_is_removed():
-    kept, model = build(text_tower=True), build()
+    kept, model = initialised(text_tower=True), initialised()
     texts = [f"a photo of a {name}" for name in ("cat", "hot-air balloon", "tree")]
     want = kept.embedding(kept.encode_text(texts))
     np.testing.assert_allclose(kept.class_text[...], want, rtol=1e-5, atol=1e-6)
@@ -95,12 +110,11 @@ def test_class_texts_are_cached_and_the_text_tower_is_removed():
         model.encode_text(texts)
 
 
-@pytest.mark.slow
 def test_the_category_loss_is_the_weighted_sum_of_its_terms():
-    model, batch = build(), triplets()
-    loss, terms = model.loss(batch)
-    sketch = model.encode(batch["sketches"][:, 0], "sketch")
-    near, far = (model.encode(batch["photos"][:, i], "photo") for i in range(2))
+    model, batch = initialised(), triplets()
+    loss, terms = compiled(model.loss)(batch)
+    sketch = compiled(model.encode)(batch["sketches"][:, 0], "sketch")
+    near, far = (compiled(model.encode)(batch["photos"][:, i], "photo") for i in range(2))
     labels, scale = batch["sketch_labels"][:, 0], 1 / 0.07
     triplet = losses.cosine_triplet(sketch, near, far, margin=0.3)
     classification = sum(
@@ -114,14 +128,13 @@ def test_the_category_loss_is_the_weighted_sum_of_its_terms():
 
 def numpy_distances(model, batch):
     def vectors(name, modality):
-        flat = model.encode(batch[name].reshape(-1, 16, 16, 3), modality)
+        flat = compiled(model.encode)(batch[name].reshape(-1, 16, 16, 3), modality)
         return np.asarray(model.embedding(flat), np.float64).reshape(*batch[name].shape[:2], -1)
 
     sketch, photo = vectors("sketches", "sketch"), vectors("photos", "photo")
     return 1 - np.einsum("ckd,cjd->ckj", sketch, photo)
 
 
-@pytest.mark.slow
 @pytest.mark.parametrize("hardest", [True, False])
 def test_the_fine_grained_negative_is_another_photo_of_the_class(hardest):
     model, batch = build(**FINE, hardest_negative=hardest), groups()
@@ -136,7 +149,7 @@ def test_the_fine_grained_negative_is_another_photo_of_the_class(hardest):
             for c in distance
         ]
     )
-    _, terms = model.loss(batch)
+    _, terms = compiled(model.loss)(batch)
     np.testing.assert_allclose(terms["triplet"], np.maximum(delta + 0.3, 0).mean(), rtol=1e-4)
     want = losses.relative_distance_divergence(
         jnp.asarray(delta, jnp.float32), jnp.arange(3, dtype=jnp.int32)
@@ -145,7 +158,7 @@ def test_the_fine_grained_negative_is_another_photo_of_the_class(hardest):
 
 
 def test_the_fine_grained_loss_is_the_weighted_sum_of_its_terms():
-    loss, terms = build(**FINE).loss(groups())
+    loss, terms = compiled(build(**FINE).loss)(groups())
     want = (
         terms["triplet"] + 0.5 * terms["classification"] + 0.1 * terms["delta"] + terms["shuffle"]
     )
@@ -154,7 +167,7 @@ def test_the_fine_grained_loss_is_the_weighted_sum_of_its_terms():
 
 @pytest.mark.parametrize("term", ["classification", "delta", "shuffle"])
 def test_a_term_of_weight_zero_is_not_computed(term):
-    _, terms = build(**FINE, **{f"{term}_weight": 0.0}).loss(groups())
+    _, terms = compiled(build(**FINE, **{f"{term}_weight": 0.0}).loss)(groups())
     assert {"triplet", "classification", "delta", "shuffle"} - terms.keys() == {term}
 
 
@@ -182,7 +195,7 @@ def run(steps=10, optimizer=(), **changes):
     config.train.steps = steps
     config.optimizer.update({"learning_rate": 1e-2, **dict(optimizer)})
     setup = step.set_up(config, sharding.make_mesh(devices=jax.devices()[:1]))
-    state = setup.init()
+    state = drawn_state(setup)
     before = {k: np.array(v) for k, v in arrays.flat_arrays(state["model"]).items()}
     for _ in range(steps):
         state, _ = setup.step(state, triplets())

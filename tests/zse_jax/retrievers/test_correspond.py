@@ -6,6 +6,7 @@ import numpy as np
 import pytest
 from flax import nnx
 
+from tests.zse_jax.compiled import compiled
 from tests.zse_jax.retrieval.fakes import fake
 from tests.zse_jax.retrievers import test_clip_prompt as clip
 from tests.zse_jax.retrievers import test_efficient_cnn as cnn
@@ -19,7 +20,7 @@ SELECTED = {"keep_rate": 0.5, "keep_blocks": (1,), "anchors": 8}
 
 
 def correspond(model, sketches, photos):
-    return nnx.jit(lambda model, *pair: model.correspond(*pair))(model, sketches, photos)
+    return compiled(model.correspond)(sketches, photos)
 
 
 def zse_pair(**changes):
@@ -30,8 +31,9 @@ def zse_pair(**changes):
 @pytest.mark.parametrize("changes", [{}, SPATIAL, EVERY_TOKEN, SELECTED], ids=str)
 def test_zse_similarity_is_the_logit_of_its_score(changes):
     model, found = zse_pair(**changes)
-    scores = model.score(
-        model.encode(zse.images(3), "sketch"), model.encode(zse.images(3, 1), "photo")
+    encode = compiled(model.encode)
+    scores = compiled(model.score)(
+        encode(zse.images(3), "sketch"), encode(zse.images(3, 1), "photo")
     )
     np.testing.assert_allclose(jax.nn.sigmoid(found.similarity), jnp.diag(scores), rtol=1e-5)
 
@@ -50,8 +52,8 @@ def test_zse_relation_network_maps_the_match_to_the_similarity(changes):
 )
 def test_anchors_that_mix_the_image_are_replaced_by_tokens(changes):
     model, found = zse_pair(**changes)
-    tokens = [model.encode(x, "photo") for x in (zse.images(3), zse.images(3, 1))]
-    out = model.pairs(*tokens)
+    tokens = [compiled(model.encode)(x, "photo") for x in (zse.images(3), zse.images(3, 1))]
+    out = compiled(model.pairs)(*tokens)
     expected = cosine_matrix(out.sketch_tokens[:, 1:], out.photo_tokens[:, 1:])
     np.testing.assert_allclose(found.match, expected, atol=1e-5)
     np.testing.assert_allclose(model.similarity_of(found.match), expected.mean((1, 2)), rtol=1e-5)
@@ -60,9 +62,10 @@ def test_anchors_that_mix_the_image_are_replaced_by_tokens(changes):
 
 def test_zse_attention_is_that_of_the_cross_layers_without_the_retrieval_token():
     model, found = zse_pair(**SPATIAL)
-    tokens = [model.encode(x, "photo") for x in (zse.images(3), zse.images(3, 1))]
+    tokens = [compiled(model.encode)(x, "photo") for x in (zse.images(3), zse.images(3, 1))]
     cross = model.cross_attention
-    sketch, photo = cross.project_sketches(tokens[0]), cross.project_photos(tokens[1])
+    sketch = compiled(cross.project_sketches)(tokens[0])
+    photo = compiled(cross.project_photos)(tokens[1])
     for query, key, attention in (
         (sketch.query, photo.key, found.sketch_attention),
         (photo.query, sketch.key, found.photo_attention),
@@ -75,10 +78,14 @@ def test_zse_attention_is_that_of_the_cross_layers_without_the_retrieval_token()
 
 def test_zse_importance_is_the_retrieval_tokens_attention_in_the_last_block():
     model, found = zse_pair(**SPATIAL)
-    x = model.tokenizer(zse.normalise(zse.images(3)))
-    first, last = model.encoder.blocks
-    x = first(x, jnp.zeros((3, 16), jnp.int32)).tokens
-    weights = last.attention(last.norm_attention(x))[1].mean(axis=1)[:, 0, 1:]
+
+    @nnx.jit
+    def attention(model, images):
+        first, last = model.encoder.blocks
+        x = first(model.tokenizer(zse.normalise(images)), jnp.zeros((3, 16), jnp.int32)).tokens
+        return last.attention(last.norm_attention(x))[1]
+
+    weights = attention(model, zse.images(3)).mean(axis=1)[:, 0, 1:]
     expected = weights / weights.sum(axis=1, keepdims=True)
     np.testing.assert_allclose(found.sketch_importance, expected, rtol=1e-4)
 
@@ -105,7 +112,8 @@ def test_efficient_cnn_decomposes_the_cosine_of_its_embeddings_exactly():
     model = nnx.view(cnn.build(), use_running_average=True)
     sketches, photos = cnn.pixels(3), cnn.pixels(3, seed=1)
     found = correspond(model, sketches, photos)
-    cosine = (model.encode(sketches, "sketch") * model.encode(photos, "photo")).sum(axis=1)
+    encode = compiled(model.encode)
+    cosine = (encode(sketches, "sketch") * encode(photos, "photo")).sum(axis=1)
     assert found.match.shape == (3, 4, 4)
     np.testing.assert_allclose(found.similarity, cosine, rtol=1e-4)
     np.testing.assert_allclose(model.similarity_of(found.match), cosine, rtol=1e-4)
@@ -119,7 +127,8 @@ def test_clip_compares_patches_in_the_joint_space_and_keeps_its_similarity(chang
     sketches, photos = clip.images(2), clip.images(2, seed=1)
     found = correspond(model, sketches, photos)
     embeddings = (
-        model.embedding(model.encode(x, m)) for x, m in ((sketches, "sketch"), (photos, "photo"))
+        model.embedding(compiled(model.encode)(x, m))
+        for x, m in ((sketches, "sketch"), (photos, "photo"))
     )
     cosine = jnp.einsum("be,be->b", *embeddings)
     np.testing.assert_allclose(found.similarity, cosine, rtol=1e-4, atol=1e-6)
@@ -136,11 +145,16 @@ def test_clips_rollout_of_one_block_is_half_that_blocks_attention():
     model = clip.build(prompt_length=0)
     tower = model.clip.visual
     images = model._normalise(clip.images(2))
-    tokens = tower._tokens(images, None)
-    weights = tower.blocks[0].attention(tower.blocks[0].norm_attention(tokens))[1]
+
+    @nnx.jit
+    def attention(tower, images):
+        tokens = tower._tokens(images, None)
+        return tower.blocks[0].attention(tower.blocks[0].norm_attention(tokens))[1]
+
+    weights = attention(tower, images)
     weights = weights.mean(axis=1)[:, 0, 1:]
     expected = weights / weights.sum(axis=1, keepdims=True)
-    np.testing.assert_allclose(tower.local(images).rollout, expected, rtol=1e-5)
+    np.testing.assert_allclose(compiled(tower.local)(images).rollout, expected, rtol=1e-5)
 
 
 def test_a_system_without_local_evidence_is_not_explainable():

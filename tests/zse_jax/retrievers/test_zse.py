@@ -7,6 +7,7 @@ import pytest
 from flax import nnx
 
 from tests.zse_jax import abstract
+from tests.zse_jax.compiled import compiled
 from tests.zse_jax.random_weights import drawn
 from zse_jax.losses import euclidean_triplet, relation_mse
 from zse_jax.retrievers import create
@@ -92,15 +93,17 @@ def test_score_of_every_pair_is_the_score_of_that_pair(changes, atol):
 
 def test_a_single_photo_is_scored():
     model = still()
-    sketches, photos = model.encode(images(2), "sketch"), model.encode(images(1, 1), "photo")
-    expected = model.pairs(sketches, jnp.broadcast_to(photos, sketches.shape)).score
-    np.testing.assert_allclose(model.score(sketches, photos)[:, 0], expected, atol=1e-5)
+    encode = compiled(model.encode)
+    sketches, photos = encode(images(2), "sketch"), encode(images(1, 1), "photo")
+    expected = compiled(model.pairs)(sketches, jnp.broadcast_to(photos, sketches.shape)).score
+    score = compiled(model.score)(sketches, photos)
+    np.testing.assert_allclose(score[:, 0], expected, atol=1e-5)
 
 
 def test_pair_output_has_the_documented_shapes():
     model = still()
-    tokens = model.encode(images(3), "sketch")
-    out = model.pairs(tokens, tokens)
+    tokens = compiled(model.encode)(images(3), "sketch")
+    out = compiled(model.pairs)(tokens, tokens)
     assert out.sketch_tokens.shape == out.photo_tokens.shape == (3, 17, 16)
     assert out.cosine.shape == (3, 4, 4)
     assert out.logit.shape == out.score.shape == (3,)
@@ -109,7 +112,7 @@ def test_pair_output_has_the_documented_shapes():
 
 def test_embedding_is_the_normalised_retrieval_token():
     model = still()
-    tokens = model.encode(images(3), "photo")
+    tokens = compiled(model.encode)(images(3), "photo")
     embedding = model.embedding(tokens)
     np.testing.assert_allclose(jnp.linalg.norm(embedding, axis=1), 1, rtol=1e-5)
     cosine = (embedding * tokens[:, 0]).sum(1) / jnp.linalg.norm(tokens[:, 0], axis=1)
@@ -118,11 +121,12 @@ def test_embedding_is_the_normalised_retrieval_token():
 
 def test_loss_is_the_weighted_sum_of_its_terms_over_the_right_pairs():
     model, batch = still(), quadruplets(3)
-    loss, terms = model.loss(batch)
+    loss, terms = compiled(model.loss)(batch)
+    encode = compiled(model.encode)
     out = [
-        model.pairs(
-            model.encode(batch["sketches"][:, i], "sketch"),
-            model.encode(batch["photos"][:, i], "photo"),
+        compiled(model.pairs)(
+            encode(batch["sketches"][:, i], "sketch"),
+            encode(batch["photos"][:, i], "photo"),
         )
         for i in range(2)
     ]
@@ -136,20 +140,19 @@ def test_loss_is_the_weighted_sum_of_its_terms_over_the_right_pairs():
     np.testing.assert_allclose(loss, 2 * triplet + 4 * relation, rtol=1e-5)
 
 
-@pytest.mark.slow
 def test_every_parameter_receives_a_gradient():
     model = still()
     batch = quadruplets(2)
-    gradients = nnx.grad(lambda m: m.loss(batch)[0])(model)
+    gradients = nnx.jit(nnx.grad(lambda m: m.loss(batch)[0]))(model)
     flat = nnx.to_flat_state(gradients)
     assert not [path for path, leaf in flat if not np.abs(leaf[...]).max() > 0]
 
 
 def test_dropout_is_random_and_off_in_a_deterministic_view():
     model, batch = build(), quadruplets(2)
-    assert model.loss(batch)[0] != model.loss(batch)[0]
+    assert compiled(model.loss)(batch)[0] != compiled(model.loss)(batch)[0]
     quiet = nnx.view(model, deterministic=True)
-    assert quiet.loss(batch)[0] == quiet.loss(batch)[0]
+    assert compiled(quiet.loss)(batch)[0] == compiled(quiet.loss)(batch)[0]
 
 
 @pytest.mark.parametrize(
@@ -164,10 +167,10 @@ def test_dropout_is_random_and_off_in_a_deterministic_view():
 )
 def test_variants_train_and_score(changes, tokens):
     model = still(**changes)
-    features = model.encode(images(2), "sketch")
+    features = compiled(model.encode)(images(2), "sketch")
     assert features.shape == (2, tokens, 16)
-    assert np.isfinite(model.score(features, features)).all()
-    assert np.isfinite(model.loss(quadruplets(2))[0])
+    assert np.isfinite(compiled(model.score)(features, features)).all()
+    assert np.isfinite(compiled(model.loss)(quadruplets(2))[0])
 
 
 def test_published_network_has_the_published_number_of_parameters():
@@ -179,10 +182,10 @@ def test_published_network_has_the_published_number_of_parameters():
 def test_bfloat16_computes_in_bfloat16_with_float32_parameters_and_scores():
     model = still(dtype="bfloat16")
     assert {x.dtype for x in jax.tree.leaves(nnx.state(model, nnx.Param))} == {jnp.dtype("float32")}
-    tokens = model.encode(images(2), "sketch")
+    tokens = compiled(model.encode)(images(2), "sketch")
     assert tokens.dtype == jnp.bfloat16
-    assert model.score(tokens, tokens).dtype == jnp.float32
-    reference = still().encode(images(2), "sketch")
+    assert jax.eval_shape(model.score, tokens, tokens).dtype == jnp.float32
+    reference = compiled(still().encode)(images(2), "sketch")
     error = jnp.linalg.norm(tokens.astype(jnp.float32) - reference) / jnp.linalg.norm(reference)
     assert error < 0.03
 
