@@ -102,6 +102,6 @@ def fill(given: Later, model: Retriever, config: ConfigDict, mesh: Mesh) -> None
             batches,
             some.modality,
             sharding=sharding.batch_sharding(mesh),
-            progress=f"frozen layers, {len(some):,} {some.modality}s",
+            progress=f"frozen layers, {len(some):,} {some.modality} images",
             storage=Storage("host" if fits else "disk"),
         )
