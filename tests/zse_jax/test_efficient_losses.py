@@ -135,3 +135,21 @@ def test_coinciding_embeddings_have_a_finite_loss_and_no_gradient():
     value, gradient = jax.value_and_grad(loss)(jnp.ones((6, 4)))
     assert float(value) == pytest.approx(2 * 0.3 + 0.15)
     assert not np.asarray(gradient).any()
+
+
+@pytest.mark.parametrize("per_class", [1, 3])
+def test_contrastive_agrees_with_its_formula(per_class):
+    sketches, photos, sketch_labels, photo_labels = batch(0, per_class=per_class)
+    photo_labels[photo_labels == 2] = 1  # class 2 has no photo: its sketches count nothing
+    got = losses.supervised_contrastive(
+        *map(jnp.asarray, (sketches, photos, sketch_labels, photo_labels)), temperature=0.2
+    )
+    rows, columns = (x / np.linalg.norm(x, axis=1, keepdims=True) for x in (sketches, photos))
+    z = rows.astype(np.float64) @ columns.T / 0.2
+    same = sketch_labels[:, None] == photo_labels
+    sides = []
+    for values, positive in ((z, same), (z.T, same.T)):
+        log_p = values - np.log(np.exp(values).sum(1, keepdims=True))
+        terms = [-row[mask].mean() for row, mask in zip(log_p, positive, strict=True) if mask.any()]
+        sides.append(np.mean(terms))
+    np.testing.assert_allclose(got, np.mean(sides), rtol=1e-5)

@@ -58,6 +58,34 @@ class Multiscale(Backbone, Protocol):
         ...
 
 
+@runtime_checkable
+class Divisible(Backbone, Protocol):
+    """A backbone whose first blocks can be computed apart from the others.
+
+    Attributes:
+      depth: number of blocks.
+    """
+
+    @property
+    def depth(self) -> int:
+        """The number of blocks."""
+        ...
+
+    def lower(self, images: Float[Array, "b h w 3"], blocks: int) -> Float[Array, "b u v _"]:
+        """The output of the first `blocks` blocks, from normalised images."""
+        ...
+
+    def upper(
+        self, maps: Float[Array, "b u v _"], blocks: int
+    ) -> tuple[Float[Array, "b features"], Float[Array, "b classes"] | None]:
+        """What the backbone returns for images with these outputs of `lower`."""
+        ...
+
+    def block_of(self, path: Sequence[Any]) -> int:
+        """The block of the parameter at `path`, from 1; 0: before the first one."""
+        ...
+
+
 BACKBONES: dict[str, Any] = {"resnet50": ResNet50} | {
     f"efficientnet_{name}": functools.partial(EfficientNetLite, name) for name in VARIANTS
 }
@@ -85,7 +113,8 @@ def create_backbone(
         )
     defaults = inspect.signature(ResNet50.__init__).parameters
     changed = {key: value for key, value in settings.items() if value != defaults[key].default}
-    if unknown := changed.keys() - inspect.signature(BACKBONES[name]).parameters:
+    implementation = getattr(BACKBONES[name], "func", BACKBONES[name])
+    if unknown := changed.keys() - inspect.signature(implementation.__init__).parameters:
         raise ValueError(
             f"The backbone {name!r} does not have the settings {', '.join(sorted(unknown))}: "
             "leave them at their defaults."

@@ -9,7 +9,7 @@ trained on ImageNet, are left out.
 
 import math
 from collections.abc import Sequence
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
@@ -237,6 +237,34 @@ class EfficientNetLite(nnx.Module):
         """Pooled features and logits, float32, of images that are already normalised."""
         features = self.local_features(images).mean(axis=(1, 2))
         return features, self.head(features)
+
+    @property
+    def depth(self) -> int:
+        """The number of blocks."""
+        return len(self.blocks)
+
+    def lower(self, images: Float[Array, "b h w 3"], blocks: int) -> Float[Array, "b u v _"]:
+        """The output of the stem and the first `blocks` blocks."""
+        x = jax.nn.relu6(self.stem(images.astype(self.dtype)))
+        for i in range(blocks):
+            x = self.blocks[i](x)
+        return x
+
+    def upper(
+        self, maps: Float[Array, "b u v _"], blocks: int
+    ) -> tuple[Float[Array, "b features"], Float[Array, "b classes"]]:
+        """Pooled features and logits from the output of `lower`."""
+        x = maps.astype(self.dtype)
+        for i in range(blocks, self.depth):
+            x = self.blocks[i](x)
+        features = jax.nn.relu6(self.last(x)).astype(jnp.float32).mean(axis=(1, 2))
+        return features, self.head(features)
+
+    def block_of(self, path: Sequence[Any]) -> int:
+        """The block of the parameter at `path`, from 1; 0: the stem; above `depth`: behind them."""
+        if path[0] == "blocks":
+            return int(path[1]) + 1
+        return 0 if path[0] == "stem" else self.depth + 1
 
     def local_features(self, images: Float[Array, "b h w 3"]) -> Float[Array, "b u v features"]:
         """The features before pooling, float32: one vector for each 32 x 32 pixels."""

@@ -208,6 +208,15 @@ class Retriever(Encoder):
         """
         return ()
 
+    def frozen(self, images: UInt8[Array, "b h w 3"]) -> Array | None:
+        """What frozen first layers compute from images, [b, ...]; None: none are frozen.
+
+        `loss` accepts it in place of the images, so that training can compute it once for every
+        image (`config.train.cache_frozen`).
+        """
+        del images
+        return None
+
     def parameter_group(self, path: tuple[Any, ...]) -> str | None:
         """The optimizer group of the parameter at `path` below the model; None: it is frozen.
 

@@ -23,9 +23,10 @@ from zse_jax.losses import (
     domain_balanced_quadruplet,
     knowledge_preservation,
     semantic_classification,
+    supervised_contrastive,
     unit,
 )
-from zse_jax.models.backbone import Backbone, create_backbone
+from zse_jax.models.backbone import Backbone, Divisible, create_backbone
 from zse_jax.models.layers import linear, normalise
 from zse_jax.retrievers.base import Correspondence, Encoder, Explainable, Modality, Retriever
 
@@ -46,6 +47,7 @@ class EfficientCNN(Retriever, Explainable):
     """
 
     batch_kind: ClassVar[str] = "class_group"
+    parameter_groups: ClassVar[Sequence[str]] = ("backbone", "head")
 
     def __init__(
         self,
@@ -58,12 +60,16 @@ class EfficientCNN(Retriever, Explainable):
         embedding_width: int = 512,
         seen_classes: int = 100,
         frozen_statistics: bool = False,
+        frozen_blocks: int = 0,
         margin: float = 0.3,
         cross_margin: float = 0.15,
         label_smoothing: float = 0.0,
         quadruplet_weight: float = 1.0,
         classification_weight: float = 1.0,
         knowledge_weight: float = 1.0,
+        contrastive_weight: float = 0.0,
+        temperature: float = 0.1,
+        classifier_scale: float = 0.0,
         dtype: DTypeLike = jnp.float32,
         rngs: nnx.Rngs,
     ):
@@ -77,9 +83,14 @@ class EfficientCNN(Retriever, Explainable):
           embedding_width: 512 in the paper.
           seen_classes: number of classes of the training split.
           frozen_statistics: keep the batch statistics that come with the backbone's weights.
+          frozen_blocks: first blocks of the backbone that do not train, with the stem; 0: none.
           margin, cross_margin, label_smoothing: see `losses`.
           quadruplet_weight, classification_weight, knowledge_weight: of the three losses; a loss
             of weight 0 is not computed.
+          contrastive_weight, temperature: of `losses.supervised_contrastive`, a fourth loss, which
+            the paper does not have.
+          classifier_scale: the classifier reads the normalised embedding times this number; 0, as
+            we read the paper: the embedding before normalisation.
           dtype: of activations; parameters, embeddings and losses are float32.
 
         Raises:
@@ -97,6 +108,8 @@ class EfficientCNN(Retriever, Explainable):
         self.quadruplet_weight = quadruplet_weight
         self.classification_weight = classification_weight
         self.knowledge_weight = knowledge_weight
+        self.contrastive_weight, self.temperature = contrastive_weight, temperature
+        self.classifier_scale, self.frozen_blocks = classifier_scale, frozen_blocks
         settings = {
             "depths": tuple(depths), "width": width, "classes": imagenet_classes,
             "frozen_statistics": frozen_statistics,
@@ -107,6 +120,8 @@ class EfficientCNN(Retriever, Explainable):
                 f"The backbone {backbone!r} takes images of {self.backbone.image_size} pixels: set "
                 f"config.model.image_size to that, not to {image_size}."
             )
+        if frozen_blocks:
+            self._check_frozen(backbone, frozen_statistics)
         if knowledge_weight and not self.backbone.classes:
             raise ValueError(
                 f"The backbone {backbone!r} has no ImageNet classifier, which the knowledge "
@@ -118,11 +133,30 @@ class EfficientCNN(Retriever, Explainable):
         shape = seen_classes, self.backbone.classes
         self.knowledge = Knowledge(jnp.full(shape, jnp.nan)) if knowledge_weight else None
 
+    def _check_frozen(self, backbone: str, frozen_statistics: bool) -> None:
+        if not isinstance(self.backbone, Divisible):
+            raise ValueError(
+                f"The backbone {backbone!r} cannot be frozen in part: set "
+                "config.model.frozen_blocks to 0, or choose an EfficientNet-Lite."
+            )
+        if not 0 < self.frozen_blocks <= self.backbone.depth:
+            raise ValueError(
+                f"config.model.frozen_blocks={self.frozen_blocks}: the backbone {backbone!r} has "
+                f"{self.backbone.depth} blocks."
+            )
+        if not frozen_statistics:
+            raise ValueError(
+                f"config.model.frozen_blocks={self.frozen_blocks} needs "
+                "config.model.frozen_statistics=true: otherwise the batch statistics of the frozen "
+                "blocks would still change."
+            )
+
     def loss(self, batch: Mapping[str, Num[Array, "..."]]) -> tuple[Array, dict[str, Array]]:
         """Weighted sum of the three losses on P classes with K sketches and K photos each.
 
         Args:
-          batch: `sketches` and `photos` [P, K, h, w, 3], uint8 pixels or normalised floats, with
+          batch: `sketches` and `photos` [P, K, h, w, 3], uint8 pixels or normalised floats, or the
+            output of `frozen` for them [P, K, u, v, d], with
             `sketch_labels` and `photo_labels` [P, K]. Row p of all four belongs to one class, and
             at least two rows differ (`data_pipelines.sampling`, "class_group").
 
@@ -138,23 +172,29 @@ class EfficientCNN(Retriever, Explainable):
         images = jnp.concatenate([sketches, photos], axis=1)  # a class stays on its device
         labels = jnp.concatenate([batch["sketch_labels"], batch["photo_labels"]], axis=1).ravel()
         images = images.reshape(-1, *images.shape[2:])
-        features, imagenet_logits = self.backbone(_normalise(images, self.backbone))
+        features, imagenet_logits = self._pooled(images)
         embeddings = self.projection(features)
-        logits = self.classifier(embeddings)
+        read = self.classifier_scale * unit(embeddings) if self.classifier_scale else embeddings
+        logits = self.classifier(read)
         terms = {"accuracy": (logits.argmax(axis=1) == labels).mean()}
         loss = jnp.zeros(())
+        groups = embeddings.reshape(len(sketches), -1, embeddings.shape[1])
+        both = [
+            *(
+                part.reshape(-1, embeddings.shape[1])
+                for part in jnp.split(groups, [sketches.shape[1]], axis=1)
+            ),
+            batch["sketch_labels"].ravel(),
+            batch["photo_labels"].ravel(),
+        ]
         if self.quadruplet_weight:
-            groups = embeddings.reshape(len(sketches), -1, embeddings.shape[1])
-            sketch, photo = jnp.split(groups, [sketches.shape[1]], axis=1)
             terms["quadruplet"] = domain_balanced_quadruplet(
-                sketch.reshape(-1, embeddings.shape[1]),
-                photo.reshape(-1, embeddings.shape[1]),
-                batch["sketch_labels"].ravel(),
-                batch["photo_labels"].ravel(),
-                margin=self.margin,
-                cross_margin=self.cross_margin,
+                *both, margin=self.margin, cross_margin=self.cross_margin
             )
             loss += self.quadruplet_weight * terms["quadruplet"]
+        if self.contrastive_weight:
+            terms["contrastive"] = supervised_contrastive(*both, temperature=self.temperature)
+            loss += self.contrastive_weight * terms["contrastive"]
         if self.classification_weight:
             terms["classification"] = semantic_classification(
                 logits, labels, smoothing=self.label_smoothing
@@ -168,12 +208,40 @@ class EfficientCNN(Retriever, Explainable):
             loss += self.knowledge_weight * terms["knowledge"]
         return loss, terms
 
+    def _pooled(
+        self, images: Num[Array, "b h w c"]
+    ) -> tuple[Float[Array, "b features"], Float[Array, "b classes"] | None]:
+        """Pooled features and ImageNet logits, of images or of the output of `frozen`."""
+        if not self.frozen_blocks:
+            return self.backbone(_normalise(images, self.backbone))
+        assert isinstance(self.backbone, Divisible)  # checked in __init__
+        if images.shape[-1] == 3:
+            images = self.backbone.lower(_normalise(images, self.backbone), self.frozen_blocks)
+        return self.backbone.upper(jax.lax.stop_gradient(images), self.frozen_blocks)
+
+    def frozen(self, images: UInt8[Array, "b h w 3"]) -> Float[Array, "b u v d"] | None:
+        """The output of the frozen blocks; None if there are none."""
+        if not self.frozen_blocks:
+            return None
+        assert isinstance(self.backbone, Divisible)
+        return self.backbone.lower(_normalise(images, self.backbone), self.frozen_blocks)
+
+    def parameter_group(self, path: tuple[Any, ...]) -> str | None:
+        """The group "backbone", or "head" for embedding and classifier; None: a frozen block."""
+        if path[0] != "backbone":
+            return "head"
+        if self.frozen_blocks and isinstance(self.backbone, Divisible):
+            return None if self.backbone.block_of(path[1:]) <= self.frozen_blocks else "backbone"
+        return "backbone"
+
     @property
     def across_samples(self) -> tuple[str, ...]:
         """The hardest examples of the batch, and batch normalisation unless it is frozen."""
         norms = (node for _, node in nnx.iter_graph(self) if isinstance(node, nnx.BatchNorm))
         moving = any(not getattr(norm, "frozen", False) for norm in norms)
-        return ("quadruplet",) * bool(self.quadruplet_weight) + ("batch statistics",) * moving
+        weights = {"quadruplet": self.quadruplet_weight, "contrastive": self.contrastive_weight}
+        related = tuple(name for name, weight in weights.items() if weight)
+        return related + ("batch statistics",) * moving
 
     def encode(self, images: UInt8[Array, "b h w 3"], modality: Modality) -> Float[Array, "b d"]:
         """The L2-normalised embedding of each image; both modalities share the network."""

@@ -12,7 +12,7 @@ import math
 import os
 import shutil
 import time
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from typing import Any, NoReturn
 
 import jax
@@ -33,7 +33,7 @@ from zse_jax.runtime import config_io, consistency, distributed, preemption, sha
 from zse_jax.runtime import watchdog as watchdog_
 from zse_jax.runtime.console import show
 from zse_jax.runtime.metrics_file import METRICS_FILE, read_metrics, write_json
-from zse_jax.training import divergence, initialization, optimizers, profiling
+from zse_jax.training import divergence, frozen_cache, initialization, optimizers, profiling
 from zse_jax.training.metric_logging import Reporter
 from zse_jax.training.step import Batch, Setup, State, complete, merge_model, placed, set_up
 
@@ -44,16 +44,22 @@ AHEAD = 2
 when they are done."""
 
 
-def training_batches(config: ConfigDict, model: Retriever, mesh: Mesh) -> Any:
-    """The endless, resumable iterator of training batches on the mesh."""
+def training_batches(
+    config: ConfigDict, model: Retriever, mesh: Mesh, items: Sequence[loading.Items] | None = None
+) -> Any:
+    """The endless, resumable iterator of training batches on the mesh.
+
+    `items` are the sketches and photos; None: those of the config.
+    """
     dataset = loading.train_batches(
-        *data_selection.training_items(config),
+        *(items or data_selection.training_items(config)),
         kind=config.train.sampler or model.batch_kind,
         image_size=model.image_size,
         batch_size=config.train.batch_size // jax.process_count(),
         seed=config.seed,
         workers=config.data.workers,
         augment=config.train.augment,
+        mirror=config.train.mirror,
         shard_index=jax.process_index(),
         shard_count=jax.process_count(),
     )
@@ -116,12 +122,18 @@ def train(config: ConfigDict, workdir: str | os.PathLike) -> dict[str, Any]:
             evaluator.notes |= initial_weights.notes(config)
             evaluator.compare(record)
         checkpoints.trained = record | {"not_zero_shot": test.notes.get("not_zero_shot")}
-        batches = training_batches(config, setup.model, mesh)
+        items: Sequence[loading.Items] = data_selection.training_items(config)
+        later = None
+        if config.train.cache_frozen:
+            later = frozen_cache.later(items, setup.model, config.train.mirror)
+        batches = training_batches(config, setup.model, mesh, later.items if later else items)
         consistency.agree(data_facts(config, validation))
         start, state = checkpoints.resume(setup.abstract, batches, check) or (
             None,
             initialization.first_state(config, mesh, setup, workdir),
         )
+        if later and (start or 0) < config.train.steps:
+            frozen_cache.fill(later, merge_model(setup.definition, state), config, mesh)
         headline = config.evaluation.select.partition("/")[2]
         with Reporter(
             workdir, config.train.steps, start, config.log.tensorboard, headline

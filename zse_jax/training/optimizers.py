@@ -33,7 +33,8 @@ def create(
       config: `name`, `learning_rate`, `weight_decay`, `b1`, `b2`, `eps`; `schedule`
         ("constant", or "cosine": down to `final_fraction` of the rate at the last step),
         `warmup_steps` (linear, from 0); `clip_norm` (maximum global gradient norm, or None);
-        optionally `learning_rates` of single groups, which follow the same schedule.
+        optionally `learning_rates` of single groups, which follow the same schedule; None: the
+        common one.
       steps: length of the training, in steps.
       groups: of the trainable parameters (`Retriever.parameter_group`).
       known: the groups of the system (`Retriever.parameter_groups`).
@@ -46,7 +47,8 @@ def create(
     adamw = optax.adamw(
         rate, b1=config.b1, b2=config.b2, eps=config.eps, weight_decay=config.weight_decay
     )
-    if rates := dict(config.get("learning_rates", {})):
+    given = dict(config.get("learning_rates", {}))
+    if rates := {name: rate for name, rate in given.items() if rate is not None}:
         for name in rates:
             _check("config.optimizer.learning_rates", name, tuple(known) or ("none",))
         adamw = optax.chain(adamw, _group_rates(rates, config.learning_rate, groups or {}))
