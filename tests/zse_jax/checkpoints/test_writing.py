@@ -157,8 +157,11 @@ def test_a_folder_without_a_checkpoint_is_an_error_that_lists_its_contents(tmp_p
     with pytest.raises(FileNotFoundError, match="no complete checkpoint.*found an empty folder"):
         zse_jax.load(tmp_path)
     (tmp_path / "weights.npz").touch()
-    with pytest.raises(FileNotFoundError, match="it is a file; give the workdir"):
+    with pytest.raises(ValueError, match=r"weights.npz is empty. Download it again"):
         zse_jax.load(tmp_path / "weights.npz")
+    (tmp_path / "notes.txt").touch()
+    with pytest.raises(FileNotFoundError, match="it is a file; give the workdir"):
+        zse_jax.load(tmp_path / "notes.txt")
 
 
 def test_another_model_is_recognised_by_its_arrays(saved):
