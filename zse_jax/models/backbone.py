@@ -90,8 +90,8 @@ def create_backbone(
         )
     defaults = inspect.signature(ResNet50.__init__).parameters
     changed = {key: value for key, value in settings.items() if value != defaults[key].default}
-    cls = getattr(BACKBONES[name], "func", BACKBONES[name])
-    if unknown := changed.keys() - inspect.signature(cls.__init__).parameters:
+    implementation = getattr(BACKBONES[name], "func", BACKBONES[name])
+    if unknown := changed.keys() - inspect.signature(implementation.__init__).parameters:
         raise ValueError(
             f"The backbone {name!r} does not have the settings {', '.join(sorted(unknown))}: "
             "leave them at their defaults."

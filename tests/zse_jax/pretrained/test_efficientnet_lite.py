@@ -11,7 +11,7 @@ from flax import nnx
 from tests.zse_jax.pretrained.test_torchvision_resnet import relative_error
 from tests.zse_jax.random_weights import drawn
 from zse_jax import convert
-from zse_jax.models.efficientnet_lite import VARIANTS, EfficientNetLite, stages
+from zse_jax.models.efficientnet_lite import VARIANTS, EfficientNetLite
 from zse_jax.pretrained import efficientnet_lite, files, publishers
 
 
@@ -87,7 +87,7 @@ def test_golden_features_logits_maps_and_gradients(golden, variant):
 
 @pytest.mark.parametrize("variant", VARIANTS)
 def test_the_shapes_determine_the_variant(variant):
-    parts = stages(variant)
+    parts = efficientnet_lite.stages(variant)
     arrays = {
         f"_blocks.{i}._depthwise_conv.weight": np.zeros(1)
         for i in range(sum(part.blocks for part in parts))
