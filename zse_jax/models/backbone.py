@@ -13,7 +13,7 @@ from flax import nnx
 from jax.typing import DTypeLike
 from jaxtyping import Array, Float
 
-from zse_jax.models.efficientnet_lite import VARIANTS, EfficientNetLite
+from zse_jax.models import dinov2, efficientnet_lite
 from zse_jax.models.resnet import ResNet50
 
 
@@ -49,12 +49,12 @@ class Backbone(Protocol):
 
 @runtime_checkable
 class Multiscale(Backbone, Protocol):
-    """A backbone that also returns maps of finer resolution."""
+    """A backbone that also returns its maps of each resolution."""
 
     def feature_maps(
         self, images: Float[Array, "b h w 3"]
     ) -> Mapping[int, Float[Array, "b u v _"]]:
-        """Maps by their stride in pixels; 16 and 32 are among them."""
+        """Maps by their stride in pixels: 16 and 32 of the CNNs, 14 of DINOv2, and others."""
         ...
 
 
@@ -87,7 +87,12 @@ class Divisible(Backbone, Protocol):
 
 
 BACKBONES: dict[str, Any] = {"resnet50": ResNet50} | {
-    f"efficientnet_{name}": functools.partial(EfficientNetLite, name) for name in VARIANTS
+    f"{prefix}_{name}": functools.partial(cls, name)
+    for prefix, cls, variants in (
+        ("efficientnet", efficientnet_lite.EfficientNetLite, efficientnet_lite.VARIANTS),
+        ("dinov2", dinov2.DINOv2, dinov2.VARIANTS),
+    )
+    for name in variants
 }
 """Name in `config.model.backbone` -> what makes a `Backbone` of keyword arguments."""
 

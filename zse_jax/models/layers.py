@@ -63,9 +63,11 @@ def gelu(x: Float[Array, "*b d"]) -> Float[Array, "*b d"]:
     return 0.5 * x * (1 + jax.lax.erf(x * math.sqrt(0.5)))
 
 
-def layer_norm(width: int, *, dtype: jnp.dtype, rngs: nnx.Rngs) -> nnx.LayerNorm:
-    """LayerNorm with PyTorch's epsilon (1e-5); float32 statistics by the two-pass formula."""
-    return nnx.LayerNorm(width, epsilon=1e-5, dtype=dtype, use_fast_variance=False, rngs=rngs)
+def layer_norm(
+    width: int, *, epsilon: float = 1e-5, dtype: jnp.dtype, rngs: nnx.Rngs
+) -> nnx.LayerNorm:
+    """LayerNorm, by default with PyTorch's epsilon; float32 statistics by the two-pass formula."""
+    return nnx.LayerNorm(width, epsilon=epsilon, dtype=dtype, use_fast_variance=False, rngs=rngs)
 
 
 def patches(

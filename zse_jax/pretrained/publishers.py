@@ -42,6 +42,12 @@ PUBLISHERS: Mapping[str, Publisher] = {
         "Transformer/encoder_norm/scale",
         "Google's sam/ViT-B_16.npz, from which ZSE starts",
     ),
+    "dinov2": Publisher("dinov2", "blocks.0.ls1.gamma", "Facebook's dinov2_vit*_pretrain.pth"),
+    "huggingface_dinov2": Publisher(
+        "dinov2",
+        "encoder.layer.0.layer_scale1.lambda1",
+        "facebook/dinov2-* on Hugging Face, model.safetensors",
+    ),
     "openai_clip": Publisher("openai_clip", "visual.conv1.weight", "OpenAI's ViT-*.pt"),
     "huggingface_clip": Publisher(
         "openai_clip",

@@ -108,7 +108,12 @@ SYSTEMS: Mapping[str, System] = {
         title="EfficientCNN: one CNN for sketches and photos",
         paper="https://arxiv.org/abs/2102.04016",
         config="efficient_default",
-        pretrained={"torchvision_resnet": _CNN, "efficientnet_lite": _CNN},
+        pretrained={
+            "torchvision_resnet": _CNN,
+            "efficientnet_lite": _CNN,
+            "dinov2": _CNN,
+            "huggingface_dinov2": _CNN,
+        },
         initialization="distillation",
     ),
 }
