@@ -180,6 +180,6 @@ def test_weights_of_the_hub_are_downloaded_and_fill_a_system(fake_hub, monkeypat
     monkeypatch.setattr(publishers, "fill", lambda *x: filled.append(x) or "zse_sbir")
     model = tiny.Tiny(dtype=jnp.float32, rngs=nnx.Rngs(0))
     initial_weights.fill_from(model, "hf://ann/net", "zse")
-    [(_, arrays, path, system)] = filled
+    [(_, arrays, path, system, *_)] = filled
     assert arrays["w"].tolist() == [0, 1, 2]
     assert (path, system) == ("hf://ann/net", "zse")
