@@ -111,12 +111,13 @@ def is_remote(path: str | os.PathLike) -> bool:
 
 
 def is_weight_file(path: str | os.PathLike) -> bool:
-    """Whether the name alone says that `path` is a publisher's file of weights."""
+    """Whether `path` is named like a publisher's file of weights, and is not a folder."""
     path = os.fspath(path)
     if repository := parse_hub_uri(path):
         return repository.file is not None
     suffixes = (*files.SUFFIXES, _INDEX)
-    return path.startswith(PACKAGE) or path.lower().endswith(suffixes)
+    named = path.lower().endswith(suffixes)
+    return path.startswith(PACKAGE) or (named and not paths.located(path).is_dir())
 
 
 def is_weight_folder(path: str | os.PathLike) -> bool:

@@ -288,7 +288,9 @@ def test_other_failures_say_what_to_do(fake_hub, client, monkeypatch, error, kin
     assert re.search(said, refusal("hf://ann/net", kind))
 
 
-def test_names_of_weights_are_told_from_those_of_checkpoints():
+def test_names_of_weights_are_told_from_those_of_checkpoints(tmp_path):
+    (tmp_path / "run.pt").mkdir()
+    assert not sources.is_weight_file(tmp_path / "run.pt")
     for name in ("a/b.safetensors", "B.PTH", "hf://timm/x/m.bin", "package:net"):
         assert sources.is_weight_file(name)
     for name in ("runs/first", "hf://timm/x.bin", "x.json"):
