@@ -5,6 +5,7 @@ import hashlib
 import importlib
 import json
 import re
+from concurrent.futures import ThreadPoolExecutor
 
 import pytest
 
@@ -164,6 +165,14 @@ def test_all_shards_are_downloaded_beside_their_index(fake_hub):
         assert (file.parent / name).read_bytes() == content
     fake_hub.add("ann/bad", {"model.safetensors.index.json": b"[]"})
     assert "not a list of shards" in refusal("hf://ann/bad", ValueError)
+
+
+def test_two_that_ask_at_the_same_time_share_one_download(fake_hub):
+    fake_hub.add("ann/net", {"model.safetensors": WEIGHTS})
+    with ThreadPoolExecutor(2) as pool:
+        first, second = pool.map(sources.local_file, ["hf://ann/net"] * 2)
+    assert first == second
+    assert len([path for path in fake_hub.transfers() if "/cdn/" in path]) == 1
 
 
 def test_a_revision_is_a_branch_or_a_commit(fake_hub):
