@@ -142,6 +142,12 @@ def test_weights_are_downloaded_once_with_their_configs(fake_hub):
         (["dino.pth", "optimizer.bin", "training_args.bin"], "hf://ann/net", "dino.pth"),
         (["model.safetensors", "b.pth"], "hf://ann/net/b.pth", "b.pth"),
         (["model.safetensors", "sub/b.pth"], "hf://ann/net/sub/b.pth", "b.pth"),
+        (["model.safetensors", "sub/b.pth"], "hf://ann/net/sub", "b.pth"),
+        (
+            ["model.bin", "sub/model.safetensors", "sub/b.pth"],
+            "hf://ann/net/sub",
+            "model.safetensors",
+        ),
     ],
 )
 def test_the_file_is_chosen_by_its_usual_name_or_because_it_is_the_only_one(
