@@ -100,12 +100,13 @@ def is_remote(path: str | os.PathLike) -> bool:
 
 
 def is_weight_file(path: str | os.PathLike) -> bool:
-    """Whether the name alone says that `path` is a publisher's file of weights."""
+    """Whether `path` is named like a publisher's file of weights, and is not a folder."""
     path = os.fspath(path)
     if repository := parse_hub_uri(path):
         return repository.file is not None
     suffixes = (*files.SUFFIXES, _INDEX)
-    return path.startswith(PACKAGE) or path.lower().endswith(suffixes)
+    named = path.lower().endswith(suffixes)
+    return path.startswith(PACKAGE) or (named and not paths.located(path).is_dir())
 
 
 def is_weight_folder(path: str | os.PathLike) -> bool:
@@ -217,20 +218,26 @@ def listing(repository: Repository) -> tuple[list[str], bool]:
 def chosen(repository: Repository, listed: Sequence[str]) -> str:
     """The weights among the files of a repository: its own `file`, or the usual one.
 
+    The `file` can also be a folder.
+
     Raises:
       FileNotFoundError: it does not have that file.
       ValueError: it has no weights, or several files of weights and none of a usual name.
     """
+    folder = ""
     if repository.file is not None:
-        if repository.file not in listed:
+        if repository.file in listed:
+            return repository.file
+        every, folder = listed, f"{repository.file}/"
+        listed = [name for name in every if name.startswith(folder)]
+        if not listed:
             raise FileNotFoundError(
                 f"{repository}: the repository does not contain this file, but "
-                f"{_some(listed) or 'nothing'}."
+                f"{_some(every) or 'nothing'}."
             )
-        return repository.file
     for name in files.STANDARD:
-        if name in listed:
-            return name
+        if folder + name in listed:
+            return folder + name
     weights = [x for x in listed if _named_as_weights(x)]
     safe = [x for x in weights if x.lower().endswith(".safetensors")]
     for candidates in (safe, weights):
@@ -239,7 +246,7 @@ def chosen(repository: Repository, listed: Sequence[str]) -> str:
     if weights:
         raise ValueError(
             f"{repository} contains several files of weights: {_some(weights)}. Name one of them: "
-            f"{repository}/FILE."
+            f"{repository._replace(file=None)}/FILE."
         )
     raise ValueError(
         f"{repository} contains no file of weights ({', '.join(files.SUFFIXES)}), but "

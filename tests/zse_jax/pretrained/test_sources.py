@@ -5,6 +5,7 @@ import hashlib
 import importlib
 import json
 import re
+from concurrent.futures import ThreadPoolExecutor
 
 import pytest
 
@@ -141,6 +142,12 @@ def test_weights_are_downloaded_once_with_their_configs(fake_hub):
         (["dino.pth", "optimizer.bin", "training_args.bin"], "hf://ann/net", "dino.pth"),
         (["model.safetensors", "b.pth"], "hf://ann/net/b.pth", "b.pth"),
         (["model.safetensors", "sub/b.pth"], "hf://ann/net/sub/b.pth", "b.pth"),
+        (["model.safetensors", "sub/b.pth"], "hf://ann/net/sub", "b.pth"),
+        (
+            ["model.bin", "sub/model.safetensors", "sub/b.pth"],
+            "hf://ann/net/sub",
+            "model.safetensors",
+        ),
     ],
 )
 def test_the_file_is_chosen_by_its_usual_name_or_because_it_is_the_only_one(
@@ -164,6 +171,14 @@ def test_all_shards_are_downloaded_beside_their_index(fake_hub):
         assert (file.parent / name).read_bytes() == content
     fake_hub.add("ann/bad", {"model.safetensors.index.json": b"[]"})
     assert "not a list of shards" in refusal("hf://ann/bad", ValueError)
+
+
+def test_two_that_ask_at_the_same_time_share_one_download(fake_hub):
+    fake_hub.add("ann/net", {"model.safetensors": WEIGHTS})
+    with ThreadPoolExecutor(2) as pool:
+        first, second = pool.map(sources.local_file, ["hf://ann/net"] * 2)
+    assert first == second
+    assert len([path for path in fake_hub.transfers() if "/cdn/" in path]) == 1
 
 
 def test_a_revision_is_a_branch_or_a_commit(fake_hub):
@@ -288,7 +303,9 @@ def test_other_failures_say_what_to_do(fake_hub, client, monkeypatch, error, kin
     assert re.search(said, refusal("hf://ann/net", kind))
 
 
-def test_names_of_weights_are_told_from_those_of_checkpoints():
+def test_names_of_weights_are_told_from_those_of_checkpoints(tmp_path):
+    (tmp_path / "run.pt").mkdir()
+    assert not sources.is_weight_file(tmp_path / "run.pt")
     for name in ("a/b.safetensors", "B.PTH", "hf://timm/x/m.bin", "package:net"):
         assert sources.is_weight_file(name)
     for name in ("runs/first", "hf://timm/x.bin", "x.json"):
