@@ -15,9 +15,10 @@ code reads .pth:
         'best.pth')"
 """
 
+import contextlib
 import functools
 import os
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from importlib import import_module
 from pathlib import Path
 
@@ -137,6 +138,15 @@ def _weights(source: str) -> files.Weights:
     return files.read_noted(source)
 
 
+@contextlib.contextmanager
+def _named(source: str) -> Iterator[None]:
+    """Adds the file to the errors about its contents."""
+    try:
+        yield
+    except ValueError as error:
+        raise ValueError(f"{source}: {error}") from error
+
+
 def define_flags(options: flags.FlagValues, argv: Sequence[str]) -> None:
     """Defines the command line; the default config is the one that fits the weights."""
 
@@ -157,10 +167,12 @@ def define_flags(options: flags.FlagValues, argv: Sequence[str]) -> None:
     if first.to is None and len(given) == 2 and not {"--help", "--helpfull", "-h"} & set(argv):
         reading.new_folder(given[1])
         arrays, _, file = _weights(given[0])
-        found, wanted = publishers.publisher_of(arrays), first["from"].value
-        if wanted not in (None, found):
+        with _named(given[0]):
+            found = publishers.publisher_of(arrays)
+        if (wanted := first["from"].value) not in (None, found):
             raise ValueError(f"{given[0]} contains weights of {found}, not of {wanted}.")
-        config = config_of(found, arrays, first.system, file)
+        with _named(given[0]):
+            config = config_of(found, arrays, first.system, file)
         config_io.check_keys(config, overrides)
         config_flags.DEFINE_config_dict(
             "config", config, "Of the weights.", flag_values=options, sys_argv=list(argv)
