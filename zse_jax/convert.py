@@ -40,7 +40,7 @@ def convert(
     Args:
       source: a file; see `files.read`.
       output: a new or an empty folder.
-      config: of the checkpoint; None: `conversion.config_of` the weights.
+      config: of the checkpoint; None: `the one that `conversion.recognised` gives.
 
     Raises:
       FileNotFoundError: there is no such file.
@@ -49,8 +49,7 @@ def convert(
     """
     folder = reading.new_folder(output)
     weights = _weights(os.fspath(source))
-    publisher = publishers.publisher_of(weights.arrays)
-    config = config or conversion.config_of(publisher, weights.arrays, file=weights.file)
+    config = config or conversion.recognised(weights, source)[1]
     config = config.copy_and_resolve_references()
     config.init_from = os.fspath(source)
     retriever = conversion.built(weights, config, source)
@@ -108,11 +107,9 @@ def define_flags(options: flags.FlagValues, argv: Sequence[str]) -> None:
         raise ValueError("convert takes no --config: the weights determine it. See --help.")
     if first.to is None and len(given) == 2 and not {"--help", "--helpfull", "-h"} & set(argv):
         reading.new_folder(given[1])
-        arrays, _, file = _weights(given[0])
-        found, wanted = publishers.publisher_of(arrays), first["from"].value
-        if wanted not in (None, found):
+        found, config = conversion.recognised(_weights(given[0]), given[0], first.system)
+        if (wanted := first["from"].value) not in (None, found):
             raise ValueError(f"{given[0]} contains weights of {found}, not of {wanted}.")
-        config = conversion.config_of(found, arrays, first.system, file)
         config_io.check_keys(config, overrides)
         config_flags.DEFINE_config_dict(
             "config", config, "Of the weights.", flag_values=options, sys_argv=list(argv)

@@ -1,5 +1,6 @@
 """Conversion of every publisher's weights to a checkpoint and back, and `config.init_from`."""
 
+import dataclasses
 import json
 import subprocess
 import sys
@@ -190,6 +191,9 @@ def test_unusable_arguments_are_errors(tmp_path):
     del arrays["embedding/kernel"]
     with pytest.raises(ValueError, match=r"cannot be inferred .* of google_vit: 'embedding/k"):
         publishers.settings("google_vit", arrays)
+    other = written(tmp_path / "other.npz", {"params/img/embedding/kernel": np.zeros(3)})
+    with pytest.raises(ValueError, match=r"other.npz: .* big_vision's names are not known"):
+        run(other, tmp_path / "out")
     assert not (tmp_path / "out").exists()
     config = small_systems.config("clip_prompt")
     writing.write(tmp_path / "clip", 0, built(config.model), config)
@@ -234,7 +238,8 @@ def test_training_starts_from_a_publishers_file_or_a_checkpoint(tmp_path):
 
 def test_clip_at_starts_from_a_converted_clip_and_keeps_its_own_prompts(tmp_path):
     file = written(tmp_path / "clip.safetensors", clip_arrays())
-    run(file, tmp_path / "clip", "--config.model.heads=2", "--config.model.text_heads=2")
+    sizes = {"heads": 2, "text_heads": 2, "activation": "gelu"}
+    run(file, tmp_path / "clip", *(f"--config.model.{key}={x}" for key, x in sizes.items()))
     config = small_systems.config("clip_prompt", init_from=str(tmp_path / "clip"))
     plain = reading.read_config(tmp_path / "clip").model.to_dict()
     kept = ("class_names", "trainable", "prompt_length", "text_tower")
@@ -247,6 +252,9 @@ def test_clip_at_starts_from_a_converted_clip_and_keeps_its_own_prompts(tmp_path
     openai_clip.load(by_hand, files.read(file))
     np.testing.assert_allclose(model.class_text[...], by_hand.class_text[...], atol=1e-5)
     assert model.photo_prompt is not None
+    by_hand.clip.sizes = dataclasses.replace(by_hand.clip.sizes, activation=None)
+    with pytest.raises(ValueError, match=r"another kind: it needs --config.model.activation=gelu"):
+        registry.copy_parameters("clip_prompt", by_hand, model)
 
 
 def test_a_run_records_what_it_started_from_and_resumes_without_it(tmp_path, monkeypatch):

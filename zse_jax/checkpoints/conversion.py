@@ -70,6 +70,21 @@ def config_of(
     return config
 
 
+def recognised(
+    weights: files.Weights, source: str | os.PathLike, system: str | None = None
+) -> tuple[str, ConfigDict]:
+    """The publisher of the weights that were read from `source`, and the config of `config_of`.
+
+    Raises:
+      ValueError: no known publisher, and as `config_of`; names the source.
+    """
+    try:
+        publisher = publishers.publisher_of(weights.arrays)
+        return publisher, config_of(publisher, weights.arrays, system, weights.file)
+    except ValueError as error:
+        raise ValueError(f"{os.fspath(source)}: {error}") from error
+
+
 def built(weights: files.Weights, config: ConfigDict, source: str | os.PathLike) -> Retriever:
     """The system of `config`, filled with a publisher's weights that were read from `source`.
 
@@ -102,8 +117,7 @@ def load(source: str | os.PathLike) -> tuple[Retriever, ConfigDict]:
         publisher.
     """
     weights = read(source)
-    publisher = publishers.publisher_of(weights.arrays)
-    config = config_of(publisher, weights.arrays, file=weights.file)
+    publisher, config = recognised(weights, source)
     config.init_from = os.fspath(source)
     if random := registry.system(config.model.system).pretrained[publisher].random:
         logger.warning(
@@ -114,7 +128,6 @@ def load(source: str | os.PathLike) -> tuple[Retriever, ConfigDict]:
 
 def read_config(source: str | os.PathLike) -> ConfigDict:
     """The config that `load` would return; raises the same errors."""
-    weights = read(source)
-    config = config_of(publishers.publisher_of(weights.arrays), weights.arrays, file=weights.file)
+    config = recognised(read(source), source)[1]
     config.init_from = os.fspath(source)
     return config

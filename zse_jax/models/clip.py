@@ -57,7 +57,7 @@ class CLIPSizes:
     text_heads: int = 8
     position_std: float | None = dataclasses.field(default=None, compare=False)
     mlp_width: int | None = None
-    activation: str | None = None
+    activation: str | None = dataclasses.field(default=None, compare=False)
 
 
 class Block(nnx.Module):

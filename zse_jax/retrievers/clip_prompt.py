@@ -380,16 +380,21 @@ def copy_parameters(target: ClipPrompt, source: ClipPrompt) -> None:
     """Takes over a complete CLIP (`text_tower`) and its prompts, or else all parameters, in place.
 
     Raises:
-      ValueError: another size, or a source without text tower for other classes.
+      ValueError: another size or activation, or a source without text tower for other classes.
     """
+    own, given = (x.clip.sizes.activation or "quick_gelu" for x in (target, source))
+    if own != given:
+        raise ValueError(
+            f"it is a CLIP of another kind: it needs --config.model.activation={given}."
+        )
     if source.clip.text is None:
         if source._sentences(source.class_names) != target._sentences(target.class_names):
             raise ValueError(
                 "it has no text tower to encode other class names with: use CLIP's own weights."
             )
         base.copy_parameters(target, source)
-        if target.class_text is not None and (given := source.class_text) is not None:
-            target.class_text[...] = jnp.copy(given[...])
+        if target.class_text is not None and (texts := source.class_text) is not None:
+            target.class_text[...] = jnp.copy(texts[...])
         return
     if source.clip.sizes != target.clip.sizes:
         raise ValueError("it is a CLIP of another size.")
@@ -398,9 +403,9 @@ def copy_parameters(target: ClipPrompt, source: ClipPrompt) -> None:
         (target.photo_prompt, source.photo_prompt),
         (target.sketch_prompt, source.sketch_prompt),
     )
-    for own, given in prompts:
-        if own is not None and given is not None:
-            own[...] = jnp.copy(given[...])
+    for prompt, other in prompts:
+        if prompt is not None and other is not None:
+            prompt[...] = jnp.copy(other[...])
 
 
 def _flat(images: Array) -> Array:
