@@ -3,7 +3,7 @@
 PYTHON ?= python3
 VENV ?= .venv
 PYTEST_ARGS ?=
-TEST_WORKERS ?= 2
+TEST_WORKERS ?= 3
 APP_ARGS ?=
 BIN := $(VENV)/bin
 # Each worker gets consecutive tests, and takes over some of another's when it has none left.
