@@ -108,7 +108,7 @@ def _correlated(
                 part = padded[:, i : i + span[0] : stride, j : j + span[1] : stride]
                 total += part.astype(jnp.float32) * kernel[i, j]
             else:
-                total += window(i, j, *span, kernel[i, j])[:, ::stride, ::stride]
+                total += window(i, j, span[0], span[1], kernel[i, j])[:, ::stride, ::stride]
     return jnp.broadcast_to(total, (x.shape[0], *out, x.shape[3])).astype(x.dtype)
 
 

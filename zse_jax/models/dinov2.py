@@ -7,7 +7,7 @@ interpolated to the grid of each image.
 """
 
 from collections.abc import Sequence
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import jax.numpy as jnp
 import numpy as np
@@ -113,7 +113,7 @@ class DINOv2(nnx.Module):
             )
         width, depth, heads, registers = VARIANTS[variant]
         self.variant, self.features, self.dtype = variant, width, jnp.dtype(dtype)
-        settings = {"dtype": self.dtype, "rngs": rngs}
+        settings: dict[str, Any] = {"dtype": self.dtype, "rngs": rngs}
         init = nnx.initializers.truncated_normal(0.02)
         self.patch_embedding = linear(3 * PATCH**2, width, **settings)
         self.class_token = nnx.Param(init(rngs.params(), (1, 1, width)))

@@ -122,8 +122,9 @@ class Convolution(nnx.Module):
         self.stride, self.per_channel, self.dtype = stride, per_channel, dtype
         shape = size, size, 1 if per_channel else inputs, outputs
         # The number of outputs of one input: all of them, or a depthwise convolution's one.
-        fan = "fan_in" if per_channel else "fan_out"
-        init = nnx.initializers.variance_scaling(2.0, fan, "normal")
+        init = nnx.initializers.variance_scaling(
+            2.0, "fan_in" if per_channel else "fan_out", "normal"
+        )
         self.kernel = nnx.Param(init(rngs.params(), shape))
         self.norm = BatchNorm(outputs, frozen=frozen, epsilon=1e-3, momentum=0.99, rngs=rngs)
 
@@ -163,7 +164,7 @@ class Block(nnx.Module):
     ):
         """`inputs` channels to `stage.channels`; `stride` divides height and width."""
         inner = inputs * stage.expansion
-        settings = {"frozen": frozen, "dtype": dtype, "rngs": rngs}
+        settings: dict[str, Any] = {"frozen": frozen, "dtype": dtype, "rngs": rngs}
         self.stride = stride
         self.expand = Convolution(inputs, inner, **settings) if stage.expansion > 1 else None
         self.depthwise = Convolution(
@@ -218,7 +219,7 @@ class EfficientNetLite(nnx.Module):
         """
         if classes < 1:
             raise ValueError(f"classes={classes} must be at least 1.")
-        settings = {"frozen": frozen_statistics, "dtype": dtype, "rngs": rngs}
+        settings: dict[str, Any] = {"frozen": frozen_statistics, "dtype": dtype, "rngs": rngs}
         self.variant, self.classes, self.dtype = variant, classes, dtype
         blocks, channels = [], STEM
         for stage in stages(variant):

@@ -55,6 +55,7 @@ class BatchNorm(nnx.BatchNorm):
 
     def folded(self) -> tuple[Float[Array, " c"], Float[Array, " c"]]:
         """The factor and the offset that normalisation by the running averages amounts to."""
+        assert self.scale is not None and self.bias is not None  # both are always created
         factor = self.scale[...] * jax.lax.rsqrt(self.var[...] + self.epsilon)
         return factor, self.bias[...] - self.mean[...] * factor
 
