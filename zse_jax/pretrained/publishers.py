@@ -59,7 +59,7 @@ PUBLISHERS: Mapping[str, Publisher] = {
         "layer1.0.conv3.weight",
         "torchvision's resnet50-*.pth, timm/resnet50.* on Hugging Face",
     ),
-    # The last one: DINOv2 has these names, and others.
+    # After DINOv2, which has these names, and others.
     "timm_vit": Publisher(
         "timm_vit", "patch_embed.proj.weight", "timm/vit_*_patch16_* on Hugging Face"
     ),
