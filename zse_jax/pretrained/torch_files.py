@@ -28,7 +28,7 @@ import numpy as np
 from zse_jax.pretrained import pickles
 from zse_jax.pretrained.pickles import Known, Pending, RefusedError
 
-__all__ = ["RefusedError", "ScriptModule", "checked_archive", "read"]
+__all__ = ["RefusedError", "ScriptModule", "checked_archive", "read", "unpacked"]
 
 _MAGIC = 0x1950A86A20F9469CFC6C
 """The first pickle of the format before PyTorch 1.6."""
@@ -93,8 +93,8 @@ def read(path: Path | str) -> dict[str, Any]:
     with path.open("rb") as file:
         if not file.read(1):
             raise ValueError(f"{path} is empty. Download it again.")
-        data = mmap.mmap(file.fileno(), 0, access=mmap.ACCESS_READ)
         try:
+            data = mmap.mmap(file.fileno(), 0, access=mmap.ACCESS_READ)
             found = pickles.plain(_zip(file, data) if data[:2] == b"PK" else _stacked(data))
         except RefusedError as error:
             raise RefusedError(
@@ -132,16 +132,54 @@ def checked_archive(file: Any, size: int) -> zipfile.ZipFile:
         raise ValueError("its zip archive is encrypted")
     if sum(entry.compress_size for entry in entries) > size:
         raise ValueError("the entries of its zip archive overlap, or end after the file")
-    unpacked = sum(entry.file_size for entry in entries)
-    if unpacked > (64 << 20) + 20 * size:
+    if not {entry.compress_type for entry in entries} <= {zipfile.ZIP_STORED, zipfile.ZIP_DEFLATED}:
+        raise ValueError("its zip archive has a compression that PyTorch and numpy do not write")
+    total = sum(entry.file_size for entry in entries)
+    if total > (64 << 20) + 20 * size:
         raise ValueError(
-            f"its zip archive of {size:,} bytes would unpack to {unpacked:,} bytes: this is not a "
+            f"its zip archive of {size:,} bytes would unpack to {total:,} bytes: this is not a "
             "file of weights"
         )
     return archive
 
 
+def unpacked(archive: zipfile.ZipFile, entry: zipfile.ZipInfo) -> bytes:
+    """The bytes of an entry; not more than it declares, unlike `ZipFile.read`."""
+    with archive.open(entry) as stream:
+        return stream.read(entry.file_size)
+
+
 # --- archives and storages
+
+
+class _File:
+    """The storages of a file.
+
+    Attributes:
+      data: of the file.
+      load: returns the bytes of a storage.
+      swapped: the bytes of numbers are in the other order.
+    """
+
+    def __init__(self, data: mmap.mmap):
+        self.data = data
+        self.load: Callable[[str], memoryview]
+        self.swapped = False
+        self._contents: dict[str, memoryview] = {}
+        self._left = (64 << 20) + 2 * len(data)
+
+    def content(self, key: str) -> memoryview:
+        """The bytes of a storage; they are checked once."""
+        if key not in self._contents:
+            self._contents[key] = self.load(key)
+        return self._contents[key]
+
+    def copied(self, array: np.ndarray) -> np.ndarray:
+        """The array, before it is copied; raises ValueError if all copies are too large."""
+        self._left -= array.nbytes
+        if self._left < 0:
+            raise ValueError("its tensors are much larger than the file")
+        return array
 
 
 @dataclass
@@ -149,19 +187,20 @@ class _Storage:
     """The bytes of one or more tensors.
 
     Attributes:
+      file: that contains them.
+      key: its name in the file.
       dtype: of its elements.
       count: how many elements it has.
-      load: returns its bytes.
     """
 
+    file: _File
+    key: str
     dtype: np.dtype
     count: int
-    load: Callable[[], memoryview]
-    swapped: bool = False
 
     def array(self, tensor: "_Tensor") -> np.ndarray:
         """A view of the tensor in it."""
-        data, dtype = self.load(), tensor.dtype
+        data, dtype = self.file.content(self.key), tensor.dtype
         available = min(len(data), self.count * self.dtype.itemsize)
         if available < self.count * self.dtype.itemsize:
             raise ValueError(
@@ -182,7 +221,8 @@ class _Storage:
             tensor.offset * dtype.itemsize,
             tuple(step * dtype.itemsize for step in tensor.strides),
         )
-        if self.swapped and dtype.itemsize > 1:
+        if self.file.swapped and dtype.itemsize > 1:
+            self.file.copied(found)
             same = dtype.kind in "iufc"  # types of ml_dtypes are not swapped by numpy
             found = found.byteswap() if same else found.view("u2").byteswap().view(dtype)
         return found
@@ -201,23 +241,19 @@ def _zip(file: Any, data: mmap.mmap) -> Any:
     text = _content(archive, data, entries[pickled])
     # `torch.serialization.set_crc32_options(False)` writes other values instead of sums.
     summed = zlib.crc32(text) == entries[pickled].CRC
-    order = entries.get(f"{folder}byteorder")
-    swapped = order is not None and bytes(_content(archive, data, order)) == b"big"
 
-    def storage(identifier: Any) -> _Storage:
-        dtype, key, count = _identified(identifier)
-        entry = entries.get(f"{folder}data/{key}")
-        if entry is None:
+    def load(key: str) -> memoryview:
+        if (entry := entries.get(f"{folder}data/{key}")) is None:
             raise ValueError(f"the storage {key} is missing")
+        found = _content(archive, data, entry)
+        if summed and zlib.crc32(found) != entry.CRC:
+            raise ValueError(f"the storage {key} is damaged")
+        return found
 
-        def load() -> memoryview:
-            found = _content(archive, data, entry)
-            if summed and zlib.crc32(found) != entry.CRC:
-                raise ValueError(f"the storage {key} is damaged")
-            return found
-
-        return _Storage(dtype, count, functools.cache(load), swapped)
-
+    contents = _File(data)
+    contents.load = load
+    if order := entries.get(f"{folder}byteorder"):
+        contents.swapped = bytes(_content(archive, data, order)) == b"big"
     modules: list[ScriptModule] = []
 
     def find(name: str) -> Any:
@@ -232,16 +268,25 @@ def _zip(file: Any, data: mmap.mmap) -> Any:
 
         return Known(name, make)
 
-    root = pickles.run(BytesIO(text), find, storage)
+    root = pickles.run(
+        BytesIO(text), len(text), find, lambda identifier: _storage(contents, identifier)
+    )
+
+    @functools.cache
+    def declared(module: str) -> Mapping[str, tuple[str, ...]]:
+        entry = entries.get(f"{folder}code/{module.replace('.', '/')}.py")
+        return {} if entry is None else _declared(unpacked(archive, entry))
+
     for module in modules:
-        module.tensors = _declared(archive, entries, folder, module.name)
+        within, _, cls = module.name.rpartition(".")
+        module.tensors = declared(within).get(cls)
     return root
 
 
 def _content(archive: zipfile.ZipFile, data: mmap.mmap, entry: zipfile.ZipInfo) -> memoryview:
     """The bytes of an entry, without a copy if they are not compressed, as PyTorch writes them."""
     if entry.compress_type != zipfile.ZIP_STORED:
-        return memoryview(archive.read(entry))
+        return memoryview(unpacked(archive, entry))
     header = data[entry.header_offset : entry.header_offset + 30]
     if len(header) < 30 or header[:4] != b"PK\3\4":
         raise ValueError(f"the entry {entry.filename} of its zip archive is damaged")
@@ -252,54 +297,44 @@ def _content(archive: zipfile.ZipFile, data: mmap.mmap, entry: zipfile.ZipInfo) 
     return found
 
 
-def _declared(
-    archive: zipfile.ZipFile, entries: Mapping[str, Any], folder: str, name: str
-) -> tuple[str, ...] | None:
-    """The parameters and buffers that a class in `code/` declares; None if it is not found."""
-    module, _, cls = name.rpartition(".")
-    file = f"{folder}code/{module.replace('.', '/')}.py"
-    if file not in entries:
-        return None
-    code = archive.read(file).decode("utf-8", "replace")
-    match = re.search(
-        rf"^class {re.escape(cls)}\(Module\):\n"
-        r" *__parameters__ = \[(.*)\]\n(?: *__buffers__ = \[(.*)\]\n)?",
-        code,
+def _declared(code: bytes) -> dict[str, tuple[str, ...]]:
+    """The parameters and buffers that each class in a file of `code/` declares."""
+    found = re.finditer(
+        r"^class (\w+)\(Module\):\n *__parameters__ = \[(.*)\]\n(?: *__buffers__ = \[(.*)\]\n)?",
+        code.decode("utf-8", "replace"),
         re.MULTILINE,
     )
-    if match is None:
-        return None
-    return tuple(re.findall(r'"([^"]*)"', f"{match[1]} {match[2] or ''}"))
+    return {x[1]: tuple(re.findall(r'"([^"]*)"', f"{x[2]} {x[3] or ''}")) for x in found}
 
 
 def _stacked(data: mmap.mmap) -> Any:
     """The format before PyTorch 1.6, or a pickle of arrays."""
     storages: dict[str, _Storage] = {}
     contents: dict[str, memoryview] = {}
+    file = _File(data)
+    file.load = contents.__getitem__
 
     def storage(identifier: Any) -> _Storage:
-        dtype, key, count = _identified(identifier)
-        found = storages.setdefault(key, _Storage(dtype, count, lambda: contents[key]))
-        if (found.dtype, found.count) != (dtype, count):
-            raise ValueError(f"the storage {key} has two sizes")
+        found = _storage(file, identifier)
+        if storages.setdefault(found.key, found) != found:
+            raise ValueError(f"the storage {found.key} has two sizes")
         return found
 
     def load() -> Any:
-        return pickles.run(data, _find, storage)
+        return pickles.run(data, len(data), _find, storage)
 
     if (first := load()) != _MAGIC:
         return first
     load()  # version of the format
     system = load()
-    swapped = isinstance(system, dict) and system.get("little_endian") is False
+    file.swapped = isinstance(system, dict) and system.get("little_endian") is False
     root, keys = load(), load()
-    if not isinstance(keys, list) or not storages.keys() <= {*map(str, keys)}:
+    if not isinstance(keys, list) or not all(isinstance(key, str) for key in keys):
+        raise ValueError("the names of its storages are damaged")
+    if storages.keys() != set(keys):
         raise ValueError("storages are missing")
     position = data.tell()
     for key in keys:
-        if key not in storages:
-            raise ValueError(f"the storage {key} is not used by a tensor")
-        storages[key].swapped = swapped
         size = storages[key].count * storages[key].dtype.itemsize
         content = memoryview(data)[position : position + 8 + size]
         if int.from_bytes(content[:8], "little") != storages[key].count:
@@ -309,8 +344,8 @@ def _stacked(data: mmap.mmap) -> Any:
     return root
 
 
-def _identified(identifier: Any) -> tuple[np.dtype, str, int]:
-    """Type, key and number of elements of a storage, from its persistent id."""
+def _storage(file: _File, identifier: Any) -> _Storage:
+    """The storage that a persistent id names."""
     if not isinstance(identifier, tuple) or not identifier:
         raise ValueError("a storage has no name")
     if identifier[0] == "module":
@@ -320,7 +355,9 @@ def _identified(identifier: Any) -> tuple[np.dtype, str, int]:
         raise RefusedError("a storage of another type")
     if view and view[0] is not None:
         raise RefusedError("a view of a storage, as PyTorch 0.3 saved it")
-    return dtype, str(key), _integers(count)[0]
+    if not isinstance(key, str):
+        raise ValueError("a storage has no name")
+    return _Storage(file, key, dtype, _integers(count)[0])
 
 
 # --- names in pickles
@@ -343,8 +380,9 @@ class _Tensor(Pending):
             raise ValueError("a tensor has a shape that does not fit its strides")
         found = self.storage.array(self)
         if isinstance(self.metadata, dict):  # the bits of a lazy conjugate or negative
-            found = found.conj() if self.metadata.get("conj") else found
-            found = -found if self.metadata.get("neg") else found
+            for name, change in (("conj", np.conj), ("neg", np.negative)):
+                if self.metadata.get(name):
+                    found = change(self.storage.file.copied(found))
         return found
 
 
@@ -352,7 +390,9 @@ class _Dtype(Pending):
     """A type of numpy."""
 
     def __init__(self, name: Any, *_: Any):
-        if not isinstance(name, str) or not re.fullmatch(r"[<>=|]?[?biufcSU]\d{0,9}", name):
+        if not isinstance(name, str):
+            raise RefusedError("a numpy type of several fields")
+        if not re.fullmatch(r"[<>=|]?[?biufcSU]\d{0,9}", name):
             raise RefusedError(f"the numpy type {name}")
         self.dtype = np.dtype(name)
 
@@ -385,22 +425,23 @@ class _Array(Pending):
 
 
 def _numpy_array(content: Any, dtype: Any, shape: Any, order: str = "C") -> np.ndarray:
-    if not isinstance(dtype, _Dtype) or not isinstance(content, bytes | bytearray | str):
-        raise RefusedError("a numpy array of objects")
-    content = content.encode("latin-1") if isinstance(content, str) else content
-    if prod(_integers(*shape)) * dtype.dtype.itemsize != len(content):
+    if not isinstance(dtype, _Dtype) or not isinstance(content, bytes | bytearray):
+        raise RefusedError("a numpy array of objects, or of Python 2")
+    if prod(_size(shape)) * dtype.dtype.itemsize != len(content):
         raise ValueError(f"a numpy array of shape {shape} has {len(content)} bytes")
     flat: np.ndarray = np.ndarray(prod(shape), dtype.dtype, content)
     return flat.reshape(shape, order="F" if order == "F" else "C")
 
 
 def _numpy_scalar(dtype: Any, content: Any) -> Any:
+    if isinstance(content, str) and len(content) <= 16:  # of Python 2
+        content = content.encode("latin-1")
     return _numpy_array(content, dtype, ())[()]
 
 
 def _encode(text: str, encoding: str) -> bytes:
     if encoding not in ("latin1", "latin-1"):
-        raise RefusedError(f"_codecs.encode to {encoding}")
+        raise RefusedError("_codecs.encode to another encoding than Latin-1")
     return text.encode("latin-1")
 
 
@@ -408,6 +449,18 @@ def _ordered(items: Any = ()) -> OrderedDict:
     found: OrderedDict = OrderedDict()
     pickles.set_items(found, [x for key, value in items for x in (key, value)])
     return found
+
+
+def _size(shape: Any = ()) -> tuple[int, ...]:
+    if not isinstance(shape, list | tuple) or len(shape) > 64:
+        raise ValueError("a size has too many axes")
+    return _integers(*shape)
+
+
+def _device(*parts: Any) -> str:
+    if not all(isinstance(part, str) or type(part) is int for part in parts):
+        raise ValueError("a device has no name")
+    return ":".join(map(str, parts))
 
 
 def _integers(*numbers: Any) -> tuple[int, ...]:
@@ -424,8 +477,8 @@ def _tensor(
     return _Tensor(
         storage,
         _integers(offset)[0],
-        _integers(*shape),
-        _integers(*strides),
+        _size(shape),
+        _size(strides),
         storage.dtype if dtype is None else _DTYPES[_type_name(dtype)],
         metadata,
     )
@@ -455,9 +508,9 @@ def _first(value: Any, *_: Any) -> Any:
 
 def _typed(function: Any, cls: Any, arguments: Any, state: Any) -> Any:
     """A tensor of a class that Python knows, such as a parameter with attributes."""
-    if not isinstance(function, Known) or not isinstance(cls, Known) or cls.make is not _never:
+    if not isinstance(cls, Known) or cls.make is not _never:
         raise RefusedError("a tensor of another class")
-    return function.make(*arguments)
+    return pickles.call(function, arguments)
 
 
 def _never(*_: Any) -> Any:
@@ -473,8 +526,8 @@ _MAKERS: Mapping[str, Callable[..., Any]] = {
     "numpy.core.multiarray._reconstruct": lambda *_: _Array(),
     "numpy.core.multiarray.scalar": _numpy_scalar,
     "numpy.core.numeric._frombuffer": _numpy_array,
-    "torch.Size": lambda shape=(): tuple(shape),
-    "torch.device": lambda *parts: ":".join(map(str, parts)),
+    "torch.Size": _size,
+    "torch.device": _device,
     "torch.Tensor": _never,
     "torch.nn.parameter.Parameter": _never,
     "torch._utils._rebuild_tensor": _tensor,
