@@ -13,6 +13,7 @@ from pathlib import Path, PurePosixPath
 from typing import Any
 
 from zse_jax.models.clip import ACTIVATIONS, CLIP
+from zse_jax.pretrained import torch_files
 from zse_jax.retrievers.clip_prompt import ClipPrompt
 
 # SHA-256 of OpenAI's files, from their addresses in github.com/openai/CLIP, clip/clip.py.
@@ -116,8 +117,8 @@ def _script_activation(file: Path) -> str | None:
     if not zipfile.is_zipfile(file):
         return None
     with zipfile.ZipFile(file) as archive:
-        names = archive.namelist()
-        if not any(PurePosixPath(name).name == "constants.pkl" for name in names):
+        entries = {PurePosixPath(entry.filename).name: entry for entry in archive.infolist()}
+        if not {"constants.pkl", "data.pkl"} <= entries.keys():
             return None
-        modules = archive.read(next(x for x in names if PurePosixPath(x).name == "data.pkl"))
+        modules = torch_files.unpacked(archive, entries["data.pkl"])
     return "gelu" if b"\nGELU\n" in modules and b"QuickGELU\n" not in modules else "quick_gelu"

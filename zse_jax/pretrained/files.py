@@ -130,8 +130,10 @@ def located(path: str | os.PathLike) -> Path:
     path = paths.local(path, "a file of weights")
     if not path.exists():
         raise FileNotFoundError(f"There is no file of weights {path}.")
-    if not path.is_dir():
+    if path.is_file():
         return path
+    if not path.is_dir():
+        raise ValueError(f"{path} is neither a file nor a folder.")
     for name in STANDARD:
         if (path / name).is_file():
             return path / name
@@ -288,26 +290,14 @@ def _torch(path: Path, notes: list[str]) -> dict[str, np.ndarray]:
 
 def _state_dict(found: Mapping[Any, Any], notes: list[str]) -> Mapping[Any, Any]:
     """The weights in a training checkpoint, or `found` itself."""
-
-    def is_tensor(value: Any) -> bool:
-        return isinstance(value, np.ndarray | ScriptModule)
-
-    while not isinstance(found, ScriptModule):
-        # Only dicts with a tensor, or with a dict that could be the weights.
-        nests = {
-            key: value
-            for key, value in found.items()
-            if isinstance(value, ScriptModule)
-            or (isinstance(value, dict) and any(map(is_tensor, value.values())))
-            or (isinstance(value, dict) and any(isinstance(value.get(x), dict) for x in _NESTS))
-        }
-        plain = [
-            key
-            for key, value in nests.items()
-            if key not in _AVERAGES and all(map(is_tensor, value.values()))
-        ]
+    for _ in range(8):
+        if isinstance(found, ScriptModule):
+            break
+        kinds = _kinds(found)
+        nests = [key for key, kind in kinds.items() if kind]
+        plain = [key for key in nests if key not in _AVERAGES and kinds[key] == "tensors"]
         first = next((key for key in _NESTS if key in nests), None)
-        if first is None and not any(map(is_tensor, found.values())):
+        if first is None and not any(isinstance(x, np.ndarray) for x in found.values()):
             average = next((key for key in _AVERAGES if key in nests), None)
             first = plain[0] if len(plain) == 1 else average if not plain else None
         if first is None:
@@ -317,6 +307,27 @@ def _state_dict(found: Mapping[Any, Any], notes: list[str]) -> Mapping[Any, Any]
         rest = f" Left out: {', '.join(map(str, left))}." if left else ""
         notes.append(f"The weights are the entry {first!r} of the file.{rest}")
     return found
+
+
+def _kinds(found: Mapping[Any, Any]) -> dict[Any, str]:
+    """For each entry: "tensors" only, "mixed" if it may contain weights, or ""."""
+    known: dict[int, str] = {}  # entries can be one dict
+
+    def kind(value: Any) -> str:
+        if isinstance(value, ScriptModule):
+            return "tensors"
+        if not isinstance(value, dict):
+            return ""
+        tensors = [isinstance(x, np.ndarray | ScriptModule) for x in value.values()]
+        if tensors and all(tensors):
+            return "tensors"
+        nested = any(isinstance(value.get(x), dict | ScriptModule) for x in _NESTS)
+        return "mixed" if nested or any(tensors) else ""
+
+    for value in found.values():
+        if id(value) not in known:
+            known[id(value)] = kind(value)
+    return {key: known[id(value)] for key, value in found.items()}
 
 
 def _script_tensors(path: Path, root: ScriptModule) -> Iterator[tuple[str, np.ndarray]]:
@@ -371,9 +382,10 @@ def _unwrapped(arrays: dict[str, np.ndarray], notes: list[str]) -> dict[str, np.
     if own and len(own) < len(arrays):
         notes.append(f"{len(arrays) - len(own)} averages of the weights (EMA) are left out.")
         arrays = own
-    while len(arrays) > 1 and (
-        prefix := next((x for x in _PREFIXES if all(n.startswith(x) for n in arrays)), None)
-    ):
+    for _ in range(8):
+        prefix = next((x for x in _PREFIXES if all(n.startswith(x) for n in arrays)), None)
+        if prefix is None or len(arrays) == 1:
+            break
         notes.append(f"The prefix {prefix!r} was removed from all names.")
         arrays = {name.removeprefix(prefix): array for name, array in arrays.items()}
     inner = {name.replace("._orig_mod.", "."): array for name, array in arrays.items()}

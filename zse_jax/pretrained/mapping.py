@@ -115,14 +115,18 @@ def fill(
                 f"{tuple(given.shape)}"
             )
             continue
-        if not np.isfinite(value).all():
-            problems.append(f"  not finite: {source.name} contains NaN or infinite values")
-            continue
         filled[path] = value
     if problems:
         raise ValueError(
             "These weights do not fit the model; nothing was loaded. Check that the file and the "
             "model's config are of the same network and size.\n" + "\n".join(problems)
+        )
+    if damaged := [table[path].name for path, x in filled.items() if not np.isfinite(x).all()]:
+        more = f" and {len(damaged) - 5} others" if len(damaged) > 5 else ""
+        raise ValueError(
+            f"These weights are NaN or infinite in {', '.join(damaged[:5])}{more}; nothing was "
+            "loaded. The training that made them diverged, or the file is damaged: use another "
+            "checkpoint, or download it again."
         )
     for path, parameter in parameters.items():
         parameter[...] = jnp.asarray(filled[path], parameter.dtype)

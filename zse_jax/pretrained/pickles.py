@@ -16,11 +16,15 @@ OPERATIONS = 2_000_000
 DEPTH = 100
 """The deepest nesting of containers."""
 
+ARGUMENTS = 16
+"""The most arguments of a call."""
+
 _CONSTANTS = frozenset({
     "INT", "BININT", "BININT1", "BININT2", "LONG", "LONG1", "LONG4", "FLOAT", "BINFLOAT", "STRING",
     "BINSTRING", "SHORT_BINSTRING", "UNICODE", "BINUNICODE", "SHORT_BINUNICODE", "BINUNICODE8",
     "BINBYTES", "SHORT_BINBYTES", "BINBYTES8", "BYTEARRAY8",
 })  # fmt: skip
+_SIZED = str | bytes | bytearray | list | tuple | dict
 _SIMPLE: Mapping[str, Callable[[], Any]] = {
     "NONE": lambda: None, "NEWTRUE": lambda: True, "NEWFALSE": lambda: False,
     "EMPTY_DICT": dict, "EMPTY_LIST": list, "EMPTY_TUPLE": tuple,
@@ -58,11 +62,12 @@ class Pending:
         raise NotImplementedError
 
 
-def run(stream: Any, find: Callable[[str], Any], stored: Callable[[Any], Any]) -> Any:
+def run(stream: Any, size: int, find: Callable[[str], Any], stored: Callable[[Any], Any]) -> Any:
     """What the next pickle in `stream` contains, with `Pending` objects; see `plain`.
 
     Args:
       stream: at the start of a pickle; afterwards at its end.
+      size: of the stream in bytes; with repeated parts, arguments may be twice as large.
       find: "module.name" -> a `Known`, or a value that stands for the name.
       stored: persistent id -> the object.
 
@@ -71,7 +76,7 @@ def run(stream: Any, find: Callable[[str], Any], stored: Callable[[Any], Any]) -
       ValueError: it is damaged, or has more than `OPERATIONS`.
     """
     try:
-        return _run(stream, find, stored)
+        return _run(stream, size, find, stored)
     except RefusedError:
         raise
     except Exception as error:  # whatever a damaged pickle leads to, such as an empty stack
@@ -118,10 +123,20 @@ def plain(root: Any) -> Any:
     return visit(root, 0)
 
 
-def _run(stream: Any, find: Callable[[str], Any], stored: Callable[[Any], Any]) -> Any:
+def call(function: Any, arguments: Any) -> Any:
+    """What a `Known` makes of a pickle's arguments; raises RefusedError for anything else."""
+    if not isinstance(function, Known) or type(arguments) is not tuple:
+        raise RefusedError(f"a call of a {type(function).__name__}")
+    if len(arguments) > ARGUMENTS:
+        raise RefusedError(f"a call with more than {ARGUMENTS} arguments")
+    return function.make(*arguments)
+
+
+def _run(stream: Any, size: int, find: Callable[[str], Any], stored: Callable[[Any], Any]) -> Any:
     stack: list[Any] = []
     marks: list[int] = []
     memo: dict[int, Any] = {}
+    left = (1 << 20) + 2 * size
 
     def above_mark() -> list[Any]:
         start = marks.pop()
@@ -160,12 +175,13 @@ def _run(stream: Any, find: Callable[[str], Any], stored: Callable[[Any], Any]) 
                 stack.append(find(argument.replace(" ", ".", 1)))
             case "STACK_GLOBAL":
                 attribute, module = stack.pop(), stack.pop()
-                stack.append(find(f"{module}.{attribute}"))
+                stack.append(find(".".join((module, attribute))))
             case "REDUCE" | "NEWOBJ":
                 arguments, function = stack.pop(), stack.pop()
-                if not isinstance(function, Known):
-                    raise RefusedError(f"a call of a {type(function).__name__}")
-                stack.append(function.make(*arguments))
+                stack.append(call(function, arguments))
+                left -= 1 + sum(len(x) for x in arguments if isinstance(x, _SIZED))
+                if left < 0:
+                    raise RefusedError("calls with more arguments than the file contains")
             case "BUILD":
                 state = stack.pop()
                 if isinstance(stack[-1], Pending):

@@ -56,3 +56,12 @@ def test_all_problems_are_listed_at_once():
         fill(Net(), {"a": np.zeros(1), "fc.weight": np.zeros((3, 3))}, TABLE)
     for part in ("not used: a", "missing: layer.bias", "shape differs"):
         assert part in str(error.value)
+
+
+@pytest.mark.parametrize("value", [np.nan, np.inf])
+def test_values_that_are_not_finite_are_an_error_and_do_not_change_the_model(value):
+    net = Net()
+    before = np.asarray(net.layer.kernel[...])
+    with pytest.raises(ValueError, match=r"NaN or infinite in fc.bias; nothing was loaded"):
+        fill(net, {**arrays(), "fc.bias": np.array([0, value, 0])}, TABLE)
+    np.testing.assert_array_equal(net.layer.kernel[...], before)

@@ -198,7 +198,7 @@ def test_an_archive_of_these_operations_is_read(tmp_path):
         (b"\x8e" + b"\xff" * 8, "its pickle is damaged"),
         (b"N}b", "a state of a NoneType"),
         (b"N)R", "a call of a NoneType"),
-        (b"c_codecs\nencode\nX\1\0\0\0aX\3\0\0\0rot\x86R", "_codecs.encode to rot"),
+        (b"c_codecs\nencode\nX\1\0\0\0aX\3\0\0\0rot\x86R", "_codecs.encode to another encoding"),
     ],
     ids=str,
 )  # fmt: skip
@@ -220,6 +220,58 @@ def test_repeated_containers_take_no_more_memory_than_the_file(tmp_path):
         b"0(" + (b"h" + bytes([i])) * 9 + b"lq" + bytes([i + 1]) for i in range(60)
     )
     assert len(read(archive(tmp_path / "x.pth", entry(nested)))["a"]) == 9
+
+
+@pytest.mark.parametrize(
+    ("first", "again", "message"),
+    [
+        (
+            b"X\0\0\4\0" + b"x" * (4 << 16),
+            b"c_codecs\nencode\nh\0X\6\0\0\0latin1\x86R",
+            "more arguments than the file",
+        ),
+        (
+            b"](" + b"(K\1K\2t" * 20_000 + b"e",
+            b"ccollections\nOrderedDict\nh\0\x85R",
+            "more arguments than the file",
+        ),
+        (b"(" + b"N" * 200_000 + b"t", b"ctorch\nSize\nh\0R", "more than 16 arguments"),
+        (b"(" + b"K\1" * 100 + b"t", b"ctorch\nSize\nh\0\x85R", "too many axes"),
+        (b"]", b"0(" + b"h\0" * 9 + b"lq\0h\0\x93", "damaged"),
+    ],
+    ids=["bytes", "dicts", "arguments", "axes", "texts"],
+)
+def test_parts_that_are_used_again_and_again_do_not_fill_the_memory(
+    tmp_path, first, again, message
+):
+    repeated = b"(" + first + b"q\0" + again * 200 + b"l"
+    with pytest.raises(ValueError, match=message):
+        read(archive(tmp_path / "x.pth", entry(repeated)))
+
+
+def test_dicts_of_python_2_are_read(tmp_path):
+    pairs = b"ccollections\nOrderedDict\n](](K\1K\2e](K\3K\4ee\x85R"
+    assert read(archive(tmp_path / "x.pth", entry(pairs))) == {"a": {1: 2, 3: 4}}
+
+
+def test_an_entry_that_unpacks_to_more_than_it_declares_is_cut(tmp_path):
+    path = archive(tmp_path / "x.pth", entry(tensor()), zipfile.ZIP_DEFLATED, _0=bytes(1 << 20))
+    content = path.read_bytes()
+    declared = struct.pack("<I", 1 << 20)
+    assert content.count(declared) == 2  # in the entry and in the directory
+    path.write_bytes(content.replace(declared, struct.pack("<I", 16)))
+    with pytest.raises(ValueError, match="Bad CRC-32"):
+        read(path)
+
+
+def test_copies_of_tensors_are_not_much_larger_than_the_file(tmp_path):
+    wide = tensor((1 << 16, 1 << 12), (0, 0))  # a view of 1 GiB of a storage of 16 bytes
+    path = archive(tmp_path / "x.pth", entry(wide))
+    assert read(path)["a"].strides == (0, 0)
+    with zipfile.ZipFile(path, "a") as file:
+        file.writestr("a/byteorder", "big")
+    with pytest.raises(ValueError, match="much larger than the file"):
+        read(path)
 
 
 def test_a_pickle_of_too_many_operations_is_refused(tmp_path, monkeypatch):
