@@ -9,7 +9,7 @@ from flax import nnx
 
 def compiled(method: Callable[..., Any]) -> Callable[..., Any]:
     """The method of a network as one program; its string arguments are static."""
-    network, function = method.__self__, method.__func__  # type: ignore[attr-defined]
+    network, function = method.__self__, method.__func__
 
     def call(*arguments: Any) -> Any:
         static = tuple(i for i, x in enumerate(arguments, start=1) if isinstance(x, str))

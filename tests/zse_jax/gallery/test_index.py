@@ -357,6 +357,7 @@ def test_the_program_reports_missing_flags(arguments, message):
         run(*arguments)
 
 
+@pytest.mark.slow
 def test_the_database_is_imported_when_an_index_is_opened():
     program = "import sys, zse_jax.gallery.search; print({'lancedb', 'pyarrow'} & {*sys.modules})"
     done = subprocess.run(

@@ -73,6 +73,7 @@ def stopped(workdir, number, at, part="note"):
     return left.value
 
 
+@pytest.mark.slow
 def test_sigusr1_does_the_same(tmp_path, reference):
     assert stopped(tmp_path, signal.SIGUSR1, 4).code == distributed.AGAIN
     check_resumed(tmp_path, reference)
@@ -119,6 +120,7 @@ def test_worker_processes_leave_ctrl_c_to_their_parent_and_end_with_it(tmp_path)
     assert "Traceback" not in output
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(("part", "at"), [("note", 5), ("evaluate", 6)])
 def test_a_due_evaluation_does_not_delay_the_save(tmp_path, reference, part, at):
     """Neither one that would begin nor one that has begun; it is made up for after the restart."""
@@ -225,6 +227,7 @@ def test_a_loss_far_above_its_median_is_a_spike():
         divergence.SpikeGuard(0.5)
 
 
+@pytest.mark.slow
 def test_a_spike_stops_the_run_and_names_the_last_good_step(tmp_path, monkeypatch):
     step = loop.Run.note
 

@@ -34,6 +34,16 @@ def small_data(monkeypatch):
     tiny.install(monkeypatch.setattr)
 
 
+@pytest.fixture(scope="module")
+def begun(tmp_path_factory):
+    """The workdir of a run of `config()` that has begun. Copy it before changing it."""
+    workdir = tmp_path_factory.mktemp("begun")
+    with pytest.MonkeyPatch.context() as patch:
+        tiny.install(patch.setattr)
+        begin(config(), workdir)
+    return workdir
+
+
 def config(**flat):
     made = tiny.config().unlock()
     made.model = ConfigDict(
@@ -121,6 +131,7 @@ def test_a_checkpoint_is_not_a_teacher(tmp_path, fake_hub):
         begin(config(**{"teacher.weights": str(tmp_path / "none.npz")}), tmp_path)
 
 
+@pytest.mark.slow
 def test_the_first_state_is_sharded_as_the_mesh_requires(tmp_path):
     mesh = sharding.make_mesh(2, 4)
     torchvision_file(tmp_path / "w.safetensors")
@@ -155,8 +166,8 @@ def test_knowledge_is_computed_once_and_then_read(tmp_path, monkeypatch):
         ("code", "code"),
     ],
 )
-def test_stale_knowledge_is_an_error(tmp_path, monkeypatch, change, differing):
-    begin(config(), tmp_path)
+def test_stale_knowledge_is_an_error(begun, tmp_path, monkeypatch, change, differing):
+    shutil.copytree(begun, tmp_path, dirs_exist_ok=True)
     flat = {}
     if change == "weights":
         flat["seed"] = 1
