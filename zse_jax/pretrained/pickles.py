@@ -59,7 +59,7 @@ class Pending:
         Raises:
           ValueError: it was never completed, or contradicts the file.
         """
-        raise NotImplementedError
+        raise ValueError("an object in the pickle was never completed")
 
 
 def run(stream: Any, size: int, find: Callable[[str], Any], stored: Callable[[Any], Any]) -> Any:

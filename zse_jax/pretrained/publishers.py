@@ -139,7 +139,7 @@ def start(retriever: Encoder, path: str | os.PathLike, system: str) -> str:
       FileNotFoundError: there is no such file, or it cannot be downloaded.
       ValueError: it cannot be read, is not accepted by the system, or is of another size.
     """
-    file = files.located(sources.local_file(path))
+    file = sources.local_file(path)
     return fill(retriever, files.read(file), os.fspath(path), system, file)
 
 

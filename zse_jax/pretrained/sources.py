@@ -124,7 +124,7 @@ def local_file(uri: str | os.PathLike) -> Path:
         others. Shards and `CONFIGS` are in the same folder.
 
     Raises:
-      FileNotFoundError: the package, repository, revision or file does not exist, or cannot be
+      FileNotFoundError: the file, package, repository or revision does not exist, or cannot be
         downloaded; says which file to put where.
       ValueError: a malformed name; a package or repository without weights, or with several files
         of weights and no usual name; a damaged download.
@@ -135,9 +135,7 @@ def local_file(uri: str | os.PathLike) -> Path:
         return _of_package(path.removeprefix(PACKAGE))
     repository = parse_hub_uri(path)
     if repository is None:
-        place = paths.local(path, "a file of weights")
-        usual = (file for name in files.STANDARD if (file := place / name).is_file())
-        return next(usual, place) if place.is_dir() else place
+        return files.located(path)
     listed, online = listing(repository)
     weights = chosen(repository, listed)
     folder = PurePosixPath(weights).parent

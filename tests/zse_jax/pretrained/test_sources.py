@@ -109,8 +109,10 @@ def test_several_files_of_weights_in_a_package_are_listed(package):
 
 
 def test_a_plain_path_is_not_changed_and_of_a_folder_the_usual_file_is_taken(tmp_path):
-    assert sources.local_file(tmp_path / "x.npz") == tmp_path / "x.npz"
-    assert sources.local_file(tmp_path) == tmp_path
+    (tmp_path / "x.txt").touch()
+    assert sources.local_file(tmp_path / "x.txt") == tmp_path / "x.txt"
+    with pytest.raises(FileNotFoundError, match="contains no file of weights"):
+        sources.local_file(tmp_path)
     (tmp_path / "pytorch_model.bin").touch()
     assert sources.is_weight_folder(tmp_path)
     assert sources.local_file(tmp_path) == tmp_path / "pytorch_model.bin"
