@@ -63,6 +63,7 @@ def test_folding_batch_normalisation_into_a_convolution_changes_nothing(per_chan
     np.testing.assert_allclose(folded, want, rtol=1e-5, atol=1e-5)
 
 
+@pytest.mark.slow
 def test_training_moves_the_running_averages_unless_they_are_frozen(tiny):
     def moved(frozen):
         make = lambda: EfficientNetLite(tiny, frozen_statistics=frozen, rngs=nnx.Rngs(0))  # noqa: E731
