@@ -10,8 +10,10 @@ class is computed on first use (one pass over the seen photos), or in advance:
     python -m zse_jax.training.distillation --prepare --config=configs/efficient_sketchy.py \
         --config.data.manual_dir=DIR --config.teacher.knowledge=sketchy.npz
 
-Variants: ResNet-50 (default), and tiny, which trains from random values on the built-in data set
-without a download: `--config=configs/efficient_sketchy.py:tiny`. Overrides follow after commas.
+Variants: ResNet-50 (default); lite0 and lite2, our recipe for few images of each class (see
+docs/systems.md), which starts from installed packages; and tiny, which trains from random values on
+the built-in data set without a download: `--config=configs/efficient_sketchy.py:tiny`. Overrides
+follow after commas.
 
 Published: no verified result. Measured here: Sketchy not measured yet; tiny (exact mAP@all, 384 x
 384, seed 0): 0.735, with 64-bit codes (python -m zse_jax.hashing) 0.701; untrained 0.185.
