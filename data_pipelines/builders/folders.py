@@ -160,8 +160,8 @@ def list_images(
     splits.check_classes(found, classes, str(folder), allow_missing=True)
     if missing := sorted(set(classes) - set(found)):
         logger.warning(
-            "%d of %d classes have no folder in %s, so they can neither be trained on nor "
-            "evaluated: %s.",
+            "%d of %d classes have no folder in %s; without sketches or photos in another folder, "
+            "they can neither be trained on nor evaluated: %s.",
             len(missing),
             len(classes),
             folder,
