@@ -1,6 +1,7 @@
 """Conversion of every publisher's weights to a checkpoint and back, and `config.init_from`."""
 
 import dataclasses
+import functools
 import json
 import subprocess
 import sys
@@ -17,7 +18,7 @@ from tests.source import ROOT
 from tests.zse_jax import small_systems, tiny
 from tests.zse_jax.pretrained import test_google_vit, test_openai_clip
 from tests.zse_jax.pretrained.weights import GOLDEN
-from tests.zse_jax.random_weights import drawn
+from tests.zse_jax.random_weights import drawn, drawn_state
 from zse_jax import convert
 from zse_jax.checkpoints import conversion, reading, writing
 from zse_jax.models.resnet import ResNet50
@@ -30,6 +31,12 @@ from zse_jax.training import initialization, loop, step
 pytestmark = pytest.mark.slow
 
 HEADS = {"heads": 3, "cross_heads": 2, "scale_channels": 4}
+
+
+GOOGLE = {name: test_google_vit.SIZES[name] for name in (
+    "scale_channels", "cross_heads", "cross_mlp_width", "anchors", "anchor_width",
+)}  # fmt: skip
+"""The settings of ZSE that are not in Google's files."""
 
 
 def resnet_arrays(seed=0):
@@ -62,7 +69,7 @@ def written(file, arrays):
 
 PUBLISHED = {
     "zse_sbir": (".safetensors", lambda: zse_sbir.export(test_google_vit.zse(3)), HEADS),
-    "google_vit": (".npz", test_google_vit.published, {"cross_heads": 2, "scale_channels": 4}),
+    "google_vit": (".npz", test_google_vit.published, GOOGLE),
     "openai_clip": (
         ".safetensors",
         clip_arrays,
@@ -90,17 +97,30 @@ def built(settings, seed=0):
     return drawn(lambda: create(dict(settings), rngs=nnx.Rngs(params=0, dropout=1)), seed)
 
 
+@pytest.fixture
+def drawn_systems(monkeypatch):
+    """A conversion starts from drawn values, which need no compilation."""
+    monkeypatch.setattr(
+        conversion, "created", lambda config: built(config.model.to_dict(), config.seed)
+    )
+
+
+def overrides(settings):
+    return [f"--config.model.{key}={value}" for key, value in settings.items()]
+
+
 def same(left, right):
     kinds = nnx.Any(nnx.Param, nnx.BatchStat)
     jax.tree.map(np.testing.assert_array_equal, *(nnx.state(x, kinds) for x in (left, right)))
 
 
 @pytest.mark.parametrize("publisher", PUBLISHED)
-def test_a_publishers_file_becomes_a_checkpoint_that_loads(publisher, tmp_path, capsys):
+def test_a_publishers_file_becomes_a_checkpoint_that_loads(publisher, request, tmp_path, capsys):
     suffix, arrays, given = PUBLISHED[publisher]
     file = written(tmp_path / f"weights{suffix}", arrays())
-    overrides = [f"--config.model.{key}={value}" for key, value in given.items()]
-    run(f"--from={publisher}", file, tmp_path / "out", *overrides)
+    if publisher != "torchvision_resnet":  # one of them starts as programs do
+        request.getfixturevalue("drawn_systems")
+    run(f"--from={publisher}", file, tmp_path / "out", *overrides(given))
     said = capsys.readouterr().out
     assert "million parameters" in said
     config = reading.read_config(tmp_path / "out")
@@ -112,8 +132,7 @@ def test_a_publishers_file_becomes_a_checkpoint_that_loads(publisher, tmp_path, 
         assert part in said
     retriever = zse_jax.load(tmp_path / "out")
     assert config.model.system == system
-    settings = config.model.to_dict()
-    fresh = nnx.jit(lambda: create(settings, rngs=nnx.Rngs(params=config.seed, dropout=1)))()
+    fresh = conversion.created(config)
     publishers.start(fresh, file, config.model.system)
     same(retriever, fresh)
 
@@ -148,7 +167,7 @@ def test_published_sizes_are_those_of_the_configs():
         assert differing <= {"prompt_length", "pixels", "text_tower", "knowledge_weight"}, publisher
 
 
-def test_exported_zse_weights_convert_back_exactly(tmp_path, capsys):
+def test_exported_zse_weights_convert_back_exactly(drawn_systems, tmp_path, capsys):
     config = small_systems.config("zse")
     source = built(config.model.to_dict(), seed=5)
     writing.write(tmp_path / "run", 7, source, config)
@@ -157,8 +176,8 @@ def test_exported_zse_weights_convert_back_exactly(tmp_path, capsys):
     told = f"heads={config.model.heads}, cross_heads={config.model.cross_heads}"
     assert f"keep them with it: {told}" in capsys.readouterr().out
     assert "sa.model.cls" in load_file(tmp_path / "best.safetensors")
-    heads = [f"--config.model.{key}={config.model[key]}" for key in ("heads", "cross_heads")]
-    run(tmp_path / "best.safetensors", tmp_path / "back", *heads)
+    heads = {key: config.model[key] for key in ("heads", "cross_heads")}
+    run(tmp_path / "best.safetensors", tmp_path / "back", *overrides(heads))
     same(zse_jax.load(tmp_path / "back"), source)
     with pytest.raises(FileExistsError, match=r"best.safetensors exists and is not overwritten"):
         run("--to=zse_sbir", tmp_path / "run", tmp_path / "best.safetensors")
@@ -166,10 +185,9 @@ def test_exported_zse_weights_convert_back_exactly(tmp_path, capsys):
         run("--to=zse_sbir", tmp_path / "run", tmp_path / "best.pth")
 
 
-def test_positions_are_interpolated_for_another_size(tmp_path):
+def test_positions_are_interpolated_for_another_size(drawn_systems, tmp_path):
     file = written(tmp_path / "vit.npz", test_google_vit.published())
-    sizes_ = ["--config.model.image_size=64", "--config.model.anchors=16"]
-    run(file, tmp_path / "out", *sizes_, "--config.model.cross_heads=2")
+    run(file, tmp_path / "out", *overrides(GOOGLE | {"image_size": 64, "anchors": 16}))
     assert zse_jax.load(tmp_path / "out").tokenizer.positions.shape[1] == 65
 
 
@@ -207,7 +225,7 @@ def test_the_program_runs_and_reports_a_missing_argument(tmp_path):
     done = subprocess.run(command, cwd=ROOT, capture_output=True, text=True, check=False)
     assert done.returncode == 1
     assert done.stderr == "error: OUTPUT is missing. See --help.\n"
-    command += [tmp_path / "out", "--config.model.cross_heads=2"]
+    command += [tmp_path / "out", *overrides(GOOGLE)]
     done = subprocess.run(command, cwd=ROOT, capture_output=True, text=True, check=False)
     assert done.returncode == 0, done.stderr
     assert done.stdout.startswith("wrote ")
@@ -221,6 +239,7 @@ def begun(config):
     """The model that training starts with, on a mesh that splits large parameters."""
     mesh = sharding.make_mesh(data=-1, fsdp=2)
     setup = step.set_up(config, mesh)
+    setup = setup._replace(init=lambda: drawn_state(setup))  # without a compilation
     state = initialization.first_state(config, mesh, setup, "")
     for leaf, like in zip(*map(jax.tree.leaves, (state, setup.abstract)), strict=True):
         assert leaf.sharding == like.sharding
@@ -236,10 +255,10 @@ def test_training_starts_from_a_publishers_file_or_a_checkpoint(tmp_path):
         same(begun(small_systems.config("zse", init_from=str(path))), source)
 
 
-def test_clip_at_starts_from_a_converted_clip_and_keeps_its_own_prompts(tmp_path):
+def test_clip_at_starts_from_a_converted_clip_and_keeps_its_own_prompts(drawn_systems, tmp_path):
     file = written(tmp_path / "clip.safetensors", clip_arrays())
     sizes = {"heads": 2, "text_heads": 2, "activation": "gelu"}
-    run(file, tmp_path / "clip", *(f"--config.model.{key}={x}" for key, x in sizes.items()))
+    run(file, tmp_path / "clip", *overrides(sizes))
     config = small_systems.config("clip_prompt", init_from=str(tmp_path / "clip"))
     plain = reading.read_config(tmp_path / "clip").model.to_dict()
     kept = ("class_names", "trainable", "prompt_length", "text_tower")
@@ -259,6 +278,8 @@ def test_clip_at_starts_from_a_converted_clip_and_keeps_its_own_prompts(tmp_path
 
 def test_a_run_records_what_it_started_from_and_resumes_without_it(tmp_path, monkeypatch):
     tiny.install(monkeypatch.setattr)
+    one = functools.partial(sharding.make_mesh, devices=jax.devices()[:1])
+    monkeypatch.setattr(sharding, "make_mesh", one)  # compiles faster than for eight devices
     loop.train(tiny.config(**{"train.steps": 2, "evaluation.every": 0}), tmp_path / "first")
     again = tiny.config(**{
         "train.steps": 2, "evaluation.every": 0, "init_from": str(tmp_path / "first"), "seed": 9,

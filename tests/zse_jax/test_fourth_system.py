@@ -1,8 +1,10 @@
 """A new system is one file and one registry entry: every program then works with it."""
 
+import functools
 import json
 import sys
 
+import jax
 import numpy as np
 import pytest
 from absl import flags
@@ -16,7 +18,7 @@ from zse_jax import convert, evaluate
 from zse_jax.checkpoints import reading
 from zse_jax.gallery import index, search
 from zse_jax.retrievers import registry
-from zse_jax.runtime import cli
+from zse_jax.runtime import cli, sharding
 from zse_jax.training import loop
 
 
@@ -40,6 +42,8 @@ def test_a_fourth_system_is_converted_trained_evaluated_indexed_searched_and_exp
     tmp_path, monkeypatch, drawing
 ):
     tiny.install(monkeypatch.setattr)
+    one = functools.partial(sharding.make_mesh, devices=jax.devices()[:1])
+    monkeypatch.setattr(sharding, "make_mesh", one)  # compiles faster than for eight devices
     systems = {**registry.SYSTEMS, fourth_system.NAME: fourth_system.ENTRY}
     monkeypatch.setattr(registry, "SYSTEMS", systems)
     monkeypatch.setitem(sys.modules, "configs.pooled", fourth_system)

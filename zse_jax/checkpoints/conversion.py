@@ -85,12 +85,8 @@ def recognised(
         raise ValueError(f"{os.fspath(source)}: {error}") from error
 
 
-def built(weights: files.Weights, config: ConfigDict, source: str | os.PathLike) -> Retriever:
-    """The system of `config`, filled with a publisher's weights that were read from `source`.
-
-    Raises:
-      ValueError: the system does not accept them, or is of another size.
-    """
+def created(config: ConfigDict) -> Retriever:
+    """The system of `config` with the random values that `config.seed` determines."""
     settings: dict[str, Any] = config.model.to_dict()
     seed = config.seed
 
@@ -98,7 +94,16 @@ def built(weights: files.Weights, config: ConfigDict, source: str | os.PathLike)
     def create() -> Retriever:  # one compilation instead of hundreds of small ones
         return registry.create(settings, rngs=nnx.Rngs(params=seed, dropout=seed + 1))
 
-    retriever = create()
+    return create()
+
+
+def built(weights: files.Weights, config: ConfigDict, source: str | os.PathLike) -> Retriever:
+    """The system of `config`, filled with a publisher's weights that were read from `source`.
+
+    Raises:
+      ValueError: the system does not accept them, or is of another size.
+    """
+    retriever = created(config)
     publishers.fill(retriever, weights.arrays, os.fspath(source), config.model.system, weights.file)
     return retriever
 
