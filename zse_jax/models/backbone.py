@@ -120,8 +120,9 @@ def create_backbone(
     changed = {key: value for key, value in settings.items() if value != defaults[key].default}
     implementation = getattr(BACKBONES[name], "func", BACKBONES[name])
     if unknown := changed.keys() - inspect.signature(implementation.__init__).parameters:
+        values = ", ".join(f"{key}={defaults[key].default}" for key in sorted(unknown))
         raise ValueError(
-            f"The backbone {name!r} does not have the settings {', '.join(sorted(unknown))}: "
-            "leave them at their defaults."
+            f"The backbone {name!r} does not have the settings {', '.join(sorted(unknown))}. Set "
+            f"them to their defaults in config.model: {values}."
         )
     return BACKBONES[name](**changed, dtype=dtype, rngs=rngs)

@@ -20,6 +20,13 @@ def load(model: EfficientNetLite, arrays: Mapping[str, np.ndarray]) -> None:
       ValueError: unused names, or parameters without a source or of another shape, listed: the
         weights of another variant, or of an EfficientNet that is not a Lite one.
     """
+    found = _variant(arrays) if "_conv_head.weight" in arrays else model.variant
+    if found not in (None, model.variant):
+        raise ValueError(
+            f"These are the weights of efficientnet_{found}, and the model is efficientnet_"
+            f"{model.variant}; nothing was loaded. Set config.model.backbone=efficientnet_{found}, "
+            f"or use the weights of {model.variant}."
+        )
     ignored = "num_batches_tracked"
     fill(model, arrays, table(model), ignored=lambda name: name.endswith(ignored))
 
@@ -30,20 +37,34 @@ def settings(arrays: Mapping[str, np.ndarray]) -> dict[str, Any]:
     Raises:
       ValueError: the shapes are of no variant.
     """
-    blocks = count(arrays, r"_blocks\.(\d+)\.")
-    channels = arrays["_conv_head.weight"].shape[1]
-    for name, variant in VARIANTS.items():
+    if (name := _variant(arrays)) is None:
+        raise ValueError(
+            f"A network of {_blocks(arrays)} blocks with {_channels(arrays)} channels before the "
+            f"last convolution is not an EfficientNet-Lite ({', '.join(VARIANTS)})."
+        )
+    return {
+        "backbone": f"efficientnet_{name}",
+        "image_size": VARIANTS[name].image_size,
+        "imagenet_classes": arrays["_fc.weight"].shape[0],
+    }
+
+
+def _variant(arrays: Mapping[str, np.ndarray]) -> str | None:
+    """The variant that has these numbers of blocks and channels."""
+    for name in VARIANTS:
         parts = stages(name)
-        if (blocks, channels) == (sum(part.blocks for part in parts), parts[-1].channels):
-            return {
-                "backbone": f"efficientnet_{name}",
-                "image_size": variant.image_size,
-                "imagenet_classes": arrays["_fc.weight"].shape[0],
-            }
-    raise ValueError(
-        f"A network of {blocks} blocks with {channels} channels before the last convolution is not "
-        f"an EfficientNet-Lite ({', '.join(VARIANTS)})."
-    )
+        wanted = sum(part.blocks for part in parts), parts[-1].channels
+        if (_blocks(arrays), _channels(arrays)) == wanted:
+            return name
+    return None
+
+
+def _blocks(arrays: Mapping[str, np.ndarray]) -> int:
+    return count(arrays, r"_blocks\.(\d+)\.")
+
+
+def _channels(arrays: Mapping[str, np.ndarray]) -> int:
+    return arrays["_conv_head.weight"].shape[1]
 
 
 def table(model: EfficientNetLite) -> dict[Path, Source]:

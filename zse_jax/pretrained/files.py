@@ -54,6 +54,8 @@ _FOREIGN: tuple[tuple[str, str, str], ...] = (
     (r"\x1f\x8b|BZh|\xfd7zXZ|\x28\xb5\x2f\xfd|7z\xbc\xaf|Rar!", "compressed", "Unpack it first"),
     (r".{257}ustar", "a tar archive", "Unpack it first. If it is a file of PyTorch before 0.1.10, "
      "save it again with torch.save(model.state_dict(), path)"),
+    (r"\x89PNG|\xff\xd8\xff|GIF8|RIFF.{4}WEBP|%PDF", "a picture or a document, not weights",
+     "Give the file of weights"),
     (r"\x89HDF", "a file of Keras or HDF5", "Save the weights as .npz or .safetensors"),
     (r"GGUF", "a quantized GGUF file", "Use the publisher's .safetensors"),
     (r"\x93NUMPY", "a single array", "Save arrays by name with numpy.savez(path, name=array)"),
@@ -281,9 +283,11 @@ def _torch(path: Path, notes: list[str]) -> dict[str, np.ndarray]:
         if not isinstance(value, np.ndarray) or not isinstance(name, str)
     ]
     if wrong:
+        empty = [name for name, value in found.items() if isinstance(value, dict) and not value]
         raise ValueError(
-            f"{path} contains more than a dict of tensors: {', '.join(wrong[:5])}. Save the state "
-            "dict alone: torch.save(model.state_dict(), path)."
+            f"{path} contains {'an empty dict' if empty else 'more than a dict of tensors'}: "
+            f"{', '.join(wrong[:5])}. Save the state dict alone, which maps names to tensors: "
+            "torch.save(model.state_dict(), path)."
         )
     return dict(found)
 

@@ -15,6 +15,9 @@ from flax import nnx
 Path = tuple[Any, ...]
 """Attribute names and list positions that lead from a model to one of its parameters."""
 
+LISTED = 20
+"""The most names of one kind in an error."""
+
 
 Layout = Callable[[np.ndarray], np.ndarray]
 """Changes a publisher's array to the layout of the parameter."""
@@ -90,19 +93,22 @@ def fill(
       kept: parameters that the publisher's network does not have; they keep their values.
 
     Raises:
-      ValueError: unused names, parameters without a source, different shapes, or values that are
-        NaN or infinite. All are listed, and the model is not changed.
+      ValueError: unused names, parameters without a source, different shapes, integers, or values
+        that are NaN or infinite. `LISTED` of each kind are named, and the model is not changed.
     """
     every = nnx.to_flat_state(nnx.state(model, nnx.Any(nnx.Param, nnx.BatchStat)))
     parameters = {path: parameter for path, parameter in every if not kept(path)}
-    problems = [f"  not used: {name}" for name in _unused(arrays, table, ignored)]
+    problems: dict[str, list[str]] = {
+        "not used": _unused(arrays, table, ignored), "missing": [], "shape differs": [],
+        "integers": [],
+    }  # fmt: skip
     filled = {}
     for path, parameter in parameters.items():
         source = table.get(path)
         where = ".".join(map(str, path))
         if source is None or source.name not in arrays:
             missing = f" (expected as {source.name})" if source else ""
-            problems.append(f"  missing: {where}{missing}")
+            problems["missing"].append(f"{where}{missing}")
             continue
         given = np.asarray(arrays[source.name])
         try:
@@ -110,16 +116,22 @@ def fill(
         except ValueError:
             value = given
         if value.shape != parameter.shape:
-            problems.append(
-                f"  shape differs: {where} is {tuple(parameter.shape)}, {source.name} is "
-                f"{tuple(given.shape)}"
+            problems["shape differs"].append(
+                f"{where} is {tuple(parameter.shape)}, {source.name} is {tuple(given.shape)}"
             )
             continue
+        if value.dtype.kind in "iub" and jnp.issubdtype(parameter.dtype, jnp.floating):
+            problems["integers"].append(f"{source.name} ({value.dtype}); quantized weights?")
         filled[path] = value
-    if problems:
+    if any(problems.values()):
+        listed = [
+            f"  {kind}: {name}"
+            for kind, names in problems.items()
+            for name in [*names[:LISTED], f"{len(names) - LISTED} others"][: len(names)]
+        ]
         raise ValueError(
             "These weights do not fit the model; nothing was loaded. Check that the file and the "
-            "model's config are of the same network and size.\n" + "\n".join(problems)
+            "model's config are of the same network and size.\n" + "\n".join(listed)
         )
     if damaged := [table[path].name for path, x in filled.items() if not np.isfinite(x).all()]:
         more = f" and {len(damaged) - 5} others" if len(damaged) > 5 else ""

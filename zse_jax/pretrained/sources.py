@@ -380,6 +380,8 @@ def _problem(error: Exception, repository: Repository) -> tuple[type[OSError], s
         case errors.LocalEntryNotFoundError() | errors.OfflineModeIsEnabled():
             offline = "HF_HUB_OFFLINE is set" if constants.HF_HUB_OFFLINE else "there is no network"
             text = f"it is not in the cache {constants.HF_HUB_CACHE}, and {offline}."
+            if constants.HF_HUB_OFFLINE:
+                text += " Unset it to download."
         case errors.EntryNotFoundError():
             text = "the repository does not contain this file."
         case errors.RepositoryNotFoundError():

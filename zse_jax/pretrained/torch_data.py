@@ -204,6 +204,15 @@ def _numpy_array(content: Any, dtype: Any, shape: Any, order: str = "C") -> np.n
     return flat.reshape(shape, order="F" if order == "F" else "C")
 
 
+def _frombuffer(content: Any, dtype: Any, shape: Any, order: Any, axes: Any = None) -> np.ndarray:
+    """As numpy's: with the order "K", `axes` is the order of the axes in memory."""
+    if order != "K" or axes is None:
+        return _numpy_array(content, dtype, shape, order)
+    if sorted(_size(axes)) != list(range(len(shape))):
+        raise ValueError("an array of numpy has an impossible order of axes")
+    return _numpy_array(content, dtype, shape).transpose(axes)
+
+
 def _numpy_scalar(dtype: Any, content: Any) -> Any:
     if isinstance(content, str) and len(content) <= 16:  # of Python 2
         content = content.encode("latin-1")
@@ -296,7 +305,7 @@ _MAKERS: Mapping[str, Callable[..., Any]] = {
     "numpy.dtype": _Dtype,
     "numpy.core.multiarray._reconstruct": lambda *_: _Array(),
     "numpy.core.multiarray.scalar": _numpy_scalar,
-    "numpy.core.numeric._frombuffer": _numpy_array,
+    "numpy.core.numeric._frombuffer": _frombuffer,
     "torch.Size": _size,
     "torch.device": _device,
     "torch.Tensor": _never,

@@ -58,6 +58,19 @@ def test_all_problems_are_listed_at_once():
         assert part in str(error.value)
 
 
+def test_long_lists_are_cut():
+    many = {f"extra{i:03}": np.zeros(1) for i in range(99)}
+    with pytest.raises(ValueError, match="not used: 79 others") as error:
+        fill(Net(), {**arrays(), **many}, TABLE)
+    assert "extra019" in str(error.value) and "extra020" not in str(error.value)
+
+
+def test_integers_are_not_taken_for_weights():
+    quantized = {**arrays(), "fc.bias": np.array([1, 0, 127], np.int8)}
+    with pytest.raises(ValueError, match=r"integers: fc.bias \(int8\); quantized"):
+        fill(Net(), quantized, TABLE)
+
+
 @pytest.mark.parametrize("value", [np.nan, np.inf])
 def test_values_that_are_not_finite_are_an_error_and_do_not_change_the_model(value):
     net = Net()

@@ -98,7 +98,11 @@ def test_what_is_not_data_is_refused_by_name(name, refused):
 
 def test_files_without_check_sums_and_with_other_numpy_are_read(tmp_path):
     assert read(HERE / "without_sums.pth").keys() >= {"0.weight", "1.running_mean"}
-    value = {"score": np.float64(0.25), "array": np.arange(4, dtype="<i2")}
+    permuted = np.arange(24, dtype="<f4").reshape(2, 3, 4).transpose(1, 0, 2)
+    value = {
+        "score": np.float64(0.25), "array": np.arange(4, dtype="<i2"), "permuted": permuted,
+        "fortran": np.asfortranarray(np.arange(6.0).reshape(2, 3)), "part": permuted[:, 1:],
+    }  # fmt: skip
     for protocol in (2, 3, 4, 5):
         data = pickle.dumps(value, protocol)
         for names in ((b"numpy._core", b"numpy.core"), (b"numpy.core", b"numpy._core")):

@@ -92,7 +92,7 @@ def test_the_match_of_places_decomposes_the_cosine():
     ("changes", "message"),
     [
         ({"backbone": "resnet51"}, "backbone='resnet51' is unknown: .*resnet50, .*convolutions"),
-        ({"depths": (1, 1)}, "'convolutions' does not have the settings depths"),
+        ({"depths": (1, 1)}, "'convolutions' does not have.* depths. Set .*depths=.3, 4, 6, 3"),
         ({"image_size": 24}, "takes images of 16 pixels: set config.model.image_size"),
         ({"knowledge_weight": 1.0}, "no ImageNet classifier.*set config.model.knowledge_weight"),
     ],

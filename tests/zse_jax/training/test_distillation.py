@@ -127,7 +127,7 @@ def test_a_checkpoint_is_not_a_teacher(tmp_path, fake_hub):
     fake_hub.add("ann/model", model)
     with pytest.raises(ValueError, match=r"--config.teacher.weights=FILE.*knowledge_weight=0"):
         begin(config(init_from="hf://ann/model"), tmp_path)
-    with pytest.raises(FileNotFoundError, match=r"config.teacher.weights=.*there is no file"):
+    with pytest.raises(FileNotFoundError, match=r"config.teacher.weights=.*There is no file"):
         begin(config(**{"teacher.weights": str(tmp_path / "none.npz")}), tmp_path)
 
 
