@@ -9,6 +9,7 @@ from absl import flags
 from tests.zse_jax import tiny
 from zse_jax import hashing
 from zse_jax.checkpoints import reading
+from zse_jax.evaluation import domain_means
 from zse_jax.retrieval import codes
 from zse_jax.runtime import sharding
 from zse_jax.training.loop import train
@@ -51,7 +52,9 @@ def test_writes_the_projection_and_the_metrics_of_both_rankings(workdir, capsys)
 
 def test_the_projection_is_learned_on_seen_images_of_both_modalities(workdir):
     config = reading.read_config(workdir)
-    found = hashing.seen_embeddings(reading.load(workdir), config, sharding.make_mesh(), 20)
+    model = reading.load(workdir)
+    parts = domain_means.training_embeddings(model, model.embed, config, sharding.make_mesh(), 20)
+    found = np.concatenate(parts)
     assert found.shape == (36, 64)  # every fourth of 72 sketches and 72 photos
     np.testing.assert_allclose(np.linalg.norm(found, axis=1), 1, rtol=1e-3)
 
