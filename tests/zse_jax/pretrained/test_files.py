@@ -246,7 +246,7 @@ def test_bfloat16_of_numpys_files_is_read(tmp_path):
         (b"<?xml version='1.0'?><Error><Code>AccessDenied</Code></Error>", "a web page"),
         (b'{"error": "Repository not found"}', "is a text, '{\"error\": \"Rep.*server"),
         (b"Entry not found", "is a text, 'Entry not found'"),
-        (gzip.compress(b"x"), "compressed. Unpack it first"),
+        (gzip.compress(b"x", mtime=0), "compressed. Unpack it first"),
         (b"x.pth".ljust(257, b"\0") + b"ustar" + bytes(300), "a tar archive. Unpack"),
         (b"\x89HDF\r\n\x1a\n", "a file of Keras or HDF5"),
         (b"\x93NUMPY\1\0", "a single array"),
