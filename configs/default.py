@@ -136,7 +136,7 @@ def _evaluation() -> ConfigDict:
     # By which classes checkpoints are selected: "unseen", as published, or "held_out": a tenth of
     # the seen classes, which then do not train (drawn with data.held_out_seed).
     evaluation.classes = "unseen"
-    evaluation.expansion = 0  # photos that expand each query, in rows of their own; 0: none
+    evaluation.expansion = 0  # photos that expand each query, in separate rows; 0: none
     evaluation.rankings = ()  # a subset of the system's rankings; (): all
     evaluation.shortlists = ()  # K of two-stage rankings, evaluated at the end as well
     evaluation.storage = "auto"  # of features: "device", "host" or "disk"; auto: first that fits

@@ -58,7 +58,7 @@ install_import_hook(["data_pipelines", "zse_jax"], f"{checked.__module__}.{check
 ocp.type_handlers.get_type_handler(jax.Array)._min_slice_bytes_for_replica_parallel = 2**20
 
 # `nnx.Rngs` asks each traced counter for its sharding. That raises an AttributeError whose text,
-# which nobody reads, prints all operations so far: half of the time of tracing a network.
+# which is not used, prints all operations so far: half of the time of tracing a network.
 partial_eval.DynamicJaxprTracer._origin_msg = lambda tracer: ""
 
 # grain's worker processes read absl flags, which `app.run` parses in a program.

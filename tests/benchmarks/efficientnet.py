@@ -13,7 +13,6 @@ import argparse
 import functools
 import os
 import statistics
-import time
 
 import jax
 import jax.numpy as jnp
@@ -21,7 +20,7 @@ import numpy as np
 import optax
 from flax import nnx
 
-from tests.benchmarks.machine import describe
+from tests.benchmarks.machine import alternate, describe
 from zse_jax.models import depthwise
 from zse_jax.models.efficientnet_lite import EfficientNetLite
 from zse_jax.pretrained import efficientnet_lite
@@ -89,18 +88,6 @@ def torch_sides(train: np.ndarray, encode: np.ndarray, labels: np.ndarray):
         return loss.item()
 
     return encoding, training, weights
-
-
-def alternate(sides: dict, rounds: int) -> dict[str, list[float]]:
-    """Wall times of each side after a warm-up, in turn."""
-    times: dict[str, list[float]] = {name: [] for name in sides}
-    for i in range(rounds + 1):
-        for name, run in sides.items():
-            started = time.perf_counter()
-            run()
-            if i:
-                times[name].append(time.perf_counter() - started)
-    return times
 
 
 def compare(what: str, images: int, sides: dict, rounds: int, target: float) -> None:

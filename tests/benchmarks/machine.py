@@ -1,7 +1,8 @@
-"""One line about the machine and the versions, for the head of every benchmark."""
+"""What benchmarks share: a line about machine and versions, and timing of two sides in turn."""
 
 import os
 import platform
+import time
 from importlib.metadata import version
 from pathlib import Path
 
@@ -21,3 +22,15 @@ def describe(*packages: str) -> str:
     versions = ", ".join(f"{name} {version(name)}" for name in packages)
     cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count()
     return f"{processor}, {cores} cores; Python {platform.python_version()}, {versions}"
+
+
+def alternate(sides: dict, rounds: int) -> dict[str, list[float]]:
+    """Wall times of each side after a warm-up, in turn."""
+    times: dict[str, list[float]] = {name: [] for name in sides}
+    for i in range(rounds + 1):
+        for name, run in sides.items():
+            started = time.perf_counter()
+            run()
+            if i:
+                times[name].append(time.perf_counter() - started)
+    return times

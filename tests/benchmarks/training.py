@@ -17,7 +17,7 @@ import numpy as np
 import optax
 from flax import nnx
 
-from tests.benchmarks.machine import describe
+from tests.benchmarks.machine import alternate, describe
 from zse_jax.retrievers import create
 
 
@@ -81,18 +81,6 @@ def torch_sides(samples: int, encode: int):
     return train, encoding
 
 
-def seconds_of(sides: dict, rounds: int) -> dict[str, float]:
-    """Median wall time of each side after a warm-up, in turn, `rounds` times."""
-    times: dict[str, list[float]] = {name: [] for name in sides}
-    for i in range(rounds + 1):
-        for name, run in sides.items():
-            started = time.perf_counter()
-            run()
-            if i:
-                times[name].append(time.perf_counter() - started)
-    return {name: statistics.median(values) for name, values in times.items()}
-
-
 def main() -> None:
     """Prints the table."""
     parser = argparse.ArgumentParser(
@@ -118,7 +106,8 @@ def main() -> None:
     print(f"{'float32 B/16':16} {'images':>6} {'ours /s':>9} {'torch /s':>9} {'ratio':>6}")
     for name, run in ours.items():
         sides = {"ours": run} | ({"torch": theirs[name]} if theirs else {})
-        rates = {k: counts[name] / v for k, v in seconds_of(sides, options.rounds).items()}
+        times = alternate(sides, options.rounds)
+        rates = {k: counts[name] / statistics.median(v) for k, v in times.items()}
         other = rates.get("torch", float("nan"))
         print(
             f"{name:16} {counts[name]:6} {rates['ours']:9.2f} {other:9.2f} "

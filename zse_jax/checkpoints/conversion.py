@@ -31,7 +31,7 @@ def read(source: str | os.PathLike) -> files.Weights:
     """The contents of a publisher's weights, as in `zse_jax.pretrained.sources`.
 
     Raises:
-      FileNotFoundError, ValueError: they cannot be had or read.
+      FileNotFoundError, ValueError: they are not available, or cannot be read.
     """
     return files.read_noted(sources.local_file(source))
 
@@ -118,7 +118,7 @@ def load(source: str | os.PathLike) -> tuple[Retriever, ConfigDict]:
       source: as in `zse_jax.pretrained.sources`.
 
     Raises:
-      FileNotFoundError, ValueError: the weights cannot be had or read, or are of no known
+      FileNotFoundError, ValueError: the weights are not available or readable, or of no known
         publisher.
     """
     weights = read(source)

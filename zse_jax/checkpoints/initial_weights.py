@@ -36,7 +36,7 @@ def is_checkpoint(path: str | os.PathLike) -> bool:
 
 
 def check(path: str | os.PathLike | None, key: str = "init_from") -> None:
-    """Checks that initial weights are named and, without reading them, that they can be had.
+    """Checks that initial weights are named and, without reading them, available.
 
     The hub is asked for their names and whether they may be read; they are not downloaded.
 
@@ -47,7 +47,7 @@ def check(path: str | os.PathLike | None, key: str = "init_from") -> None:
 
     Raises:
       ValueError: the key has no value, or one that is no name of weights.
-      FileNotFoundError: they cannot be had; says which file to put where.
+      FileNotFoundError: they are not available; says which file to put where.
     """
     advice = (
         f"--config.{key}=FILE starts from a file, and --config.{key}={RANDOM} from random values, "

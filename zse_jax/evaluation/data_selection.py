@@ -28,6 +28,7 @@ from ml_collections import ConfigDict
 from data_pipelines import class_names, file_lists, loading, prepared, splits
 from data_pipelines.images import Modality
 from data_pipelines.loading import Items
+from data_pipelines.suggestions import counted
 from zse_jax.retrieval.intervals import OVER
 
 logger = logging.getLogger(__name__)
@@ -162,8 +163,9 @@ def selection_note(config: ConfigDict) -> str | None:
     data = config.data if config.target.name is None else config.target
     held_out = config.evaluation.get("classes", "unseen") == "held_out"
     validation = held_out or (data.split is not None and splits.get(data.split).validation)
+    number = counted(-(-steps // every), "evaluation", "evaluations")
     return (
-        f"best of {-(-steps // every)} evaluations by {config.evaluation.select} on the "
+        f"best of {number} by {config.evaluation.select} on the "
         f"{'validation' if validation else 'unseen'} classes"
     )
 

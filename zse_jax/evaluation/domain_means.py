@@ -9,9 +9,10 @@ from collections.abc import Callable
 from typing import Any
 
 import jax
+import jax.numpy as jnp
 import numpy as np
 from jax.sharding import Mesh
-from jaxtyping import Array, Float
+from jaxtyping import Float
 from ml_collections import ConfigDict
 
 from data_pipelines import loading
@@ -34,14 +35,11 @@ def measure(encoder: Encoder, config: ConfigDict, mesh: Mesh) -> None:
     """
     if encoder.means is None:
         return
-
-    def embedding(features: Features, modality: Modality) -> Float[Array, "b d"]:
-        del modality
-        return encoder.embedding(features)
-
-    sketches, photos = training_embeddings(encoder, embedding, config, mesh, IMAGES)
-    means = np.stack([x.mean(axis=0, dtype=np.float64) for x in (sketches, photos)])
-    encoder.means[...] = jax.numpy.asarray(means, jax.numpy.float32)
+    both = training_embeddings(
+        encoder, lambda features, _: encoder.embedding(features), config, mesh, IMAGES
+    )
+    means = np.stack([x.mean(axis=0, dtype=np.float64) for x in both])
+    encoder.means[...] = jnp.asarray(means, jnp.float32)
 
 
 def training_embeddings(

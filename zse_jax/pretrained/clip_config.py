@@ -56,7 +56,7 @@ def described(file: Path) -> dict[str, Any]:
 
 
 def check_described(model: CLIP | ClipPrompt, found: Mapping[str, Any]) -> None:
-    """Raises ValueError if `described` contradicts the model, or nobody chose the activation."""
+    """Raises ValueError if `described` contradicts the model, or neither sets the activation."""
     sizes = dataclasses.asdict((model.clip if isinstance(model, ClipPrompt) else model).sizes)
     if sizes["activation"] is None and "activation" not in found:
         raise ValueError(

@@ -266,7 +266,7 @@ def _safetensors(path: Path, notes: list[str]) -> dict[str, np.ndarray]:
 
     try:
         with safe_open(path, framework="np") as file:
-            return {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118
+            return {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118 - not iterable
     except Exception as error:  # SafetensorError, or a type that numpy does not have
         raise ValueError(
             f"{path} cannot be read as safetensors: {_quoted(str(error))[1:-1]}. Download it again."
@@ -352,18 +352,28 @@ def _script_tensors(path: Path, root: ScriptModule) -> Iterator[tuple[str, np.nd
                 yield f"{prefix}{name}", value
 
 
-def _shards(path: Path, notes: list[str]) -> tuple[dict[str, np.ndarray], int]:
-    """The arrays of all files in an index, and the size of these files in bytes."""
+def weight_map(path: Path) -> dict[str, str]:
+    """The file of each array of a network in several files, from its index.
+
+    Raises:
+      ValueError: it is not such an index.
+    """
     try:
         listed = json.loads(path.read_bytes())["weight_map"]
-        files = {str(name) for name in listed.values()}
+        return {name: str(file) for name, file in listed.items()}
     except (ValueError, KeyError, TypeError, AttributeError, RecursionError) as error:
         raise ValueError(
-            f"{path} is not the index of a network in several files. Download it again."
+            f"{path} is not the index of a network in several files. Delete it and download it "
+            "again."
         ) from error
+
+
+def _shards(path: Path, notes: list[str]) -> tuple[dict[str, np.ndarray], int]:
+    """The arrays of all files in an index, and the size of these files in bytes."""
+    listed = weight_map(path)
     found: dict[str, np.ndarray] = {}
     size = 0
-    for name in sorted(files):
+    for name in sorted({*listed.values()}):
         file = path.parent / name
         if Path(name).name != name or not file.is_file():
             raise FileNotFoundError(

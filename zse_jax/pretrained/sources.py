@@ -14,7 +14,6 @@ import contextlib
 import errno
 import functools
 import hashlib
-import json
 import logging
 import os
 import re
@@ -142,7 +141,7 @@ def local_file(uri: str | os.PathLike) -> Path:
     wanted = [name for x in CONFIGS if (name := str(folder / x)) in listed]
     [file, *_] = download(repository, [weights, *wanted], online=online)
     if weights.endswith(_INDEX):
-        parts = [str(folder / name) for name in _shards(file)]
+        parts = [str(folder / name) for name in sorted({*files.weight_map(file).values()})]
         for part in download(repository, parts, online=online):
             _verify(part)
     else:
@@ -151,15 +150,14 @@ def local_file(uri: str | os.PathLike) -> Path:
 
 
 def check(uri: str | os.PathLike) -> None:
-    """Checks that `local_file(uri)` can be had, without downloading more than its size.
+    """Checks that `local_file(uri)` is available, without downloading more than its size.
 
     Raises:
       FileNotFoundError, ValueError: as `local_file`.
     """
     repository = parse_hub_uri(uri)
     if repository is None:
-        if not (path := local_file(uri)).exists():
-            raise FileNotFoundError(f"there is no file of weights {path}.")
+        local_file(uri)
         return
     listed, online = listing(repository)
     download(repository, [chosen(repository, listed)], online=online, dry_run=True)
@@ -312,16 +310,6 @@ def _of_package(name: str) -> Path:
 def _named_as_weights(name: str) -> bool:
     name = PurePosixPath(name).name.lower()
     return name.endswith(files.SUFFIXES) and not _TRAINING.fullmatch(name)
-
-
-def _shards(index: Path) -> list[str]:
-    try:
-        return sorted(set(json.loads(index.read_bytes())["weight_map"].values()))
-    except (ValueError, KeyError, AttributeError, TypeError) as error:
-        raise ValueError(
-            f"{index} is not a list of shards ({_first_line(error)}). Delete it, and run the "
-            "command again."
-        ) from error
 
 
 def _verify(file: Path) -> None:

@@ -72,7 +72,7 @@ def teach(
 
 
 def check(config: ConfigDict) -> None:
-    """Checks that the config names a teacher, and that its weights can be had.
+    """Checks that the config names a teacher, and that its weights are available.
 
     Raises:
       ValueError: the teacher is needed and not named.

@@ -17,7 +17,7 @@ from zse_jax.training.step import Setup, State, merge_model, placed
 
 
 def check(config: ConfigDict) -> None:
-    """Checks that the weights a run starts from can be had; before the data are prepared.
+    """Checks that the initial weights of a run are available, before the data are prepared.
 
     Raises:
       ValueError: `config.init_from` has no value, or is no teacher where one is needed.

@@ -195,7 +195,7 @@ class Run:
                     metrics = None
                     if not stopping:  # save first: the time until the kill may be short
                         with notice.breakable():
-                            if self.evaluation_due(step) or step == steps:
+                            if self.evaluation_due(step) or start != step == steps:
                                 state = self.centred(state)
                             metrics = self.evaluate(step, state)
                     if metrics is not None and step == start:

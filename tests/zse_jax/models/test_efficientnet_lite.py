@@ -66,7 +66,9 @@ def test_folding_batch_normalisation_into_a_convolution_changes_nothing(per_chan
 @pytest.mark.slow
 def test_training_moves_the_running_averages_unless_they_are_frozen(tiny):
     def moved(frozen):
-        make = lambda: EfficientNetLite(tiny, frozen_statistics=frozen, rngs=nnx.Rngs(0))  # noqa: E731
+        def make():
+            return EfficientNetLite(tiny, frozen_statistics=frozen, rngs=nnx.Rngs(0))
+
         model = drawn(make)
         before = jax.tree.map(np.asarray, nnx.to_pure_dict(nnx.state(model, nnx.BatchStat)))
         gradients = nnx.jit(nnx.grad(lambda model, x: model(x)[1].sum()))(model, images())

@@ -172,7 +172,7 @@ def test_all_shards_are_downloaded_beside_their_index(fake_hub):
     for name, content in names.items():
         assert (file.parent / name).read_bytes() == content
     fake_hub.add("ann/bad", {"model.safetensors.index.json": b"[]"})
-    assert "not a list of shards" in refusal("hf://ann/bad", ValueError)
+    assert "is not the index of a network" in refusal("hf://ann/bad", ValueError)
 
 
 def test_two_that_ask_at_the_same_time_share_one_download(fake_hub):

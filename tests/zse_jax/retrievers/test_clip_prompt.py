@@ -37,7 +37,10 @@ def build(seed=0, dtype="float32", **changes):
 
 def initialised(**changes):
     """As `build`, with the network's own initial values."""
-    make = lambda: create({**TINY, **changes}, rngs=nnx.Rngs(params=0, dropout=1))  # noqa: E731
+
+    def make():
+        return create({**TINY, **changes}, rngs=nnx.Rngs(params=0, dropout=1))
+
     return nnx.jit(make)()
 
 

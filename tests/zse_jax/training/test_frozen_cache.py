@@ -1,5 +1,7 @@
 """Frozen layers: not trained, and computed once with the results of computing them every time."""
 
+import functools
+
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -28,8 +30,7 @@ MODEL = {
 def narrow(monkeypatch):
     """A backbone with one block a stage, as narrow as possible, and generated images."""
     monkeypatch.setitem(VARIANTS, "narrow", Variant(0.1, 0.2, tiny.SIZE))
-    made = lambda **settings: EfficientNetLite("narrow", **settings)  # noqa: E731
-    made.__init__ = EfficientNetLite.__init__
+    made = functools.partial(EfficientNetLite, "narrow")
     monkeypatch.setitem(BACKBONES, "efficientnet_narrow", made)
     tiny.install(monkeypatch.setattr)
 
