@@ -2,11 +2,13 @@
 
     python -m tests.benchmarks.efficientnet [--train 16] [--encode 32] [--rounds 7] [--no-torch]
 
-Encoding (pooled features) and a training step (cross-entropy, all parameters, batch statistics,
-AdamW). PyTorch's side is the package `efficientnet-lite-pytorch`, without dropout and stochastic
-depth; it needs `torch`. Both run in one process in alternation, so that other load affects them
-equally; medians of the times, and of the ratios of neighbouring runs (targets: 2 and 1.5). Then
-depthwise convolutions alone: the form for CPUs against XLA's own, values and with gradients.
+Encoding (pooled features, as `retrieval.encoding` does it), and training steps (cross-entropy, all
+parameters, AdamW) with the statistics of the batch and with those of the weights
+(`frozen_statistics`, as in the configs `:lite0` and `:lite2`). PyTorch's side is the package
+`efficientnet-lite-pytorch`, without dropout and stochastic depth; it needs `torch`. Both run in one
+process in alternation, so that other load affects them equally; medians of the times, and of the
+ratios of neighbouring runs (targets: 2 and 1.5). Then depthwise convolutions alone: the form for
+CPUs against XLA's own, values and with gradients.
 """
 
 import argparse
@@ -21,22 +23,35 @@ import optax
 from flax import nnx
 
 from tests.benchmarks.machine import alternate, describe
-from zse_jax.models import depthwise
+from zse_jax.models import convolutions
 from zse_jax.models.efficientnet_lite import EfficientNetLite
 from zse_jax.pretrained import efficientnet_lite
+from zse_jax.retrieval.encoding import in_chunks
 
 # (side, channels, kernel, stride) of Lite0's depthwise convolutions.
 SHAPES = [(112, 32, 3, 1), (112, 96, 3, 2), (56, 144, 5, 2), (28, 240, 5, 1), (7, 1152, 5, 1)]
 
 
-def jax_sides(train: np.ndarray, encode: np.ndarray, labels: np.ndarray, weights):
-    """(encoding, training step) as functions without arguments."""
+def jax_encoding(encode: np.ndarray, weights):
+    """Encoding as a function without arguments."""
     model = nnx.jit(lambda: EfficientNetLite(rngs=nnx.Rngs(0)))()
     if weights:
         efficientnet_lite.load(model, weights)
     graph, parameters = nnx.split(nnx.view(model, use_running_average=True))
-    parameters = jax.tree.map(jnp.copy, parameters)
-    encoder = jax.jit(lambda parameters, images: nnx.merge(graph, parameters)(images)[0])
+
+    @jax.jit
+    def encoder(parameters, images):
+        return in_chunks(lambda some: nnx.merge(graph, parameters)(some)[0], images)
+
+    images = jnp.asarray(encode)
+    return lambda: np.asarray(encoder(parameters, images))
+
+
+def jax_training(train: np.ndarray, labels: np.ndarray, weights, frozen: bool):
+    """A training step as a function without arguments."""
+    model = nnx.jit(lambda: EfficientNetLite(frozen_statistics=frozen, rngs=nnx.Rngs(0)))()
+    if weights:
+        efficientnet_lite.load(model, weights)
     optimizer = nnx.Optimizer(model, optax.adamw(1e-5, weight_decay=1e-2), wrt=nnx.Param)
     graphdef, state = nnx.split((model, optimizer))
 
@@ -52,18 +67,18 @@ def jax_sides(train: np.ndarray, encode: np.ndarray, labels: np.ndarray, weights
         optimizer.update(model, gradients)
         return nnx.state((model, optimizer)), value
 
-    train, encode, labels = map(jnp.asarray, (train, encode, labels))
+    train, labels = jnp.asarray(train), jnp.asarray(labels)
 
     def training():
         nonlocal state
         state, loss = step(state, train, labels)
         return float(jax.block_until_ready((state, loss))[1])
 
-    return lambda: np.asarray(encoder(parameters, encode)), training
+    return training
 
 
 def torch_sides(train: np.ndarray, encode: np.ndarray, labels: np.ndarray):
-    """The same in PyTorch, with one thread per core, and its parameters as numpy arrays."""
+    """The three in PyTorch, with one thread per core, and its parameters as numpy arrays."""
     import torch
     from efficientnet_lite_pytorch import EfficientNet
 
@@ -79,15 +94,16 @@ def torch_sides(train: np.ndarray, encode: np.ndarray, labels: np.ndarray):
         model.eval()
         return model.extract_features(encode).mean((2, 3)).numpy()
 
-    def training():
-        model.train()
+    def training(frozen):
+        model.train(not frozen)
         loss = torch.nn.functional.cross_entropy(model(train), labels)
         loss.backward()
         optimizer.step()
         optimizer.zero_grad()
         return loss.item()
 
-    return encoding, training, weights
+    sides = encoding, *(functools.partial(training, frozen) for frozen in (False, True))
+    return sides, weights
 
 
 def compare(what: str, images: int, sides: dict, rounds: int, target: float) -> None:
@@ -103,7 +119,7 @@ def compare(what: str, images: int, sides: dict, rounds: int, target: float) -> 
     print(flush=True)
 
 
-def convolutions(batch: int, rounds: int) -> None:
+def depthwise(batch: int, rounds: int) -> None:
     """Prints a table of depthwise convolutions."""
     print(f"depthwise convolutions, batch {batch}: ms, ours / XLA's own")
     for side, channels, size, stride in SHAPES:
@@ -112,7 +128,7 @@ def convolutions(batch: int, rounds: int) -> None:
         row = []
         for gradients in (False, True):
             sides = {}
-            for form in (depthwise.shifted, depthwise.native):
+            for form in (convolutions.shifted, convolutions.native):
 
                 def values(x, kernel, form=form, stride=stride, gradients=gradients):
                     y, pullback = jax.vjp(lambda x, k: form(x, k, stride), x, kernel)
@@ -150,8 +166,11 @@ def main() -> None:
         for count in (options.train, options.encode)
     )
     labels = rng.integers(0, 1000, options.train)
-    theirs = None if options.no_torch else torch_sides(train, encode, labels)
-    ours = jax_sides(train, encode, labels, theirs and theirs[2])
+    theirs, weights = (None, None) if options.no_torch else torch_sides(train, encode, labels)
+    ours = (
+        jax_encoding(encode, weights),
+        *(jax_training(train, labels, weights, frozen) for frozen in (False, True)),
+    )
     if theirs:
         features, others = ours[0](), theirs[0]()
         error = np.linalg.norm(features - others) / np.linalg.norm(others)
@@ -163,11 +182,12 @@ def main() -> None:
     for what, i, images, target in (
         ("encoding", 0, options.encode, 2),
         ("training step", 1, options.train, 1.5),
+        ("training step, frozen statistics", 2, options.train, 1.5),
     ):
         sides = {"JAX": ours[i]} | ({"PyTorch": theirs[i]} if theirs else {})
         compare(what, images, sides, options.rounds, target)
     if not options.no_convolutions:
-        convolutions(options.train, options.rounds)
+        depthwise(options.train, options.rounds)
 
 
 if __name__ == "__main__":

@@ -17,7 +17,7 @@ from flax import nnx
 from jax.typing import DTypeLike
 from jaxtyping import Array, Float
 
-from zse_jax.models.depthwise import depthwise
+from zse_jax.models.convolutions import convolution, depthwise
 from zse_jax.models.layers import linear
 from zse_jax.models.rematerialisation import rematerialisable
 from zse_jax.models.resnet import BatchNorm
@@ -144,9 +144,7 @@ class Convolution(nnx.Module):
         if kernel.shape[0] == 1:  # a matrix product, which is faster on CPUs than a convolution
             rows = x.reshape(-1, x.shape[-1]) @ kernel[0, 0]
             return rows.reshape(*x.shape[:-1], -1)
-        strides = self.stride, self.stride
-        axes = "NHWC", "HWIO", "NHWC"
-        return jax.lax.conv_general_dilated(x, kernel, strides, "SAME", dimension_numbers=axes)
+        return convolution(x, kernel, self.stride)
 
 
 class Block(nnx.Module):

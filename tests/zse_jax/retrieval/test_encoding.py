@@ -8,7 +8,8 @@ from flax import nnx
 from jax.sharding import NamedSharding, PartitionSpec
 
 from tests.zse_jax.retrieval.fakes import SIZE, WIDTH, Fake, batches, fake, images
-from zse_jax.retrieval.encoding import encode, evaluation_state, fetched
+from zse_jax.retrieval import encoding
+from zse_jax.retrieval.encoding import encode, evaluation_state, fetched, in_chunks
 
 
 @pytest.mark.parametrize("count", [8, 21])
@@ -90,6 +91,21 @@ def test_eight_devices_return_what_one_returns(sharding, place):
     np.testing.assert_array_equal(found, labels)
     np.testing.assert_allclose(features["vector"], expected["vector"], atol=1e-5)
     np.testing.assert_array_equal(features["tokens"].shape, expected["tokens"].shape)
+
+
+@pytest.mark.parametrize("count", [1, 2, 3, 6, 7])
+def test_on_one_cpu_device_a_few_images_at_a_time_give_the_same_features(monkeypatch, count):
+    monkeypatch.setattr(jax, "device_count", lambda: 1)
+    monkeypatch.setattr(encoding, "_CHUNK_PIXELS", 2 * 16)
+    seen = []
+
+    def features(images):
+        seen.append(len(images))
+        return {"sum": images.sum(axis=(1, 2, 3)), "rows": images[:, 0]}
+
+    batch = jnp.asarray(np.random.default_rng(0).random((count, 4, 4, 3), np.float32))
+    jax.tree.map(np.testing.assert_array_equal, in_chunks(features, batch), features(batch))
+    assert set(seen[:-1]) == {1: {1}, 2: {2}, 3: {3}, 6: {2}, 7: {2, 1}}[count]
 
 
 def test_batches_may_already_be_on_the_mesh(sharding):

@@ -1,9 +1,10 @@
-"""Depthwise convolutions: one kernel per channel, padded as TensorFlow's "SAME".
+"""Convolutions padded as TensorFlow's "SAME", in the forms that are fast on each platform.
 
-On CPUs, XLA's grouped convolution is 10 to 40 times slower than the sum of shifted products, which
-is used there, with gradients of the same kind. Other platforms use the native operation. The choice
-is made when the program is lowered for a platform. `python -m tests.benchmarks.efficientnet`
-compares both.
+On CPUs, XLA's grouped convolution is 10 to 40 times slower than the sum of shifted products, and
+its convolution of three channels 3 times slower than a matrix product of patches. These forms are
+used there, with gradients of the same kind. Other platforms use the native operation. The choice is
+made when the program is lowered for a platform. `python -m tests.benchmarks.efficientnet` compares
+both.
 """
 
 import functools
@@ -12,8 +13,23 @@ import jax
 import jax.numpy as jnp
 from jaxtyping import Array, Float
 
-# Padding inside of the sum saves a pass over memory, but costs a comparison for each product.
-_PADDED_INSIDE = 3
+
+def convolution(
+    x: Float[Array, "b h w c"], kernel: Float[Array, "k k c d"], stride: int = 1
+) -> Float[Array, "b u v d"]:
+    """A convolution without groups.
+
+    Args:
+      x: maps.
+      kernel: of the dtype of `x`.
+      stride: 1 or more; the sides of the result are divided by it and rounded up.
+    """
+    return jax.lax.platform_dependent(
+        x,
+        kernel,
+        cpu=functools.partial(of_patches, stride=stride),
+        default=functools.partial(native, stride=stride),
+    )
 
 
 def depthwise(
@@ -35,17 +51,31 @@ def depthwise(
 
 
 def native(
-    x: Float[Array, "b h w c"], kernel: Float[Array, "k k 1 c"], stride: int
-) -> Float[Array, "b u v c"]:
-    """XLA's grouped convolution."""
+    x: Float[Array, "b h w c"], kernel: Float[Array, "k k i d"], stride: int
+) -> Float[Array, "b u v d"]:
+    """XLA's convolution; `c / i` groups."""
     return jax.lax.conv_general_dilated(
         x,
         kernel,
         (stride, stride),
         "SAME",
         dimension_numbers=("NHWC", "HWIO", "NHWC"),
-        feature_group_count=x.shape[3],
+        feature_group_count=x.shape[3] // kernel.shape[2],
     )
+
+
+def of_patches(
+    x: Float[Array, "b h w c"], kernel: Float[Array, "k k c d"], stride: int
+) -> Float[Array, "b u v d"]:
+    """The matrix product of all k x k patches with the kernel: for few channels."""
+    size, height, width = kernel.shape[0], *(-(-side // stride) for side in x.shape[1:3])
+    padded = jax.lax.pad(x, jnp.zeros((), x.dtype), _padding(x.shape, size, stride))
+    columns = [padded[:, :, j : j + (width - 1) * stride + 1 : stride] for j in range(size)]
+    taken = jax.lax.optimization_barrier(jnp.concatenate(columns, axis=3))
+    rows = [taken[:, i : i + (height - 1) * stride + 1 : stride] for i in range(size)]
+    patches = jnp.concatenate(rows, axis=3).reshape(-1, size * size * x.shape[3])
+    product = patches @ kernel.reshape(patches.shape[1], -1)
+    return product.reshape(x.shape[0], height, width, -1)
 
 
 @functools.partial(jax.custom_vjp, nondiff_argnums=(2,))
@@ -81,34 +111,38 @@ def _before(side: int, size: int, stride: int) -> int:
     return max((-(-side // stride) - 1) * stride + size - side, 0) // 2
 
 
+def _padding(shape: tuple[int, ...], size: int, stride: int) -> list[tuple[int, int, int]]:
+    """Cells before, after and between those of maps; after may be negative: not all are used."""
+    pads = []
+    for side in shape[1:3]:
+        before = _before(side, size, stride)
+        pads.append((before, (-(-side // stride) - 1) * stride + size - side - before, 0))
+    return [(0, 0, 0), *pads, (0, 0, 0)]
+
+
 def _correlated(
     x: Array, kernel: Array, start: tuple[int, int], out: tuple[int, int], stride: int = 1
 ) -> Array:
-    """y[a, b] = sum of x[a stride + start + i, b stride + start + j] kernel[i, j]; 0 outside x."""
+    """y[a, b] = sum of x[a stride + start + i, b stride + start + j] kernel[i, j]; 0 outside x.
+
+    The maps are padded in a pass of their own. As a part of the sum, padding and what comes before
+    it would be computed for each cell of the kernel.
+    """
     span = [(count - 1) * stride + 1 for count in out]
-
-    def window(i: int, j: int, rows: int, columns: int, scale: Array | None = None) -> Array:
-        """The part of x from start + (i, j); before padding it is multiplied by `scale`."""
-        first, sides = (start[0] + i, start[1] + j), (rows, columns)
-        pads = [
-            (-at, at + count - side, 0)
-            for at, count, side in zip(first, sides, x.shape[1:3], strict=True)
-        ]
-        scaled = x if scale is None else x.astype(jnp.float32) * scale
-        return jax.lax.pad(scaled, jnp.zeros((), scaled.dtype), [(0, 0, 0), *pads, (0, 0, 0)])
-
+    pads = [
+        (-first, first + size - 1 + count - side, 0)
+        for first, size, count, side in zip(
+            start, kernel.shape[:2], span, x.shape[1:3], strict=True
+        )
+    ]
+    padded = jax.lax.pad(x, jnp.zeros((), x.dtype), [(0, 0, 0), *pads, (0, 0, 0)])
+    padded = jax.lax.optimization_barrier(padded)
     kernel = kernel.astype(jnp.float32)
     total = jnp.zeros((), jnp.float32)
-    if kernel.shape[0] > _PADDED_INSIDE:
-        rows, columns = (n + count - 1 for n, count in zip(kernel.shape, span, strict=False))
-        padded = jax.lax.optimization_barrier(window(0, 0, rows, columns))
     for i in range(kernel.shape[0]):
         for j in range(kernel.shape[1]):
-            if kernel.shape[0] > _PADDED_INSIDE:
-                part = padded[:, i : i + span[0] : stride, j : j + span[1] : stride]
-                total += part.astype(jnp.float32) * kernel[i, j]
-            else:
-                total += window(i, j, span[0], span[1], kernel[i, j])[:, ::stride, ::stride]
+            part = padded[:, i : i + span[0] : stride, j : j + span[1] : stride]
+            total += part.astype(jnp.float32) * kernel[i, j]
     return jnp.broadcast_to(total, (x.shape[0], *out, x.shape[3])).astype(x.dtype)
 
 
@@ -144,11 +178,7 @@ def _of_kernel(x: Array, dy: Array, kernel: Array, stride: int) -> Array:
     total: one step of the loop adds one row of one image, for all rows of the kernel.
     """
     size, (count, height, width, channels) = kernel.shape[0], dy.shape
-    pads = []
-    for side, rows in zip(x.shape[1:3], (height, width), strict=True):
-        before = _before(side, size, stride)
-        pads.append((before, (rows - 1) * stride + size - side - before, 0))
-    padded = jax.lax.pad(x, jnp.zeros((), x.dtype), [(0, 0, 0), *pads, (0, 0, 0)])
+    padded = jax.lax.pad(x, jnp.zeros((), x.dtype), _padding(x.shape, size, stride))
     padded = jax.lax.optimization_barrier(padded)
 
     def add(step: Array, totals: tuple[Array, ...]) -> tuple[Array, ...]:
