@@ -18,6 +18,7 @@ def arrays(shape, size, dtype=jnp.float32, seed=0):
     )
 
 
+@pytest.mark.slow
 @given(
     st.integers(1, 9), st.integers(1, 9), st.sampled_from([1, 2, 3, 5]), st.sampled_from([1, 2, 3])
 )

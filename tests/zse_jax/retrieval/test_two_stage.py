@@ -95,6 +95,7 @@ def test_eight_devices_return_what_one_returns(sharding, queries, k, on_device):
     np.testing.assert_array_equal(found, expected)
 
 
+@pytest.mark.slow
 def test_equals_scoring_each_sketch_by_itself():
     retriever = still()
     sketches, photos = (
