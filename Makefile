@@ -35,6 +35,7 @@ app: $(RUNTIME)  ## Open the drawing app on doodles (trains the demo first if ne
 test: $(DEV)  ## Run all tests
 	$(PYTEST) $(PYTEST_ARGS)
 
+test-fast: TEST_WORKERS := 2
 test-fast: $(DEV)  ## Run the fast tests
 	$(PYTEST) -m "not slow" $(PYTEST_ARGS)
 

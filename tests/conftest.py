@@ -5,10 +5,18 @@ import importlib.metadata
 import logging
 import os
 import signal
+import sys
 from collections.abc import Callable, Iterator
 from pathlib import Path
 
 ROOT = Path(__file__).resolve().parents[1]
+
+gc.disable()  # Until everything is imported.
+
+# Compiled modules are kept, also where the environment forbids it: each program that a test starts
+# would compile the project again.
+sys.dont_write_bytecode = False
+os.environ.pop("PYTHONDONTWRITEBYTECODE", None)
 
 # Set before jax is imported, and inherited by the programs that tests start. The networks are
 # small, so XLA's compilation takes more time than what it compiles: at optimization level 0 it
@@ -85,6 +93,7 @@ def pytest_collection_finish() -> None:
     """Leaves what is imported out of garbage collection, which runs less often, too."""
     gc.collect()
     gc.freeze()
+    gc.enable()
     gc.set_threshold(20_000, 20, 20)
 
 

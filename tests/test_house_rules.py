@@ -1,6 +1,7 @@
 """Rules for every file: docstrings, descriptive names, and no paths of one machine."""
 
 import ast
+import functools
 import re
 from collections.abc import Iterator
 
@@ -20,15 +21,21 @@ TEXT_FILES = [
 MACHINE_PATH = re.compile(r"(?<![\w.])/(?:work|farm|root|home|Users|tmp/bash_jobs)/[\w.]")
 
 FUNCTION = ast.FunctionDef | ast.AsyncFunctionDef
-CLASSES = {
-    node.name: node for f in FILES for node in syntax(f).body if isinstance(node, ast.ClassDef)
-}
+
+
+@functools.cache
+def _classes() -> dict[str, ast.ClassDef]:
+    """Every class of the project by name; parses all files, so not during collection."""
+    return {
+        node.name: node for f in FILES for node in syntax(f).body if isinstance(node, ast.ClassDef)
+    }
 
 
 def _inherits_docstring(method: ast.AST, owner: ast.ClassDef) -> bool:
     """Whether a base class of `owner` in the project documents the method."""
+    classes = _classes()
     bases = [
-        CLASSES[name] for b in owner.bases if (name := ast.unparse(b).split(".")[-1]) in CLASSES
+        classes[name] for b in owner.bases if (name := ast.unparse(b).split(".")[-1]) in classes
     ]
     return any(
         any(getattr(m, "name", "") == method.name and ast.get_docstring(m) for m in base.body)

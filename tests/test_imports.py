@@ -13,6 +13,8 @@ from collections.abc import Iterable, Iterator
 from pathlib import Path
 from typing import NamedTuple
 
+import pytest
+
 from tests.source import PACKAGES, ROOT, files, module_name, syntax, within
 
 FILES = files(*PACKAGES)
@@ -188,6 +190,7 @@ def test_tensorflow_is_imported_only_where_it_is_used() -> None:
     assert not wrong, "\n".join(wrong)
 
 
+@pytest.mark.slow
 def test_importing_zse_jax_does_not_import_tensorflow() -> None:
     modules = ", ".join(sorted(m for m in MODULES if within(m, "zse_jax")))
     program = f"import sys, {modules}; print(*{{'tensorflow', 'tensorboard'}} & {{*sys.modules}})"

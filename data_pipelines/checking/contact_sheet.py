@@ -11,7 +11,6 @@ from typing import NamedTuple
 
 import numpy as np
 import tqdm
-from matplotlib import font_manager
 from PIL import Image, ImageDraw, ImageFont, ImageOps
 
 from data_pipelines import images
@@ -135,5 +134,7 @@ def _shortened(text: str, width: float) -> str:
 
 @functools.cache
 def _font(size: int) -> ImageFont.FreeTypeFont:
+    from matplotlib import font_manager  # slow to import
+
     # Part of matplotlib; covers more alphabets than Pillow's font.
     return ImageFont.truetype(font_manager.findfont("DejaVu Sans"), size)

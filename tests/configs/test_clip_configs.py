@@ -58,6 +58,7 @@ def test_the_model_has_every_setting_of_its_class_at_its_default():
     assert model == {"system": "clip_prompt", "centred": False, **defaults}
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     ("arg", "millions"), [("B/32", 87.8), ("B/16", 86.2), ("L/14", 304), ("L/14@336", 304.3)]
 )

@@ -85,7 +85,14 @@ def small(name):
     return config
 
 
-@pytest.mark.parametrize("name", NAMES)
+ONE_OF_EACH = {"sketchy", "clip_sketchy_fine_grained", "efficient_tuberlin"}
+"""A config of each system, for the fast tests."""
+
+
+@pytest.mark.parametrize(
+    "name",
+    [name if name in ONE_OF_EACH else pytest.param(name, marks=pytest.mark.slow) for name in NAMES],
+)
 def test_every_config_traces_a_step_and_selects_what_to_evaluate(name, monkeypatch):
     monkeypatch.setattr(loading, "load_items", tiny.load_items)
     config, mesh = small(name), sharding.make_mesh(devices=jax.devices()[:1])

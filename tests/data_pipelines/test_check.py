@@ -176,6 +176,7 @@ def test_a_seen_sketch_among_unseen_photos_is_leakage(clean):
     assert len(found(clean)["leakage"].items) == 1
 
 
+@pytest.mark.slow
 def test_leakage_depends_on_the_split(clean):
     shutil.copy(path(clean, "photo", "cup"), path(clean, "photo", "bat"))
     assert "leakage" in found(clean, split="sketchy_split1")  # cup is unseen, bat is seen
@@ -195,6 +196,7 @@ def test_the_same_pixels_twice_in_a_class_are_duplicates(clean):
     assert finding.items == (tuple(name(f, clean) for f in pair),)
 
 
+@pytest.mark.slow
 def test_the_extension_may_repeat_the_drawn_photos(clean):
     for c, class_name in enumerate(CLASSES):
         (clean / EXTENSION / class_name).mkdir(parents=True)
@@ -396,6 +398,7 @@ def test_tables_are_not_cut_in_files_and_messages_agree_in_number(own, capsys):
     assert capsys.readouterr().out.endswith("fit to evaluate on\n")
 
 
+@pytest.mark.slow
 def test_json_output_is_one_object(clean, tmp_path):
     shutil.copy(path(clean, "photo", "cup"), path(clean, "photo", "ant"))
     sheet = tmp_path / "sheet.png"
@@ -448,6 +451,7 @@ def many_classes(root: Path, count: int, split: str = "") -> findings.DataSet:
     return findings.DataSet(source, inspection.inspect_all(files[:1]), setting, split)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("count", [1, 6, 450])
 def test_a_contact_sheet_is_bounded(tmp_path, count):
     sheet = contact_sheet.contact_sheet(many_classes(tmp_path, count))

@@ -161,6 +161,7 @@ def test_manual_dir_of_a_generated_data_set_is_an_error(sketchy_source, tmp_path
         )
 
 
+@pytest.mark.slow
 def test_loading_does_not_import_tensorflow(data_dir):
     program = (
         "import sys; from data_pipelines import loading;"
@@ -216,6 +217,7 @@ def test_worker_processes_give_the_same_batches_and_resume_the_state_of_threads(
     iterator.close()
 
 
+@pytest.mark.slow
 @settings(max_examples=25)
 @given(st.integers(1, 4), st.integers(1, 3))
 def test_concatenated_shards_equal_the_batch_of_one_process(shard_count, batch_size):
@@ -228,6 +230,7 @@ def test_concatenated_shards_equal_the_batch_of_one_process(shard_count, batch_s
         assert_same(batch, jax.tree.map(lambda *a: np.concatenate(a), *parts))
 
 
+@pytest.mark.slow
 def test_a_worker_process_names_a_damaged_image():
     sketches, photos = make_items("sketch"), make_items("photo")
     photos.source[:] = [encoded[:40] for encoded in photos.source]

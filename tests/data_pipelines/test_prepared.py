@@ -107,6 +107,7 @@ def packed(monkeypatch):
     return paths
 
 
+@pytest.mark.slow
 def test_a_killed_preparation_is_not_complete(killed):
     _, data_dir = killed
     assert not (data_dir / "sketchy/1.0.0").exists()
@@ -114,6 +115,7 @@ def test_a_killed_preparation_is_not_complete(killed):
         prepared.prepare("sketchy", data_dir=data_dir)
 
 
+@pytest.mark.slow
 def test_the_next_start_resumes_from_the_finished_shards(
     killed, small_shards, packed, sketchy_source, capsys
 ):
@@ -128,6 +130,7 @@ def test_the_next_start_resumes_from_the_finished_shards(
     assert {path.name for path in folder.parent.iterdir()} == {"1.0.0"}
 
 
+@pytest.mark.slow
 def test_changed_files_are_packed_again(killed, small_shards, packed):
     source, data_dir = killed
     name = f"{SKETCHES}/airplane/n0000_0-1.png"
@@ -148,6 +151,7 @@ def test_files_that_change_during_packing_are_an_error(new_sketchy, tmp_path, sm
         packing.pack(source, tmp_path / "shards", run_then_touch)
 
 
+@pytest.mark.slow
 def test_packed_shards_are_reused_after_an_error(new_sketchy, tmp_path, packed):
     source = new_sketchy()
     names = damage(source)
@@ -159,6 +163,7 @@ def test_packed_shards_are_reused_after_an_error(new_sketchy, tmp_path, packed):
     assert set(json.loads((folder / "metadata.json").read_text())["unreadable"]) == set(names)
 
 
+@pytest.mark.slow
 def test_a_shard_without_readable_images_is_omitted(new_sketchy, tmp_path, small_shards):
     source = new_sketchy()
     for file in sketchy.scan(source).images["sketch"][50:100]:

@@ -80,6 +80,7 @@ def test_quadruplet_does_not_depend_on_the_number_of_photos_per_class(repeat):
     np.testing.assert_allclose(many, once, rtol=1e-5)
 
 
+@pytest.mark.slow
 def test_quadruplet_is_0_for_orthogonal_classes_and_its_margins_for_equal_vectors():
     labels = jnp.asarray([0, 0, 1, 1])
     apart = jnp.eye(4)[labels]

@@ -46,6 +46,7 @@ def test_cosine_triplet_agrees_with_its_formula(seed, margin):
     np.testing.assert_allclose(found, want, rtol=1e-4, atol=1e-5)
 
 
+@pytest.mark.slow
 def test_cosine_triplet_at_equal_distances_is_the_margin_with_a_finite_gradient():
     x = jnp.asarray(np.random.default_rng(0).standard_normal((3, 4), np.float32))
     for positive in (x, -x, jnp.zeros_like(x)):
@@ -106,6 +107,7 @@ def test_relative_distance_divergence_is_zero_when_classes_agree():
     assert losses.relative_distance_divergence(alone, jnp.zeros(4, jnp.int32)) == 0
 
 
+@pytest.mark.slow
 @given(st.integers(0, 10**6), st.integers(1, 3))
 def test_shuffling_patches_is_a_bijection(seed, grid):
     rng = np.random.default_rng(seed)

@@ -10,7 +10,6 @@ from collections.abc import Mapping
 from typing import Any
 
 import numpy as np
-from scipy import ndimage
 
 from zse_jax.pretrained.mapping import Path, Source, count, fill
 from zse_jax.retrievers.zse import ZSE
@@ -115,6 +114,8 @@ def interpolated(positions: np.ndarray, grid: int) -> np.ndarray:
     if side == grid:
         return positions
     field = positions[0, 1:].reshape(side, side, -1).astype(np.float32)
+    from scipy import ndimage  # slow to import
+
     local = ndimage.zoom(field, (grid / side, grid / side, 1), order=1).reshape(grid**2, -1)
     return np.concatenate([positions[:, :1], local[None]], axis=1)
 

@@ -33,6 +33,7 @@ def test_class_names_import_neither_opencv_nor_tensorflow() -> None:
     assert done.stdout.strip() == "[]", done.stderr
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("modality", ["sketch", "photo"])
 def test_draws_every_instance_of_every_class(drawn, modality) -> None:
     doodles = drawn[modality]
@@ -42,12 +43,14 @@ def test_draws_every_instance_of_every_class(drawn, modality) -> None:
     assert all(d.image.shape == (64, 64, 3) and d.image.dtype == np.uint8 for d in doodles)
 
 
+@pytest.mark.slow
 def test_sketch_and_photo_share_their_instance(drawn) -> None:
     sketches, photos = ([d.instance for d in drawn[m]] for m in ("sketch", "photo"))
     assert sketches == photos
     assert len(set(photos)) == len(photos)
 
 
+@pytest.mark.slow
 def test_sketches_are_ink_on_white(drawn) -> None:
     for doodle in drawn["sketch"]:
         ink = doodle.image.astype(int).sum(-1) <= 300  # what prepare_sketch crops to
@@ -56,6 +59,7 @@ def test_sketches_are_ink_on_white(drawn) -> None:
         assert (doodle.image[..., :1] == doodle.image).all(), doodle.name
 
 
+@pytest.mark.slow
 def test_photos_are_colourful_and_exposed(drawn) -> None:
     for doodle in drawn["photo"]:
         assert doodle.image.std() > 12, doodle.name
@@ -82,6 +86,7 @@ def test_sketch_and_photo_show_the_same_instance() -> None:
     assert np.corrcoef(drawn_shape, photographed_shape)[0, 1] > 0.9
 
 
+@pytest.mark.slow
 def test_seed_determines_every_pixel(drawn) -> None:
     again = generation.generate(0, 1, modality="photo", classes=FEW, workers=0)
     other = generation.generate(1, 1, modality="photo", classes=FEW, workers=0)
@@ -91,6 +96,7 @@ def test_seed_determines_every_pixel(drawn) -> None:
         assert (different.image != first[same.name]).any()
 
 
+@pytest.mark.slow
 def test_an_instance_does_not_depend_on_the_others(drawn) -> None:
     """It depends neither on its position nor on the process that draws it."""
     found = list(generation.generate(0, 2, modality="sketch", classes=FEW[::-1], workers=1))
@@ -110,6 +116,7 @@ def test_unknown_class_is_named() -> None:
         next(generation.generate(modality="photo", classes=["unicorn"]))
 
 
+@pytest.mark.slow
 def test_builder_stores_png_bytes_and_pairs(tmp_path: Path) -> None:
     import tensorflow_datasets as tfds
 

@@ -53,6 +53,7 @@ def test_a_checkpoint_is_loaded_with_its_old_config_key(old):
     assert "vary" not in config.train
 
 
+@pytest.mark.slow
 def test_an_index_is_searched(old):
     sketches = items(old, "sketch")
     row = sketches.rows[[*sketches.names].index("sketch/cup/cup0.png")]

@@ -133,6 +133,7 @@ def test_what_a_run_started_from_is_shown_by_tables_and_cards(value, shown):
         assert "/srv/ann" not in card
 
 
+@pytest.mark.slow
 def test_a_run_from_random_values_says_so_in_its_results(reference):
     assert (
         json.loads((reference / "metrics.json").read_text())["notes"]["started_from"]

@@ -75,6 +75,7 @@ def embeddings(retriever):
     return np.asarray(retriever.embedding(retriever.encode(jnp.asarray(images), "photo")))
 
 
+@pytest.mark.slow
 def test_it_gives_what_the_checkpoint_gives(workdir, shared):
     assert sorted(path.name for path in shared.iterdir()) == sorted(hub_.FILES)
     assert len({path.stat().st_mode for path in shared.iterdir()}) == 1  # readable to others
@@ -299,6 +300,7 @@ def test_a_model_goes_to_the_hub_and_back(hub, workdir):
     assert reading.step_of("hf://ann/sketches@v2") == 3
 
 
+@pytest.mark.slow
 def test_an_index_may_be_of_a_model_on_the_hub(hub, workdir, tmp_path):
     zse_jax.save_pretrained(workdir, "hf://ann/sketches")
     photo(tmp_path / "album/p.png", 0)

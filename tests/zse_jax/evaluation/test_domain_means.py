@@ -26,6 +26,7 @@ def images(seed):
     return jnp.asarray(rng.integers(0, 256, (2, 32, 32, 3), np.uint8))
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("system", ["efficient_cnn", "zse", "clip_prompt"])
 def test_every_embedding_can_be_centred(system):
     model = centred(system)

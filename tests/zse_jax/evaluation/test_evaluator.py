@@ -99,6 +99,7 @@ def test_cached_features_of_other_pixels_or_other_code_are_not_used(tmp_path, mo
     assert len(set(keys)) == 4
 
 
+@pytest.mark.slow
 def test_an_evaluation_does_not_resume_what_other_code_computed(workdir, tmp_path, monkeypatch):
     quick = (
         f"--checkpoint={workdir}", "--config.evaluation.test_sketch_stride=12",
@@ -198,6 +199,7 @@ def test_the_report_and_the_json_have_intervals_classes_and_confusions(evaluated
     assert written["notes"]["split"] == "doodles"
 
 
+@pytest.mark.slow
 def test_fine_grained_evaluation_ranks_the_photo_of_each_sketch(workdir, tmp_path, capsys):
     run(
         f"--checkpoint={workdir}", f"--output={tmp_path}/m.json", f"--pictures={tmp_path}/pictures",
@@ -224,6 +226,7 @@ def test_two_stage_ranking_is_reported_with_the_exact_one(workdir, tmp_path, cap
     assert "classes by relation," in shown and "classes by relation@4" not in shown
 
 
+@pytest.mark.slow
 def test_the_same_command_resumes(workdir, tmp_path):
     def evaluated():
         run(

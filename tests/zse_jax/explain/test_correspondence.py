@@ -61,6 +61,7 @@ def explained():
     return correspondence.Explainer(spatial())(pictures(3), pictures(3, 1))
 
 
+@pytest.mark.slow
 def test_explanations_use_evaluation_mode(explained):
     model = spatial()
     loss = compiled(model.loss)
@@ -92,6 +93,7 @@ def test_an_explanation_does_not_depend_on_the_other_pairs(explained):
     np.testing.assert_array_equal(alone.best[0], explained.best[1])
 
 
+@pytest.mark.slow
 def test_attribution_is_the_numerical_gradient_times_the_match(explained):
     model = nnx.view(spatial(), deterministic=True)
     step = 1e-2
@@ -147,6 +149,7 @@ def test_a_sketch_without_strokes_is_not_an_error():
     assert not found.mutual.any()
 
 
+@pytest.mark.slow
 def test_dropped_tokens_match_nothing_on_the_whole_grid():
     model = zse.build(keep_rate=0.5, keep_blocks=(1,), anchors=8)
     found = correspondence.Explainer(model)(pictures(2), pictures(2, 1))
@@ -186,6 +189,7 @@ def test_deletion_removes_in_the_order_given():
     np.testing.assert_allclose(curve[0, 10], expected[0], rtol=1e-4)
 
 
+@pytest.mark.slow
 def test_removing_the_largest_attributions_lowers_the_similarity_most():
     model = spatial()
     found = correspondence.Explainer(model)(pictures(20), pictures(20, 1))

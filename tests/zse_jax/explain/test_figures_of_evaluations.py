@@ -63,6 +63,7 @@ def clusters(classes, each=6):
     return centers[labels] + noise, labels
 
 
+@pytest.mark.slow
 def test_the_map_preserves_neighbours_and_is_deterministic():
     vectors, labels = clusters(3)
     places = figures.project(vectors)

@@ -100,6 +100,7 @@ def page(evaluation, retriever):
     return report.report(evaluation, made)
 
 
+@pytest.mark.slow
 def test_the_page_is_well_formed(page):
     Page(page)
 

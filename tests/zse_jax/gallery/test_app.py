@@ -63,6 +63,7 @@ def final(backend, drawing, rerank=3.0):
     return last
 
 
+@pytest.mark.slow
 def test_photos_appear_as_thumbnails_and_nothing_else(backend, album):
     answer = final(backend, circle())
     assert len(answer.results.hits) == 5

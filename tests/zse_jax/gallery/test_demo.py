@@ -3,6 +3,7 @@
 from types import SimpleNamespace
 
 import numpy as np
+import pytest
 
 from zse_jax.gallery import demo, index
 
@@ -19,6 +20,7 @@ def doodles(modality, classes, count=2):
     )  # fmt: skip
 
 
+@pytest.mark.slow
 def test_the_demo_writes_its_photos_once_and_follows_its_checkpoint(zse, tmp_path, monkeypatch):
     items = doodles("photo", ["cat", "dog", "eel"])
     items.source = [

@@ -209,6 +209,7 @@ def test_deleted_photos_are_reported_and_removed_on_request(built, album):
     assert index.remove(built, album) == 3
 
 
+@pytest.mark.slow
 def test_an_index_of_another_checkpoint_is_refused(built, album, zse, tmp_path):
     other = written_checkpoint(tmp_path / "other", seed=3)
     for call in (

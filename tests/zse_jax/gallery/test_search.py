@@ -49,6 +49,7 @@ def similarities(gallery, drawing, ranking):
     return dict(zip((row["path"] for row in rows), found.tolist(), strict=True))
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     ("rerank", "ranking", "stage"), [(0, "token", "shortlist"), (12, "relation", "rerank")]
 )
@@ -125,6 +126,7 @@ def test_a_searcher_sees_an_index_that_grows(zse, drawing, album, tmp_path, monk
     assert searcher(drawing).hits == []
 
 
+@pytest.mark.slow
 def test_a_system_that_scores_no_pairs_ranks_by_embedding(drawing, album, tmp_path):
     clip = written_checkpoint(tmp_path / "clip", "clip_prompt")
     index.build(photos=[album], index=tmp_path / "index", checkpoint=clip)

@@ -48,6 +48,7 @@ def test_a_text_longer_than_the_context_is_an_error_that_names_it():
         tokenize(["cat", "a very long name"], context_length=5)
 
 
+@pytest.mark.slow
 def test_a_text_does_not_depend_on_its_padding_or_its_neighbours(clip):
     short, both = tokenize(["cat"]), tokenize(["cat", "a photo of a dog"])
     padded = np.zeros((1, 12), np.int32)
@@ -107,6 +108,7 @@ def test_bfloat16_computes_in_bfloat16_with_float32_parameters():
     assert {leaf.dtype for leaf in leaves} == {jnp.dtype("float32")}
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(("activation", "function"), [("gelu", nnx.gelu), (None, quick_gelu)])
 def test_the_activation_and_the_width_of_the_mlp_can_be_chosen(activation, function):
     block = Block(8, 2, 24, activation, dtype=jnp.dtype("float32"), rngs=nnx.Rngs(0))

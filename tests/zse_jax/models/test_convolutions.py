@@ -23,6 +23,7 @@ FORMS = {True: convolutions.shifted, False: convolutions.of_patches}
 
 
 @pytest.mark.parametrize("per_channel", FORMS)
+@pytest.mark.slow
 @given(
     st.integers(1, 9), st.integers(1, 9), st.sampled_from([1, 2, 3, 5]), st.sampled_from([1, 2, 3])
 )

@@ -71,6 +71,7 @@ def test_both_directions_agree_with_a_numpy_oracle(value):
         )
 
 
+@pytest.mark.slow
 def test_unbiased_norm_divides_by_n_minus_one_and_survives_a_constant():
     norm = UnbiasedNorm(4, dtype=jnp.dtype("float32"))
     x = jnp.asarray([[1.0, 2.0, 3.0, 4.0], [5.0, 5.0, 5.0, 5.0]])

@@ -70,6 +70,7 @@ def test_the_pooled_vector_is_the_class_token_and_the_mean_of_the_local_features
     np.testing.assert_allclose(local.mean(axis=(1, 2)), pooled, atol=1e-5)
 
 
+@pytest.mark.slow
 def test_bfloat16_computes_in_bfloat16_with_float32_variables_and_outputs(tiny):
     run = nnx.jit(lambda model, x: model(x)[0])
     single, half = (run(build(tiny, dtype=x), images()) for x in (jnp.float32, jnp.bfloat16))

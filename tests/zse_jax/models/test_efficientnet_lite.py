@@ -81,6 +81,7 @@ def test_training_moves_the_running_averages_unless_they_are_frozen(tiny):
     assert moved(frozen=True) == {False}
 
 
+@pytest.mark.slow
 def test_bfloat16_computes_in_bfloat16_with_float32_variables_and_outputs(tiny):
     models = [
         drawn(lambda dtype=dtype: EfficientNetLite(tiny, dtype=dtype, rngs=nnx.Rngs(0)))

@@ -74,6 +74,7 @@ def test_cosine_is_bounded_scale_free_and_symmetric(seed):
     np.testing.assert_allclose(cosine_matrix(q, p), cosine.swapaxes(1, 2), atol=1e-6)
 
 
+@pytest.mark.slow
 def test_a_zero_anchor_has_cosine_zero_and_a_finite_gradient():
     p = jnp.zeros((1, 2, 3)).at[0, 0].set(1.0)
     np.testing.assert_allclose(cosine_matrix(p, p)[0], [[1, 0], [0, 0]], atol=1e-6)
@@ -92,6 +93,7 @@ def test_hidden_widths_are_the_published_ones(count, hidden):
     ]
 
 
+@pytest.mark.slow
 def test_the_matrix_is_read_sketch_major():
     network = nnx.view(
         RelationNetwork(2, dropout=0.1, dtype=F32, rngs=nnx.Rngs(0)), deterministic=True

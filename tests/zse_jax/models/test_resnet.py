@@ -53,6 +53,7 @@ def test_batch_normalisation_follows_its_formula_and_updates_the_running_average
     np.testing.assert_allclose(norm.var[...], 0.9 + 0.1 * var, rtol=1e-5)
 
 
+@pytest.mark.slow
 def test_features_do_not_depend_on_the_batch_in_evaluation():
     model = build()
     apply(model, images(8, seed=1))
@@ -62,6 +63,7 @@ def test_features_do_not_depend_on_the_batch_in_evaluation():
     assert jax.tree.all(jax.tree.map(np.array_equal, before, statistics(model)))
 
 
+@pytest.mark.slow
 def test_frozen_statistics_are_used_in_training_and_never_updated():
     model = build(frozen_statistics=True)
     before = statistics(model)
@@ -73,6 +75,7 @@ def test_frozen_statistics_are_used_in_training_and_never_updated():
     assert np.abs(gradient.stem_norm.scale[...]).max() > 0
 
 
+@pytest.mark.slow
 def test_eight_devices_have_the_batch_statistics_of_one():
     def step(model, x):
         features, _ = model(x)

@@ -137,6 +137,7 @@ def test_the_shapes_determine_the_variant(variant, rename):
         dinov2.settings(rename(arrays | {"cls_token": np.zeros((1, 1, 99))}))
 
 
+@pytest.mark.slow
 def test_weights_of_another_network_are_an_error_that_lists_them(tiny):
     arrays = facebook(tiny)
     before = np.asarray(tiny.class_token[...])

@@ -139,6 +139,7 @@ def test_positions_of_another_grid_are_interpolated_between_their_corners(grid):
     np.testing.assert_allclose(rows[:, 0, 0], np.arange(4), atol=1e-5)
 
 
+@pytest.mark.slow
 def test_weights_of_another_size_are_an_error_that_lists_the_differences():
     with pytest.raises(ValueError, match=r"shape differs: encoder\.\S+norm_mlp\.scale is \(24,\)"):
         google_vit.load(zse(width=24), published())

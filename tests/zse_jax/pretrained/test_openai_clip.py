@@ -175,6 +175,7 @@ def test_anything_but_a_dict_of_arrays_is_an_error():
         openai_clip.load(tiny(), "ViT-B-32.pt")
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("text_tower", [True, False])
 def test_a_retriever_fills_both_towers_and_encodes_its_classes_again(text_tower):
     settings = {

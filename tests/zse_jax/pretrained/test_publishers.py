@@ -60,6 +60,7 @@ def test_exported_weights_load_back_exactly(tmp_path):
     )
 
 
+@pytest.mark.slow
 def test_exported_shapes_are_those_of_the_published_code_at_its_size():
     model = nnx.eval_shape(lambda: create({"system": "zse"}, rngs=nnx.Rngs(0)))
     zeros = jax.tree.map(lambda x: np.zeros(x.shape, x.dtype), nnx.state(model, nnx.Param))

@@ -79,6 +79,7 @@ def test_ties_have_the_expected_value_over_all_their_orders(monkeypatch, on_devi
         assert accuracy_at(found, (k,))[f"Acc@{k}"][0] == pytest.approx(np.mean(firsts), abs=1e-9)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("levels", [1, 5, 60])
 def test_ties_have_about_the_mean_over_random_orders(levels):
     """A gallery of 300 photos, whose orders are too many to enumerate."""

@@ -79,6 +79,7 @@ def test_is_a_stable_sort_of_the_candidates(problem):
         )
 
 
+@pytest.mark.slow
 @settings(max_examples=40)
 @given(problem=problems())
 def test_a_device_returns_what_the_host_returns(problem):

@@ -60,8 +60,7 @@ def test_the_first_k_are_the_k_nearest_embeddings():
 
 @given(st.data())
 def test_tied_photos_share_their_first_rank(data):
-    gallery = data.draw(st.integers(1, 12))
-    k = data.draw(st.integers(1, gallery))
+    gallery, k = data.draw(st.sampled_from([(1, 1), (2, 1), (7, 3), (12, 12)]))  # compiles for each
     draw = st.lists(st.integers(0, 3), min_size=gallery, max_size=gallery)
     first, second = (np.array([data.draw(draw)], np.float32) for _ in range(2))
     similarity, ties = jax.numpy.asarray(first), jax.numpy.asarray(tie_order(gallery))
@@ -96,6 +95,7 @@ def test_eight_devices_return_what_one_returns(sharding, queries, k, on_device):
     np.testing.assert_array_equal(found, expected)
 
 
+@pytest.mark.slow
 def test_equals_scoring_each_sketch_by_itself():
     retriever = still()
     sketches, photos = (

@@ -56,6 +56,7 @@ def build(**changes):
     return create({"system": "efficient_cnn", **SETTINGS, **changes}, rngs=nnx.Rngs(0))
 
 
+@pytest.mark.slow
 def test_one_training_step_changes_every_parameter():
     config = efficient_default.get_config()
     config.model.update(SETTINGS)

@@ -85,6 +85,7 @@ def test_without_prompts_both_modalities_have_the_same_embedding():
     np.testing.assert_array_equal(sketch, photo)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     ("changes", "prompts", "towers"),
     [({}, 2, 1), ({"prompts": "shared"}, 1, 1), ({"encoders": "separate"}, 2, 2)],
@@ -114,6 +115,7 @@ def test_class_texts_are_cached_and_the_text_tower_is_removed():
         model.encode_text(texts)
 
 
+@pytest.mark.slow
 def test_the_category_loss_is_the_weighted_sum_of_its_terms():
     model, batch = initialised(), triplets()
     loss, terms = compiled(model.loss)(batch)
@@ -139,6 +141,7 @@ def numpy_distances(model, batch):
     return 1 - np.einsum("ckd,cjd->ckj", sketch, photo)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("hardest", [True, False])
 def test_the_fine_grained_negative_is_another_photo_of_the_class(hardest):
     model, batch = build(**FINE, hardest_negative=hardest), groups()
@@ -206,6 +209,7 @@ def run(steps=10, optimizer=(), **changes):
     return before, arrays.flat_arrays(state["model"]), state, setup
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     ("choice", "encoders"),
     [
@@ -231,6 +235,7 @@ def test_only_what_is_trainable_changes_bit_for_bit(choice, encoders):
     assert not any("logit_scale" in name or "class_text" in name for name in changed)
 
 
+@pytest.mark.slow
 def test_each_group_has_its_own_learning_rate():
     before, after, *_ = run(
         steps=1, optimizer={"learning_rates": {"prompt": 3e-2, "layer_norm": 1e-2}}

@@ -28,6 +28,7 @@ def zse_pair(**changes):
     return model, correspond(model, zse.images(3), zse.images(3, 1))
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("changes", [{}, SPATIAL, EVERY_TOKEN, SELECTED], ids=str)
 def test_zse_similarity_is_the_logit_of_its_score(changes):
     model, found = zse_pair(**changes)
@@ -45,6 +46,7 @@ def test_zse_relation_network_maps_the_match_to_the_similarity(changes):
     assert "anchors" in model.local_evidence
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     "changes",
     [{}, {"keep_rate": 0.25, "keep_blocks": (1,), "anchors": 1, **SPATIAL}],

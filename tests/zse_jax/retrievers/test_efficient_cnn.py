@@ -82,6 +82,7 @@ def test_features_are_unit_embeddings_and_score_is_their_cosine():
     np.testing.assert_allclose(model.score(sketches, photos), sketches @ photos.T, rtol=1e-4)
 
 
+@pytest.mark.slow
 def test_loss_is_the_weighted_sum_of_its_three_terms_on_the_right_images():
     model = taught(
         quadruplet_weight=2.0, classification_weight=0.5, knowledge_weight=3.0,
@@ -108,6 +109,7 @@ def test_loss_is_the_weighted_sum_of_its_three_terms_on_the_right_images():
     np.testing.assert_allclose(loss, want, rtol=1e-3)
 
 
+@pytest.mark.slow
 def test_every_parameter_receives_a_gradient_and_the_knowledge_does_not():
     model, batch = taught(), groups()
     gradients = nnx.jit(nnx.grad(lambda model: model.loss(batch)[0]))(model)
@@ -124,6 +126,7 @@ def test_a_loss_of_weight_0_is_not_computed():
     assert loss == terms["classification"]
 
 
+@pytest.mark.slow
 def test_knowledge_that_was_not_prepared_makes_the_loss_nan():
     unprepared = nnx.jit(lambda: create(TINY, rngs=nnx.Rngs(0)))()
     loss, terms = _loss(unprepared, groups())

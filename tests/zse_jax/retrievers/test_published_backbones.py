@@ -38,6 +38,7 @@ def small(monkeypatch):
         monkeypatch.setitem(BACKBONES, name, functools.partial(kind, "tiny"))
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("backbone", ["efficientnet_tiny", "dinov2_tiny"])
 def test_the_match_of_places_of_published_backbones_decomposes_the_cosine(small, backbone):
     settings = {**SETTINGS, "backbone": backbone}

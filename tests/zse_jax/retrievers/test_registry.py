@@ -71,6 +71,7 @@ def test_unknown_names_give_the_nearest(settings, message):
         create(settings, rngs=nnx.Rngs(0))
 
 
+@pytest.mark.slow
 def test_rematerialisation_is_an_argument_of_create():
     settings = small_systems.config("zse").model
     model = create(settings, remat="blocks", rngs=nnx.Rngs(0))

@@ -59,12 +59,14 @@ def test_pixels_are_normalised_to_mean_and_std_of_one_half():
     ("changes", "atol"),
     [
         ({}, 1e-5),
-        ({"cross_value": "other"}, 1e-5),
-        ({"anchor_map": "spatial"}, 1e-5),
-        ({"anchors": 16}, 1e-5),
-        ({"anchors": 16, "cross_value": "other"}, 1e-5),
-        ({"keep_rate": 0.9, "keep_blocks": (1, 2), "anchors": 14}, 1e-5),
-        ({"dtype": "bfloat16"}, 1e-2),
+        pytest.param({"cross_value": "other"}, 1e-5, marks=pytest.mark.slow),
+        pytest.param({"anchor_map": "spatial"}, 1e-5, marks=pytest.mark.slow),
+        pytest.param({"anchors": 16}, 1e-5, marks=pytest.mark.slow),
+        pytest.param({"anchors": 16, "cross_value": "other"}, 1e-5, marks=pytest.mark.slow),
+        pytest.param(
+            {"keep_rate": 0.9, "keep_blocks": (1, 2), "anchors": 14}, 1e-5, marks=pytest.mark.slow
+        ),
+        pytest.param({"dtype": "bfloat16"}, 1e-2, marks=pytest.mark.slow),
     ],
     ids=str,
 )
@@ -91,6 +93,7 @@ def test_score_of_every_pair_is_the_score_of_that_pair(changes, atol):
     assert "dtype" in changes or np.diff(np.sort(expected, axis=None)).mean() > 100 * atol
 
 
+@pytest.mark.slow
 def test_a_single_photo_is_scored():
     model = still()
     encode = compiled(model.encode)
@@ -140,6 +143,7 @@ def test_loss_is_the_weighted_sum_of_its_terms_over_the_right_pairs():
     np.testing.assert_allclose(loss, 2 * triplet + 4 * relation, rtol=1e-5)
 
 
+@pytest.mark.slow
 def test_every_parameter_receives_a_gradient():
     model = still()
     batch = quadruplets(2)
@@ -148,6 +152,7 @@ def test_every_parameter_receives_a_gradient():
     assert not [path for path, leaf in flat if not np.abs(leaf[...]).max() > 0]
 
 
+@pytest.mark.slow
 def test_dropout_is_random_and_off_in_a_deterministic_view():
     model, batch = build(), quadruplets(2)
     assert compiled(model.loss)(batch)[0] != compiled(model.loss)(batch)[0]
@@ -155,6 +160,7 @@ def test_dropout_is_random_and_off_in_a_deterministic_view():
     assert compiled(quiet.loss)(batch)[0] == compiled(quiet.loss)(batch)[0]
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     ("changes", "tokens"),
     [
@@ -179,6 +185,7 @@ def test_published_network_has_the_published_number_of_parameters():
     assert count == 98_240_536
 
 
+@pytest.mark.slow
 def test_bfloat16_computes_in_bfloat16_with_float32_parameters_and_scores():
     model = still(dtype="bfloat16")
     assert {x.dtype for x in jax.tree.leaves(nnx.state(model, nnx.Param))} == {jnp.dtype("float32")}

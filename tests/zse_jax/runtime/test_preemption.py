@@ -79,6 +79,7 @@ def test_sigusr1_does_the_same(tmp_path, reference):
     check_resumed(tmp_path, reference)
 
 
+@pytest.mark.slow
 def test_ctrl_c_saves_and_says_how_to_resume(tmp_path, reference):
     end = stopped(tmp_path, signal.SIGINT, 4)
     assert end.code == preemption.INTERRUPTED == 130
@@ -174,6 +175,7 @@ def test_a_run_killed_at_random_moments_ends_equal_to_the_byte(tmp_path, referen
     assert killing.different(tmp_path, reference) == []
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("part", ["model", "config", "data"])
 def test_a_damaged_newest_checkpoint_falls_back_to_the_one_before(
     tmp_path, reference, part, caplog

@@ -101,6 +101,7 @@ def test_knowledge_is_the_mean_prediction_of_the_teacher_for_each_seen_class(tmp
     np.testing.assert_allclose(model.knowledge[...].sum(axis=1), 1, rtol=1e-4)
 
 
+@pytest.mark.slow
 def test_training_starts_with_the_teachers_weights_and_statistics(tmp_path):
     network = torchvision_file(tmp_path / "w.safetensors")
     model, _, _ = begin(config(init_from=str(tmp_path / "w.safetensors")), tmp_path)
@@ -143,12 +144,14 @@ def test_the_first_state_is_sharded_as_the_mesh_requires(tmp_path):
         assert leaf.sharding == like.sharding
 
 
+@pytest.mark.slow
 def test_knowledge_of_weight_0_is_not_computed(tmp_path):
     model, _, _ = begin(config(**{"model.knowledge_weight": 0.0}), tmp_path)
     assert model.knowledge is None
     assert not (tmp_path / distillation.FILE).exists()
 
 
+@pytest.mark.slow
 def test_knowledge_is_computed_once_and_then_read(tmp_path, monkeypatch):
     first, _, _ = begin(config(), tmp_path)
     monkeypatch.setattr(distillation, "prepare", None)  # a second pass would fail
@@ -156,6 +159,7 @@ def test_knowledge_is_computed_once_and_then_read(tmp_path, monkeypatch):
     np.testing.assert_array_equal(first.knowledge[...], second.knowledge[...])
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     ("change", "differing"),
     [
@@ -197,6 +201,7 @@ def test_stale_knowledge_is_an_error(begun, tmp_path, monkeypatch, change, diffe
         begin(config(**flat), tmp_path)
 
 
+@pytest.mark.slow
 def test_a_damaged_knowledge_file_is_made_again_unless_the_user_named_it(tmp_path, caplog):
     (tmp_path / distillation.FILE).write_bytes(b"nothing")
     begin(config(), tmp_path)
@@ -213,6 +218,7 @@ def test_another_number_of_seen_classes_is_an_error(tmp_path):
         begin(config(**{"model.seen_classes": 23}), tmp_path)
 
 
+@pytest.mark.slow
 def test_weights_of_another_network_are_an_error_that_names_the_file(tmp_path):
     torchvision_file(tmp_path / "w.safetensors")
     settings = config(**{"init_from": str(tmp_path / "w.safetensors"), "model.depths": (1, 2)})
@@ -230,6 +236,7 @@ def prepare(settings, workdir=None, asked=True):
     distillation.main(options)
 
 
+@pytest.mark.slow
 def test_prepare_writes_the_file_that_training_reads(tmp_path, monkeypatch):
     file = tmp_path / "deep" / "doodles.npz"
     settings = config(**{"teacher.knowledge": str(file)})

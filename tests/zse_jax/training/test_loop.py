@@ -46,7 +46,7 @@ def lines(workdir):
 
 
 @pytest.mark.parametrize("dropout", [0.0, 0.5])
-@pytest.mark.parametrize(("data", "fsdp"), [(8, 1), (2, 4)])
+@pytest.mark.parametrize(("data", "fsdp"), [pytest.param(8, 1, marks=pytest.mark.slow), (2, 4)])
 def test_losses_do_not_depend_on_the_mesh(monkeypatch, dropout, data, fsdp):
     monkeypatch.setattr(sharding, "MIN_SIZE", 64)
     config = tiny.config(**{"model.dropout": dropout})
@@ -94,6 +94,7 @@ def test_a_run_evaluates_saves_and_reports(tmp_path, capsys):
     assert "computing in float32 on 8 CPU devices (data=8 x fsdp=1)" in output
 
 
+@pytest.mark.slow
 def test_a_longer_second_run_continues_the_first(tmp_path, reference):
     loop.train(tiny.config(**{"train.steps": 6}), tmp_path)
     loop.train(tiny.config(), tmp_path)
@@ -106,6 +107,7 @@ def test_a_run_with_another_config_is_not_continued(tmp_path):
         loop.train(tiny.config(**{"model.width": 32}), tmp_path)
 
 
+@pytest.mark.slow
 def test_the_test_set_is_evaluated_apart_where_it_is_larger(tmp_path, capsys):
     changes = {"evaluation.sketch_stride": 2, "train.steps": 3, "evaluation.every": 3}
     results = loop.train(tiny.config(**changes), tmp_path)
@@ -128,6 +130,7 @@ def test_half_a_results_file_is_reported_and_made_again(tmp_path, reference, cap
     assert "metrics.json is damaged" in caplog.text
 
 
+@pytest.mark.slow
 def test_a_loss_that_is_not_finite_stops_the_run(tmp_path, monkeypatch):
     changes = {"checkpoint.every": 3, "evaluation.every": 0, "log.every": 50}
     loop.train(tiny.config(**{**changes, "train.steps": 3}), tmp_path)
@@ -144,6 +147,7 @@ def test_a_loss_that_is_not_finite_stops_the_run(tmp_path, monkeypatch):
         assert checkpoints.latest == 3
 
 
+@pytest.mark.slow
 def test_the_loop_waits_for_the_device_only_to_report(tmp_path, monkeypatch):
     fetched, device_get = [], jax.device_get
     monkeypatch.setattr(jax, "device_get", lambda tree: fetched.append(0) or device_get(tree))
@@ -183,6 +187,7 @@ def test_no_step_reads_the_storage(tmp_path, reference, monkeypatch):
     assert read == []
 
 
+@pytest.mark.slow
 def test_another_validation_setting_starts_a_new_record_and_keeps_the_old_best(
     tmp_path, reference, capsys
 ):

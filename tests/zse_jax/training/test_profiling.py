@@ -148,6 +148,7 @@ def test_a_trace_needs_a_local_folder():
         profiling.Trace((0, 1), 12, "gs://bucket/run")
 
 
+@pytest.mark.slow
 def test_a_run_reports_its_cost_and_profiles_the_requested_steps(tmp_path, monkeypatch, capsys):
     tiny.install(monkeypatch.setattr)
     monkeypatch.setattr(loop.Run, "finish", lambda run: {})

@@ -22,14 +22,20 @@ def one_device():
     return sharding.make_mesh(devices=jax.devices()[:1])
 
 
+@pytest.fixture(scope="module")
+def accumulated():
+    """Two steps of ZSE on one device with two micro-batches: see `small_systems.steps`."""
+    config = small_systems.config("zse", **{"train.accumulate": 2})
+    return small_systems.steps(config, one_device(), small_systems.batch("zse"))
+
+
 @pytest.mark.slow
-def test_micro_batches_give_the_gradient_of_the_whole_batch():
+def test_micro_batches_give_the_gradient_of_the_whole_batch(accumulated):
     batch = small_systems.batch("zse")
     whole, state = small_systems.steps(small_systems.config("zse"), one_device(), batch)
-    config = small_systems.config("zse", **{"train.accumulate": 2})
-    parts, accumulated = small_systems.steps(config, one_device(), batch)
+    parts, of_parts = accumulated
     np.testing.assert_allclose(parts, whole, rtol=2e-5)
-    first, other = (arrays.flat_arrays(s["optimizer"]) for s in (state, accumulated))
+    first, other = (arrays.flat_arrays(s["optimizer"]) for s in (state, of_parts))
     moments = [name for name in first if "/mu/" in name and "bias" not in name]
     assert moments
     for name in moments:
@@ -38,13 +44,13 @@ def test_micro_batches_give_the_gradient_of_the_whole_batch():
 
 
 @pytest.mark.slow
-def test_micro_batches_do_not_depend_on_the_mesh_and_need_no_transfer(monkeypatch):
+def test_micro_batches_do_not_depend_on_the_mesh_and_need_no_transfer(accumulated, monkeypatch):
     monkeypatch.setattr(sharding, "MIN_SIZE", 64)
     config, batch = (
         small_systems.config("zse", **{"train.accumulate": 2}),
         small_systems.batch("zse"),
     )
-    one, _ = small_systems.steps(config, one_device(), batch)
+    one, _ = accumulated
     mesh = sharding.make_mesh(2, 4)
     placed = jax.device_put(batch, sharding.batch_sharding(mesh))
     setup = step.set_up(config, mesh)
@@ -127,6 +133,7 @@ def test_rematerialisation_changes_no_number(system):
     jax.tree.map(lambda a, b: np.testing.assert_allclose(a, b, rtol=1e-4, atol=1e-6), *statistics)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("system", SYSTEMS)
 def test_rematerialisation_stores_less_for_the_backward_pass(system):
     """Measured by the residuals of jax.vjp: XLA's CPU backend moves the recomputation."""
