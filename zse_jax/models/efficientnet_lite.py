@@ -60,6 +60,9 @@ class Stage(NamedTuple):
 STEM, HEAD = 32, 1280
 """Channels of the first and the last convolution, in all variants."""
 
+STRIDES = 2, 4, 8, 16, 32
+"""Pixels for each vector of the maps, along both axes."""
+
 _STAGES = (
     Stage(1, 3, 1, 1, 16),
     Stage(2, 3, 2, 6, 24),
@@ -180,25 +183,25 @@ class Block(nnx.Module):
 
 
 class EfficientNetLite(nnx.Module):
-    """EfficientNet-Lite with its ImageNet head (`backbone.Backbone`).
+    """EfficientNet-Lite with its ImageNet head, or its first blocks alone (`backbone.Backbone`).
 
     Attributes:
       variant: key of `VARIANTS`.
-      features: number of pooled features.
-      classes: outputs of the head, 1000 for ImageNet.
+      features: number of local and pooled features.
+      classes: outputs of the head, 1000 for ImageNet; 0 without a head.
     """
 
     image_size: int | None = None
     mean: Sequence[float] = (127 / 255,) * 3
     std: Sequence[float] = (128 / 255,) * 3
     publishers: Sequence[str] = ("efficientnet_lite",)
-    features: int = HEAD
 
     def __init__(
         self,
         variant: str = "lite0",
         *,
         classes: int = 1000,
+        stride: int | None = None,
         frozen_statistics: bool = False,
         dtype: DTypeLike = jnp.float32,
         rngs: nnx.Rngs,
@@ -208,34 +211,51 @@ class EfficientNetLite(nnx.Module):
         Args:
           variant: key of `VARIANTS`.
           classes: outputs of the head.
+          stride: 2, 4, 8, 16 or 32: only the blocks up to the last map with one vector for each
+            `stride` x `stride` pixels, without the last convolution and the head; None: all.
           frozen_statistics: use the running averages in training too, and never update them.
           dtype: of activations; parameters, statistics and outputs are float32.
           rngs: stream `params`.
 
         Raises:
-          ValueError: an unknown variant, or no classes.
+          ValueError: an unknown variant or stride, or no classes.
         """
         if classes < 1:
             raise ValueError(f"classes={classes} must be at least 1.")
+        if stride not in (None, *STRIDES):
+            raise ValueError(
+                f"EfficientNet-Lite has no map of stride {stride}: choose one of "
+                f"{', '.join(map(str, STRIDES))}."
+            )
         settings: dict[str, Any] = {"frozen": frozen_statistics, "dtype": dtype, "rngs": rngs}
-        self.variant, self.classes, self.dtype = variant, classes, dtype
-        blocks, channels = [], STEM
+        self.variant, self.dtype = variant, dtype
+        blocks, channels, reached = [], STEM, STRIDES[0]
         for stage in stages(variant):
+            reached *= stage.stride
+            if stride is not None and reached > stride:
+                break
             for i in range(stage.blocks):
-                stride = 1 if i else stage.stride
-                blocks.append(Block(channels, stage, stride, **settings))
+                blocks.append(Block(channels, stage, 1 if i else stage.stride, **settings))
                 channels = stage.channels
         self.stem = Convolution(3, STEM, 3, 2, **settings)
         self.blocks = nnx.List(blocks)
-        self.last = Convolution(channels, HEAD, **settings)
-        self.head = linear(HEAD, classes, dtype=jnp.dtype(jnp.float32), rngs=rngs)
+        whole = stride is None
+        self.classes, self.features = (classes, HEAD) if whole else (0, channels)
+        self.last = Convolution(channels, HEAD, **settings) if whole else None
+        float32 = jnp.dtype("float32")
+        self.head = linear(HEAD, classes, dtype=float32, rngs=rngs) if whole else None
 
     def __call__(
         self, images: Float[Array, "b h w 3"]
-    ) -> tuple[Float[Array, "b features"], Float[Array, "b classes"]]:
+    ) -> tuple[Float[Array, "b features"], Float[Array, "b classes"] | None]:
         """Pooled features and logits, float32, of images that are already normalised."""
-        features = self.local_features(images).mean(axis=(1, 2))
-        return features, self.head(features)
+        return self._pooled(self.local_features(images))
+
+    def _pooled(
+        self, local: Float[Array, "b u v features"]
+    ) -> tuple[Float[Array, "b features"], Float[Array, "b classes"] | None]:
+        features = local.mean(axis=(1, 2))
+        return features, None if self.head is None else self.head(features)
 
     @property
     def depth(self) -> int:
@@ -251,13 +271,18 @@ class EfficientNetLite(nnx.Module):
 
     def upper(
         self, maps: Float[Array, "b u v _"], blocks: int
-    ) -> tuple[Float[Array, "b features"], Float[Array, "b classes"]]:
+    ) -> tuple[Float[Array, "b features"], Float[Array, "b classes"] | None]:
         """Pooled features and logits from the output of `lower`."""
+        return self._pooled(self.upper_local(maps, blocks))
+
+    def upper_local(
+        self, maps: Float[Array, "b u v _"], blocks: int
+    ) -> Float[Array, "b s t features"]:
+        """The features before pooling, float32, from the output of `lower`."""
         x = maps.astype(self.dtype)
         for i in range(blocks, self.depth):
             x = self.blocks[i](x)
-        features = jax.nn.relu6(self.last(x)).astype(jnp.float32).mean(axis=(1, 2))
-        return features, self.head(features)
+        return (x if self.last is None else jax.nn.relu6(self.last(x))).astype(jnp.float32)
 
     def block_of(self, path: Sequence[Any]) -> int:
         """The block of the parameter at `path`, from 1; 0: the stem; above `depth`: behind them."""
@@ -266,21 +291,20 @@ class EfficientNetLite(nnx.Module):
         return 0 if path[0] == "stem" else self.depth + 1
 
     def local_features(self, images: Float[Array, "b h w 3"]) -> Float[Array, "b u v features"]:
-        """The features before pooling, float32: one vector for each 32 x 32 pixels."""
-        x = self._maps(images)[32]
-        return jax.nn.relu6(self.last(x)).astype(jnp.float32)
+        """The features before pooling, float32: one vector for each 32 x 32 pixels, or `stride`.
+
+        With `stride`, they are outputs of a block, without an activation.
+        """
+        return self.upper_local(self.lower(images, 0), 0)
 
     def feature_maps(self, images: Float[Array, "b h w 3"]) -> dict[int, Float[Array, "b u v _"]]:
         """The last map of each resolution, float32, by its stride in pixels: 2, 4, 8, 16 and 32.
 
         They are outputs of blocks, without an activation.
         """
-        return {stride: x.astype(jnp.float32) for stride, x in self._maps(images).items()}
-
-    def _maps(self, images: Float[Array, "b h w 3"]) -> dict[int, Float[Array, "b u v _"]]:
-        x, stride = jax.nn.relu6(self.stem(images.astype(self.dtype))), 2
+        x, stride = self.lower(images, 0), STRIDES[0]
         maps = {stride: x}
         for block in self.blocks:
             x, stride = block(x), stride * block.stride
             maps[stride] = x
-        return maps
+        return {stride: x.astype(jnp.float32) for stride, x in maps.items()}

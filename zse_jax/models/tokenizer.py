@@ -1,9 +1,11 @@
-"""The learnable tokenizer of ZSE (CVPR 2023, section 3.1): from an image to visual tokens.
+"""Tokenizers of ZSE: from an image, or from a CNN's map of it, to visual tokens.
 
-It averages two patch embeddings on the same grid: the standard one of a Vision Transformer, and a
-stack of overlapping convolutions (the *scale* embedding), whose receptive field is wider than a
-patch because strokes are thin and sparse. A learned retrieval token is prepended, like a
-classifier's [CLS], and learned positions are added.
+`Tokenizer` is the learnable tokenizer of ZSE (CVPR 2023, section 3.1). It averages two patch
+embeddings on the same grid: the standard one of a Vision Transformer, and a stack of overlapping
+convolutions (the *scale* embedding), whose receptive field is wider than a patch because strokes
+are thin and sparse. `MapTokenizer` projects the vectors of a CNN's map instead (Dosovitskiy et al.,
+"An image is worth 16x16 words", ICLR 2021, section 3.1, "Hybrid architecture"). Both prepend a
+learned retrieval token, like a classifier's [CLS], and add learned positions.
 """
 
 import math
@@ -110,9 +112,54 @@ class Tokenizer(nnx.Module):
         images = images.astype(self.dtype)
         embedded = self.patch_embedding(patches(images, self.patch_size))
         x = (embedded + self.scale_embedding(images)) / 2
-        x = x.reshape(x.shape[0], -1, x.shape[-1])
-        first = jnp.broadcast_to(
-            self.retrieval_token[...].astype(x.dtype), (x.shape[0], 1, x.shape[-1])
-        )
-        x = jnp.concatenate([first, x], axis=1) + self.positions[...].astype(x.dtype)
-        return self.dropout(x)
+        return self.dropout(_placed(x, self.retrieval_token, self.positions))
+
+
+class MapTokenizer(nnx.Module):
+    """A CNN's maps to tokens: a retrieval token, then one token per vector of the map, row by row.
+
+    The vectors are normalised (LayerNorm without parameters), because outputs of a block have no
+    fixed scale, and projected.
+    """
+
+    def __init__(
+        self,
+        grid: int,
+        channels: int,
+        width: int,
+        *,
+        dropout: float,
+        position_std: float,
+        dtype: jnp.dtype,
+        rngs: nnx.Rngs,
+    ):
+        """Maps are [grid, grid, channels]; positions as for `Tokenizer`."""
+        self.grid, self.dtype = grid, dtype
+        self.projection = linear(channels, width, dtype=dtype, rngs=rngs)
+        normal = nnx.initializers.normal(position_std)
+        self.retrieval_token = nnx.Param(normal(rngs.params(), (1, 1, width)))
+        self.positions = nnx.Param(normal(rngs.params(), (1, 1 + grid**2, width)))
+        self.dropout = nnx.Dropout(dropout, rngs=rngs)
+
+    def __call__(self, maps: Float[Array, "b rows columns c"]) -> Float[Array, "b n d"]:
+        """Tokens of the maps of images of the network's size.
+
+        Raises:
+          ValueError: maps of another size.
+        """
+        if maps.shape[1:3] != (self.grid, self.grid):
+            raise ValueError(
+                f"A map of {maps.shape[1]}x{maps.shape[2]} vectors does not fit a network for "
+                f"{self.grid}x{self.grid}: set config.model.image_size to the size of the images."
+            )
+        x = self.projection(jax.nn.standardize(maps).astype(self.dtype))
+        return self.dropout(_placed(x, self.retrieval_token, self.positions))
+
+
+def _placed(
+    x: Float[Array, "b rows columns d"], retrieval_token: nnx.Param, positions: nnx.Param
+) -> Float[Array, "b n d"]:
+    """The retrieval token and the vectors of a grid, row by row, plus their positions."""
+    x = x.reshape(x.shape[0], -1, x.shape[-1])
+    first = jnp.broadcast_to(retrieval_token[...].astype(x.dtype), (x.shape[0], 1, x.shape[-1]))
+    return jnp.concatenate([first, x], axis=1) + positions[...].astype(x.dtype)

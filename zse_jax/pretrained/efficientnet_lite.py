@@ -16,6 +16,8 @@ from zse_jax.pretrained.mapping import Path, Source, batch_norm, convolution, co
 def load(model: EfficientNetLite, arrays: Mapping[str, np.ndarray]) -> None:
     """Fills parameters and running averages of `model` in place, e.g. from `_conv_stem.weight`.
 
+    Of a network that ends earlier (`stride`), the weights of the parts that it lacks are ignored.
+
     Raises:
       ValueError: unused names, or parameters without a source or of another shape, listed: the
         weights of another variant, or of an EfficientNet that is not a Lite one.
@@ -27,8 +29,16 @@ def load(model: EfficientNetLite, arrays: Mapping[str, np.ndarray]) -> None:
             f"{model.variant}; nothing was loaded. Set config.model.backbone=efficientnet_{found}, "
             f"or use the weights of {model.variant}."
         )
-    ignored = "num_batches_tracked"
-    fill(model, arrays, table(model), ignored=lambda name: name.endswith(ignored))
+    fill(model, arrays, table(model), ignored=lambda name: _ignored(model, name))
+
+
+def _ignored(model: EfficientNetLite, name: str) -> bool:
+    """Whether it is a counter, or a weight of a part that a network which ends earlier lacks."""
+    if name.endswith("num_batches_tracked"):
+        return True
+    later = range(model.depth, sum(stage.blocks for stage in stages(model.variant)))
+    lacking = ("_conv_head.", "_bn1.", "_fc.", *(f"_blocks.{i}." for i in later))
+    return model.last is None and name.startswith(lacking)
 
 
 def settings(arrays: Mapping[str, np.ndarray]) -> dict[str, Any]:
@@ -69,11 +79,9 @@ def _channels(arrays: Mapping[str, np.ndarray]) -> int:
 
 def table(model: EfficientNetLite) -> dict[Path, Source]:
     """Path of each parameter and running average -> publisher's name and the change of layout."""
-    entries = {
-        **_convolution(("stem",), "_conv_stem", "_bn0"),
-        **_convolution(("last",), "_conv_head", "_bn1"),
-        **linear(("head",), "_fc"),
-    }
+    entries = _convolution(("stem",), "_conv_stem", "_bn0")
+    if model.last is not None:
+        entries |= _convolution(("last",), "_conv_head", "_bn1") | linear(("head",), "_fc")
     for i, block in enumerate(model.blocks):
         here, there = ("blocks", i), f"_blocks.{i}"
         if block.expand is not None:

@@ -94,8 +94,14 @@ def publisher_of(names: Iterable[str]) -> str:
 
 
 def systems_of(publisher: str) -> list[str]:
-    """The systems that accept a publisher's files; the first one is the default of a conversion."""
-    return [name for name, x in registry.SYSTEMS.items() if publisher in x.pretrained]
+    """The systems that accept a publisher's files; the first one is the default of a conversion.
+
+    It is the one of which they leave the fewest parts random.
+    """
+    accepting = [name for name, x in registry.SYSTEMS.items() if publisher in x.pretrained]
+    return sorted(
+        accepting, key=lambda name: len(registry.SYSTEMS[name].pretrained[publisher].random)
+    )
 
 
 def settings(publisher: str, arrays: Mapping[str, np.ndarray]) -> dict[str, Any]:
@@ -163,6 +169,16 @@ def fill(
             f"{' or '.join(accepted) or 'that system'}."
         )
     part = accepted[found].part
+    if bool(part) != (getattr(retriever, "backbone", None) is not None):
+        advice = (
+            "choose weights of its backbone"
+            if not part
+            else "set config.model.backbone to their network, or choose weights of the whole system"
+        )
+        raise ValueError(
+            f"{path} contains weights of {found}, which are not for this config.model.backbone: "
+            f"{advice}."
+        )
     target = getattr(retriever, part) if part else retriever
     if isinstance(target, Backbone) and found not in target.publishers:
         raise ValueError(

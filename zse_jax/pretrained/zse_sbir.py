@@ -11,6 +11,7 @@ from typing import Any
 import numpy as np
 from flax import nnx
 
+from zse_jax.models.tokenizer import Tokenizer
 from zse_jax.pretrained import google_vit
 from zse_jax.pretrained.mapping import (
     Path,
@@ -80,7 +81,16 @@ def export(model: ZSE) -> dict[str, np.ndarray]:
 
 
 def table(model: ZSE) -> dict[Path, Source]:
-    """Parameter path -> the published name and the change of layout."""
+    """Parameter path -> the published name and the change of layout.
+
+    Raises:
+      ValueError: the network has a backbone, which the published one does not have.
+    """
+    if not isinstance(model.tokenizer, Tokenizer):
+        raise ValueError(
+            "The published ZSE code has no names for the parameters of a network on a CNN's map: "
+            "this needs a ZSE with config.model.backbone=None."
+        )
     entries: dict[Path, Source] = {
         ("tokenizer", "retrieval_token"): Source("sa.model.cls"),
         ("tokenizer", "positions"): Source("sa.model.pos_embedding"),

@@ -160,6 +160,13 @@ def chance(ranked: Ranked) -> Float[np.ndarray, " q"]:
     return np.where(relevant > 0, relevant / np.maximum(ranked.candidates, 1), np.nan)
 
 
+def recall(ranked: Ranked, k: int) -> Float[np.ndarray, " q"]:
+    """For every query, the share of its relevant photos among the first k; NaN without any."""
+    relevant = (ranked.hit_ranks > 0).sum(axis=1)
+    found = ((ranked.hit_ranks > 0) & (ranked.hit_ranks <= k)).sum(axis=1)
+    return np.where(relevant > 0, found / np.maximum(relevant, 1), np.nan)
+
+
 def check_conventions(conventions: Sequence[str]) -> None:
     """Raises ValueError for a name that is not a convention of average precision."""
     for convention in conventions:

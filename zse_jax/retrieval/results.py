@@ -79,6 +79,7 @@ class Evaluation:
       clusters: the photo that each sketch shows: sketches of one photo are not independent, and
         intervals resample them together. None: each sketch shows another photo.
       over: what the intervals of `table` are over, see `intervals`.
+      recalls: two-stage ranking -> share of a query's relevant photos in its shortlist, mean.
     """
 
     name: str
@@ -95,6 +96,7 @@ class Evaluation:
     class_names: Sequence[str] | None = dataclasses.field(default=None, repr=False)
     clusters: Int[np.ndarray, " q"] | None = dataclasses.field(default=None, repr=False)
     over: Over = "sketches"
+    recalls: Mapping[str, float] = dataclasses.field(default_factory=dict)
     _intervals: dict[Any, Any] = dataclasses.field(default_factory=dict, init=False, repr=False)
 
     @property

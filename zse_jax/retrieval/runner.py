@@ -19,6 +19,7 @@ from jaxtyping import Float, Int, Real
 
 from zse_jax.retrieval import metrics, scoring
 from zse_jax.retrieval.encoding import Batch, encode
+from zse_jax.retrieval.expansion import EXPANDED
 from zse_jax.retrieval.intervals import Over
 from zse_jax.retrieval.ranking import Ranked, rank
 from zse_jax.retrieval.results import Evaluation
@@ -28,9 +29,6 @@ from zse_jax.retrievers.base import Encoder, Features, Modality
 
 KEPT = 200
 """Number of first photos of every sketch that an `Evaluation` keeps."""
-
-EXPANDED = "+expansion"
-"""End of the names of rankings by expanded queries, which use the gallery."""
 
 Block = tuple[slice, np.ndarray | jax.Array]
 """Consecutive sketches, and their similarity with every photo."""
@@ -76,7 +74,9 @@ class Options(TypedDict, total=False):
       shortlists: numbers of photos K. For each, every ranking of kind "score" is measured a second
         time as "RANKING@K": only the K photos that are nearest by the first ranking of kind
         "embedding" are scored, at the cost of K photos instead of the whole gallery. A K of at
-        least the gallery's size gives the ranking itself.
+        least the gallery's size gives the ranking itself. If `rankings` has none of kind "score",
+        all of the retriever's are measured, only with shortlists: the exact ranking of a large
+        gallery may take too long.
       expansion: number of photos that expand each query, see `zse_jax.retrieval.expansion`; 0, the
         default: none. If given, every ranking of kind "embedding" is measured a second time as
         "RANKING+expansion", and two-stage rankings as "RANKING@K+expansion".
@@ -143,6 +143,8 @@ def evaluate(
     expansion = options.get("expansion", 0)
     storage, folder = options.get("storage", Storage()), options.get("folder")
     rankings = _checked_rankings(retriever, options.get("rankings"), shortlists)
+    scores = [x for x in retriever.rankings if scoring.ranking_kind(retriever, x) == "score"]
+    reranked = [x for x in scores if x in rankings] or scores
     watch = _Stopwatch()
 
     def bar(description: str) -> str | None:
@@ -178,13 +180,14 @@ def evaluate(
             expansion=expansion,
         )
 
-    def ranked_blocks() -> Iterator[tuple[str, Iterator[Block]]]:
-        """The name of every ranking to measure, and its similarities by blocks of sketches."""
-        for ranking in rankings:
-            yield ranking, blocks_of(ranking, 0)
+    def ranked_blocks() -> Iterator[tuple[str, int | None, Iterator[Block]]]:
+        """Name, K if there is a shortlist, and similarities by blocks of every ranking."""
+        for ranking in dict.fromkeys((*rankings, *(reranked if shortlists else ()))):
+            if ranking in rankings:
+                yield ranking, None, blocks_of(ranking, 0)
             if scoring.ranking_kind(retriever, ranking) == "embedding":
                 if expansion:
-                    yield ranking + EXPANDED, blocks_of(ranking, expansion)
+                    yield ranking + EXPANDED, None, blocks_of(ranking, expansion)
                 continue
             for k in shortlists:
                 for suffix, photos in {"": 0, EXPANDED: expansion}.items():
@@ -193,6 +196,7 @@ def evaluate(
                     name = f"{ranking}@{k}{suffix}"
                     yield (
                         name,
+                        k,
                         two_stage_blocks(
                             *features,
                             k,
@@ -203,11 +207,15 @@ def evaluate(
                         ),
                     )
 
-    by_query, top, top_similarity = {}, {}, {}
+    by_query, top, top_similarity, recalls = {}, {}, {}, {}
     chances: Mapping[str, float] = {}
-    for title, blocks in ranked_blocks():
-        found, chances, first = _measure(watch.each(f"rank/{title}", blocks), tasks, watch)
+    for title, k, blocks in ranked_blocks():
+        found, chances, first, recall = _measure(
+            watch.each(f"rank/{title}", blocks), tasks, watch, k
+        )
         by_query[title], top[title], top_similarity[title] = found, *first
+        if recall is not None:
+            recalls[title] = recall
     return Evaluation(
         name=options.get("name") or words.name,
         by_query=by_query,
@@ -223,6 +231,7 @@ def evaluate(
         class_names=options.get("class_names"),
         clusters=options.get("clusters"),
         over=options.get("over", "sketches"),
+        recalls=recalls,
     )
 
 
@@ -236,27 +245,28 @@ def _checked_rankings(
         retriever without rankings of both kinds.
     """
     rankings = tuple(retriever.rankings if rankings is None else rankings)
-    kinds = {scoring.ranking_kind(retriever, ranking) for ranking in rankings}
+    for ranking in rankings:
+        scoring.ranking_kind(retriever, ranking)
     if not rankings:
         raise ValueError(f"rankings is empty: choose from {', '.join(retriever.rankings)}.")
     if any(k < 1 for k in shortlists):
         raise ValueError(f"shortlists={tuple(shortlists)} must be numbers of photos, 1 or more.")
-    if shortlists and not ("score" in kinds and "embedding" in retriever.rankings.values()):
+    if shortlists and not {"score", "embedding"} <= set(retriever.rankings.values()):
         raise ValueError(
             f"shortlists={tuple(shortlists)} need a ranking of kind 'embedding' and one of kind "
-            f"'score' to measure, but {type(retriever).__name__} ranks by "
-            f"{dict(retriever.rankings)}, and rankings={rankings}."
+            f"'score', but {type(retriever).__name__} ranks by {dict(retriever.rankings)}."
         )
     return rankings
 
 
 def _measure(
-    blocks: Iterable[Block], tasks: Sequence[Task], watch: "_Stopwatch"
-) -> tuple[Measured, dict[str, float], tuple[np.ndarray, np.ndarray]]:
-    """Metrics and chances of all tasks by scope, and the first photos of the last task.
+    blocks: Iterable[Block], tasks: Sequence[Task], watch: "_Stopwatch", k: int | None
+) -> tuple[Measured, dict[str, float], tuple[np.ndarray, np.ndarray], float | None]:
+    """Metrics and chances of all tasks by scope; of the last task, first photos and recall at k.
 
     The ranks of relevant photos are dropped as soon as a block is measured.
     """
+    recalls: list[np.ndarray] = []
     parts: list[Measured] = []
     shares: list[Mapping[str, np.ndarray]] = []
     first: list[tuple[np.ndarray, np.ndarray]] = []
@@ -272,6 +282,8 @@ def _measure(
             parts.append(measured)
             shares.append(share)
             first.append((ranked.top, ranked.top_similarity))
+            if k is not None:
+                recalls.append(metrics.recall(ranked, k))
     by_query = {
         scope: {name: np.concatenate([part[scope][name] for part in parts]) for name in named}
         for scope, named in parts[0].items()
@@ -281,7 +293,8 @@ def _measure(
         for scope in by_query
     }
     top, top_similarity = map(np.concatenate, zip(*first, strict=True))
-    return by_query, chances, (top, top_similarity)
+    recall = float(np.nanmean(np.concatenate(recalls))) if recalls else None
+    return by_query, chances, (top, top_similarity), recall
 
 
 class _Stopwatch:

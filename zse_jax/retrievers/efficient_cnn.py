@@ -26,7 +26,15 @@ from zse_jax.losses import (
     supervised_contrastive,
     unit,
 )
-from zse_jax.models.backbone import Backbone, Divisible, create_backbone
+from zse_jax.models.backbone import (
+    Backbone,
+    Divisible,
+    check_frozen,
+    create_backbone,
+    frozen_output,
+    is_frozen,
+    statistics_move,
+)
 from zse_jax.models.layers import linear, normalise
 from zse_jax.retrievers.base import Correspondence, Encoder, Explainable, Modality, Retriever
 
@@ -120,8 +128,7 @@ class EfficientCNN(Retriever, Explainable):
                 f"The backbone {backbone!r} takes images of {self.backbone.image_size} pixels: set "
                 f"config.model.image_size to that, not to {image_size}."
             )
-        if frozen_blocks:
-            self._check_frozen(backbone, frozen_statistics)
+        check_frozen(self.backbone, backbone, frozen_blocks, frozen_statistics)
         if knowledge_weight and not self.backbone.classes:
             raise ValueError(
                 f"The backbone {backbone!r} has no ImageNet classifier, which the knowledge "
@@ -132,24 +139,6 @@ class EfficientCNN(Retriever, Explainable):
         self.classifier = linear(embedding_width, seen_classes, dtype=float32, rngs=rngs)
         shape = seen_classes, self.backbone.classes
         self.knowledge = Knowledge(jnp.full(shape, jnp.nan)) if knowledge_weight else None
-
-    def _check_frozen(self, backbone: str, frozen_statistics: bool) -> None:
-        if not isinstance(self.backbone, Divisible):
-            raise ValueError(
-                f"The backbone {backbone!r} cannot be frozen in part: set "
-                "config.model.frozen_blocks to 0, or choose an EfficientNet-Lite."
-            )
-        if not 0 < self.frozen_blocks <= self.backbone.depth:
-            raise ValueError(
-                f"config.model.frozen_blocks={self.frozen_blocks}: the backbone {backbone!r} has "
-                f"{self.backbone.depth} blocks."
-            )
-        if not frozen_statistics:
-            raise ValueError(
-                f"config.model.frozen_blocks={self.frozen_blocks} needs "
-                "config.model.frozen_statistics=true: otherwise the batch statistics of the frozen "
-                "blocks would still change."
-            )
 
     def loss(self, batch: Mapping[str, Num[Array, "..."]]) -> tuple[Array, dict[str, Array]]:
         """Weighted sum of the three losses on P classes with K sketches and K photos each.
@@ -215,33 +204,27 @@ class EfficientCNN(Retriever, Explainable):
         if not self.frozen_blocks:
             return self.backbone(_normalise(images, self.backbone))
         assert isinstance(self.backbone, Divisible)  # checked in __init__
-        if images.shape[-1] == 3:
-            images = self.backbone.lower(_normalise(images, self.backbone), self.frozen_blocks)
-        return self.backbone.upper(jax.lax.stop_gradient(images), self.frozen_blocks)
+        maps = frozen_output(self.backbone, images, self.frozen_blocks)
+        return self.backbone.upper(maps, self.frozen_blocks)
 
     def frozen(self, images: UInt8[Array, "b h w 3"]) -> Float[Array, "b u v d"] | None:
         """The output of the frozen blocks; None if there are none."""
         if not self.frozen_blocks:
             return None
-        assert isinstance(self.backbone, Divisible)
-        return self.backbone.lower(_normalise(images, self.backbone), self.frozen_blocks)
+        return frozen_output(self.backbone, images, self.frozen_blocks)
 
     def parameter_group(self, path: tuple[Any, ...]) -> str | None:
         """The group "backbone", or "head" for embedding and classifier; None: a frozen block."""
         if path[0] != "backbone":
             return "head"
-        if self.frozen_blocks and isinstance(self.backbone, Divisible):
-            return None if self.backbone.block_of(path[1:]) <= self.frozen_blocks else "backbone"
-        return "backbone"
+        return None if is_frozen(self.backbone, path[1:], self.frozen_blocks) else "backbone"
 
     @property
     def across_samples(self) -> tuple[str, ...]:
         """The hardest examples of the batch, and batch normalisation unless it is frozen."""
-        norms = (node for _, node in nnx.iter_graph(self) if isinstance(node, nnx.BatchNorm))
-        moving = any(not getattr(norm, "frozen", False) for norm in norms)
         weights = {"quadruplet": self.quadruplet_weight, "contrastive": self.contrastive_weight}
         related = tuple(name for name, weight in weights.items() if weight)
-        return related + ("batch statistics",) * moving
+        return related + ("batch statistics",) * statistics_move(self.backbone)
 
     def encode(self, images: UInt8[Array, "b h w 3"], modality: Modality) -> Float[Array, "b d"]:
         """The L2-normalised embedding of each image; both modalities share the network."""

@@ -93,6 +93,11 @@ SYSTEMS: Mapping[str, System] = {
             "timm_vit": Pretrained(
                 uninferred=("heads", "cross_heads", "anchor_map"), random=_NOT_IN_VIT
             ),
+            "efficientnet_lite": Pretrained(
+                part="backbone",
+                uninferred=("image_size", "depth", "width", "heads", "cross_heads", "anchor_map"),
+                random=("projection", "transformer", *_NOT_IN_VIT[1:]),
+            ),
         },
     ),
     "clip_prompt": System(

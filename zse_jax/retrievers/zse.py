@@ -3,6 +3,9 @@
 Lin et al., arXiv 2303.14348. Self-attention with a learnable tokenizer encodes each image;
 cross-attention relates the tokens of a sketch and a photo; a kernel-based relation network scores
 how well their local tokens correspond. Defaults are the published network, B/16.
+
+With a `backbone`, the tokens are projections of a pretrained CNN's map instead of patches: the
+hybrid form of Vision Transformers (Dosovitskiy et al., ICLR 2021, section 3.1); our addition.
 """
 
 from collections.abc import Mapping, Sequence
@@ -13,7 +16,17 @@ import jax.numpy as jnp
 from flax import nnx
 from jaxtyping import Array, Float, Num, UInt8
 
-from zse_jax.losses import euclidean_triplet, relation_mse
+from zse_jax.losses import euclidean_triplet, relation_mse, supervised_contrastive
+from zse_jax.models import layers
+from zse_jax.models.backbone import (
+    Backbone,
+    Divisible,
+    check_frozen,
+    create_backbone,
+    frozen_output,
+    is_frozen,
+    statistics_move,
+)
 from zse_jax.models.cross_attention import CrossAttention, Projected, Value
 from zse_jax.models.relation_network import (
     AnchorMap,
@@ -21,7 +34,7 @@ from zse_jax.models.relation_network import (
     RelationNetwork,
     cosine_matrix,
 )
-from zse_jax.models.tokenizer import Tokenizer
+from zse_jax.models.tokenizer import MapTokenizer, Tokenizer
 from zse_jax.models.vit import Encoder, tokens_after_selection
 from zse_jax.retrievers.base import Correspondence, Explainable, Modality, Retriever
 
@@ -50,6 +63,7 @@ class ZSE(Retriever, Explainable):
     """The ZSE network; its features are each image's tokens before cross-attention.
 
     Attributes:
+      backbone: a CNN that ends with the map of stride `patch_size`; None: as published.
       anchors_are_places: whether each anchor corresponds to one place of the image. It does not if
         tokens are merged with `anchor_map="published"` or after token selection.
     """
@@ -59,10 +73,14 @@ class ZSE(Retriever, Explainable):
         "token": "embedding",
         "relation": "score",
     }
+    parameter_groups: ClassVar[Sequence[str]] = ("all", "backbone", "head")
 
     def __init__(
         self,
         *,
+        backbone: str | None = None,
+        frozen_blocks: int = 0,
+        frozen_statistics: bool = False,
         image_size: int = 224,
         patch_size: int = 16,
         scale_channels: int = 64,
@@ -83,12 +101,18 @@ class ZSE(Retriever, Explainable):
         triplet_weight: float = 2.0,
         triplet_margin: float = 1.0,
         relation_weight: float = 4.0,
+        contrastive_weight: float = 0.0,
+        temperature: float = 0.1,
         dtype: jnp.dtype = jnp.float32,
         rngs: nnx.Rngs,
     ):
         """Builds the network; every default is the published value.
 
         Args:
+          backbone: key of `models.backbone.BACKBONES` whose map of stride `patch_size` becomes the
+            local tokens; None: the published tokenizer.
+          frozen_blocks: first blocks of the backbone that do not train, with the stem; 0: none.
+          frozen_statistics: keep the batch statistics that come with the backbone's weights.
           image_size, patch_size: pixels.
           scale_channels: of the scale embedding's first convolution; each later one has twice as
             many.
@@ -98,12 +122,14 @@ class ZSE(Retriever, Explainable):
           anchors: 49, or the number of remaining local tokens (196, or 144 at keep_rate 0.9).
           anchor_map: "published" or "spatial"; see `models.relation_network.Anchors`.
           position_std: initial standard deviation of the positions and the retrieval token.
+          contrastive_weight, temperature: of `losses.supervised_contrastive` between the retrieval
+            tokens before cross-attention, by which `token` ranks; ours, not published.
           dtype: of activations; parameters are float32.
 
         Raises:
-          ValueError: sizes that are not compatible.
+          ValueError: sizes that are not compatible, or settings that the backbone does not have.
         """
-        if patch_size < 1 or image_size % patch_size:
+        if patch_size < 1 or (backbone is None and image_size % patch_size):
             raise ValueError(
                 f"image_size={image_size} is not a multiple of patch_size={patch_size}: change one."
             )
@@ -112,10 +138,34 @@ class ZSE(Retriever, Explainable):
         self.triplet_weight = triplet_weight
         self.triplet_margin = triplet_margin
         self.relation_weight = relation_weight
+        self.contrastive_weight, self.temperature = contrastive_weight, temperature
+        self.frozen_blocks = frozen_blocks
         common: dict[str, Any] = {"dropout": dropout, "dtype": dtype, "rngs": rngs}
-        self.tokenizer = Tokenizer(
-            image_size, patch_size, width, scale_channels, position_std=position_std, **common
-        )
+        self.backbone: Backbone | None
+        self.tokenizer: Tokenizer | MapTokenizer
+        if backbone is None:
+            self.backbone = None
+            if frozen_blocks:
+                raise ValueError(
+                    f"config.model.frozen_blocks={frozen_blocks} needs config.model.backbone: the "
+                    "published network has none. Set frozen_blocks to 0."
+                )
+            self.tokenizer = Tokenizer(
+                image_size, patch_size, width, scale_channels, position_std=position_std, **common
+            )
+        else:
+            self.backbone = create_backbone(
+                backbone,
+                {"frozen_statistics": frozen_statistics},
+                stride=patch_size,
+                dtype=dtype,
+                rngs=rngs,
+            )
+            check_frozen(self.backbone, backbone, frozen_blocks, frozen_statistics)
+            grid, channels = -(-image_size // patch_size), self.backbone.features
+            self.tokenizer = MapTokenizer(
+                grid, channels, width, position_std=position_std, **common
+            )
         self.encoder = Encoder(
             width=width,
             depth=depth,
@@ -141,9 +191,46 @@ class ZSE(Retriever, Explainable):
         merged = self.anchors.merge is not None
         self.anchors_are_places = not merged or (anchor_map == "spatial" and not keep_rates)
 
-    def tokens(self, images: Float[Array, "b h w 3"]) -> Float[Array, "b n d"]:
-        """Tokens of normalised images (mean 0.5, std 0.5); token 0 is the retrieval token."""
-        return self.encoder(self.tokenizer(images)).tokens
+    def tokens(self, images: Num[Array, "b h w c"]) -> Float[Array, "b n d"]:
+        """Tokens of images; token 0 is the retrieval token.
+
+        Args:
+          images: uint8 pixels; floats normalised to mean 0.5 and std 0.5, or to the backbone's
+            `mean` and `std`; or the output of `frozen`.
+        """
+        return self.encoder(self._tokenized(images)).tokens
+
+    def _tokenized(self, images: Num[Array, "b h w c"]) -> Float[Array, "b n d"]:
+        """Tokens before self-attention: of pixels, normalised images, or the output of `frozen`."""
+        if self.backbone is None:
+            return self.tokenizer(normalise(images))
+        if not self.frozen_blocks:
+            images = layers.normalise(images, self.backbone.mean, self.backbone.std)
+            return self.tokenizer(self.backbone.local_features(images))
+        assert isinstance(self.backbone, Divisible)  # checked in __init__
+        maps = frozen_output(self.backbone, images, self.frozen_blocks)
+        return self.tokenizer(self.backbone.upper_local(maps, self.frozen_blocks))
+
+    def frozen(self, images: UInt8[Array, "b h w 3"]) -> Float[Array, "b u v d"] | None:
+        """The output of the backbone's frozen blocks; None if there are none."""
+        if self.backbone is None or not self.frozen_blocks:
+            return None
+        return frozen_output(self.backbone, images, self.frozen_blocks)
+
+    def parameter_group(self, path: tuple[Any, ...]) -> str | None:
+        """The group "all"; with a backbone, "backbone" or "head", and None for frozen blocks."""
+        if self.backbone is None:
+            return "all"
+        if path[0] != "backbone":
+            return "head"
+        return None if is_frozen(self.backbone, path[1:], self.frozen_blocks) else "backbone"
+
+    @property
+    def across_samples(self) -> tuple[str, ...]:
+        """The contrastive loss, and a backbone's batch normalisation unless it is frozen."""
+        moving = self.backbone is not None and statistics_move(self.backbone)
+        contrastive = ("contrastive",) if self.contrastive_weight else ()
+        return contrastive + ("batch statistics",) * moving
 
     def pairs(
         self, sketch_tokens: Float[Array, "b n d"], photo_tokens: Float[Array, "b n d"]
@@ -163,19 +250,21 @@ class ZSE(Retriever, Explainable):
 
         Args:
           batch: `sketches` and `photos` [b, 2, h, w, 3]; on axis 1 a pair of the same class, then a
-            pair of different classes. uint8 pixels, or normalised floats.
+            pair of different classes. uint8 pixels, normalised floats, or the output of `frozen`
+            for them. With `contrastive_weight`, also `sketch_labels` and `photo_labels` [b, 2].
 
         Returns:
           The loss, and its terms before weighting: `triplet` on the retrieval tokens after
           cross-attention (anchor and positive from the matching pairs, negative from the other
-          pairs' photos), `relation`, and `relation_accuracy` at a score of 0.5.
+          pairs' photos), `relation`, `relation_accuracy` at a score of 0.5, and `contrastive` if
+          it has a weight, which is added.
         """
         count = batch["sketches"].shape[0]
 
         # Samples stay on the leading axis, so that a batch that is sharded over devices stays
         # sharded. The first of the two pairs of a sample is the matching one.
         images = jnp.concatenate([batch["sketches"], batch["photos"]], axis=1)
-        tokens = self.tokens(normalise(images.reshape(4 * count, *images.shape[2:])))
+        tokens = self.tokens(images.reshape(4 * count, *images.shape[2:]))
         tokens = tokens.reshape(count, 4, *tokens.shape[1:])
         sketch_tokens, photo_tokens = (
             part.reshape(2 * count, *part.shape[2:]) for part in jnp.split(tokens, 2, axis=1)
@@ -191,12 +280,22 @@ class ZSE(Retriever, Explainable):
         relation = relation_mse(out.score, target)
         loss = self.triplet_weight * triplet + self.relation_weight * relation
         accuracy = ((out.score > 0.5) == (target > 0.5)).mean()
-        return loss, {"triplet": triplet, "relation": relation, "relation_accuracy": accuracy}
+        terms = {"triplet": triplet, "relation": relation, "relation_accuracy": accuracy}
+        if self.contrastive_weight:
+            terms["contrastive"] = supervised_contrastive(
+                sketch_tokens[:, 0],
+                photo_tokens[:, 0],
+                batch["sketch_labels"].ravel(),
+                batch["photo_labels"].ravel(),
+                temperature=self.temperature,
+            )
+            loss += self.contrastive_weight * terms["contrastive"]
+        return loss, terms
 
     def encode(self, images: UInt8[Array, "b h w 3"], modality: Modality) -> Float[Array, "b n d"]:
         """The tokens of each image; one encoder serves both modalities."""
         del modality
-        return self.tokens(normalise(images))
+        return self.tokens(images)
 
     def embedding(self, features: Float[Array, "b n d"]) -> Float[Array, "b d"]:
         """The retrieval tokens before cross-attention, L2-normalised (the papers' "Ret")."""
@@ -251,7 +350,7 @@ class ZSE(Retriever, Explainable):
         local tokens after cross-attention; the relation score (`similarity`) is not a function of
         these, and `similarity_of` is their mean.
         """
-        encoded = self.encoder(self.tokenizer(normalise(jnp.concatenate([sketches, photos]))))
+        encoded = self.encoder(self._tokenized(jnp.concatenate([sketches, photos])))
         sketch, photo = jnp.split(encoded.tokens, 2)
         tokens, attention = self.cross_attention.traced(
             self.cross_attention.project_sketches(sketch),

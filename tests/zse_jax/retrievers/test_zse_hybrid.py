@@ -1,0 +1,164 @@
+"""ZSE on the map of a CNN: tokens, what trains, initial weights, checkpoints, explanations."""
+
+import functools
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+from flax import nnx
+
+from configs import sketchy_split2
+from tests.zse_jax import abstract, small_systems
+from tests.zse_jax.compiled import compiled
+from tests.zse_jax.pretrained import test_efficientnet_lite as lite
+from tests.zse_jax.random_weights import drawn
+from zse_jax.models.backbone import BACKBONES
+from zse_jax.models.efficientnet_lite import VARIANTS, EfficientNetLite, Variant
+from zse_jax.pretrained import publishers
+from zse_jax.retrievers import create, zse
+from zse_jax.retrievers.base import evaluation_view
+
+NARROW = Variant(0.1, 0.2, small_systems.SIZE)
+HYBRID = small_systems.ZSE | {
+    "system": "zse", "backbone": "efficientnet_narrow", "frozen_statistics": True,
+    "frozen_blocks": 2, "width": 16, "mlp_width": 16, "anchor_map": "spatial",
+    "contrastive_weight": 1.0,
+}  # fmt: skip
+
+
+@pytest.fixture(autouse=True)
+def narrow(monkeypatch):
+    """A backbone with one block a stage, as narrow as possible."""
+    monkeypatch.setitem(VARIANTS, "narrow", NARROW)
+    made = functools.partial(EfficientNetLite, "narrow")
+    monkeypatch.setitem(BACKBONES, "efficientnet_narrow", made)
+
+
+def build(**changes):
+    return drawn(lambda: create(HYBRID | changes, rngs=nnx.Rngs(params=0, dropout=1)))
+
+
+def shapes(**changes):
+    return nnx.eval_shape(lambda: create(HYBRID | changes, rngs=nnx.Rngs(params=0, dropout=1)))
+
+
+def batch():
+    return {name: jnp.asarray(x) for name, x in small_systems.batch("zse", 4).items()}
+
+
+@pytest.mark.parametrize(("size", "stride", "grid"), [(32, 8, 4), (36, 8, 5), (32, 16, 2)])
+def test_tokens_are_the_places_of_the_map_of_the_stride(size, stride, grid):
+    model = shapes(image_size=size, patch_size=stride, anchors=grid**2)
+    image = jax.ShapeDtypeStruct((2, size, size, 3), jnp.uint8)
+    tokens = nnx.eval_shape(lambda m, x: m.encode(x, "photo"), evaluation_view(model), image)
+    assert tokens.shape == (2, 1 + grid**2, 16)
+
+
+def test_the_recipe_has_zses_grid_and_trains_nothing_of_the_backbone():
+    model = abstract.retriever(sketchy_split2.get_config("hybrid").model)
+    assert (model.tokenizer.grid**2, model.backbone.depth) == (196, 11)
+    assert model.anchors_are_places
+    paths = [path for path, _ in nnx.to_flat_state(nnx.state(model, nnx.Param))]
+    assert {(path[0] == "backbone", model.parameter_group(path)) for path in paths} == {
+        (True, None), (False, "head")
+    }  # fmt: skip
+
+
+def test_gradients_reach_all_that_trains_and_no_frozen_block():
+    model = nnx.view(build(), deterministic=True)
+    gradients = nnx.jit(nnx.grad(lambda m: m.loss(batch())[0]))(model)
+    reached = {path: np.abs(leaf[...]).max() > 0 for path, leaf in nnx.to_flat_state(gradients)}
+    wanted = {path: model.parameter_group(path) is not None for path in reached}
+    assert reached == wanted
+    assert {model.parameter_group(path) for path in reached} == {None, "backbone", "head"}
+
+
+def test_the_output_of_frozen_blocks_replaces_images():
+    model, given = nnx.view(build(), deterministic=True), batch()
+    loss, terms = compiled(model.loss)(given)
+    outputs = {
+        name: compiled(model.frozen)(given[name].reshape(-1, *given[name].shape[2:]))
+        for name in ("sketches", "photos")
+    }
+    assert outputs["sketches"].shape == (8, 8, 8, 8)
+    given |= {name: x.reshape(4, 2, *x.shape[1:]) for name, x in outputs.items()}
+    again, same = compiled(model.loss)(given)
+    np.testing.assert_allclose(again, loss, rtol=1e-4)
+    np.testing.assert_allclose(same["contrastive"], terms["contrastive"], rtol=1e-4)
+    parts = 2 * terms["triplet"] + 4 * terms["relation"] + terms["contrastive"]
+    np.testing.assert_allclose(loss, parts, rtol=1e-5)
+
+
+def test_parts_of_the_loss_that_relate_samples_are_named():
+    assert shapes().across_samples == ("contrastive",)
+    moving = {"contrastive_weight": 0.0, "frozen_statistics": False, "frozen_blocks": 0}
+    assert shapes(**moving).across_samples == ("batch statistics",)
+    assert shapes(contrastive_weight=0.0).across_samples == ()
+
+
+@pytest.mark.parametrize(
+    ("changes", "message"),
+    [
+        ({"backbone": "efficientnet_lite9"}, "is unknown: choose one of"),
+        ({"backbone": "resnet50"}, "cannot end with a map.*choose one of efficientnet_lite0"),
+        ({"patch_size": 12}, "no map of stride 12: choose one of 2, 4, 8, 16, 32"),
+        ({"frozen_blocks": 9}, "has 3 blocks"),
+        ({"frozen_statistics": False}, "needs config.model.frozen_statistics=true"),
+        ({"backbone": None}, "frozen_blocks=2 needs config.model.backbone"),
+        ({"image_size": 40, "anchors": 16}, "16 anchors cannot be made from 25 local tokens"),
+    ],
+)
+def test_impossible_settings_are_errors(changes, message):
+    with pytest.raises(ValueError, match=message):
+        shapes(**changes)
+
+
+def test_weights_of_the_whole_network_fill_the_backbone_strictly():
+    whole = nnx.eval_shape(lambda: EfficientNetLite("narrow", rngs=nnx.Rngs(0)))
+    arrays = lite.arrays_of(whole)
+    model = build()
+    assert publishers.fill(model, arrays, "x.pth", "zse") == "efficientnet_lite"
+    assert {float(np.abs(x).max()) for x in jax.tree.leaves(nnx.state(model.backbone))} == {0.0}
+    assert float(jnp.abs(model.tokenizer.projection.kernel[...]).max()) > 0
+    for changed, message in (
+        (arrays | {"_blocks.0.extra": arrays["_bn0.bias"]}, "_blocks.0.extra"),
+        ({k: x for k, x in arrays.items() if k != "_blocks.2._bn1.bias"}, "_blocks.2._bn1.bias"),
+    ):
+        with pytest.raises(ValueError, match=message):
+            publishers.fill(build(), changed, "x.pth", "zse")
+
+
+def test_weights_for_another_kind_of_network_are_refused():
+    arrays = lite.arrays_of(nnx.eval_shape(lambda: EfficientNetLite("narrow", rngs=nnx.Rngs(0))))
+    published = small_systems.ZSE | {"system": "zse"}
+    plain = nnx.eval_shape(lambda: create(published, rngs=nnx.Rngs(params=0, dropout=1)))
+    with pytest.raises(ValueError, match="set config.model.backbone"):
+        publishers.fill(plain, arrays, "x.pth", "zse")
+    names = {"Transformer/encoder_norm/scale": np.zeros(1)}
+    with pytest.raises(ValueError, match="choose weights of its backbone"):
+        publishers.fill(shapes(), names, "x.npz", "zse")
+    with pytest.raises(ValueError, match=r"needs a ZSE with config.model.backbone=None"):
+        publishers.export("zse_sbir", shapes(), "runs/x")
+
+
+def test_explanations_are_of_the_score_that_ranks():
+    model = evaluation_view(build())
+    images = small_systems.batch("zse", 2)
+    sketches, photos = images["sketches"][0], images["photos"][0]
+    found = compiled(model.correspond)(sketches, photos)
+    encode = compiled(model.encode)
+    scores = compiled(model.score)(encode(sketches, "sketch"), encode(photos, "photo"))
+    np.testing.assert_allclose(jax.nn.sigmoid(found.similarity), jnp.diag(scores), rtol=1e-4)
+    np.testing.assert_allclose(model.similarity_of(found.match), found.similarity, rtol=1e-4)
+    assert found.match.shape == (2, 4, 4) and found.sketch_attention.shape == (2, 16, 16)
+    assert "anchors" in model.local_evidence
+
+
+def test_uint8_pixels_are_normalised_as_the_backbone_was_trained():
+    model = evaluation_view(build(frozen_blocks=0))
+    pixels = small_systems.batch("zse", 1)["photos"][0]
+    normal = (pixels.astype(np.float32) - 127) / 128
+    tokens = compiled(model.tokens)
+    np.testing.assert_allclose(tokens(pixels), tokens(normal), atol=1e-4)
+    assert not np.allclose(zse.normalise(jnp.asarray(pixels)), normal, atol=1e-4)
