@@ -16,8 +16,8 @@ from data_pipelines import loading, paths
 from zse_jax.checkpoints import initial_weights
 from zse_jax.evaluation import data_selection, text_baseline, training_record
 from zse_jax.retrieval import metrics, protocols
+from zse_jax.retrieval.expansion import EXPANDED
 from zse_jax.retrieval.results import Evaluation, metric_labels
-from zse_jax.retrieval.runner import EXPANDED
 from zse_jax.retrieval.storage import Storage
 from zse_jax.retrievers.base import Encoder
 from zse_jax.runtime import config_io, consistency, sharding

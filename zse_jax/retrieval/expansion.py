@@ -3,10 +3,15 @@
 Photos of one class are closer to each other than to sketches of the class, so that the mean of the
 first photos is often a better query than the sketch. Each round replaces the query by a blend of
 the sketch and the weighted mean of the k photos nearest to the current query. The weight of a photo
-is its cosine similarity, to a power (Chum et al., "Total Recall", ICCV 2007, average query
-expansion; Radenović et al., "Fine-tuning CNN image retrieval", TPAMI 2019, the weights).
+is its cosine similarity, to a power (Chum et al., "Total Recall: Automatic Query Expansion with a
+Generative Feature Model for Object Retrieval", ICCV 2007, average query expansion; Radenović et
+al., "Fine-tuning CNN Image Retrieval with No Human Annotation", TPAMI 2019, the weights).
 
 The result uses the gallery: it is not comparable with rankings that see one photo at a time.
+Another method that does is ICFRR (Hudson and Smith, arXiv 2303.17703): it repeatedly adds to a
+photo's score its ranks among the neighbours of the query's first photos. It needs the ranks of all
+photos for each other (G x G), this only the embeddings. `tests/benchmarks/expansion.py` compares
+both.
 """
 
 import functools
@@ -15,12 +20,14 @@ import jax
 import jax.numpy as jnp
 from jaxtyping import Array, Float
 
+EXPANDED = "+expansion"
+"""End of the names of rankings by expanded queries, which use the gallery."""
+
 ALPHA = 3.0
 """Power of the similarity in the weight of a photo, as in Radenović et al."""
 
 BLEND = 0.3
 """Share of the sketch's own embedding in the expanded query; our choice."""
-
 
 ROUNDS = 2
 """How often the query moves; our choice."""

@@ -6,6 +6,7 @@ from typing import Any, NamedTuple
 
 from rich.table import Table
 
+from zse_jax.retrieval.expansion import EXPANDED
 from zse_jax.retrieval.results import Evaluation
 
 CLOSE = 0.005
@@ -16,7 +17,8 @@ class Shortlist(NamedTuple):
     """One K of one ranking.
 
     Attributes:
-      ranking: the ranking of kind "score" that orders the shortlist.
+      ranking: the ranking of kind "score" that orders the shortlist; with `EXPANDED` at its end if
+        the shortlist is by expanded queries.
       k: number of photos in it; for exact ranking, the gallery's.
       share: k as a fraction of the gallery, in (0, 1].
       cost: ranking time relative to exact ranking in the same run. It excludes encoding, which both
@@ -34,20 +36,21 @@ class Shortlist(NamedTuple):
 def shortlists(evaluation: Evaluation) -> list[Shortlist]:
     """The two-stage rankings of an evaluation, each ranking's followed by the exact one.
 
-    Two-stage rankings are those named RANKING@K. Empty if none was measured.
+    Two-stage rankings are those named RANKING@K, and RANKING@K+expansion, whose shortlists are by
+    expanded queries; the exact ranking is the same for both. Empty if none was measured.
     """
     found: dict[str, list[Shortlist]] = {}
     for title, scopes in evaluation.values.items():
-        match = re.fullmatch(r"(.+)@(\d+)", title)
+        match = re.fullmatch(rf"(.+)@(\d+)({re.escape(EXPANDED)})?", title)
         if not match or match[1] not in evaluation.values:
             continue
-        ranking, k = match[1], min(int(match[2]), evaluation.gallery)
-        cost = evaluation.seconds[f"rank/{title}"] / evaluation.seconds[f"rank/{ranking}"]
+        ranking, k = match[1] + (match[3] or ""), min(int(match[2]), evaluation.gallery)
+        cost = evaluation.seconds[f"rank/{title}"] / evaluation.seconds[f"rank/{match[1]}"]
         row = Shortlist(ranking, k, k / evaluation.gallery, cost, _first_scope(scopes))
         found.setdefault(ranking, []).append(row)
     for ranking, rows in found.items():
         rows.sort(key=lambda row: row.k)
-        exact = _first_scope(evaluation.values[ranking])
+        exact = _first_scope(evaluation.values[ranking.removesuffix(EXPANDED)])
         rows.append(Shortlist(ranking, evaluation.gallery, 1.0, 1.0, exact))
     return [row for rows in found.values() for row in rows]
 

@@ -19,6 +19,7 @@ from jaxtyping import Float, Int, Real
 
 from zse_jax.retrieval import metrics, scoring
 from zse_jax.retrieval.encoding import Batch, encode
+from zse_jax.retrieval.expansion import EXPANDED
 from zse_jax.retrieval.intervals import Over
 from zse_jax.retrieval.ranking import Ranked, rank
 from zse_jax.retrieval.results import Evaluation
@@ -28,9 +29,6 @@ from zse_jax.retrievers.base import Encoder, Features, Modality
 
 KEPT = 200
 """Number of first photos of every sketch that an `Evaluation` keeps."""
-
-EXPANDED = "+expansion"
-"""End of the names of rankings by expanded queries, which use the gallery."""
 
 Block = tuple[slice, np.ndarray | jax.Array]
 """Consecutive sketches, and their similarity with every photo."""

@@ -23,7 +23,9 @@ def measured(**values):
 
     by_query = {"token": exact} | {name: with_map(value) for name, value in values.items()}
     seconds = {"rank/score": 8.0} | {
-        f"rank/{name}": float(name.partition("@")[2]) / 10 for name in values if "@" in name
+        f"rank/{name}": float(name.partition("@")[2].removesuffix("+expansion")) / 10
+        for name in values
+        if "@" in name
     }
     return dataclasses.replace(one, by_query=by_query, seconds=seconds)
 
@@ -37,6 +39,14 @@ def test_rows_go_from_the_smallest_shortlist_to_exact_ranking():
     assert [row.share for row in rows] == pytest.approx([1 / 30, 0.1, 0.3, 1.0])
     assert [row.cost for row in rows] == pytest.approx([1 / 8, 3 / 8, 9 / 8, 1.0])
     assert [row.values["mAP@all"] for row in rows] == pytest.approx([0.3, 0.496, 0.497, 0.5])
+
+
+def test_shortlists_by_expanded_queries_are_compared_with_the_same_exact_ranking():
+    both = measured(**EXAMPLE, **{"score@30+expansion": 54.0, "score@10+expansion": 49.8})
+    rows = rerank_report.shortlists(both)[4:]
+    assert [(row.ranking, row.k) for row in rows] == [("score+expansion", k) for k in (10, 30, 300)]
+    assert [row.values["mAP@all"] for row in rows] == pytest.approx([0.498, 0.54, 0.5])
+    assert rerank_report.smallest(rows).k == 10
 
 
 def test_the_smallest_good_shortlist_loses_half_a_point_at_most():
