@@ -166,14 +166,16 @@ def selection_note(config: ConfigDict) -> str | None:
     every, steps = config.evaluation.every, config.train.steps
     if not every:
         return None
+    number = counted(-(-steps // every), "evaluation", "evaluations")
+    return f"best of {number} by {config.evaluation.select} on the {selecting_classes(config)}"
+
+
+def selecting_classes(config: ConfigDict) -> str:
+    """The classes by which checkpoints are selected, in words."""
     data = config.data if config.target.name is None else config.target
     held_out = config.evaluation.get("classes", "unseen") == "held_out"
     validation = held_out or (data.split is not None and splits.get(data.split).validation)
-    number = counted(-(-steps // every), "evaluation", "evaluations")
-    return (
-        f"best of {number} by {config.evaluation.select} on the "
-        f"{'validation' if validation else 'unseen'} classes"
-    )
+    return f"{'validation' if validation else 'unseen'} classes"
 
 
 def photos_drawn(sketches: Items) -> Int[np.ndarray, " q"] | None:
@@ -313,7 +315,7 @@ def few_of_each_class(items: Items, count: int, seed: int) -> Items:
     """`count` items of each class in their order, or all of a class that has fewer.
 
     They depend on `seed`, the modality and the name of the class. Those of a smaller `count` are
-    among those of a larger one.
+    among those of a larger one. Few of the sketches and photos drawn are instance pairs.
 
     Raises:
       ValueError: `count` is less than 1.
