@@ -66,6 +66,8 @@ def get_config() -> ConfigDict:
     data.data_dir = placeholder(str)  # folder of prepared data sets; None: ~/tensorflow_datasets
     data.skip_unreadable = False  # True: skip and report unreadable images in preparation
     data.held_out = 0.0  # fraction of each seen class's photos not used in training
+    # Sketches and photos of each seen class that train, drawn with held_out_seed; None: all.
+    data.images_per_class = placeholder(int)
     data.held_out_seed = 0
     data.workers = 2  # decoding processes; 0: decode in this process
 

@@ -138,7 +138,12 @@ def class_folders(folder: Path) -> dict[str, list[Path]]:
 
 
 def list_images(
-    folder: Path, root: Path, classes: Collection[str], *, nested: bool = False
+    folder: Path,
+    root: Path,
+    classes: Collection[str],
+    *,
+    nested: bool = False,
+    elsewhere: Collection[str] = (),
 ) -> tuple[list[ImageFile], list[str]]:
     """Lists the images `folder/<class>/<image>`, sorted, and the names of all other files.
 
@@ -151,6 +156,7 @@ def list_images(
       classes: known names of the class folders. Some may be missing, with a warning: evaluation
         needs only the unseen classes.
       nested: whether to list subfolders too: `folder/<class>/**/<image>`.
+      elsewhere: classes with such images in another folder, which may be missing without a warning.
 
     Raises:
       ValueError: if a class folder is not one of `classes`, if one contains no image, if a name is
@@ -158,7 +164,7 @@ def list_images(
     """
     found = class_folders(folder)
     splits.check_classes(found, classes, str(folder), allow_missing=True)
-    if missing := sorted(set(classes) - set(found)):
+    if missing := sorted(set(classes) - set(found) - set(elsewhere)):
         logger.warning(
             "%d of %d classes have no folder in %s; without sketches or photos in another folder, "
             "they can neither be trained on nor evaluated: %s.",

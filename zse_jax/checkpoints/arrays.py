@@ -65,15 +65,15 @@ def checksums(arrays: Mapping[str, jax.Array | np.ndarray]) -> dict[str, int]:
 def _is_on_host(array: jax.Array | np.ndarray) -> bool:
     if isinstance(array, np.ndarray):
         return True
-    platforms = {device.platform for device in array.sharding.device_set}
-    return array.is_fully_addressable and platforms == {"cpu"}
+    on_cpu = all(device.platform == "cpu" for device in array.devices())
+    return array.is_fully_addressable and on_cpu
 
 
 def _host_checksum(array: jax.Array | np.ndarray) -> np.uint32:
     if jax.dtypes.issubdtype(array.dtype, jax.dtypes.prng_key):
         array = jax.random.key_data(array)
     values = np.asarray(array).ravel()
-    bits = values.view(f"u{values.itemsize}").astype(np.uint32, copy=False)
+    bits = values.view(f"u{values.dtype.itemsize}").astype(np.uint32, copy=False)
     return np.dot(bits, 2 * np.arange(bits.size, dtype=np.uint32) + 1)
 
 

@@ -60,6 +60,8 @@ class Evaluated(NamedTuple):
 def training_items(config: ConfigDict) -> tuple[Items, Items]:
     """Sketches and photos of the seen classes, without the held-out photos.
 
+    With `config.data.images_per_class`, a part of them, see `few_of_each_class`.
+
     Raises:
       ValueError: unknown names, or an invalid share.
       FileNotFoundError: the data set is not on this machine.
@@ -72,6 +74,10 @@ def training_items(config: ConfigDict) -> tuple[Items, Items]:
     if data.held_out:
         held_out = held_out_photos(photos, data.held_out, data.held_out_seed)
         photos = photos.select(np.setdiff1d(np.arange(len(photos)), held_out))
+    if (count := data.get("images_per_class")) is not None:
+        sketches, photos = (
+            few_of_each_class(items, count, data.held_out_seed) for items in (sketches, photos)
+        )
     return sketches, photos
 
 
@@ -160,14 +166,16 @@ def selection_note(config: ConfigDict) -> str | None:
     every, steps = config.evaluation.every, config.train.steps
     if not every:
         return None
+    number = counted(-(-steps // every), "evaluation", "evaluations")
+    return f"best of {number} by {config.evaluation.select} on the {selecting_classes(config)}"
+
+
+def selecting_classes(config: ConfigDict) -> str:
+    """The classes by which checkpoints are selected, in words."""
     data = config.data if config.target.name is None else config.target
     held_out = config.evaluation.get("classes", "unseen") == "held_out"
     validation = held_out or (data.split is not None and splits.get(data.split).validation)
-    number = counted(-(-steps // every), "evaluation", "evaluations")
-    return (
-        f"best of {number} by {config.evaluation.select} on the "
-        f"{'validation' if validation else 'unseen'} classes"
-    )
+    return f"{'validation' if validation else 'unseen'} classes"
 
 
 def photos_drawn(sketches: Items) -> Int[np.ndarray, " q"] | None:
@@ -301,6 +309,24 @@ def held_out_photos(photos: Items, share: float, seed: int) -> Int[np.ndarray, "
         chosen = set(rng.permutation(distinct)[: round(share * len(distinct))].tolist())
         found += [i for i, stem in zip(positions, stems, strict=True) if stem in chosen]
     return np.array(sorted(found), np.int64)
+
+
+def few_of_each_class(items: Items, count: int, seed: int) -> Items:
+    """`count` items of each class in their order, or all of a class that has fewer.
+
+    They depend on `seed`, the modality and the name of the class. Those of a smaller `count` are
+    among those of a larger one. Few of the sketches and photos drawn are instance pairs.
+
+    Raises:
+      ValueError: `count` is less than 1.
+    """
+    if count < 1:
+        raise ValueError(f"config.data.images_per_class={count} must be at least 1, or None: all.")
+    chosen = []
+    for class_name, positions in zip(items.class_names, items.by_class(), strict=True):
+        key = zlib.crc32(f"{items.modality} of {class_name}".encode())
+        chosen += np.random.default_rng([seed, key]).permutation(positions)[:count].tolist()
+    return items.select(sorted(chosen))
 
 
 def _check(config: ConfigDict) -> None:

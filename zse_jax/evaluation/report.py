@@ -14,6 +14,7 @@ from jaxtyping import UInt8
 
 from data_pipelines import loading, paths
 from zse_jax.checkpoints import reading
+from zse_jax.evaluation import data_selection
 from zse_jax.evaluation.evaluator import Evaluator
 from zse_jax.retrieval import encoding
 from zse_jax.retrieval.results import Evaluation
@@ -72,7 +73,10 @@ def draw_training(path: str | os.PathLike, folder: str, metric: str) -> None:
     from zse_jax.explain import figures
 
     if records := training_records(path):
-        save(figures.training_curves(records, metric=metric), folder, "training.png")
+        classes = data_selection.selecting_classes(reading.read_config(path))
+        save(
+            figures.training_curves(records, metric=metric, classes=classes), folder, "training.png"
+        )
 
 
 def training_records(path: str | os.PathLike) -> list[dict[str, Any]]:
@@ -133,6 +137,7 @@ def write_report(
         explainer=None if why_not else Explainer(retriever),
         unexplained=why_not,
         records=training_records(path),
+        validated_on=data_selection.selecting_classes(reading.read_config(path)),
         embedded=mapped,
         about={
             "checkpoint": str(path),

@@ -55,7 +55,7 @@ def depth_curve(right: Bool[np.ndarray, "q k"], relevant: Integer[np.ndarray, " 
 
 
 def precision_recall(curves: Mapping[str, Curve], chance: float | None = None) -> Figure:
-    """Precision over recall: a line for each ranking, a point for each number of photos.
+    """Precision over recall: a line for each ranking, dots after 10, 50 and 200 photos.
 
     Args:
       curves: curves by ranking.
@@ -69,9 +69,10 @@ def precision_recall(curves: Mapping[str, Curve], chance: float | None = None) -
         for depth in (d for d in (10, 50, 200) if d <= len(curve.recall)):
             point = curve.recall[depth - 1], curve.precision[depth - 1]
             axes.plot(*point, "o", color=color, markersize=4)
-            axes.annotate(
-                str(depth), point, (4, 4), textcoords="offset points", fontsize=7, color=MUTED
-            )
+            if name == next(iter(curves)):  # those of similar curves would cover each other
+                axes.annotate(
+                    str(depth), point, (4, 4), textcoords="offset points", fontsize=7, color=MUTED
+                )
     _shares(axes, chance)
     axes.set_xlim(0, 1.04)
     axes.xaxis.set_major_formatter(PERCENT)

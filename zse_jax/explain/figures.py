@@ -146,10 +146,11 @@ def training_curves(
     loss: str = "loss",
     metric: str = "exact/mAP@all",
     chance: float | None = None,
+    classes: str = "unseen classes",
     title: str | None = None,
     stacked: bool = False,
 ) -> Figure:
-    """The training loss and a metric of unseen classes over steps.
+    """The training loss and a metric of validation over steps.
 
     Args:
       records: the lines of a run's `metrics.jsonl`, each with "step" and some of the values; names
@@ -157,6 +158,7 @@ def training_curves(
       loss: name of the loss.
       metric: name of the metric in 0..1; drawn as one line for each prefix, that is each ranking.
       chance: the metric of a random ranking, drawn as a dotted line.
+      classes: whose metric it is.
       title: written above.
       stacked: draw the two charts above each other, for narrow pages.
 
@@ -173,7 +175,7 @@ def training_curves(
         panel
         for panel in (
             (losses, loss, "training loss"),
-            (metrics, metric, f"unseen classes, {metric}"),
+            (metrics, metric, f"{classes}, {metric}"),
         )
         if panel[0]
     ]

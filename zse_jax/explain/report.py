@@ -57,6 +57,7 @@ class Material:
       explainer: explainer of the system that was evaluated; None: no explanations.
       unexplained: why there is no explainer.
       records: the lines of the training run's `metrics.jsonl`.
+      validated_on: the classes that the run evaluated while training.
       embedded: the embeddings for the map; None: no map.
       about: facts about the run, by name.
       config: the config as text.
@@ -71,6 +72,7 @@ class Material:
     explainer: Explainer | None = None
     unexplained: str = ""
     records: Sequence[Mapping[str, Any]] = ()
+    validated_on: str = "unseen classes"
     embedded: Embedded | None = None
     about: Mapping[str, str] = dataclasses.field(default_factory=dict)
     config: str = ""
@@ -265,13 +267,18 @@ def _charts(
             "distances have little meaning.",
         )
     metric = f"{headline.scope}/{headline.metric}"
+    validated_on = material.validated_on
     try:
         curves_figure = figures.training_curves(
-            material.records, metric=metric, chance=chance, stacked=True
+            material.records,
+            metric=metric,
+            chance=chance if validated_on == "unseen classes" else None,
+            classes=validated_on,
+            stacked=True,
         )
     except ValueError:  # a checkpoint without a training run has no records
         return found
-    validated = f", and {metric} on some of the unseen classes"
+    validated = f", and {metric} on some of the {validated_on}"
     add(curves_figure, f"The training loss{validated if len(curves_figure.axes) > 1 else ''}.")
     return found
 

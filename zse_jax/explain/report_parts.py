@@ -55,10 +55,12 @@ def tiles(evaluation: Evaluation, by: Headline) -> list[dict[str, str]]:
     low, high = evaluation.intervals(over=evaluation.over)[by.ranking][by.scope][by.metric]
     value = evaluation.values[by.ranking][by.scope][by.metric]
     chance = evaluation.chances[by.scope]
+    unbroken = "\N{WORD JOINER}\N{EN DASH}\N{WORD JOINER}"
+    bounds = interval(low, high).replace("\N{EN DASH}", unbroken)
     return [
         {
             "value": percent(value),
-            "text": f"{by.metric} in percent by {by.ranking} ({by.scope}), {interval(low, high)}",
+            "text": f"{by.metric} in percent by {by.ranking} ({by.scope}), {bounds}",
         },
         {"value": percent(chance), "text": "chance: precision of a random ranking"},
         {"value": f"{evaluation.queries:,}", "text": "query sketches"},

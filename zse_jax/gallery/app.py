@@ -25,7 +25,7 @@ from absl import flags
 from zse_jax.gallery import index as indexes
 from zse_jax.gallery.app_backend import Backend, template_text
 from zse_jax.gallery.results import Results
-from zse_jax.gallery.search import Searcher
+from zse_jax.gallery.search import EXPAND, Searcher
 from zse_jax.runtime import cli
 from zse_jax.runtime.console import say
 
@@ -73,9 +73,9 @@ def create(backend: Backend) -> Any:
 
     @no_type_check  # a type-checking wrapper would hide the generator function from Gradio
     def search(
-        drawing: str | None, rerank: int | float
+        drawing: str | None, rerank: int | float, expands: bool
     ) -> Iterator[tuple[str, str, Results | None]]:
-        for answer in backend.search(drawing, rerank):
+        for answer in backend.search(drawing, rerank, expands):
             yield answer.html, "", answer.results
 
     def explain(results: Results | None, event: gr.EventData) -> str:
@@ -109,6 +109,12 @@ def create(backend: Backend) -> Any:
                     visible=most > 0,
                     elem_id="rerank",
                 )
+                expands = gr.Checkbox(
+                    False,
+                    label="Find more of the same",
+                    info=f"Searches with the {EXPAND} nearest photos as well: query expansion.",
+                    elem_id="expand",
+                )
             with gr.Column(scale=3, min_width=300):
                 found = gr.HTML(
                     backend.empty().html,
@@ -122,7 +128,7 @@ def create(backend: Backend) -> Any:
         hidden: dict[str, Any] = {"show_progress": "hidden", "api_visibility": "private"}
         search_event: dict[str, Any] = {
             "fn": search,
-            "inputs": [pad, rerank],
+            "inputs": [pad, rerank, expands],
             "outputs": [found, why, shown],
             "trigger_mode": "always_last",
             "concurrency_id": "searcher",
@@ -131,6 +137,7 @@ def create(backend: Backend) -> Any:
         }
         pad.input(**search_event)
         rerank.change(**search_event)
+        expands.change(**search_event)
         waiting = json.dumps(template_text("waiting.html"))
         found.select(None, None, [why], js=f"() => {waiting}", **hidden)
         found.select(explain, [shown], [why], concurrency_id="searcher", **hidden)

@@ -23,7 +23,7 @@ from zse_jax.explain import pages
 from zse_jax.explain.correspondence import ink_share
 from zse_jax.explain.pair_figures import LINE_STYLES
 from zse_jax.gallery.results import Results
-from zse_jax.gallery.search import RERANK, Searcher
+from zse_jax.gallery.search import EXPAND, RERANK, Searcher
 from zse_jax.gallery.sketch_input import SketchError
 from zse_jax.retrievers.base import Explainable
 from zse_jax.runtime.console import say
@@ -120,7 +120,7 @@ class Backend:
             self._seconds_of_pair /= max(1, self.default_pairs)
         fast = int(BUDGET / self._seconds_of_pair)
         self.default_pairs = min(self.most_pairs, max(FEWEST, fast // 50 * 50))
-        self.searcher(drawing, self._k, self.default_pairs)
+        self.searcher(drawing, self._k, self.default_pairs, expand=EXPAND)
 
     def empty(self) -> Answer:
         """Shown while nothing is drawn."""
@@ -133,13 +133,17 @@ class Backend:
             text += " Click one to see why it was found."
         return Answer(_message(title="Nothing drawn yet", text=text))
 
-    def search(self, drawing: str | None, rerank: int | float = RERANK) -> Iterator[Answer]:
+    def search(
+        self, drawing: str | None, rerank: int | float = RERANK, expands: bool = False
+    ) -> Iterator[Answer]:
         """Searches with a drawing: yields the final answer, and if it is slow, first a preview.
 
         Args:
           drawing: data URL.
           rerank: number of pairs to score.
+          expands: expand the query by `EXPAND` photos, see `zse_jax.retrieval.expansion`.
         """
+        expand = EXPAND if expands else 0
         try:
             sketch = decoded(drawing or "")
             if sketch is None or not self.searcher.gallery.photos:
@@ -147,8 +151,9 @@ class Backend:
                 return
             wanted = int(min(max(0, rerank or 0), self.most_pairs))
             if wanted * self._seconds_of_pair > SLOW:
-                yield self._answer(self.searcher(sketch, self._k, 0), 0, unfinished=True)
-            results = self.searcher(sketch, self._k, wanted)
+                preview = self.searcher(sketch, self._k, 0, expand=expand)
+                yield self._answer(preview, 0, unfinished=True)
+            results = self.searcher(sketch, self._k, wanted, expand=expand)
         except SketchError as error:
             yield Answer(_message(problem=True, text=str(error)))
             return

@@ -29,6 +29,7 @@ from jaxtyping import Float, Int, UInt8
 
 from data_pipelines import paths
 from data_pipelines.images import UnreadableImageError
+from data_pipelines.suggestions import counted
 from data_pipelines.terminal import printable
 from zse_jax.explain import pages
 from zse_jax.explain.correspondence import Explainer
@@ -36,14 +37,18 @@ from zse_jax.gallery import photos, sketch_input
 from zse_jax.gallery.encoder import CompiledEncoder
 from zse_jax.gallery.index import Index
 from zse_jax.gallery.results import Hit, Results, to_html, to_json
-from zse_jax.gallery.shortlist import Shortlister
+from zse_jax.gallery.shortlist import EXPANDED_AMONG, Shortlister
 from zse_jax.gallery.sketch_input import Sketch
+from zse_jax.retrieval.expansion import EXPANDED
 from zse_jax.retrievers.base import Explainable, Features
 from zse_jax.runtime import cli
 from zse_jax.runtime.console import say, show
 
 RERANK = 200
 """Default number of photos of the shortlist that are scored."""
+
+EXPAND = 30
+"""Number of photos that expand a query where only a switch turns expansion on."""
 
 CACHE_BYTES = 2**29
 """Size limit of the cached features of photos that were scored before."""
@@ -106,7 +111,7 @@ class Searcher:
           k: how many photos to return.
           rerank: how many of the nearest by embedding are ordered by the score of each pair; 0:
             none. None: `RERANK`, if the system scores pairs.
-          expand: how many photos expand the query, see `zse_jax.retrieval.expansion`; 0: none.
+          expand: how many photos expand the query, see `Shortlister.expanded`; 0: none.
           name: the name of the sketch in the results; "": its file, or "drawing".
 
         Raises:
@@ -147,12 +152,13 @@ class Searcher:
         encoded = self._encoder(prepared[None], "sketch", 1)
         lap("sketch")
         rerank = (RERANK if rerank is None else rerank) if self.reranks else 0
-        query = encoded.embedding[0]
-        if expand:
-            query = self._shortlist.expanded(query, expand)
-            lap("expansion")
-        rows, similarity = self._shortlist(query, max(k, rerank))
+        query, count = encoded.embedding[0], max(k, rerank)
+        found = self._shortlist(query, max(count, EXPANDED_AMONG) if expand else count)
         lap("shortlist")
+        if expand:
+            found = self._shortlist.expanded(query, found, expand)
+            lap("expansion")
+        rows, similarity = (part[:count] for part in found)
         stages = ["shortlist"] * len(rows)
         skipped = 0
         if rerank and len(rows):
@@ -170,14 +176,19 @@ class Searcher:
             sketch=prepared,
             seconds=time.perf_counter() - began,
             timings=timings,
-            rankings={s: n for s, n in self._names.items() if s == "shortlist" or rerank},
+            rankings={
+                stage: name + (EXPANDED if expand and stage == "shortlist" else "")
+                for stage, name in self._names.items()
+                if stage == "shortlist" or rerank
+            },
             photos=self.gallery.photos,
             skipped=skipped,
             about={
                 "sketch": printable(name),
                 "index": printable(self.gallery.uri),
                 "checkpoint": printable(f"{self.gallery.checkpoint}, step {self.gallery.step}"),
-            },
+            }
+            | ({"expansion": f"by {counted(expand, 'photo', 'photos')}"} if expand else {}),
         )
 
     def explain(self, sketch: Sketch, hit: Hit, *, shown: bool = True) -> pages.Explained:

@@ -13,6 +13,14 @@ from zse_jax.retrieval import expansion
 PROBES = 256
 """Number of partitions of an approximate index that are searched."""
 
+EXPANDED_AMONG = 2048
+"""Number of photos nearest to a sketch among which an expanded query searches, at most.
+
+Comparing all of 100,000 photos again in each round would take three times as long as a search."""
+
+Found = tuple[Int[np.ndarray, " n"], Float[np.ndarray, " n"]]
+"""Row numbers of photos and their similarities, nearest first."""
+
 
 class Shortlister:
     """Finds the nearest photos in one index, at its current commit."""
@@ -22,39 +30,52 @@ class Shortlister:
         self._tables = tables
         self._vectors: tuple[np.ndarray, np.ndarray] | None = None
         if not tables.is_approximate:
-            self._vectors = tables.embeddings()
+            vectors, rows = tables.embeddings()
+            order = np.argsort(rows)
+            self._vectors = vectors, rows
+            self._order, self._sorted = order, rows[order]
 
-    def __call__(
-        self, embedding: Float[np.ndarray, " d"], count: int
-    ) -> tuple[Int[np.ndarray, " n"], Float[np.ndarray, " n"]]:
-        """Row numbers and similarities of the `count` nearest photos, nearest first."""
+    def __call__(self, embedding: Float[np.ndarray, " d"], count: int) -> Found:
+        """The `count` nearest photos."""
         if self._vectors is None:
             return self._tables.nearest(embedding, count, PROBES)
         vectors, rows = self._vectors
         similarity = vectors @ embedding
-        top = np.arange(len(rows))
-        if count < len(rows):
-            top = np.argpartition(-similarity, count)[:count]
-        top = top[np.argsort(-similarity[top], kind="stable")]
+        top = _largest(similarity, count)
         return rows[top], similarity[top]
 
-    def expanded(self, embedding: Float[np.ndarray, " d"], k: int) -> Float[np.ndarray, " d"]:
-        """The query moved towards its `k` nearest photos, see `zse_jax.retrieval.expansion`."""
-        query = embedding
+    def expanded(self, embedding: Float[np.ndarray, " d"], found: Found, k: int) -> Found:
+        """The photos in a new order: by the query that is expanded by the first `k` of them.
+
+        It is the query of `zse_jax.retrieval.expansion`, whose gallery are the photos `found`.
+
+        Args:
+          embedding: of the sketch.
+          found: photos nearest to it; `EXPANDED_AMONG` of them, or all.
+          k: at least 1.
+        """
+        rows, similarity = found
+        if not len(rows):
+            return found
+        vectors = self._embeddings(rows)
         for _ in range(expansion.ROUNDS):
-            rows, similarity = self(query, k)
-            if not len(rows):
-                break
-            found = self._embeddings(rows)
-            moved = expansion.blended(embedding[None], found[None], similarity[None])
-            query = np.asarray(moved[0])
-        return query
+            top = _largest(similarity, k)
+            query = expansion.blended(embedding[None], vectors[top][None], similarity[top][None])
+            # Not a product by BLAS, whose threads wait for each other on a busy machine.
+            similarity = np.einsum("nd,d->n", vectors, np.asarray(query[0]))
+        order = _largest(similarity, len(rows))
+        return rows[order], similarity[order]
 
     def _embeddings(self, rows: Int[np.ndarray, " n"]) -> Float[np.ndarray, "n d"]:
         """The embeddings of photos by their row numbers."""
         if self._vectors is None:
-            found = self._tables.rows(rows.tolist(), ["embedding"])
-            return np.array([row["embedding"] for row in found], np.float32)
-        vectors, numbers = self._vectors
-        order = np.argsort(numbers)
-        return vectors[order[np.searchsorted(numbers, rows, sorter=order)]]
+            return self._tables.embeddings_of(rows)
+        return self._vectors[0][self._order[np.searchsorted(self._sorted, rows)]]
+
+
+def _largest(similarity: Float[np.ndarray, " n"], count: int) -> Int[np.ndarray, " k"]:
+    """The places of the `count` largest values, or of all, largest first."""
+    top = np.arange(len(similarity))
+    if count < len(similarity):
+        top = np.argpartition(-similarity, count)[:count]
+    return top[np.argsort(-similarity[top], kind="stable")]

@@ -188,6 +188,16 @@ class Tables:
         rows = found.column("_rowid").to_numpy().astype(np.int64)
         return rows, (1 - found.column("_distance").to_numpy()).astype(np.float32)
 
+    def embeddings_of(self, rows: Int[np.ndarray, " n"]) -> Float[np.ndarray, "n d"]:
+        """The embeddings of the photos with these row numbers, in the same order."""
+        with opening(self.uri):
+            query = self._photos.take_row_ids(rows.tolist()).select(["embedding"]).with_row_id()
+            found = query.to_arrow()
+        numbers = found.column("_rowid").to_numpy().astype(np.int64)
+        flat = found.column("embedding").combine_chunks().flatten().to_numpy()
+        order = np.argsort(numbers)
+        return flat.reshape(-1, self.width)[order[np.searchsorted(numbers[order], rows)]]
+
     def rows(self, numbers: Sequence[int], names: Sequence[str]) -> list[dict[str, Any]]:
         """The photos with these row numbers, in the same order."""
         if not len(numbers):

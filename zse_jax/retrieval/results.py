@@ -257,6 +257,16 @@ class Evaluation:
         names = self._names(self.query_classes[rows]), self._names(self.gallery_classes[columns])
         return [*map(Confusion, *names, share[rows, columns].tolist())]
 
+    def details(self) -> dict[str, Any]:
+        """The 95 % intervals of all values, and the results of each class, for `json.dump`."""
+        return _plain(
+            {
+                "intervals_95": self.intervals(),
+                "intervals_95_over_classes": self.intervals(over="classes"),
+                "by_class": {x.name: x._asdict() for x in self.by_class()},
+            }
+        )
+
     def to_dict(self) -> dict[str, Any]:
         """Everything except arrays over images, ready for `json.dump`; with 95 % intervals."""
         names = {"query_classes": self.query_classes, "gallery_classes": self.gallery_classes}
@@ -272,9 +282,7 @@ class Evaluation:
                 "chances": self.chances,
                 "metrics": self.labels,
                 "values": self.values,
-                "intervals_95": self.intervals(),
-                "intervals_95_over_classes": self.intervals(over="classes"),
-                "by_class": {x.name: x._asdict() | {"name": x.name} for x in self.by_class()},
+                **self.details(),
                 "confusion": {key: self._names(value) for key, value in names.items()}
                 | {"share": {ranking: self.confusion(ranking) for ranking in self.top}},
                 "seconds": self.seconds,

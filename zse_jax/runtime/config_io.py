@@ -34,6 +34,7 @@ influence the results."""
 
 ALIKE = (
     "data.data_dir",
+    "data.images_per_class",
     "data.manual_dir",
     "data.workers",
     "target.manual_dir",
@@ -66,6 +67,7 @@ ADDED: dict[str, Any] = {
     "model.classifier_scale": 0.0,
     "evaluation.expansion": 0,
     "evaluation.intervals": "sketches",
+    "data.images_per_class": None,
     "data.lists": None,
     "target.lists": None,
 }

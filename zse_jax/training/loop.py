@@ -374,7 +374,7 @@ class Run:
             self.compare(done, step)
             return done
         evaluation = config.evaluation
-        test = validation
+        test, details = validation, dict[str, Any]()
         if self.test.notes != self.validation.notes or not validation or evaluation.shortlists:
             best = checkpoints.restore(step, self.setup.abstract)
             self.report.say(f"Evaluating step {step} on the test set: {self.test.size}")
@@ -391,7 +391,7 @@ class Run:
             show(found.table(f"{self.test.classes}, step {step}, test set", intervals=True))
             if (tradeoff := shortlist_table(found)) is not None:
                 show(tradeoff)
-            test = found.flat()
+            test, details = found.flat(), found.details()
         lines = read_metrics(self.workdir / METRICS_FILE)
         untrained = {
             key.removeprefix("validation/"): value
@@ -401,6 +401,7 @@ class Run:
             if key.startswith("validation/")
         }
         results = wanted | {"test": test, "validation": validation, "untrained": untrained}
+        results |= {"test_details": details} if details else {}
         results["notes"] = json.loads(json.dumps(self.test.notes))  # lists, as in the file
         if jax.process_index() == 0:
             write_json(file, results)

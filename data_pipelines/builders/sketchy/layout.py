@@ -55,7 +55,12 @@ def scan(manual_dir: Path) -> folders.Source:
     extension = folders.spellings(root / "EXTEND_image_sketchy")
     if any(folder.is_dir() for folder in extension):
         # Without instances, because copies would make pairs ambiguous.
-        extra, more = folders.list_images(folders.find_folder(*extension), root, CLASSES)
+        extra, more = folders.list_images(
+            folders.find_folder(*extension),
+            root,
+            CLASSES,
+            elsewhere={file.class_name for file in photos},
+        )
         photos += extra
         ignored += more
     return folders.Source(root, {"sketch": sketches, "photo": photos}, ignored)

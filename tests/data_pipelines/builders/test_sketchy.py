@@ -67,6 +67,13 @@ def test_a_class_in_one_modality_only_is_named(new_sketchy, caplog):
     assert "zebra" in caplog.text
 
 
+def test_a_class_without_photos_in_the_extension_needs_no_warning(new_sketchy, caplog):
+    folder = new_sketchy(extension=True)
+    shutil.rmtree(folder / "EXTEND_image_sketchy_ready" / "zebra")
+    sketchy.scan(folder)
+    assert "no folder" not in caplog.text
+
+
 def test_an_unknown_class_suggests_the_nearest(new_sketchy):
     folder = new_sketchy()
     (folder / PHOTOS / "wine_bottle").rename(folder / PHOTOS / "wine-bottle")

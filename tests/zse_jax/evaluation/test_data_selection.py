@@ -110,6 +110,21 @@ def test_another_seed_holds_out_other_photos():
     assert len(first) == 4
 
 
+def test_a_few_images_of_each_class_train():
+    def trained(*changes):
+        return data_selection.training_items(sketchy.get_config(",".join(changes)))
+
+    few, more = trained("images_per_class=2"), trained("images_per_class=3")
+    for some, others in zip(few, more, strict=True):
+        assert np.bincount(some.labels).tolist() == [2] * 100
+        assert set(some.names) < set(others.names)
+    assert few[1].names == trained("images_per_class=2")[1].names
+    assert few[1].names != trained("images_per_class=2", "held_out_seed=1")[1].names
+    assert len(trained("images_per_class=7")[0]) == 100 * SKETCHES
+    with pytest.raises(ValueError, match="images_per_class=0 must be at least 1"):
+        trained("images_per_class=0")
+
+
 def test_copies_of_a_photo_are_held_out_together():
     photos = items("sketchy", "photo", ["ant"])
     twice = photos.select([*range(PHOTOS), *range(PHOTOS)])

@@ -185,6 +185,9 @@ def test_curves_show_the_loss_and_each_ranking():
 def test_curves_show_chance():
     _, metric = training_curves(RECORDS, chance=0.125).axes
     assert lines(metric)["chance"] == [[0, 0.125], [1, 0.125]]
+    _, metric = training_curves(RECORDS, classes="validation classes").axes
+    assert metric.get_title(loc="left") == "validation classes, exact/mAP@all"
+    assert "chance" not in lines(metric)
 
 
 def test_a_run_without_evaluations_has_one_panel():

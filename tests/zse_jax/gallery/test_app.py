@@ -91,6 +91,18 @@ def test_the_slider_decides_how_many_are_compared(backend):
     assert final(backend, circle(), -5.0).results.hits == fast.results.hits
 
 
+def test_the_switch_expands_the_query(backend):
+    *_, plain = backend.search(circle(), 0)
+    *_, expanded = backend.search(circle(), 0, True)
+    assert "query expanded by 30 photos" in expanded.html
+    assert "expanded" not in plain.html
+    asked = [
+        hit.similarity for hit in backend.searcher(expanded.results.sketch, 5, 0, expand=30).hits
+    ]
+    assert [hit.similarity for hit in expanded.results.hits] == pytest.approx(asked)
+    assert asked != [hit.similarity for hit in plain.results.hits]
+
+
 def test_slow_scoring_is_preceded_by_a_preview(backend, monkeypatch):
     monkeypatch.setattr(backend, "_seconds_of_pair", 1.0)
     first, last = backend.search(circle(), 3)

@@ -76,7 +76,7 @@ def test_on_a_phone_with_a_finger(browser, address, tmp_path):
     check_calm(visitor, address)
 
 
-def test_rub_out_undo_clear_slide_and_upload(browser, address, tmp_path):
+def test_rub_out_undo_clear_slide_expand_and_upload(browser, address, tmp_path):
     visitor = Visitor(browser, address, viewport={"width": 1000, "height": 800})
     page = visitor.page
     visitor.stroke(SNOWMAN[0])
@@ -90,6 +90,12 @@ def test_rub_out_undo_clear_slide_and_upload(browser, address, tmp_path):
     slider = page.locator("#rerank input[type=range]")
     slider.fill("0")
     visitor.status("by embedding alone")
+    switch = page.locator("#expand input[type=checkbox]")
+    switch.check()
+    visitor.status("by embedding alone, query expanded by 30 photos")
+    visitor.shot(tmp_path, "app-expanded.png")
+    switch.uncheck()
+    page.locator(".zse-status", has_text="expanded").wait_for(state="detached")
     page.locator("[data-tool=undo]").click()
     assert visitor.ink() == 0
     page.wait_for_selector(".zse-empty")

@@ -78,8 +78,22 @@ def test_an_expanded_query_finds_the_same_as_in_an_evaluation(gallery, searcher,
     np.testing.assert_allclose(
         [hit.similarity for hit in results.hits], np.sort(expected)[::-1], atol=1e-5
     )
+    assert results.rankings["shortlist"] == "token+expansion"
+    assert results.about["expansion"] == "by 4 photos"
     with pytest.raises(ValueError, match="expand"):
         searcher(drawing, expand=-1)
+
+
+def test_an_expanded_query_orders_the_photos_nearest_to_the_sketch(gallery, searcher, drawing):
+    """Their embeddings come from memory, or, with an approximate index, from the table."""
+    sketch = searcher._encoder(searcher(drawing).sketch[None], "sketch", 1).embedding
+    among = searcher._shortlist(sketch[0], 6)
+    found, similarity = searcher._shortlist.expanded(sketch[0], among, 3)
+    assert set(found) == set(among[0])
+    vectors = gallery.tables.embeddings_of(found)
+    query = np.asarray(expansion.expand(sketch, vectors, 3))[0]
+    np.testing.assert_allclose(similarity, vectors @ query, atol=1e-5)
+    assert (np.diff(similarity) <= 0).all()
 
 
 def test_only_the_head_of_the_shortlist_is_scored(searcher, drawing):

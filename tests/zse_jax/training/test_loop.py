@@ -113,6 +113,9 @@ def test_the_test_set_is_evaluated_apart_where_it_is_larger(tmp_path, capsys):
     results = loop.train(tiny.config(**changes), tmp_path)
     assert "on the test set: 24 sketches x 24 photos" in capsys.readouterr().out
     assert results["test"] != results["validation"]
+    low, high = results["test_details"]["intervals_95"]["token"]["exact"]["mAP@all"]
+    assert low < results["test"]["token/exact/mAP@all"] < high
+    assert {x["sketches"] for x in results["test_details"]["by_class"].values()} == {3}
     file = tmp_path / "metrics.json"
     written = file.stat().st_mtime_ns
     assert loop.train(tiny.config(**changes), tmp_path) == results
