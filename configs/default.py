@@ -86,6 +86,7 @@ def get_config() -> ConfigDict:
     train.spike = 0.0  # stop if loss > spike * median of the last 100 losses; 0: never
     train.stall_seconds = 1800.0  # error if a step takes longer; 0: no limit
     train.mirror = False  # True: mirror half of the pairs
+    train.variants = 1  # of each image: crops, colours, strokes; 1: only the image itself
     train.cache_frozen = False  # True: compute the frozen layers once per image, before training
     train.augment = 0.0  # > 0: mirror half of the pairs, shift all by up to this fraction
     train.sampler = placeholder(str)  # None: system default; "instance_quadruplet": fine-grained

@@ -16,7 +16,7 @@ import grain
 import numpy as np
 from jaxtyping import Int, Int32, UInt8
 
-from data_pipelines import images, prepared, sampling, splits
+from data_pipelines import images, prepared, sampling, splits, variation
 from data_pipelines.images import Modality
 from data_pipelines.streaming import Batch, Batches
 from data_pipelines.streaming import to_device as to_device
@@ -86,8 +86,12 @@ class Items:
                 positions.setdefault(key, []).append(position)
         return {key: np.array(found) for key, found in positions.items()}
 
-    def image(self, i: SupportsIndex, size: int) -> UInt8[np.ndarray, "{size} {size} 3"]:
+    def image(
+        self, i: SupportsIndex, size: int, variant: int = 0
+    ) -> UInt8[np.ndarray, "{size} {size} 3"]:
         """Item `i`, decoded and preprocessed for its modality, `size` x `size` pixels.
+
+        Above 0, `variant` is the number of a random change (`variation`), which is always the same.
 
         Raises:
           images.UnreadableImageError: naming the item.
@@ -99,17 +103,21 @@ class Items:
                 f"The {self.modality} {self.names[i]} cannot be read: {error}. If the prepared "
                 "data set is damaged, delete its folder to prepare it again."
             ) from error
-        return images.PREPARE[self.modality](rgb, size)
+        prepared = images.PREPARE[self.modality](rgb, size)
+        if not variant:
+            return prepared
+        rng = np.random.default_rng([variant, int(self.rows[i])])
+        return variation.variant(prepared, self.modality, rng)
 
 
 @dataclasses.dataclass
 class Computed:
-    """Arrays in place of images, [n, 1 or 2, ...]: of each image, and of its mirror image.
+    """Arrays in place of images, by variant: [n, 1 or 2, ...], of images and their mirror images.
 
     They are set before the first batch is read.
     """
 
-    values: np.ndarray | None = None
+    values: list[np.ndarray] = dataclasses.field(default_factory=list)
 
 
 @dataclasses.dataclass(frozen=True, eq=False)
@@ -129,11 +137,11 @@ class ComputedItems(Items):
         names = [field.name for field in dataclasses.fields(Items)]
         return Items(**{name: getattr(self, name) for name in names})
 
-    def image(self, i: SupportsIndex, size: int) -> np.ndarray:
+    def image(self, i: SupportsIndex, size: int, variant: int = 0) -> np.ndarray:
         """The arrays of item `i`, and of its mirror image if there are such, [1 or 2, ...]."""
         del size
-        assert self.computed.values is not None, "the arrays were not computed yet"
-        return self.computed.values[i]
+        assert self.computed.values, "the arrays were not computed yet"
+        return self.computed.values[variant][i]
 
 
 def load_items(
@@ -199,6 +207,7 @@ def train_batches(
     workers: int,
     augment: float = 0.0,
     mirror: bool = False,
+    variants: int = 1,
     shard_index: int = 0,
     shard_count: int = 1,
 ) -> Batches:
@@ -219,6 +228,7 @@ def train_batches(
         every pair at random by up to this fraction of its side. Both images of a pair get the same
         change.
       mirror: mirrors half of the pairs, also without `augment`.
+      variants: of each image, among which one is drawn each time (`variation`); 1: only itself.
       shard_index: index of this process.
       shard_count: number of processes that train together.
 
@@ -230,9 +240,11 @@ def train_batches(
     Raises:
       ValueError: for an unknown kind; fewer than two classes; classes that differ between
         sketches and photos, or lack sketches or photos; too few instance pairs, if instances are
-        sampled; more samples per batch than classes, if these must differ; or `augment` outside
-        [0, 0.5].
+        sampled; more samples per batch than classes, if these must differ; `augment` outside
+        [0, 0.5], or `variants` below 1.
     """
+    if variants < 1:
+        raise ValueError(f"variants={variants} must be at least 1 (--config.train.variants).")
     if not 0 <= augment <= 0.5:
         raise ValueError(
             f"augment={augment} must be a fraction of the image's side from 0 to 0.5 "
@@ -242,7 +254,8 @@ def train_batches(
     _check_training_classes(sketches, photos)
     draw = _draw(sampler, sketches, photos, batch_size * shard_count, seed)
     samples = grain.MapDataset.range(_ENDLESS).random_map(draw, seed=seed)
-    samples = samples.map(_LoadSample(sketches, photos, image_size))
+    load = _LoadSample(sketches, photos, image_size, variants)
+    samples = samples.random_map(load, seed=_seed(seed, 2)) if variants > 1 else samples.map(load)
     computed = isinstance(sketches, ComputedItems)
     if computed and augment:
         raise ValueError(
@@ -254,10 +267,13 @@ def train_batches(
         workers = 0  # The arrays are in the memory of this process.
     if augment or mirror or computed:
         # A separate seed: the same samples are drawn with and without augmentation.
-        augment_seed = int(np.random.SeedSequence([seed, 1]).generate_state(1)[0])
         change = _Augment(round(augment * image_size), mirror or augment > 0)
-        samples = samples.random_map(change, seed=augment_seed)
+        samples = samples.random_map(change, seed=_seed(seed, 1))
     return Batches(samples.batch(batch_size)[shard_index::shard_count], workers)
+
+
+def _seed(seed: int, purpose: int) -> int:
+    return int(np.random.SeedSequence([seed, purpose]).generate_state(1)[0])
 
 
 def evaluation_batches(
@@ -266,6 +282,7 @@ def evaluation_batches(
     image_size: int,
     batch_size: int,
     workers: int = 0,
+    variant: int = 0,
     shard_index: int = 0,
     shard_count: int = 1,
 ) -> Batches:
@@ -280,6 +297,7 @@ def evaluation_batches(
       image_size: side of the square images, in pixels.
       batch_size: items per batch of this process.
       workers: number of decoding processes; 0 decodes in threads of this process.
+      variant: number of the images' variant; 0: the images themselves.
       shard_index: index of this process.
       shard_count: number of processes that evaluate together.
 
@@ -295,7 +313,7 @@ def evaluation_batches(
             "Check the split and the strides in config.evaluation."
         )
     batches = math.ceil(len(items) / (batch_size * shard_count)) * shard_count
-    padded = grain.MapDataset.range(batches * batch_size).map(_LoadItem(items, image_size))
+    padded = grain.MapDataset.range(batches * batch_size).map(_LoadItem(items, image_size, variant))
     return Batches(padded.batch(batch_size)[shard_index::shard_count], workers)
 
 
@@ -375,13 +393,19 @@ class _LoadSample:
     sketches: Items
     photos: Items
     image_size: int
+    variants: int
 
-    def __call__(self, sample: sampling.Sample) -> Batch:
+    def __call__(self, sample: sampling.Sample, rng: np.random.Generator | None = None) -> Batch:
+        def loaded(items: Items, positions: Int[np.ndarray, "_"]) -> np.ndarray:
+            count = len(positions)
+            chosen = rng.integers(self.variants, size=count).tolist() if rng else [0] * count
+            return np.stack(
+                [items.image(i, self.image_size, k) for i, k in zip(positions, chosen, strict=True)]
+            )
+
         return {
-            "sketches": np.stack(
-                [self.sketches.image(i, self.image_size) for i in sample.sketches]
-            ),
-            "photos": np.stack([self.photos.image(i, self.image_size) for i in sample.photos]),
+            "sketches": loaded(self.sketches, sample.sketches),
+            "photos": loaded(self.photos, sample.photos),
             "sketch_labels": self.sketches.labels[sample.sketches],
             "photo_labels": self.photos.labels[sample.photos],
         }
@@ -414,12 +438,14 @@ class _Augment:
 class _LoadItem:
     items: Items
     image_size: int
+    variant: int
 
     def __call__(self, i: int) -> Batch:
         if i >= len(self.items):
             image, label = np.zeros((self.image_size, self.image_size, 3), np.uint8), np.int32(0)
         else:
-            image, label = self.items.image(i, self.image_size), self.items.labels[i]
+            image = self.items.image(i, self.image_size, self.variant)
+            label = self.items.labels[i]
         return {"image": image, "label": label, "mask": np.bool_(i < len(self.items))}
 
 

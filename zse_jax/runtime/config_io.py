@@ -60,6 +60,7 @@ ADDED: dict[str, Any] = {
     "evaluation.allow_trained": False,
     "evaluation.classes": "unseen",
     "train.mirror": False,
+    "train.variants": 1,
     "train.cache_frozen": False,
     "model.frozen_blocks": 0,
     "model.contrastive_weight": 0.0,

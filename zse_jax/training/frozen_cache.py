@@ -1,11 +1,12 @@
 """The output of frozen layers, computed once for every training image.
 
-With `config.train.cache_frozen`, each training image and its mirror image pass the frozen first
-layers (`Retriever.frozen`) once, before the first step. Training then reads their output instead of
-images, and computes only the layers that train. The results are those of training without it, up
-to rounding.
+With `config.train.cache_frozen`, each variant of a training image (`config.train.variants`) and its
+mirror image pass the frozen first layers (`Retriever.frozen`) once, before the first step. Training
+then reads their output instead of images, and computes only the layers that train. The results are
+those of training without it, up to rounding.
 """
 
+import itertools
 from collections.abc import Sequence
 from typing import NamedTuple
 
@@ -54,13 +55,16 @@ class Later(NamedTuple):
     size: int
 
 
-def later(items: Sequence[Items], model: Retriever, mirror: bool) -> Later:
+def later(
+    items: Sequence[Items], model: Retriever, *, mirror: bool = False, variants: int = 1
+) -> Later:
     """The items for the input pipeline, which can be built before the model has parameters.
 
     Args:
       items: training sketches and photos.
       model: of the run; shapes in place of arrays are enough.
       mirror: whether mirror images are used.
+      variants: number of variants of each image.
 
     Raises:
       ValueError: the model has no frozen layers.
@@ -74,7 +78,7 @@ def later(items: Sequence[Items], model: Retriever, mirror: bool) -> Later:
             "config.model.frozen_blocks, for a system and a backbone that have it, or "
             "config.train.cache_frozen=false."
         )
-    count = sum(map(len, items)) * (2 if mirror else 1)
+    count = sum(map(len, items)) * (2 if mirror else 1) * variants
     made = tuple(map(ComputedItems.of, items))
     return Later(made, count * output.size * output.dtype.itemsize)
 
@@ -89,19 +93,23 @@ def fill(given: Later, model: Retriever, config: ConfigDict, mesh: Mesh) -> None
     """
     layers = FrozenLayers(evaluation_view(model), config.train.mirror)
     fits = given.size <= free_host_memory() / 2
-    for some in given.items:
+    count = config.train.variants
+    for some, variant in itertools.product(given.items, range(count)):
         batches = loading.evaluation_batches(
             some.images(),
             image_size=model.image_size,
             batch_size=config.evaluation.batch_size // jax.process_count(),
+            variant=variant,
             shard_index=jax.process_index(),
             shard_count=jax.process_count(),
         )
-        some.computed.values, _ = encode(
+        which = f", variant {variant + 1} of {count}" if count > 1 else ""
+        values, _ = encode(
             layers,
             batches,
             some.modality,
             sharding=sharding.batch_sharding(mesh),
-            progress=f"frozen layers, {len(some):,} {some.modality} images",
+            progress=f"frozen layers, {len(some):,} {some.modality} images{which}",
             storage=Storage("host" if fits else "disk"),
         )
+        some.computed.values.append(values)

@@ -60,6 +60,7 @@ def training_batches(
         workers=config.data.workers,
         augment=config.train.augment,
         mirror=config.train.mirror,
+        variants=config.train.variants,
         shard_index=jax.process_index(),
         shard_count=jax.process_count(),
     )
@@ -125,7 +126,12 @@ def train(config: ConfigDict, workdir: str | os.PathLike) -> dict[str, Any]:
         items: Sequence[loading.Items] = data_selection.training_items(config)
         later = None
         if config.train.cache_frozen:
-            later = frozen_cache.later(items, setup.model, config.train.mirror)
+            later = frozen_cache.later(
+                items,
+                setup.model,
+                mirror=config.train.mirror,
+                variants=config.train.variants,
+            )
         batches = training_batches(config, setup.model, mesh, later.items if later else items)
         consistency.agree(data_facts(config, validation))
         start, state = checkpoints.resume(setup.abstract, batches, check) or (

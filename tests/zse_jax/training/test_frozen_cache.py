@@ -1,6 +1,7 @@
 """Frozen layers: not trained, and computed once with the results of computing them every time."""
 
 import functools
+import itertools
 
 import jax
 import jax.numpy as jnp
@@ -40,7 +41,7 @@ def config(**flat):
     made.model.update(MODEL)
     made.data.update(name="doodles", split="doodles", workers=0)
     made.init_from = "random"
-    made.train.update(steps=2, batch_size=4, sampler="class_group:2", mirror=True)
+    made.train.update(steps=2, batch_size=4, sampler="class_group:2", mirror=True, variants=2)
     made.optimizer.update(learning_rate=1e-2, warmup_steps=0)
     made.evaluation.update(every=0, batch_size=8)
     made.update_from_flattened_dict(flat)
@@ -56,12 +57,15 @@ def run(made):
     before = jax.tree.map(np.array, arrays.flat_arrays(state["model"]))
     items = loop.data_selection.training_items(made)
     if made.train.cache_frozen:
-        later = frozen_cache.later(items, setup.model, made.train.mirror)
+        later = frozen_cache.later(items, setup.model, mirror=True, variants=2)
         batches = loop.training_batches(made, setup.model, mesh, later.items)
         frozen_cache.fill(later, merge_model(setup.definition, state), made, mesh)
-        values = later.items[0].computed.values
-        assert later.size == sum(some.computed.values.nbytes for some in later.items)
-        assert values.shape[1] == 2 and not np.array_equal(values[:, 0], values[:, 1])
+        every = [values for some in later.items for values in some.computed.values]
+        assert later.size == sum(values.nbytes for values in every)
+        maps = [values[:, i] for values in every[:2] for i in range(values.shape[1])]
+        assert len(maps) == 4 and not any(
+            np.array_equal(*pair) for pair in itertools.combinations(maps, 2)
+        )
     else:
         batches = loop.training_batches(made, setup.model, mesh)
     losses = []
@@ -114,8 +118,8 @@ def test_without_frozen_layers_there_is_nothing_to_cache():
     model = set_up(made, sharding.make_mesh()).model
     items = loop.data_selection.training_items(made)
     with pytest.raises(ValueError, match="set config.model.frozen_blocks"):
-        frozen_cache.later(items, model, True)
+        frozen_cache.later(items, model)
     made = config(**{"train.cache_frozen": True, "train.augment": 0.1})
-    later = frozen_cache.later(items, set_up(made, sharding.make_mesh()).model, True)
+    later = frozen_cache.later(items, set_up(made, sharding.make_mesh()).model)
     with pytest.raises(ValueError, match=r"config.train.augment=0"):
         loop.training_batches(made, model, sharding.make_mesh(), later.items)
