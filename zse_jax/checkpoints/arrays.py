@@ -55,21 +55,22 @@ def checksums(arrays: Mapping[str, jax.Array | np.ndarray]) -> dict[str, int]:
     numpy adds arrays that are in the memory of this process: XLA compiles a program for each shape,
     which takes longer than adding all arrays of a model.
     """
-    found = {  # starts all of them
-        name: _host_checksum(array) if _is_on_host(array) else _checksum(array)
-        for name, array in arrays.items()
-    }
+    found = {name: _checksum_of(array) for name, array in arrays.items()}  # starts all of them
     return {name: int(value) for name, value in found.items()}
 
 
-def _is_on_host(array: jax.Array | np.ndarray) -> bool:
-    if isinstance(array, np.ndarray):
-        return True
+def _checksum_of(array: jax.Array | np.ndarray) -> jax.Array | np.uint32:
+    if isinstance(array, np.ndarray) or _is_on_host(array):
+        return _host_checksum(array)
+    return _checksum(array)
+
+
+def _is_on_host(array: jax.Array) -> bool:
     platforms = {device.platform for device in array.sharding.device_set}
     return array.is_fully_addressable and platforms == {"cpu"}
 
 
-def _host_checksum(array: Shaped[Array, "..."]) -> np.uint32:
+def _host_checksum(array: jax.Array | np.ndarray) -> np.uint32:
     if jax.dtypes.issubdtype(array.dtype, jax.dtypes.prng_key):
         array = jax.random.key_data(array)
     values = np.asarray(array).ravel()
