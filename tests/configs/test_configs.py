@@ -16,7 +16,7 @@ import configs
 from configs import default, demo, sketchy
 from data_pipelines import loading, sampling, splits
 from tests import layouts
-from tests.zse_jax import abstract, tiny
+from tests.zse_jax import abstract, shared_steps, tiny
 from zse_jax.evaluation import data_selection, evaluator
 from zse_jax.retrievers import zse
 from zse_jax.runtime import config_io, sharding
@@ -157,6 +157,7 @@ def prepared_data(tmp_path_factory):
 def test_a_config_trains_a_step_on_data_of_its_layout(name, prepared_data, tmp_path, monkeypatch):
     one = functools.partial(sharding.make_mesh, devices=jax.devices()[:1])
     monkeypatch.setattr(sharding, "make_mesh", one)  # compiles faster than for eight devices
+    shared_steps.install(monkeypatch.setattr)
     config = small(name)
     data_dir, folder_of = prepared_data
     config.data.update(data_dir=str(data_dir), manual_dir=folder_of(config.data.name))

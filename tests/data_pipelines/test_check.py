@@ -157,6 +157,7 @@ def test_leakage_matters_for_training(clean):
     assert {f.check: f.severity for f in report.findings}["leakage"] == "warning"
 
 
+@pytest.mark.slow
 def test_an_accepted_finding_is_a_note(clean):
     path(clean, "sketch", "ant").write_bytes(b"")
     assert check.check("sketchy", clean, accept=["unreadable"]).fit
@@ -248,6 +249,7 @@ def test_photos_of_one_instance_are_ambiguous(clean):
     assert len(found(clean)["pairs"].items) == 2
 
 
+@pytest.mark.slow
 def test_other_findings_are_reported_despite_mismatched_class_names(clean, capsys):
     (clean / PHOTOS / "wine_bottle").rename(clean / PHOTOS / "wine-bottle")
     path(clean, "sketch", "ant").write_bytes(b"")
@@ -263,6 +265,7 @@ def test_other_findings_are_reported_despite_mismatched_class_names(clean, capsy
     assert "wine-bottle: is unknown: did you mean wine_bottle?" in capsys.readouterr().out
 
 
+@pytest.mark.slow
 def test_other_findings_are_reported_despite_an_empty_class(clean):
     path(clean, "photo", "ant").unlink()
     path(clean, "sketch", "bee").write_bytes(b"")

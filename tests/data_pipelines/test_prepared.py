@@ -173,6 +173,7 @@ def test_a_shard_without_readable_images_is_omitted(new_sketchy, tmp_path, small
     assert len(list(folder.glob("*sketch.array_record*"))) == 9
 
 
+@pytest.mark.slow
 def test_a_modality_without_readable_images_is_an_error(new_sketchy, tmp_path):
     source = new_sketchy()
     for file in sketchy.scan(source).images["photo"]:
@@ -192,6 +193,7 @@ def test_a_full_disk_is_not_reported_as_an_unreadable_image(sketchy_source, tmp_
 
 
 def test_opening_reads_the_index_and_no_record(data_dir, monkeypatch):
+    prepared.open_split(data_dir / "sketchy/1.0.0", "photo")  # builds the index
     monkeypatch.setattr(prepared.Records, "texts", None)
     _, index = prepared.open_split(data_dir / "sketchy/1.0.0", "photo")
     assert len(index.rows) == 375

@@ -51,6 +51,7 @@ def quadruplet_oracle(sketches, photos, sketch_labels, photo_labels, margin, cro
     return np.mean(means)
 
 
+@pytest.mark.slow
 @given(seeds, margins)
 def test_quadruplet_agrees_with_its_formula(seed, both):
     margin, cross_margin = both
@@ -116,6 +117,7 @@ def test_knowledge_preservation_is_the_divergence_from_the_teacher(seed):
     np.testing.assert_allclose(got, want, rtol=1e-4, atol=1e-6)
 
 
+@pytest.mark.slow
 def test_knowledge_preservation_is_0_at_the_teacher_and_finite_for_a_certain_teacher():
     logits = jnp.asarray(np.random.default_rng(0).standard_normal((3, 5)), jnp.float32)
     assert abs(knowledge_preservation(logits, jax.nn.softmax(logits))) < 1e-6

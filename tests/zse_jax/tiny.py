@@ -110,7 +110,13 @@ def system(implementation: str) -> registry.System:
 
 
 def install(patch: Any = setattr) -> None:
-    """Registers system "tiny" and its data; `patch` is `monkeypatch.setattr` in tests."""
+    """Registers system "tiny" and its data; `patch` is `monkeypatch.setattr` in tests.
+
+    Runs with equal steps share what they compile.
+    """
+    from tests.zse_jax import shared_steps
+
+    shared_steps.install(patch)
     patch(registry, "SYSTEMS", {**registry.SYSTEMS, "tiny": system(f"{__name__}:Tiny")})
     patch(loading, "load_items", load_items)
 

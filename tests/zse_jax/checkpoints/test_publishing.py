@@ -87,6 +87,7 @@ def test_it_gives_what_the_checkpoint_gives(workdir, shared):
     assert isinstance(loaded, tiny.Tiny)
 
 
+@pytest.mark.slow
 def test_a_shared_model_can_be_shared_again(shared, tmp_path):
     zse_jax.save_pretrained(shared, tmp_path / "again", license="apache-2.0")
     assert (tmp_path / "again/model.safetensors").read_bytes() == (
@@ -98,6 +99,7 @@ def test_a_shared_model_can_be_shared_again(shared, tmp_path):
     assert about == again
 
 
+@pytest.mark.slow
 def test_a_loaded_system_is_saved_with_the_weights_that_it_has_now(workdir, tmp_path):
     retriever = zse_jax.load(workdir)
     retriever.first.bias[...] += 1.0

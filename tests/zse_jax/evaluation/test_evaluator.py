@@ -66,6 +66,7 @@ def test_the_program_evaluates_the_best_step_and_writes_pictures(workdir, evalua
     assert "relation" in output
 
 
+@pytest.mark.slow
 def test_a_damaged_best_step_is_replaced_only_if_asked(workdir, tmp_path, caplog, capsys):
     damaged = shutil.copytree(workdir, tmp_path / "run")
     best = reading.step_of(damaged)
@@ -120,6 +121,7 @@ def test_an_evaluation_does_not_resume_what_other_code_computed(workdir, tmp_pat
         run(*quick)
 
 
+@pytest.mark.slow
 def test_overrides_change_the_config_inside_the_checkpoint(workdir, capsys):
     run(f"--checkpoint={workdir}", "--config.evaluation.test_sketch_stride=4")
     printed = capsys.readouterr().out
@@ -129,6 +131,7 @@ def test_overrides_change_the_config_inside_the_checkpoint(workdir, capsys):
     assert " ".join(printed.split()).count("started from random values") >= tables
 
 
+@pytest.mark.slow
 def test_a_wrong_override_names_the_nearest_key(workdir):
     with pytest.raises(ValueError, match="Did you mean --config.evaluation.test_sketch_stride?"):
         run(f"--checkpoint={workdir}", "--config.evaluation.test_sketch_strid=4")
@@ -166,6 +169,7 @@ def test_selectable_metrics_depend_on_the_protocol_and_the_rankings():
         evaluator_.check_select(only, tiny.Tiny.rankings)
 
 
+@pytest.mark.slow
 def test_rankings_by_expanded_queries_can_select():
     select = {"evaluation.select": "token+expansion/exact/mAP@all"}
     with pytest.raises(ValueError, match="did you mean 'token/exact/mAP@all'"):
@@ -212,6 +216,7 @@ def test_fine_grained_evaluation_ranks_the_photo_of_each_sketch(workdir, tmp_pat
     assert "Acc@10" in capsys.readouterr().out
 
 
+@pytest.mark.slow
 def test_two_stage_ranking_is_reported_with_the_exact_one(workdir, tmp_path, capsys):
     run(
         f"--checkpoint={workdir}", f"--output={tmp_path}/m.json",
@@ -241,6 +246,7 @@ def test_the_same_command_resumes(workdir, tmp_path):
     assert plain.values == first
 
 
+@pytest.mark.slow
 def test_scratch_files_of_another_gallery_are_an_error(workdir, tmp_path):
     scratch = f"--scratch={tmp_path}/scratch"
     run(f"--checkpoint={workdir}", scratch)
@@ -257,6 +263,7 @@ def other_split(monkeypatch):
     return other
 
 
+@pytest.mark.slow
 def test_trained_classes_are_not_ranked_as_unseen(workdir, other_split, tmp_path, capsys):
     arguments = [f"--checkpoint={workdir}", "--config.data.split=other"]
     with pytest.raises(TrainedError, match=f"2 of 2 classes .*{other_split.unseen[0]}"):
@@ -270,6 +277,7 @@ def test_trained_classes_are_not_ranked_as_unseen(workdir, other_split, tmp_path
         loop.train(config, tmp_path / "run")
 
 
+@pytest.mark.slow
 def test_a_run_records_what_trained(workdir):
     (source,) = training_record.of_checkpoint(workdir)["sources"]
     assert tuple(source["classes"]) == splits.get("doodles").seen

@@ -73,6 +73,7 @@ def test_it_ranks_explains_and_writes_a_page_and_pictures(workdir, album, capsys
     assert "and 3 pictures" in capsys.readouterr().out
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("ranking", ["token", "relation"])
 def test_the_order_is_that_of_the_ranking(workdir, album, ranking):
     retriever = zse_jax.load(workdir)
@@ -105,6 +106,7 @@ def test_a_sketch_without_strokes_is_an_error_that_leaves_no_folder(workdir, alb
     assert not (album.parent / "why").exists()
 
 
+@pytest.mark.slow
 def test_unusable_photos_are_skipped_and_reported(workdir, album, capsys):
     Image.new("RGB", (40, 5), "red").save(album / "tiny.png")
     (album / "broken.jpg").write_bytes(b"\xff\xd8 no photo")
@@ -165,6 +167,7 @@ def test_other_content_is_not_overwritten(workdir, album):
         run(workdir, album, output="cat.png")
 
 
+@pytest.mark.slow
 def test_an_empty_folder_is_used(workdir, album):
     (album.parent / "why").mkdir()
     assert (run(workdir, album, "--top=1") / "index.html").exists()

@@ -105,6 +105,7 @@ def test_the_page_is_well_formed(page):
     Page(page)
 
 
+@pytest.mark.slow
 def test_the_page_loads_nothing(page):
     found = Page(page)
     assert all(image["src"].startswith("data:image/webp;base64,") for image in found.all("img"))
@@ -118,6 +119,7 @@ def test_the_page_loads_nothing(page):
     assert policy.startswith("default-src 'none'; img-src data:;")
 
 
+@pytest.mark.slow
 def test_every_picture_has_alternative_text(page):
     found = Page(page)
     assert len(found.all("img")) > 30
@@ -126,6 +128,7 @@ def test_every_picture_has_alternative_text(page):
     assert len(found.all("svg")) == 4
 
 
+@pytest.mark.slow
 def test_links_in_the_page_have_targets(page):
     found = Page(page)
     names = [attributes["id"] for _, attributes in found.tags if "id" in attributes]
@@ -133,24 +136,28 @@ def test_links_in_the_page_have_targets(page):
     assert {link["href"][1:] for link in found.all("a")} <= set(names)
 
 
+@pytest.mark.slow
 def test_metrics_have_intervals(page, evaluation):
     value = evaluation.values["token"]["exact"]["mAP@all"]
     low, high = evaluation.intervals()["token"]["exact"]["mAP@all"]
     assert f"{100 * value:.1f} {100 * low:.1f}\N{EN DASH}{100 * high:.1f}" in Page(page).text
 
 
+@pytest.mark.slow
 def test_names_from_outside_are_escaped(page):
     assert "<b>zebra" not in page
     assert "&lt;b&gt;zebra" in page
     assert "hot dog" in Page(page).text
 
 
+@pytest.mark.slow
 def test_the_run_is_described(page):
     text = Page(page).text
     for part in ("runs/x", '{"seed": 0}', "a, b", "not zero-shot", "similarity of grey patches"):
         assert part in text
 
 
+@pytest.mark.slow
 def test_each_query_is_explained_and_the_first_of_a_group_is_unfolded(page):
     details = Page(page).all("details")
     explained = re.findall(r"Why photo \d+ \([^)]*, (?:right|wrong)\)\?", Page(page).text)
@@ -158,12 +165,14 @@ def test_each_query_is_explained_and_the_first_of_a_group_is_unfolded(page):
     assert sum("open" in attributes for attributes in details) == 3
 
 
+@pytest.mark.slow
 def test_without_an_explainer_the_page_says_why(evaluation):
     made = report.report(evaluation, material(unexplained="It has no places."))
     assert "This report has no explanations: It has no places." in Page(made).text
     assert "Why photo" not in made
 
 
+@pytest.mark.slow
 def test_an_unknown_headline_is_an_error_that_lists_the_metrics(evaluation):
     with pytest.raises(
         ValueError, match=r"'token/vox/mAP@all' was not measured.*token/voc/mAP@all"
@@ -171,6 +180,7 @@ def test_an_unknown_headline_is_an_error_that_lists_the_metrics(evaluation):
         report.report(evaluation, material(headline="token/vox/mAP@all"))
 
 
+@pytest.mark.slow
 def test_best_typical_and_worst_queries_are_of_different_classes(evaluation):
     by = report_parts.headline(evaluation, "token/exact/mAP@all")
     values = evaluation.by_query["token"]["exact"]["mAP@all"]
@@ -184,6 +194,7 @@ def test_best_typical_and_worst_queries_are_of_different_classes(evaluation):
     assert max(values[chosen["worst"]]) <= max(values[chosen["best"]])
 
 
+@pytest.mark.slow
 def test_the_example_of_a_confusion_is_the_earliest(evaluation):
     for row in report_parts.confusions(evaluation, "token"):
         sketch, photo, rank = row["example"]

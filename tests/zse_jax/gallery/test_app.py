@@ -74,6 +74,7 @@ def test_photos_appear_as_thumbnails_and_nothing_else(backend, album):
     assert "src=" not in re.sub(r'src="data:image/jpeg;base64,[\w+/=]+"', "", answer.html)
 
 
+@pytest.mark.slow
 def test_file_names_are_escaped(backend):
     backend = Backend(backend.searcher, k=7)
     html = final(backend, circle()).html
@@ -81,6 +82,7 @@ def test_file_names_are_escaped(backend):
     assert "&lt;b onclick=x&gt;" in html
 
 
+@pytest.mark.slow
 def test_the_slider_decides_how_many_are_compared(backend):
     assert backend.most_pairs == backend.default_pairs == 7
     fast = final(backend, circle(), 0)
@@ -103,6 +105,7 @@ def test_the_switch_expands_the_query(backend):
     assert asked != [hit.similarity for hit in plain.results.hits]
 
 
+@pytest.mark.slow
 def test_slow_scoring_is_preceded_by_a_preview(backend, monkeypatch):
     monkeypatch.setattr(backend, "_seconds_of_pair", 1.0)
     first, last = backend.search(circle(), 3)
@@ -112,6 +115,7 @@ def test_slow_scoring_is_preceded_by_a_preview(backend, monkeypatch):
     assert backend._seconds_of_pair < 1
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("drawing", [None, "", data_url(paper())], ids=["none", "empty", "white"])
 def test_an_empty_drawing_is_not_an_error(backend, drawing):
     answer = final(backend, drawing)
@@ -126,6 +130,7 @@ def bomb():
     return base64.b64encode(b"\x89PNG\r\n\x1a\n" + chunk).decode()
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     ("drawing", "problem"),
     [
@@ -146,6 +151,7 @@ def test_invalid_drawings_are_reported(backend, drawing, problem):
     assert answer.results is None
 
 
+@pytest.mark.slow
 def test_a_photo_that_was_found_is_explained(backend):
     results = final(backend, circle()).results
     html = backend.explain(results, results.hits[1].id)
@@ -154,6 +160,7 @@ def test_a_photo_that_was_found_is_explained(backend):
     assert "src=" not in re.sub(r'src="data:image/webp;base64,[\w+/=]+"', "", html)
 
 
+@pytest.mark.slow
 def test_only_results_are_explained(backend, album):
     results = final(backend, circle(), 7).results
     shown = {hit.id for hit in results.hits}
@@ -164,6 +171,7 @@ def test_only_results_are_explained(backend, album):
     assert "Draw first" in backend.explain(None, next(iter(shown)))
 
 
+@pytest.mark.slow
 def test_a_missing_photo_is_reported_without_its_path(zse, tmp_path):
     file = photo(tmp_path / "album/p.png", 0)
     index.build([file], tmp_path / "index", zse)
@@ -175,6 +183,7 @@ def test_a_missing_photo_is_reported_without_its_path(zse, tmp_path):
     assert str(tmp_path) not in html
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("error", [PermissionError(13, "no", "/srv/a"), RuntimeError("/srv/a")])
 def test_errors_name_no_file_of_this_machine(backend, monkeypatch, capsys, error):
     results = final(backend, circle()).results
@@ -192,6 +201,7 @@ def test_errors_name_no_file_of_this_machine(backend, monkeypatch, capsys, error
     assert capsys.readouterr().err.count("/srv/a") >= 2
 
 
+@pytest.mark.slow
 def test_a_system_that_scores_no_pairs_has_no_slider(backend, monkeypatch):
     monkeypatch.setattr(backend.searcher, "reranks", False)
     fast = Backend(backend.searcher)
@@ -228,6 +238,7 @@ def request(server, method, path, body=None, headers=None):
         connection.close()
 
 
+@pytest.mark.slow
 def test_only_this_machine_is_served_by_default(server):
     assert server.hostname == "127.0.0.1"
     status, text = request(server, "GET", "/")
@@ -235,11 +246,13 @@ def test_only_this_machine_is_served_by_default(server):
     assert app.TITLE.encode() in text
 
 
+@pytest.mark.slow
 def test_a_port_in_use_is_reported(server, backend):
     with pytest.raises(OSError, match=f"127.0.0.1:{server.port}: the port is in use.*--port=7900"):
         app.serve(app.create(backend), port=server.port)
 
 
+@pytest.mark.slow
 def test_no_path_leads_to_a_file(server, album):
     secret = album / "p0.png"
     for file in ("/etc/passwd", str(secret), "../../../../../../etc/passwd", "pyproject.toml"):
@@ -256,6 +269,7 @@ def test_no_path_leads_to_a_file(server, album):
             assert secret.read_bytes() not in body
 
 
+@pytest.mark.slow
 def test_uploads_and_large_requests_are_rejected(server):
     boundary = b"--b\r\nContent-Disposition: form-data; name=files; filename=a\r\n\r\nx\r\n--b--"
     headers = {"Content-Type": "multipart/form-data; boundary=b"}
@@ -285,6 +299,7 @@ def test_errors_on_the_command_line(tmp_path):
         run("--index=x", "--port=0")
 
 
+@pytest.mark.slow
 def test_an_empty_index_says_what_to_do(zse, album, tmp_path):
     index.build([album], tmp_path / "index", zse)
     index.remove(tmp_path / "index", [album])

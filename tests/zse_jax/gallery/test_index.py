@@ -223,6 +223,7 @@ def test_an_index_of_another_checkpoint_is_refused(built, album, zse, tmp_path):
     index.open(built).retriever(moved)
 
 
+@pytest.mark.slow
 def test_a_moved_checkpoint_is_reported(album, zse, tmp_path):
     first = shutil.copytree(zse, tmp_path / "first")
     index.build(photos=[album], index=tmp_path / "index", checkpoint=first)

@@ -68,6 +68,7 @@ def test_the_order_is_that_of_the_systems_rankings(
     assert results.photos == 12
 
 
+@pytest.mark.slow
 def test_an_expanded_query_finds_the_same_as_in_an_evaluation(gallery, searcher, drawing):
     vectors, rows = gallery.tables.embeddings()
     sketch = searcher._encoder(searcher(drawing).sketch[None], "sketch", 1).embedding

@@ -99,6 +99,7 @@ def test_the_activation_agrees_with_its_formula():
     np.testing.assert_allclose(quick_gelu(x), x / (1 + np.exp(-1.702 * x)), rtol=1e-5, atol=1e-6)
 
 
+@pytest.mark.slow
 def test_bfloat16_computes_in_bfloat16_with_float32_parameters():
     sizes, dtype = CLIPSizes(**TINY), jnp.dtype("bfloat16")
     clip = drawn(lambda: CLIP(sizes, dtype=dtype, rngs=nnx.Rngs(0)))

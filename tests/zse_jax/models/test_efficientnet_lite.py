@@ -32,6 +32,7 @@ def images(size=32, count=2, seed=0):
     return jnp.asarray(rng.standard_normal((count, size, size, 3)), jnp.float32)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("variant", ["lite0", "lite4"])
 def test_the_published_variants_have_the_published_numbers_of_parameters(variant):
     name = f"efficientnet_{variant}"
@@ -49,6 +50,7 @@ def test_maps_have_the_documented_strides_and_pooling_is_the_mean_of_the_last():
     }  # fmt: skip
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(("per_channel", "size"), [(True, 3), (False, 3), (False, 1)])
 def test_folding_batch_normalisation_into_a_convolution_changes_nothing(per_channel, size):
     layer = drawn(

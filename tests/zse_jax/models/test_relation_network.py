@@ -106,6 +106,7 @@ def test_the_matrix_is_read_sketch_major():
     np.testing.assert_allclose(network(cosine), x[:, 0], rtol=1e-5)
 
 
+@pytest.mark.slow
 def test_logits_keep_float32_resolution_in_bfloat16():
     model = RelationNetwork(4, dropout=0.0, dtype=jnp.dtype("bfloat16"), rngs=nnx.Rngs(0))
     logits = model(jax.random.uniform(jax.random.key(0), (400, 4, 4)))

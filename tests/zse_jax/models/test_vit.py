@@ -68,6 +68,7 @@ def test_selection_keeps_the_most_attended_tokens_in_their_original_order():
     np.testing.assert_array_equal(out.kept, [[3, 7, 8], [0, 3, 4]])
 
 
+@pytest.mark.slow
 @given(st.integers(0, 10**6), st.sampled_from([0.1, 0.3, 0.5, 0.8, 0.99]))
 def test_selection_is_a_sorted_choice_without_repetition(seed, rate):
     importance = jax.random.uniform(jax.random.key(seed), (3, 16))

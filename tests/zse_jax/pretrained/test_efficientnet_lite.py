@@ -100,6 +100,7 @@ def test_the_shapes_determine_the_variant(variant):
     assert {name: config.model[name] for name in want} == want
 
 
+@pytest.mark.slow
 def test_weights_of_another_network_are_an_error_that_lists_them():
     model = abstract("lite0")
     message = "weights of efficientnet_lite1, and the model is efficientnet_lite0.*backbone="

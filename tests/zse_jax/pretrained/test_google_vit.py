@@ -84,6 +84,7 @@ def block(x, arrays, name):
     return x + y @ arrays[f"{mlp}/Dense_1/kernel"] + arrays[f"{mlp}/Dense_1/bias"]
 
 
+@pytest.mark.slow
 def test_the_encoder_matches_googles_network(tmp_path):
     arrays = published()
     np.savez(tmp_path / "ViT.npz", **arrays)

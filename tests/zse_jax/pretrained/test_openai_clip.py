@@ -162,6 +162,7 @@ def test_a_missing_part_of_a_projection_is_an_error_with_hugging_faces_name():
         openai_clip.load(tiny(), arrays)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("rename", [lambda arrays: arrays, hugging_face])
 def test_another_size_of_clip_is_an_error_that_names_it(rename):
     with pytest.raises(ValueError, match=r"another size of CLIP: patch_size=8 \(the model: 4\)"):

@@ -69,6 +69,7 @@ def test_the_network_is_that_of_googles_names(grid):
     )
 
 
+@pytest.mark.slow
 def test_every_missing_and_every_other_name_is_an_error():
     model, arrays = zse(), published()
     for name in arrays:

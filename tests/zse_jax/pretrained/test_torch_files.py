@@ -226,6 +226,7 @@ def test_repeated_containers_take_no_more_memory_than_the_file(tmp_path):
     assert len(read(archive(tmp_path / "x.pth", entry(nested)))["a"]) == 9
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     ("first", "again", "message"),
     [

@@ -121,6 +121,7 @@ def test_any_system_ranks_by_hamming_in_the_same_protocol():
     assert {key.partition("/")[0] for key in found.flat()} == {"hamming"}
 
 
+@pytest.mark.slow
 def test_the_hamming_ranking_is_minus_the_distance_of_the_codes_on_one_device_and_eight(sharding):
     wide, retriever = coded()
     labels = np.zeros(16, np.int32)

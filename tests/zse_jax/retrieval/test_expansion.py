@@ -35,6 +35,7 @@ def oracle(sketches, photos, k, rounds, blend):
     return np.array(result)
 
 
+@pytest.mark.slow
 @settings(max_examples=20, deadline=None)
 @given(st.sampled_from([1, 3, 40]), st.sampled_from([1, 3]), st.sampled_from([0.0, 0.3, 1.0]))
 def test_queries_move_as_documented(k, rounds, blend):

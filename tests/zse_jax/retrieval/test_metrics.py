@@ -205,6 +205,7 @@ def test_results_do_not_depend_on_blocks_of_queries(monkeypatch):
     assert rank_metrics(*problem) == whole
 
 
+@pytest.mark.slow
 @settings(max_examples=30)
 @given(problem=problems(ties=True, matched=False))
 def test_queries_ranked_together_have_the_metrics_of_each_alone(problem):

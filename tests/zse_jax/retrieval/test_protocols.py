@@ -220,6 +220,7 @@ def test_invalid_options_are_errors_before_encoding(wrong, message):
 # Two-stage ranking
 
 
+@pytest.mark.slow
 def test_shortlists_are_measured_beside_exact_ranking(measured):
     result = evaluate(shortlists=[4, len(PHOTO_LABELS), 1000])
     assert list(result.values) == [

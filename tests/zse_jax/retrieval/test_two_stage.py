@@ -83,6 +83,7 @@ def test_features_may_be_in_any_place(place, tmp_path):
     np.testing.assert_array_equal(ranks(fake(), sketches, placed, 5), expected)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("on_device", [False, True])
 @pytest.mark.parametrize(("queries", "k"), [(3, 1), (21, 5)])
 def test_eight_devices_return_what_one_returns(sharding, queries, k, on_device):
@@ -107,6 +108,7 @@ def test_equals_scoring_each_sketch_by_itself():
     np.testing.assert_array_equal(ranks(retriever, sketches, photos, 6, pairs=4), expected)
 
 
+@pytest.mark.slow
 def test_a_device_scores_no_more_than_the_given_pairs_at_once(sharding):
     Fake.pairs.clear()
     for mesh in (None, sharding):

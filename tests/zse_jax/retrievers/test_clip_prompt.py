@@ -164,6 +164,7 @@ def test_the_fine_grained_negative_is_another_photo_of_the_class(hardest):
     np.testing.assert_allclose(terms["delta"], want, rtol=1e-3, atol=1e-7)
 
 
+@pytest.mark.slow
 def test_the_fine_grained_loss_is_the_weighted_sum_of_its_terms():
     loss, terms = compiled(build(**FINE).loss)(groups())
     want = (
@@ -172,6 +173,7 @@ def test_the_fine_grained_loss_is_the_weighted_sum_of_its_terms():
     np.testing.assert_allclose(loss, want, rtol=1e-5)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("term", ["classification", "delta", "shuffle"])
 def test_a_term_of_weight_zero_is_not_computed(term):
     _, terms = compiled(build(**FINE, **{f"{term}_weight": 0.0}).loss)(groups())
@@ -250,6 +252,7 @@ def test_an_unknown_group_is_an_error():
         run(steps=1, optimizer={"learning_rates": {"promt": 1e-3}})
 
 
+@pytest.mark.slow
 def test_the_optimizer_of_the_published_size_is_under_three_percent_of_the_model():
     config = clip_default.get_config()
     model = abstract.retriever(config.model)

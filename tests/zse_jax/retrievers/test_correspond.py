@@ -39,6 +39,7 @@ def test_zse_similarity_is_the_logit_of_its_score(changes):
     np.testing.assert_allclose(jax.nn.sigmoid(found.similarity), jnp.diag(scores), rtol=1e-5)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("changes", [SPATIAL, EVERY_TOKEN, SELECTED], ids=str)
 def test_zse_relation_network_maps_the_match_to_the_similarity(changes):
     model, found = zse_pair(**changes)
@@ -62,6 +63,7 @@ def test_anchors_that_mix_the_image_are_replaced_by_tokens(changes):
     assert "mixes the whole image" in model.local_evidence
 
 
+@pytest.mark.slow
 def test_zse_attention_is_that_of_the_cross_layers_without_the_retrieval_token():
     model, found = zse_pair(**SPATIAL)
     tokens = [compiled(model.encode)(x, "photo") for x in (zse.images(3), zse.images(3, 1))]
@@ -78,6 +80,7 @@ def test_zse_attention_is_that_of_the_cross_layers_without_the_retrieval_token()
     assert (np.asarray(found.sketch_attention).sum(axis=2) < 1).all()
 
 
+@pytest.mark.slow
 def test_zse_importance_is_the_retrieval_tokens_attention_in_the_last_block():
     model, found = zse_pair(**SPATIAL)
 
@@ -92,6 +95,7 @@ def test_zse_importance_is_the_retrieval_tokens_attention_in_the_last_block():
     np.testing.assert_allclose(found.sketch_importance, expected, rtol=1e-4)
 
 
+@pytest.mark.slow
 def test_zse_reports_which_places_remain_after_token_selection():
     _, found = zse_pair(**SELECTED)
     assert found.match.shape == (3, 8, 8)
@@ -110,6 +114,7 @@ def test_zse_reports_which_places_remain_after_token_selection():
         np.testing.assert_allclose(weights.sum(), 1, rtol=1e-5)
 
 
+@pytest.mark.slow
 def test_efficient_cnn_decomposes_the_cosine_of_its_embeddings_exactly():
     model = nnx.view(cnn.build(), use_running_average=True)
     sketches, photos = cnn.pixels(3), cnn.pixels(3, seed=1)
@@ -142,6 +147,7 @@ def test_clip_compares_patches_in_the_joint_space_and_keeps_its_similarity(chang
     assert "never trained to match" in model.local_evidence
 
 
+@pytest.mark.slow
 def test_clips_rollout_of_one_block_is_half_that_blocks_attention():
     """With one block the other half stays on the class token, so the shares are the attention's."""
     model = clip.build(prompt_length=0)

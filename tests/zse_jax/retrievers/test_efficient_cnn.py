@@ -199,6 +199,7 @@ def test_sizes_must_be_positive():
         EfficientCNN(seen_classes=0, rngs=nnx.Rngs(0))
 
 
+@pytest.mark.slow
 def test_the_teacher_returns_the_softmax_of_the_imagenet_head():
     model = nnx.view(taught(), use_running_average=True)
     predictions = _encode(Teacher(model.backbone, 16), pixels(3))

@@ -113,6 +113,7 @@ def test_pair_output_has_the_documented_shapes():
     np.testing.assert_allclose(out.score, jax.nn.sigmoid(out.logit), rtol=1e-6)
 
 
+@pytest.mark.slow
 def test_embedding_is_the_normalised_retrieval_token():
     model = still()
     tokens = compiled(model.encode)(images(3), "photo")
@@ -122,6 +123,7 @@ def test_embedding_is_the_normalised_retrieval_token():
     np.testing.assert_allclose(cosine, 1, rtol=1e-5)
 
 
+@pytest.mark.slow
 def test_loss_is_the_weighted_sum_of_its_terms_over_the_right_pairs():
     model, batch = still(), quadruplets(3)
     loss, terms = compiled(model.loss)(batch)
@@ -179,6 +181,7 @@ def test_variants_train_and_score(changes, tokens):
     assert np.isfinite(compiled(model.loss)(quadruplets(2))[0])
 
 
+@pytest.mark.slow
 def test_published_network_has_the_published_number_of_parameters():
     shapes = abstract.retriever({"system": "zse"})
     count = sum(x.size for x in jax.tree.leaves(nnx.state(shapes, nnx.Param)))

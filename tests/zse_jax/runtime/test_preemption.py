@@ -139,6 +139,7 @@ def test_before_the_first_step_nothing_is_claimed_to_be_saved(tmp_path):
     assert killing.last_saved(tmp_path) == -1
 
 
+@pytest.mark.slow
 def test_a_notice_that_ends_the_loading_too_still_saves(tmp_path, monkeypatch):
     def killed(health, batches):
         if health.cost is not None:
@@ -195,6 +196,7 @@ def test_a_damaged_newest_checkpoint_falls_back_to_the_one_before(
     assert killing.different(workdir, reference) == []
 
 
+@pytest.mark.slow
 def test_without_a_readable_checkpoint_a_run_does_not_restart_silently(tmp_path, reference):
     workdir = shutil.copytree(reference, tmp_path / "run")
     for step in (workdir / "checkpoints").iterdir():

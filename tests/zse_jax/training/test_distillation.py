@@ -86,6 +86,7 @@ def torchvision_file(path, seed=5):
     return network
 
 
+@pytest.mark.slow
 def test_knowledge_is_the_mean_prediction_of_the_teacher_for_each_seen_class(tmp_path):
     network = torchvision_file(tmp_path / "w.safetensors")
     settings = config(init_from=str(tmp_path / "w.safetensors"))
@@ -213,6 +214,7 @@ def test_a_damaged_knowledge_file_is_made_again_unless_the_user_named_it(tmp_pat
     assert named.read_bytes() == b"nothing"
 
 
+@pytest.mark.slow
 def test_another_number_of_seen_classes_is_an_error(tmp_path):
     with pytest.raises(ValueError, match="seen_classes=23, but the split has 24"):
         begin(config(**{"model.seen_classes": 23}), tmp_path)

@@ -89,6 +89,7 @@ def test_training_with_the_cache_equals_training_without_it_and_frozen_blocks_st
         np.testing.assert_allclose(cached[name], plain[name], atol=2e-3, err_msg=name)
 
 
+@pytest.mark.slow
 def test_both_parts_of_a_backbone_make_the_whole():
     model = drawn(lambda: create(config().model.to_dict(), rngs=nnx.Rngs(0))).backbone
     assert isinstance(model, Divisible)

@@ -45,8 +45,9 @@ def lines(workdir):
     ]
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("dropout", [0.0, 0.5])
-@pytest.mark.parametrize(("data", "fsdp"), [pytest.param(8, 1, marks=pytest.mark.slow), (2, 4)])
+@pytest.mark.parametrize(("data", "fsdp"), [(8, 1), (2, 4)])
 def test_losses_do_not_depend_on_the_mesh(monkeypatch, dropout, data, fsdp):
     monkeypatch.setattr(sharding, "MIN_SIZE", 64)
     config = tiny.config(**{"model.dropout": dropout})
@@ -101,6 +102,7 @@ def test_a_longer_second_run_continues_the_first(tmp_path, reference):
     assert lines(tmp_path) == lines(reference)
 
 
+@pytest.mark.slow
 def test_a_run_with_another_config_is_not_continued(tmp_path):
     loop.train(tiny.config(**{"train.steps": 2}), tmp_path)
     with pytest.raises(ValueError, match="another config; differing: model.width 16 -> 32"):
@@ -123,6 +125,7 @@ def test_the_test_set_is_evaluated_apart_where_it_is_larger(tmp_path, capsys):
     assert "This run is already complete" in capsys.readouterr().out
 
 
+@pytest.mark.slow
 def test_half_a_results_file_is_reported_and_made_again(tmp_path, reference, caplog):
     workdir = shutil.copytree(reference, tmp_path / "run")
     file = workdir / "metrics.json"
@@ -170,6 +173,7 @@ def test_the_host_runs_at_most_two_steps_ahead_of_the_device(monkeypatch):
     assert [int(losses["loss"]) for losses in waited] == [0, 1, 2, 3]
 
 
+@pytest.mark.slow
 def test_no_step_reads_the_storage(tmp_path, reference, monkeypatch):
     workdir, read, listening = shutil.copytree(reference, tmp_path / "run"), [], [False]
 
@@ -209,6 +213,7 @@ def test_another_validation_setting_starts_a_new_record_and_keeps_the_old_best(
     assert again == results
 
 
+@pytest.mark.slow
 def test_other_evaluations_that_compare_keep_the_record(tmp_path, reference, capsys):
     workdir = shutil.copytree(reference, tmp_path / "run")
     loop.train(tiny.config(**{"evaluation.batch_size": 16, "evaluation.every": 12}), workdir)
@@ -216,6 +221,7 @@ def test_other_evaluations_that_compare_keep_the_record(tmp_path, reference, cap
     assert [line["step"] for line in lines(workdir) if f"validation/{SELECT}" in line] == [0, 6, 12]
 
 
+@pytest.mark.slow
 def test_shortlists_are_evaluated_where_the_strides_are_equal(tmp_path, reference):
     workdir = shutil.copytree(reference, tmp_path / "run")
     results = loop.train(tiny.config(**{"evaluation.shortlists": (5,)}), workdir)

@@ -65,6 +65,7 @@ def test_micro_batches_do_not_depend_on_the_mesh_and_need_no_transfer(accumulate
     np.testing.assert_allclose(many, one, rtol=1e-5)
 
 
+@pytest.mark.slow
 def test_each_micro_batch_draws_its_own_dropout(monkeypatch):
     tiny.install(monkeypatch.setattr)
     config = tiny.config(**{"train.accumulate": 2, "model.dropout": 0.5})
@@ -173,6 +174,7 @@ def test_eight_devices_share_the_work(monkeypatch, system):
     assert each < 1.3 * all_together / 8
 
 
+@pytest.mark.slow
 def test_a_step_reuses_the_memory_of_its_state():
     setup = step.set_up(small_systems.config("zse"), one_device())
     batch = small_systems.batch("zse")
