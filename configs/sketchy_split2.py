@@ -3,7 +3,9 @@ r"""ZSE on Sketchy Extended, split 2 (104 seen, 21 unseen classes, none of them 
     python -m zse_jax.main --config=configs/sketchy_split2.py --workdir=runs/sketchy_split2 \
         --config.data.manual_dir=DIR
 
-DIR, variants and overrides are as in configs/sketchy.py.
+DIR, variants and overrides are as in configs/sketchy.py. `:hybrid` is ZSE on a pretrained CNN's
+map, for a few images of each class (docs/systems.md). The evaluation at its end takes every 100th
+sketch and every 10th photo: the relation of all pairs takes days on a CPU (docs/evaluation.md).
 
 Published (ZSE): retrieval token mAP@200 50.4; relation mAP@200 52.5, P@200 62.4.
 Measured here: not measured yet.
