@@ -18,6 +18,7 @@ training images before the first step.
 import argparse
 import collections
 import json
+import re
 import statistics
 import subprocess
 import sys
@@ -202,7 +203,8 @@ def main() -> None:
     elif options.what == "table":
         runs: dict[str, list[Run]] = collections.defaultdict(list)
         for path in options.runs:
-            runs[path.name.removesuffix(".json").rpartition("-")[0]].append(read(path, options.of))
+            name = re.sub(r"-\d+$", "", path.name.removesuffix(".json"))
+            runs[name].append(read(path, options.of))
         print(table(runs, options.metrics))
     elif options.what == "rows":
         print(rows({file.stem: json.loads(file.read_text()) for file in options.files}))
