@@ -169,7 +169,8 @@ def fill(
             f"{' or '.join(accepted) or 'that system'}."
         )
     part = accepted[found].part
-    if bool(part) != (getattr(retriever, "backbone", None) is not None):
+    fits = (getattr(retriever, part or "backbone", None) is not None) == bool(part)
+    if not fits:
         advice = (
             "choose weights of its backbone"
             if not part

@@ -118,12 +118,18 @@ def fingerprint(retriever: Encoder) -> str:
     """A digest of a retriever's structure and parameter values, 32 hexadecimal digits.
 
     Equal for equal retrievers, whatever the sharding of their parameters. The state of random
-    generators and the mode (training or evaluation) are ignored. With several processes, all must
-    call it.
+    generators and the mode (training or evaluation) are ignored. So are attributes that are equal
+    to a default of their class, which a version may add without a change of what older models
+    compute. With several processes, all must call it.
     """
     digest = hashlib.blake2b(digest_size=16)
-    for path, value in nnx.iter_graph(evaluation_view(retriever)):
+    found = list(nnx.iter_graph(evaluation_view(retriever)))
+    nodes = {path: type(value) for path, value in found if isinstance(value, nnx.Module)}
+    for path, value in found:
         if isinstance(value, nnx.RngState) or str(path[-1:]).startswith("('_pytree__"):
+            continue
+        static = value is None or isinstance(value, bool | int | float | str)
+        if static and path and value == vars(nodes.get(path[:-1], object)).get(path[-1], ()):
             continue
         digest.update(f"{path}: {_described(value)}\n".encode())
         for leaf in jax.tree.leaves(value) if isinstance(value, nnx.Variable) else [value]:

@@ -56,6 +56,11 @@ class EfficientCNN(Retriever, Explainable):
 
     batch_kind: ClassVar[str] = "class_group"
     parameter_groups: ClassVar[Sequence[str]] = ("backbone", "head")
+    # Added later: these values leave the fingerprint of an older model as it was.
+    frozen_blocks: int = 0
+    contrastive_weight: float = 0.0
+    temperature: float = 0.1
+    classifier_scale: float = 0.0
 
     def __init__(
         self,

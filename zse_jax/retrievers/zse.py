@@ -74,6 +74,10 @@ class ZSE(Retriever, Explainable):
         "relation": "score",
     }
     parameter_groups: ClassVar[Sequence[str]] = ("all", "backbone", "head")
+    # Added later: these values leave the fingerprint of an older model as it was.
+    frozen_blocks: int = 0
+    contrastive_weight: float = 0.0
+    temperature: float = 0.1
 
     def __init__(
         self,

@@ -308,6 +308,19 @@ def test_the_fingerprint_depends_on_values_and_structure(sharding):
     assert len(prints) == 4
 
 
+def test_an_attribute_with_its_class_default_is_not_in_the_fingerprint():
+    class Later(Fake):
+        added: float = 0.5
+
+    Later.__module__, Later.__qualname__ = Fake.__module__, Fake.__qualname__
+    old, new = same_fake(), same_fake()
+    new.__class__ = Later
+    new.added = 0.5
+    assert fingerprint(new) == fingerprint(old)
+    new.added = 0.25
+    assert fingerprint(new) != fingerprint(old)
+
+
 def test_the_fingerprint_does_not_depend_on_random_state_mode_or_placement(sharding):
     expected = fingerprint(same_fake())
     used = same_fake()
