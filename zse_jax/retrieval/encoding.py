@@ -129,7 +129,7 @@ def fingerprint(retriever: Encoder) -> str:
         if isinstance(value, nnx.RngState) or str(path[-1:]).startswith("('_pytree__"):
             continue
         static = value is None or isinstance(value, bool | int | float | str)
-        if static and path and value == vars(nodes.get(path[:-1], object)).get(path[-1], ()):
+        if static and path and value == vars(nodes.get(path[:-1], object)).get(str(path[-1]), ()):
             continue
         digest.update(f"{path}: {_described(value)}\n".encode())
         for leaf in jax.tree.leaves(value) if isinstance(value, nnx.Variable) else [value]:
