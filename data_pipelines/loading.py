@@ -103,11 +103,11 @@ class Items:
                 f"The {self.modality} {self.names[i]} cannot be read: {error}. If the prepared "
                 "data set is damaged, delete its folder to prepare it again."
             ) from error
-        prepared = images.PREPARE[self.modality](rgb, size)
+        image = images.PREPARE[self.modality](rgb, size)
         if not variant:
-            return prepared
+            return image
         rng = np.random.default_rng([variant, int(self.rows[i])])
-        return variation.variant(prepared, self.modality, rng)
+        return variation.variant(image, self.modality, rng)
 
 
 @dataclasses.dataclass

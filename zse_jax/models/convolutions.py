@@ -8,6 +8,7 @@ both.
 """
 
 import functools
+from collections.abc import Callable
 
 import jax
 import jax.numpy as jnp
@@ -24,12 +25,7 @@ def convolution(
       kernel: of the dtype of `x`.
       stride: 1 or more; the sides of the result are divided by it and rounded up.
     """
-    return jax.lax.platform_dependent(
-        x,
-        kernel,
-        cpu=functools.partial(of_patches, stride=stride),
-        default=functools.partial(native, stride=stride),
-    )
+    return _on_cpus(of_patches, x, kernel, stride)
 
 
 def depthwise(
@@ -42,10 +38,15 @@ def depthwise(
       kernel: of the dtype of `x`.
       stride: 1 or more; the sides of the result are divided by it and rounded up.
     """
+    return _on_cpus(shifted, x, kernel, stride)
+
+
+def _on_cpus(form: Callable[..., Array], x: Array, kernel: Array, stride: int) -> Array:
+    """`form` on CPUs, the native operation elsewhere."""
     return jax.lax.platform_dependent(
         x,
         kernel,
-        cpu=functools.partial(shifted, stride=stride),
+        cpu=functools.partial(form, stride=stride),
         default=functools.partial(native, stride=stride),
     )
 

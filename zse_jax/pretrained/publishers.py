@@ -169,12 +169,12 @@ def fill(
             f"{' or '.join(accepted) or 'that system'}."
         )
     part = accepted[found].part
-    fits = (getattr(retriever, part or "backbone", None) is not None) == bool(part)
-    if not fits:
+    exists = getattr(retriever, part or "backbone", None) is not None
+    if exists != bool(part):
         advice = (
-            "choose weights of its backbone"
-            if not part
-            else "set config.model.backbone to their network, or choose weights of the whole system"
+            "set config.model.backbone to their network, or choose weights of the whole system"
+            if part
+            else "choose weights of its backbone"
         )
         raise ValueError(
             f"{path} contains weights of {found}, which are not for this config.model.backbone: "

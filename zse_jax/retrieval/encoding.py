@@ -299,8 +299,8 @@ def in_chunks(encode: Callable[[Array], Features], images: Shaped[Array, "b h w 
     """`encode(images)`; on one CPU device, a few images at a time.
 
     The maps of a few images stay in the caches of a CPU, and their memory is used again for the
-    next ones. Convolutional networks are 1.2 to 1.4 times as fast (`python -m
-    tests.benchmarks.efficientnet`). With several devices, the images are spread over them instead.
+    next ones (figures: tests/benchmarks/RESULTS.md, EfficientNet-Lite). With several devices, the
+    images are spread over them instead.
 
     Args:
       encode: features of any number of images, each independent of the others.
