@@ -126,6 +126,20 @@ def table(runs: Mapping[str, Sequence[Run]], metrics: Sequence[str] = METRICS) -
     return _markdown(lines)
 
 
+def read_evaluation(file: Path) -> dict[str, Any]:
+    """The content of a file of `zse_jax.evaluate --output`.
+
+    Raises:
+      ValueError: it is another file.
+    """
+    content = json.loads(file.read_text())
+    if "values" not in content:
+        raise ValueError(
+            f"{file} was not written by zse_jax.evaluate: give the file of its --output."
+        )
+    return content
+
+
 def rows(evaluations: Mapping[str, Mapping[str, Any]]) -> str:
     """Each ranking of evaluations by `zse_jax.evaluate --output`, with 95 % intervals."""
     lines: list[list[str]] = []
@@ -207,9 +221,9 @@ def main() -> None:
             runs[name].append(read(path, options.of))
         print(table(runs, options.metrics))
     elif options.what == "rows":
-        print(rows({file.stem: json.loads(file.read_text()) for file in options.files}))
+        print(rows({file.stem: read_evaluation(file) for file in options.files}))
     else:
-        print(classes(json.loads(options.file.read_text()), options.ranking))
+        print(classes(read_evaluation(options.file), options.ranking))
 
 
 if __name__ == "__main__":

@@ -65,3 +65,10 @@ def test_rows_and_classes_are_those_of_an_evaluation():
     )
     assert by_class[0].startswith(f"| {worst.name} | {worst.sketches} | {worst.photos} | ")
     assert len(by_class) == len(one.query_classes)
+
+
+def test_results_of_a_run_are_not_taken_for_an_evaluation(tmp_path):
+    file = tmp_path / "metrics.json"
+    file.write_text('{"test": {}}')
+    with pytest.raises(ValueError, match=r"not written by zse_jax\.evaluate"):
+        ablation.read_evaluation(file)

@@ -315,7 +315,8 @@ def few_of_each_class(items: Items, count: int, seed: int) -> Items:
     """`count` items of each class in their order, or all of a class that has fewer.
 
     They depend on `seed`, the modality and the name of the class. Those of a smaller `count` are
-    among those of a larger one. Few of the sketches and photos drawn are instance pairs.
+    among those of a larger one. Sketches and photos are drawn independently, so that few of them
+    are instance pairs.
 
     Raises:
       ValueError: `count` is less than 1.
