@@ -10,7 +10,7 @@ import argparse
 import ast
 import contextlib
 import functools
-import importlib
+import importlib.util
 import io
 import re
 import runpy
@@ -168,10 +168,7 @@ def program(name: str, arguments: Sequence[str], run: bool) -> None:
         errors = io.StringIO()
         try:
             with contextlib.redirect_stderr(errors):
-                if name.endswith(".py"):
-                    runpy.run_path(str(ROOT / name), run_name="__main__")
-                else:
-                    runpy.run_module(name, run_name="__main__", alter_sys=True)
+                runpy.run_path(str(source_of(name)), run_name="__main__")
         except SystemExit as end:
             assert not end.code, f"exit code {end.code}: {errors.getvalue()}"
         except Stop:
@@ -187,6 +184,25 @@ def program(name: str, arguments: Sequence[str], run: bool) -> None:
         assert len(given) == len(names), f"{name} takes {names}, not {given}"
         if run:
             main(options, *given)
+
+
+def source_of(program: str) -> Path:
+    """The file of a script or a module.
+
+    Programs run from their files, not by `runpy.run_module`. That would ask the import hook of
+    conftest.py for the code, and leave the type-checked code where every later Python process looks
+    for the compiled module, and fails: the hook is not there.
+    """
+    if program.endswith(".py"):
+        return ROOT / program
+    path = ROOT / program.replace(".", "/")
+    return path / "__main__.py" if path.is_dir() else path.with_suffix(".py")
+
+
+def test_programs_leave_no_checked_code_for_other_processes():
+    program("zse_jax.main", [], run=False)
+    path = Path(importlib.util.cache_from_source(str(source_of("zse_jax.main"))))
+    assert not path.exists() or b"jaxtyp" not in path.read_bytes()
 
 
 def parsed_only():
