@@ -1,28 +1,65 @@
-"""How the tests check types and shapes at each call: with beartype, but for `Literal`.
+"""How the tests check types and shapes at each call: by beartype, in a scope of jaxtyping's.
 
-beartype writes the code of a check at the first call: most functions are not called in a test run.
-
-A wrong choice (`value="theirs"`) is a user's mistake, and the packages answer it with an error that
-names the right choices. The tests of those errors have to get past the check.
+jaxtyping's import hook decorates every function and dataclass of the packages with
+`jaxtyping.jaxtyped`, which writes two functions for each, binds the arguments of each call and
+checks them twice: a seventh of the time of all tests. In its place, `scoped` has one check, which
+is written at the first call: most functions are not called in a test run.
 """
 
+import functools
+import inspect
 from collections.abc import Callable
 from typing import Any, Literal, get_origin
 
+import jaxtyping
 from beartype import beartype
+
+thorough = jaxtyping.jaxtyped
+
+
+def install(packages: list[str]) -> None:
+    """Checks what is imported of `packages` from now on."""
+    jaxtyping.jaxtyped = scoped
+    jaxtyping.install_import_hook(packages, f"{checked.__module__}.{checked.__name__}")
+
+
+def scoped(*, typechecker: Callable) -> Callable:
+    """In place of `jaxtyping.jaxtyped`, as its import hook calls it."""
+    return functools.partial(_scoped, typechecker)
+
+
+def _scoped(typechecker: Callable, function: Any) -> Any:
+    """`function` with a check, in which a name of a dimension means one size within a call.
+
+    It leaves to the original what needs the values of arguments, as the size in
+    `Float[Array, "{size}"]` does, and what is not a function.
+    """
+    sized = any("{" in str(hint) for hint in getattr(function, "__annotations__", {}).values())
+    if not inspect.isfunction(function) or sized:
+        return thorough(typechecker=typechecker)(function)
+    check = None
+
+    @functools.wraps(function)
+    def checking(*args: Any, **kwargs: Any) -> Any:
+        __tracebackhide__ = True
+        nonlocal check
+        if jaxtyping.config.jaxtyping_disable:
+            return function(*args, **kwargs)
+        check = check or typechecker(function)
+        with thorough("context"):
+            return check(*args, **kwargs)
+
+    return checking
 
 
 def checked(function: Callable) -> Callable:
-    """`function`, checked against its annotations; a `Literal` may be anything."""
+    """`function`, checked against its annotations by beartype; a `Literal` may be anything.
+
+    A wrong choice (`value="theirs"`) is a user's mistake, and the packages answer it with an error
+    that names the right choices. The tests of those errors have to get past the check.
+    """
     function.__annotations__ = {
         name: Any if get_origin(hint) is Literal else hint
         for name, hint in function.__annotations__.items()
     }
-    check = None
-
-    def checking(*args: Any, **kwargs: Any) -> Any:
-        nonlocal check
-        check = check or beartype(function)
-        return check(*args, **kwargs)
-
-    return checking
+    return beartype(function)

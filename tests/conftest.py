@@ -51,16 +51,15 @@ import psutil
 import pytest
 from absl import flags
 from jax._src.interpreters import partial_eval
-from jaxtyping import install_import_hook
 
-from tests.checking import checked
+from tests import checking
 
 # A shell's background jobs ignore Ctrl-C, and programs that the tests start would inherit that.
 if signal.getsignal(signal.SIGINT) is signal.SIG_IGN:
     signal.signal(signal.SIGINT, signal.default_int_handler)
 
 # Annotated shapes and types of the packages are checked at each call.
-install_import_hook(["data_pipelines", "zse_jax"], f"{checked.__module__}.{checked.__name__}")
+checking.install(["data_pipelines", "zse_jax"])
 
 # Replicas that save in parallel compile a slice of each array for each device. One writes all here.
 ocp.type_handlers.get_type_handler(jax.Array)._min_slice_bytes_for_replica_parallel = 2**20
