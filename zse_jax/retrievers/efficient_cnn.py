@@ -10,7 +10,7 @@ before training:
 """
 
 from collections.abc import Mapping, Sequence
-from typing import Any, ClassVar
+from typing import Any, ClassVar, Literal, get_args
 
 import jax
 import jax.numpy as jnp
@@ -38,6 +38,8 @@ from zse_jax.models.backbone import (
 from zse_jax.models.layers import linear, normalise
 from zse_jax.retrievers.base import Correspondence, Encoder, Explainable, Modality, Retriever
 
+RetrievalLayer = Literal["projection", "features"]
+
 
 class Knowledge(nnx.Variable):
     """The teacher's distribution over ImageNet's classes for each seen class; not trained."""
@@ -61,6 +63,7 @@ class EfficientCNN(Retriever, Explainable):
     contrastive_weight: float = 0.0
     temperature: float = 0.1
     classifier_scale: float = 0.0
+    retrieval_layer: RetrievalLayer = "projection"
 
     def __init__(
         self,
@@ -83,6 +86,7 @@ class EfficientCNN(Retriever, Explainable):
         contrastive_weight: float = 0.0,
         temperature: float = 0.1,
         classifier_scale: float = 0.0,
+        retrieval_layer: RetrievalLayer = "projection",
         dtype: DTypeLike = jnp.float32,
         rngs: nnx.Rngs,
     ):
@@ -104,6 +108,10 @@ class EfficientCNN(Retriever, Explainable):
             the paper does not have.
           classifier_scale: the classifier reads the normalised embedding times this number; 0, as
             we read the paper: the embedding before normalisation.
+          retrieval_layer: which vector is ranked by: "projection", as published, or "features", the
+            pooled features before it. Losses see the projection in both. Features are specialised
+            less on the seen classes (Chen et al., "A simple framework for contrastive learning of
+            visual representations", ICML 2020, section 4.2).
           dtype: of activations; parameters, embeddings and losses are float32.
 
         Raises:
@@ -114,6 +122,11 @@ class EfficientCNN(Retriever, Explainable):
                 f"image_size={image_size}, embedding_width={embedding_width} and "
                 f"seen_classes={seen_classes} must be positive."
             )
+        if retrieval_layer not in get_args(RetrievalLayer):
+            raise ValueError(
+                f"config.model.retrieval_layer={retrieval_layer!r} is unknown: choose one of "
+                f"{', '.join(get_args(RetrievalLayer))}."
+            )
         self.image_size = image_size
         self.seen_classes = seen_classes
         self.margin, self.cross_margin = margin, cross_margin
@@ -123,6 +136,7 @@ class EfficientCNN(Retriever, Explainable):
         self.knowledge_weight = knowledge_weight
         self.contrastive_weight, self.temperature = contrastive_weight, temperature
         self.classifier_scale, self.frozen_blocks = classifier_scale, frozen_blocks
+        self.retrieval_layer = retrieval_layer
         settings = {
             "depths": tuple(depths), "width": width, "classes": imagenet_classes,
             "frozen_statistics": frozen_statistics,
@@ -234,7 +248,11 @@ class EfficientCNN(Retriever, Explainable):
     def encode(self, images: UInt8[Array, "b h w 3"], modality: Modality) -> Float[Array, "b d"]:
         """The L2-normalised embedding of each image; both modalities share the network."""
         del modality
-        return unit(self.projection(self.backbone(_normalise(images, self.backbone))[0]))
+        return unit(self._retrieved(self.backbone(_normalise(images, self.backbone))[0]))
+
+    def _retrieved(self, features: Float[Array, "*b features"]) -> Float[Array, "*b d"]:
+        """What `retrieval_layer` makes of pooled features, a linear function."""
+        return self.projection(features) if self.retrieval_layer == "projection" else features
 
     def embedding(self, features: Float[Array, "b d"]) -> Float[Array, "b d"]:
         """The features, unchanged."""
@@ -253,14 +271,14 @@ class EfficientCNN(Retriever, Explainable):
     ) -> Correspondence:
         """The cosine of the embeddings, decomposed over the cells of the local features.
 
-        Pooling and projection are linear, so the cosine is exactly the mean over pairs of cells of
-        the product of their projections, divided by the norms of both embeddings (Stylianou et
+        Pooling and the projection are linear, so the cosine is exactly the mean over pairs of cells of
+        the product of their embeddings, divided by the norms of both embeddings (Stylianou et
         al., "Visualizing deep similarity networks", WACV 2019). `match` may exceed 1, and its mean
         is the similarity. The domain means, if there are any, are subtracted from every cell.
         """
         images = jnp.concatenate([sketches, photos])
         local = self.backbone.local_features(_normalise(images, self.backbone))
-        places = self.projection(local.reshape(len(local), -1, local.shape[-1]))
+        places = self._retrieved(local.reshape(len(local), -1, local.shape[-1]))
         places = places / _norm(places.mean(axis=1))
         if self.means is not None:
             places = places - jnp.repeat(self.means[...], len(sketches), axis=0)[:, None]

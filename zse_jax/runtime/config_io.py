@@ -66,6 +66,7 @@ ADDED: dict[str, Any] = {
     "model.contrastive_weight": 0.0,
     "model.temperature": 0.1,
     "model.classifier_scale": 0.0,
+    "model.retrieval_layer": "projection",
     "evaluation.expansion": 0,
     "evaluation.intervals": "sketches",
     "data.images_per_class": None,

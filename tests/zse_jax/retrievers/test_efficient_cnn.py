@@ -82,6 +82,18 @@ def test_features_are_unit_embeddings_and_score_is_their_cosine():
     np.testing.assert_allclose(model.score(sketches, photos), sketches @ photos.T, rtol=1e-4)
 
 
+def test_the_pooled_features_can_be_ranked_by_and_training_is_the_same():
+    model, other = taught(), taught(retrieval_layer="features")
+    pooled, _ = nnx.jit(lambda model, x: model(x))(
+        nnx.view(other.backbone, use_running_average=True), normalise(pixels(3))
+    )
+    np.testing.assert_allclose(embed(other, pixels(3)), losses.unit(pooled), rtol=1e-5)
+    assert jax.tree.structure(nnx.state(other)) == jax.tree.structure(nnx.state(model))
+    assert _loss(other, groups())[0] == _loss(model, groups())[0]
+    with pytest.raises(ValueError, match="choose one of projection, features"):
+        abstract.retriever({**TINY, "retrieval_layer": "feature"})
+
+
 @pytest.mark.slow
 def test_loss_is_the_weighted_sum_of_its_three_terms_on_the_right_images():
     model = taught(
