@@ -271,7 +271,7 @@ class EfficientCNN(Retriever, Explainable):
     ) -> Correspondence:
         """The cosine of the embeddings, decomposed over the cells of the local features.
 
-        Pooling and the projection are linear, so the cosine is exactly the mean over pairs of cells of
+        Pooling and projection are linear, so the cosine is exactly the mean over pairs of cells of
         the product of their embeddings, divided by the norms of both embeddings (Stylianou et
         al., "Visualizing deep similarity networks", WACV 2019). `match` may exceed 1, and its mean
         is the similarity. The domain means, if there are any, are subtracted from every cell.
