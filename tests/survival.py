@@ -28,7 +28,7 @@ from zse_jax.checkpoints import arrays as checkpoint_arrays
 from zse_jax.checkpoints import reading, writing
 from zse_jax.runtime import sharding
 from zse_jax.runtime.metrics_file import read_metrics
-from zse_jax.training.step import set_up
+from zse_jax.training import loop
 
 ROOT = Path(__file__).parents[1]
 
@@ -121,7 +121,7 @@ def last_saved(workdir: Path) -> int:
 def contents(workdir: Path) -> dict[str, Any]:
     """The result of a run without times: bytes of arrays, lines, metrics."""
     config = reading.read_config(workdir)
-    setup = set_up(config, sharding.make_mesh(**config.mesh))
+    setup = loop.set_up(config, sharding.make_mesh(**config.mesh))
     select = config.evaluation.select
     with writing.Checkpoints(workdir, select=select) as checkpoints:
         step = checkpoints.latest

@@ -33,7 +33,7 @@ from PIL import Image, ImageDraw
 from configs import clip_default, default, efficient_default
 from data_pipelines import loading
 from tests.source import ROOT
-from tests.zse_jax import abstract
+from tests.zse_jax import abstract, shared_steps
 from zse_jax.runtime import cli, distributed, sharding
 
 PAGES = ["README.md", "CONTRIBUTING.md", *sorted(f"docs/{p.name}" for p in ROOT.glob("docs/*.md"))]
@@ -310,6 +310,7 @@ def small_runs(tmp_path_factory) -> Iterator[None]:
         patch.setattr(constants, "DATA_DIR", str(tmp_path_factory.mktemp("prepared")))
         patch.setattr(sharding, "make_mesh", one)  # compiles faster than for eight devices
         abstract.install(patch.setattr)
+        shared_steps.install(patch.setattr)
         yield
 
 

@@ -6,6 +6,7 @@ import importlib
 import inspect
 import json
 import pkgutil
+from types import SimpleNamespace
 
 import jax
 import numpy as np
@@ -80,10 +81,12 @@ def small(name):
     if group:
         config.train.sampler = f"{sampler}:2"  # the data sets here have two images of a class
     config.optimizer.warmup_steps = 0
-    config.evaluation.update(batch_size=8, every=1, sketch_stride=1, photo_stride=1)
+    config.evaluation.update(batch_size=64, every=1, sketch_stride=1, photo_stride=1)
     config.log.tensorboard = False
     return config
 
+
+load_items = functools.cache(tiny.load_items)
 
 ONE_OF_EACH = {"sketchy", "clip_sketchy_fine_grained", "efficient_tuberlin"}
 """A config of each system, for the fast tests."""
@@ -94,14 +97,14 @@ ONE_OF_EACH = {"sketchy", "clip_sketchy_fine_grained", "efficient_tuberlin"}
     [name if name in ONE_OF_EACH else pytest.param(name, marks=pytest.mark.slow) for name in NAMES],
 )
 def test_every_config_traces_a_step_and_selects_what_to_evaluate(name, monkeypatch):
-    monkeypatch.setattr(loading, "load_items", tiny.load_items)
+    monkeypatch.setattr(loading, "load_items", load_items)
     config, mesh = small(name), sharding.make_mesh(devices=jax.devices()[:1])
     if config.data.name == "folder":
         config.data.split = "doodles"  # the classes of a user's folder are read from its files
         config.data.name = "doodles"
-    setup = step.set_up(step.complete(config), mesh)
+    setup = shared_steps.set_up(step.complete(config), mesh)
     with contextlib.closing(loop.training_batches(config, setup.model, mesh)) as batches:
-        state, metrics = jax.eval_shape(setup.step, setup.abstract, next(batches))
+        state, metrics = shared_steps.shapes(setup, next(batches))
     assert metrics["loss"].shape == ()
     assert jax.tree.structure(state) == jax.tree.structure(setup.abstract)
     evaluated = data_selection.evaluated_items(config, 1, 1)
@@ -141,6 +144,9 @@ def prepared_data(tmp_path_factory):
             classes = splits.get(name).classes
             picture = lambda c, number: layouts.image(c + number, "JPEG")  # noqa: E731
             layouts.serve_domainnet(root / name, patch.setattr, classes, picture)
+            # TFDS reads the lists with TensorFlow, whose import takes longer than the rest here.
+            files = SimpleNamespace(io=SimpleNamespace(gfile=SimpleNamespace(GFile=open)))
+            patch.setattr("tensorflow_datasets.image_classification.domainnet.domainnet.tf", files)
         if name not in layouts.WRITE:
             return None
         folder = root / name

@@ -22,7 +22,7 @@ from configs import demo
 full = demo.get_config
 demo.get_config = lambda arg: full(
     f"{arg},model.depth=1,model.width=32,model.mlp_width=64,model.cross_mlp_width=32"
-    ",train.batch_size=8,evaluation.batch_size=16"
+    ",train.batch_size=8,evaluation.batch_size=16,log.tensorboard=False"
 )
 
 from data_pipelines.builders.doodles import generation

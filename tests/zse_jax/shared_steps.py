@@ -36,11 +36,22 @@ def set_up(config: ConfigDict, mesh: Mesh) -> step.Setup:
 
 def compile_step(step: Any, state: Any, batch: Any, devices: int, accumulate: int = 1) -> Any:
     """`profiling.compile_step`, once for a step and the shapes of its batch."""
-    shapes = tuple((name, x.shape, x.dtype) for name, x in jax.tree.leaves_with_path(batch))
     return _once(
-        (step, shapes, devices, accumulate),
+        (step, _shapes(batch), devices, accumulate),
         lambda: _compile_step(step, state, batch, devices, accumulate),
     )
+
+
+def shapes(setup: step.Setup, batch: Any) -> tuple[Any, Any]:
+    """The shapes of what a step returns, traced once for a step and the shapes of its batch."""
+    return _once(
+        ("shapes", setup.step, _shapes(batch)),
+        lambda: jax.eval_shape(setup.step, setup.abstract, batch),
+    )
+
+
+def _shapes(batch: Any) -> Hashable:
+    return tuple((name, x.shape, x.dtype) for name, x in jax.tree.leaves_with_path(batch))
 
 
 def _once(key: Hashable, make: Callable[[], Any]) -> Any:

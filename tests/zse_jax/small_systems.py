@@ -7,11 +7,11 @@ import numpy as np
 from flax import nnx
 from ml_collections import ConfigDict
 
+from tests.zse_jax import shared_steps
 from tests.zse_jax.random_weights import drawn_state
 from zse_jax.checkpoints import conversion
 from zse_jax.retrievers import create
 from zse_jax.retrievers.base import Retriever
-from zse_jax.training import step
 
 SIZE, DEPTH = 32, 1
 
@@ -68,7 +68,7 @@ def steps(
     made: ConfigDict, mesh: jax.sharding.Mesh, given: dict[str, np.ndarray], count: int = 2
 ) -> tuple[np.ndarray, dict[str, nnx.State]]:
     """Loss and gradient norm [count, 2] of some steps on one batch, and the state after them."""
-    setup = step.set_up(made, mesh)
+    setup = shared_steps.set_up(made, mesh)
     state, found = drawn_state(setup), []
     for _ in range(count):
         state, metrics = setup.step(state, given)

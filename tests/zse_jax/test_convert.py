@@ -15,7 +15,7 @@ from safetensors.numpy import load_file, save_file
 
 import zse_jax
 from tests.source import ROOT
-from tests.zse_jax import small_systems, tiny
+from tests.zse_jax import shared_steps, small_systems, tiny
 from tests.zse_jax.pretrained import test_google_vit, test_openai_clip
 from tests.zse_jax.pretrained.weights import GOLDEN
 from tests.zse_jax.random_weights import drawn, drawn_state
@@ -238,7 +238,7 @@ def test_the_program_runs_and_reports_a_missing_argument(tmp_path):
 def begun(config):
     """The model that training starts with, on a mesh that splits large parameters."""
     mesh = sharding.make_mesh(data=-1, fsdp=2)
-    setup = step.set_up(config, mesh)
+    setup = shared_steps.set_up(config, mesh)
     setup = setup._replace(init=lambda: drawn_state(setup))  # without a compilation
     state = initialization.first_state(config, mesh, setup, "")
     for leaf, like in zip(*map(jax.tree.leaves, (state, setup.abstract)), strict=True):

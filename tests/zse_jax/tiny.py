@@ -14,6 +14,7 @@ if __name__ == "__main__":
     gc.disable()  # before the imports: a fifth of the time of such a short program
 
 import ast
+import functools
 import io
 import os
 import signal
@@ -75,18 +76,24 @@ class Tiny(Retriever):
 
 def load_items(name: str, modality: str, classes: Sequence[str], **_: Any) -> loading.Items:
     """A few generated images of each class, in place of a prepared data set."""
-    generator = np.random.default_rng(0)
-    colours = generator.integers(80, 120, (len(classes), 3))
     labels = np.repeat(np.arange(len(classes), dtype=np.int32), CLASSES_PER_ITEM)
-    encoded = []
-    for label in labels:
-        noise = generator.integers(0, 130, (SIZE, SIZE, 3))
-        with io.BytesIO() as file:
-            Image.fromarray((colours[label] + noise).astype(np.uint8)).save(file, "PNG")
-            encoded.append(file.getvalue())
+    encoded = [*_encoded(len(classes), CLASSES_PER_ITEM)]
     names = tuple(f"{classes[label]}/{i}.png" for i, label in enumerate(labels))
     rows = np.arange(len(labels))
     return loading.Items(modality, encoded, rows, labels, tuple(classes), names, names)
+
+
+@functools.cache
+def _encoded(classes: int, count: int) -> tuple[bytes, ...]:
+    """PNG files: `count` images of each class, in a colour of the class."""
+    generator = np.random.default_rng(0)
+    found = []
+    for colour in np.repeat(generator.integers(80, 120, (classes, 3)), count, axis=0):
+        noise = generator.integers(0, 130, (SIZE, SIZE, 3))
+        with io.BytesIO() as file:
+            Image.fromarray((colour + noise).astype(np.uint8)).save(file, "PNG")
+            found.append(file.getvalue())
+    return tuple(found)
 
 
 def config(**flat: Any) -> ConfigDict:

@@ -1,5 +1,7 @@
 """CLIP-AT at a small size: interface, recipes, trainable parameters, invalid input."""
 
+import functools
+
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -37,9 +39,13 @@ def build(seed=0, dtype="float32", **changes):
 
 def initialised(**changes):
     """As `build`, with the network's own initial values."""
+    return nnx.clone(_initialised(tuple(changes.items())))
 
+
+@functools.cache
+def _initialised(changes):
     def make():
-        return create({**TINY, **changes}, rngs=nnx.Rngs(params=0, dropout=1))
+        return create({**TINY, **dict(changes)}, rngs=nnx.Rngs(params=0, dropout=1))
 
     return nnx.jit(make)()
 

@@ -11,8 +11,9 @@ from flax import nnx
 import zse_jax
 from configs import clip_sketchy_fine_grained, clip_sketchy_split2
 from data_pipelines import loading, splits
-from tests.zse_jax import tiny
-from zse_jax import retrievers
+from tests.zse_jax import abstract, shared_steps, small_systems, tiny
+from tests.zse_jax.compiled import compiled
+from tests.zse_jax.random_weights import drawn_state
 from zse_jax.checkpoints import arrays
 from zse_jax.evaluation import text_baseline
 from zse_jax.evaluation.evaluator import Evaluator
@@ -26,16 +27,18 @@ SMALL = {
     "model.heads": 2, "model.embed_dim": 8, "model.text_width": 8, "model.text_depth": 1,
     "train.batch_size": 8, "log.tensorboard": False, "evaluation.every": 2,
     "evaluation.batch_size": 8, "evaluation.sketch_stride": 1, "evaluation.photo_stride": 1,
-    "optimizer.warmup_steps": 0,
+    "optimizer.warmup_steps": 0, "optimizer.schedule": "constant",
 }  # fmt: skip
+FINE = {"train.sampler": "instance_group:3", "train.steps": 4}
 
 
 @pytest.fixture(autouse=True)
 def small(monkeypatch):
-    """A small data set in place of doodles, and one device, which saves compilation."""
+    """A small data set in place of doodles, one device, and shared steps: saves compilation."""
     make_mesh = sharding.make_mesh
     monkeypatch.setattr(sharding, "make_mesh", lambda **_: make_mesh(devices=jax.devices()[:1]))
     monkeypatch.setattr(loading, "load_items", tiny.load_items)
+    shared_steps.install(monkeypatch.setattr)
 
 
 def config(module=clip_sketchy_split2, arg="tiny", **changes):
@@ -49,28 +52,26 @@ def config(module=clip_sketchy_split2, arg="tiny", **changes):
     ("module", "changes"),
     [
         (clip_sketchy_split2, {}),
-        (clip_sketchy_fine_grained, {"train.sampler": "instance_group:3"}),
+        (clip_sketchy_fine_grained, FINE),
     ],
     ids=["category", "fine_grained"],
 )
 def test_a_checkpoint_loads_and_ranks_with_its_class_texts(tmp_path, module, changes):
-    results = loop.train(config(module, train__steps=2, **changes), tmp_path)
+    results = loop.train(config(module, **{"train.steps": 2, **changes}), tmp_path)
     select = "class/Acc@1" if changes else "exact/mAP@all"
     assert 0 <= results["validation"][f"embedding/{select}"] <= 1
     model = zse_jax.load(tmp_path)
     assert model.class_names == splits.get("doodles").seen
     assert model.class_text.shape == (24, 8)
     images = jnp.asarray(np.random.default_rng(0).integers(0, 256, (3, 8, 8, 3), dtype=np.uint8))
-    score = model.score(model.encode(images, "sketch"), model.encode(images, "photo"))
+    encode = compiled(model.encode)
+    score = compiled(model.score)(encode(images, "sketch"), encode(images, "photo"))
     assert score.shape == (3, 3)
     assert np.isfinite(score).all()
 
 
 def test_a_resumed_run_ends_where_an_uninterrupted_one_does(tmp_path):
-    made = config(
-        clip_sketchy_fine_grained, train__steps=4, checkpoint__every=2, evaluation__every=0,
-        train__sampler="instance_group:3", optimizer__schedule="constant",
-    )  # fmt: skip
+    made = config(clip_sketchy_fine_grained, checkpoint__every=2, evaluation__every=0, **FINE)
     loop.train(made, tmp_path / "whole")
     parts = shutil.copytree(tmp_path / "whole", tmp_path / "parts")
     shutil.rmtree(parts / "checkpoints/4")
@@ -96,14 +97,14 @@ def test_class_names_in_place_of_sketches_rank_the_photos():
     made = config(arg="tiny,text", model__class_names=splits.get("doodles").seen)
     mesh = sharding.make_mesh()
     setup = step.set_up(made, mesh)
-    model = step.merge_model(setup.definition, setup.init())
+    model = step.merge_model(setup.definition, drawn_state(setup))
     evaluator = Evaluator(made, mesh, 1, 1)
     found = evaluator(model).flat()
     names = splits.get("doodles").unseen
     features = model.embedding(model.encode_text(list(names)))  # tiny's template is the bare name
     photos = evaluator.photos
     pixels = jnp.asarray(np.stack([photos.image(i, 8) for i in range(len(photos))]))
-    similarity = np.asarray(features @ model.embedding(model.encode(pixels, "photo")).T)
+    similarity = np.asarray(features @ model.embedding(compiled(model.encode)(pixels, "photo")).T)
     order = np.argsort(-similarity, axis=1, kind="stable")
     hits = photos.labels[order] == np.arange(len(names))[:, None]
     precision = np.cumsum(hits, axis=1) / np.arange(1, len(photos) + 1)
@@ -112,10 +113,6 @@ def test_class_names_in_place_of_sketches_rank_the_photos():
 
 
 def test_a_system_without_a_text_encoder_is_an_error():
-    model = retrievers.create(
-        {"system": "zse", "image_size": 32, "width": 16, "depth": 1, "heads": 2, "mlp_width": 16,
-         "cross_heads": 2, "cross_mlp_width": 8, "anchors": 4, "anchor_width": 8},
-        rngs=nnx.Rngs(0),
-    )  # fmt: skip
+    model = abstract.retriever({"system": "zse", **small_systems.ZSE})
     with pytest.raises(ValueError, match="ZSE cannot encode text.*queries=sketch"):
         text_baseline.class_queries(model, tiny.load_items("doodles", "sketch", ["cat"]))

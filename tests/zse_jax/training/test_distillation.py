@@ -14,7 +14,7 @@ from ml_collections.config_dict import placeholder
 from safetensors.numpy import save_file
 
 import zse_jax
-from tests.zse_jax import tiny
+from tests.zse_jax import shared_steps, tiny
 from tests.zse_jax.compiled import compiled
 from tests.zse_jax.random_weights import drawn
 from zse_jax.evaluation import data_selection
@@ -23,7 +23,7 @@ from zse_jax.pretrained import torchvision_resnet
 from zse_jax.runtime import sharding
 from zse_jax.training import distillation, initialization
 from zse_jax.training.loop import train, training_batches
-from zse_jax.training.step import merge_model, set_up
+from zse_jax.training.step import merge_model
 
 BACKBONE = {"depths": (1, 1), "width": 4}
 SEEN = 24
@@ -67,7 +67,7 @@ def config(**flat):
 
 def begin(settings, workdir, mesh=None):
     mesh = mesh or sharding.make_mesh(devices=jax.devices()[:1])
-    setup = set_up(settings, mesh)
+    setup = shared_steps.set_up(settings, mesh)
     state = initialization.first_state(settings, mesh, setup, workdir)
     return merge_model(setup.definition, state), state, setup
 

@@ -12,7 +12,7 @@ import numpy as np
 import pytest
 
 from tests import survival
-from tests.zse_jax import tiny
+from tests.zse_jax import shared_steps, tiny
 from zse_jax.checkpoints import reading, writing
 from zse_jax.runtime import sharding
 from zse_jax.runtime.metrics_file import read_metrics
@@ -28,7 +28,7 @@ def tiny_system(monkeypatch):
 
 
 def losses(config, mesh, steps=4):
-    setup = set_up(config, mesh)
+    setup = shared_steps.set_up(config, mesh)
     state, batches = setup.init(), loop.training_batches(config, setup.model, mesh)
     found = []
     for _ in range(steps):
@@ -60,7 +60,7 @@ def test_losses_do_not_depend_on_the_mesh(monkeypatch, dropout, data, fsdp):
 
 def test_a_step_donates_its_state_and_advances_the_dropout_keys():
     config, mesh = tiny.config(), sharding.make_mesh()
-    setup = set_up(config, mesh)
+    setup = shared_steps.set_up(config, mesh)
     before = setup.init()
     batch = next(loop.training_batches(config, setup.model, mesh))
     after, _ = setup.step(before, batch)

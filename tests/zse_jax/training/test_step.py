@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 from flax import nnx
 
-from tests.zse_jax import small_systems, tiny
+from tests.zse_jax import shared_steps, small_systems, tiny
 from tests.zse_jax.random_weights import drawn_state
 from zse_jax.checkpoints import arrays
 from zse_jax.models.rematerialisation import rematerialise
@@ -53,7 +53,7 @@ def test_micro_batches_do_not_depend_on_the_mesh_and_need_no_transfer(accumulate
     one, _ = accumulated
     mesh = sharding.make_mesh(2, 4)
     placed = jax.device_put(batch, sharding.batch_sharding(mesh))
-    setup = step.set_up(config, mesh)
+    setup = shared_steps.set_up(config, mesh)
     state, many = drawn_state(setup), []
     with jax.transfer_guard("disallow"):
         for _ in one:
@@ -113,7 +113,9 @@ def test_each_micro_batch_moves_batch_statistics(monkeypatch):
     )  # fmt: skip
     mean = [s["backbone"]["stem_norm"]["mean"].get_value() for s in (once, twice)]
     # A running average m <- 0.9 m + 0.1 x: its part of x is 0.1, and 0.19 after two micro-batches.
-    first = drawn_state(step.set_up(small_systems.config("efficient_cnn"), one_device()))["model"]
+    first = drawn_state(shared_steps.set_up(small_systems.config("efficient_cnn"), one_device()))[
+        "model"
+    ]
     old = first["backbone"]["stem_norm"]["mean"].get_value()
     new = mean[0] - 0.9 * old, mean[1] - 0.81 * old
     np.testing.assert_allclose(new[1], 1.9 * new[0], rtol=0.05, atol=1e-3)
@@ -168,7 +170,7 @@ def test_rematerialisation_stores_less_for_the_backward_pass(system):
 def test_eight_devices_share_the_work(monkeypatch, system):
     """The compiler decides it, and once made every device compute all of ZSE's step."""
     monkeypatch.setattr(sharding, "MIN_SIZE", 64)
-    setup = step.set_up(small_systems.config(system), sharding.make_mesh(2, 4))
+    setup = shared_steps.set_up(small_systems.config(system), sharding.make_mesh(2, 4))
     lowered = setup.step.lower(setup.abstract, small_systems.batch(system))
     each, all_together = (stage.cost_analysis()["flops"] for stage in (lowered.compile(), lowered))
     assert each < 1.3 * all_together / 8
@@ -176,7 +178,7 @@ def test_eight_devices_share_the_work(monkeypatch, system):
 
 @pytest.mark.slow
 def test_a_step_reuses_the_memory_of_its_state():
-    setup = step.set_up(small_systems.config("zse"), one_device())
+    setup = shared_steps.set_up(small_systems.config("zse"), one_device())
     batch = small_systems.batch("zse")
     memory = setup.step.lower(setup.abstract, batch).compile().memory_analysis()
     size = sharding.bytes_per_device(setup.abstract)
