@@ -114,6 +114,7 @@ def test_weights_of_another_network_are_an_error_that_lists_them():
         efficientnet_lite.load(model, few)
 
 
+@pytest.mark.slow
 def test_weights_of_an_unknown_size_name_the_known_variants():
     few = {name: x for name, x in arrays_of(abstract()).items() if "_blocks.15." not in name}
     with pytest.raises(ValueError, match="15 blocks with 320 channels .*lite0, lite1"):

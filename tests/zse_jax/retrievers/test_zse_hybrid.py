@@ -65,6 +65,7 @@ def test_the_recipe_has_zses_grid_and_trains_nothing_of_the_backbone():
     }  # fmt: skip
 
 
+@pytest.mark.slow
 def test_gradients_reach_all_that_trains_and_no_frozen_block():
     model = nnx.view(build(), deterministic=True)
     gradients = nnx.jit(nnx.grad(lambda m: m.loss(batch())[0]))(model)
