@@ -9,7 +9,8 @@ is written at the first call: most functions are not called in a test run.
 import functools
 import inspect
 from collections.abc import Callable
-from typing import Any, Literal, get_origin
+from types import SimpleNamespace
+from typing import Any, Literal, get_origin, get_type_hints
 
 import jaxtyping
 from beartype import beartype
@@ -53,13 +54,25 @@ def _scoped(typechecker: Callable, function: Any) -> Any:
 
 
 def checked(function: Callable) -> Callable:
-    """`function`, checked against its annotations by beartype; a `Literal` may be anything.
+    """`function`, checked against its annotations by beartype, as far as these can be read.
 
-    A wrong choice (`value="theirs"`) is a user's mistake, and the packages answer it with an error
-    that names the right choices. The tests of those errors have to get past the check.
+    A `Literal` may be anything: a wrong choice (`value="theirs"`) is a user's mistake, and the
+    packages answer it with an error that names the right choices. The tests of those errors have to
+    get past the check.
     """
+    names = function.__globals__
     function.__annotations__ = {
-        name: Any if get_origin(hint) is Literal else hint
-        for name, hint in function.__annotations__.items()
+        name: _checkable(hint, names) for name, hint in function.__annotations__.items()
     }
     return beartype(function)
+
+
+def _checkable(hint: Any, names: dict[str, Any]) -> Any:
+    """The hint; `Any` for a `Literal`, and for names that are imported for type checkers alone."""
+    if get_origin(hint) is Literal:
+        return Any
+    try:
+        hints = get_type_hints(SimpleNamespace(__annotations__={"_": hint}), names, None, True)
+    except NameError:
+        return Any
+    return hints["_"]
