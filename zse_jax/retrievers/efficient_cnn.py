@@ -108,10 +108,10 @@ class EfficientCNN(Retriever, Explainable):
             the paper does not have.
           classifier_scale: the classifier reads the normalised embedding times this number; 0, as
             we read the paper: the embedding before normalisation.
-          retrieval_layer: which vector is ranked by: "projection", as published, or "features", the
-            pooled features before it. Losses see the projection in both. Features are specialised
-            less on the seen classes (Chen et al., "A simple framework for contrastive learning of
-            visual representations", ICML 2020, section 4.2).
+          retrieval_layer: the vector that ranks photos: "projection", as published, or "features",
+            the pooled features before it, which are less specific to the seen classes (Chen et al.,
+            "A simple framework for contrastive learning of visual representations", ICML 2020,
+            section 4.2). The losses act on the projection in both cases.
           dtype: of activations; parameters, embeddings and losses are float32.
 
         Raises:

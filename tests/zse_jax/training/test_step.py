@@ -113,9 +113,8 @@ def test_each_micro_batch_moves_batch_statistics(monkeypatch):
     )  # fmt: skip
     mean = [s["backbone"]["stem_norm"]["mean"].get_value() for s in (once, twice)]
     # A running average m <- 0.9 m + 0.1 x: its part of x is 0.1, and 0.19 after two micro-batches.
-    first = drawn_state(shared_steps.set_up(small_systems.config("efficient_cnn"), one_device()))[
-        "model"
-    ]
+    setup = shared_steps.set_up(small_systems.config("efficient_cnn"), one_device())
+    first = drawn_state(setup)["model"]
     old = first["backbone"]["stem_norm"]["mean"].get_value()
     new = mean[0] - 0.9 * old, mean[1] - 0.81 * old
     np.testing.assert_allclose(new[1], 1.9 * new[0], rtol=0.05, atol=1e-3)
