@@ -89,6 +89,7 @@ def get_config() -> ConfigDict:
     train.mirror = False  # True: mirror half of the pairs
     train.variants = 1  # of each image: crops, colours, strokes; 1: only the image itself
     train.cache_frozen = False  # True: compute the frozen layers once per image, before training
+    train.frozen_dir = placeholder(str)  # keeps their output for other runs; None: for this one
     train.augment = 0.0  # > 0: mirror half of the pairs, shift all by up to this fraction
     train.sampler = placeholder(str)  # None: system default; "instance_quadruplet": fine-grained
 

@@ -6,10 +6,11 @@
     python -m tests.benchmarks.ablation classes metrics.json [--ranking=embedding]
 
 `run` trains each variation of `configs/efficient_sketchy_split2.py` with each seed, in workdirs
-named VARIATION-SEED; the same command resumes. `table` prints the mean and the standard deviation
-over the seeds of each variation as Markdown, from workdirs or files of `zse_jax.evaluate --output`;
-with --of=validation, those of the classes by which checkpoints are selected. `rows` prints every
-ranking of some evaluations with its 95 % intervals, `classes` one ranking by class.
+named VARIATION-SEED; the same command resumes. What frozen layers compute from the training images
+is kept in the folder `shared`, about 1 GB for each seed. `table` prints the mean and the standard
+deviation over the seeds of each variation as Markdown, from workdirs or files of `zse_jax.evaluate
+--output`; with --of=validation, those of the classes by which checkpoints are selected. `rows`
+prints every ranking of some evaluations with its 95 % intervals, `classes` one ranking by class.
 
 The time is that of the training steps alone, without evaluations and without the pass over the
 training images before the first step.
@@ -80,9 +81,19 @@ class Run(NamedTuple):
 
 
 def command(name: str, seed: int, workdir: Path, settings: Mapping[str, Any]) -> list[str]:
-    """The command that trains a variation."""
+    """The command that trains a variation.
+
+    What is the same in several runs is kept in the parent folder of `workdir`.
+    """
     variant, changes = VARIATIONS[name]
-    given = {"seed": seed, **settings, **changes}
+    shared, images = workdir.parent / "shared", changes.get("data.images_per_class", "all")
+    given = {
+        "seed": seed,
+        "train.frozen_dir": shared / "frozen",
+        "teacher.knowledge": shared / f"knowledge-{variant}-{images}-{seed}.npz",
+        **settings,
+        **changes,
+    }
     return [
         *("python", "-m", "zse_jax.main", f"--config={CONFIG}:{variant}", f"--workdir={workdir}"),
         *(f"--config.{key}={value}" for key, value in given.items()),

@@ -24,6 +24,7 @@ from flax import nnx
 from jaxtyping import Array, Float, Int, UInt8
 
 from zse_jax.losses import unit
+from zse_jax.models.backbone import Backbone
 
 Modality = Literal["sketch", "photo"]
 
@@ -208,13 +209,13 @@ class Retriever(Encoder):
         """
         return ()
 
-    def frozen(self, images: UInt8[Array, "b h w 3"]) -> Array | None:
-        """What frozen first layers compute from images, [b, ...]; None: none are frozen.
+    @property
+    def frozen_layers(self) -> tuple[Backbone, int] | None:
+        """A backbone and the number of its first blocks that do not train; None: all layers train.
 
-        `loss` accepts it in place of the images, so that training can compute it once for every
-        image (`config.train.cache_frozen`).
+        `loss` accepts the output of these blocks (`backbone.frozen_output`) in place of images, so
+        that training can compute it once for every image (`config.train.cache_frozen`).
         """
-        del images
         return None
 
     def parameter_group(self, path: tuple[Any, ...]) -> str | None:

@@ -164,7 +164,7 @@ class EfficientCNN(Retriever, Explainable):
 
         Args:
           batch: `sketches` and `photos` [P, K, h, w, 3], uint8 pixels or normalised floats, or the
-            output of `frozen` for them [P, K, u, v, d], with
+            output of `frozen_layers` for them [P, K, u, v, d], with
             `sketch_labels` and `photo_labels` [P, K]. Row p of all four belongs to one class, and
             at least two rows differ (`data_pipelines.sampling`, "class_group").
 
@@ -219,18 +219,17 @@ class EfficientCNN(Retriever, Explainable):
     def _pooled(
         self, images: Num[Array, "b h w c"]
     ) -> tuple[Float[Array, "b features"], Float[Array, "b classes"] | None]:
-        """Pooled features and ImageNet logits, of images or of the output of `frozen`."""
+        """Pooled features and ImageNet logits, of images or of the output of `frozen_layers`."""
         if not self.frozen_blocks:
             return self.backbone(_normalise(images, self.backbone))
         assert isinstance(self.backbone, Divisible)  # checked in __init__
         maps = frozen_output(self.backbone, images, self.frozen_blocks)
         return self.backbone.upper(maps, self.frozen_blocks)
 
-    def frozen(self, images: UInt8[Array, "b h w 3"]) -> Float[Array, "b u v d"] | None:
-        """The output of the frozen blocks; None if there are none."""
-        if not self.frozen_blocks:
-            return None
-        return frozen_output(self.backbone, images, self.frozen_blocks)
+    @property
+    def frozen_layers(self) -> tuple[Backbone, int] | None:
+        """The backbone and its frozen blocks; None if there are none."""
+        return (self.backbone, self.frozen_blocks) if self.frozen_blocks else None
 
     def parameter_group(self, path: tuple[Any, ...]) -> str | None:
         """The group "backbone", or "head" for embedding and classifier; None: a frozen block."""

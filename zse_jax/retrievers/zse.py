@@ -200,12 +200,12 @@ class ZSE(Retriever, Explainable):
 
         Args:
           images: uint8 pixels; floats normalised to mean 0.5 and std 0.5, or to the backbone's
-            `mean` and `std`; or the output of `frozen`.
+            `mean` and `std`; or the output of `frozen_layers`.
         """
         return self.encoder(self._tokenized(images)).tokens
 
     def _tokenized(self, images: Num[Array, "b h w c"]) -> Float[Array, "b n d"]:
-        """Tokens before self-attention: of pixels, normalised images, or the output of `frozen`."""
+        """Tokens before self-attention: of images, or of the output of `frozen_layers`."""
         if self.backbone is None:
             return self.tokenizer(normalise(images))
         if not self.frozen_blocks:
@@ -215,11 +215,10 @@ class ZSE(Retriever, Explainable):
         maps = frozen_output(self.backbone, images, self.frozen_blocks)
         return self.tokenizer(self.backbone.upper_local(maps, self.frozen_blocks))
 
-    def frozen(self, images: UInt8[Array, "b h w 3"]) -> Float[Array, "b u v d"] | None:
-        """The output of the backbone's frozen blocks; None if there are none."""
-        if self.backbone is None or not self.frozen_blocks:
-            return None
-        return frozen_output(self.backbone, images, self.frozen_blocks)
+    @property
+    def frozen_layers(self) -> tuple[Backbone, int] | None:
+        """The backbone and its frozen blocks; None if there are none."""
+        return (self.backbone, self.frozen_blocks) if self.backbone and self.frozen_blocks else None
 
     def parameter_group(self, path: tuple[Any, ...]) -> str | None:
         """The group "all"; with a backbone, "backbone" or "head", and None for frozen blocks."""
@@ -254,8 +253,9 @@ class ZSE(Retriever, Explainable):
 
         Args:
           batch: `sketches` and `photos` [b, 2, h, w, 3]; on axis 1 a pair of the same class, then a
-            pair of different classes. uint8 pixels, normalised floats, or the output of `frozen`
-            for them. With `contrastive_weight`, also `sketch_labels` and `photo_labels` [b, 2].
+            pair of different classes. uint8 pixels, normalised floats, or the output of
+            `frozen_layers` for them. With `contrastive_weight`, also `sketch_labels` and
+            `photo_labels` [b, 2].
 
         Returns:
           The loss, and its terms before weighting: `triplet` on the retrieval tokens after

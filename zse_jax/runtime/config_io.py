@@ -28,6 +28,7 @@ MAY_CHANGE = (
     "data.manual_dir",
     "data.data_dir",
     "data.workers",
+    "train.frozen_dir",
 )
 """Keys that may change when a run is resumed: its length, monitoring and machine. All other keys
 influence the results."""
@@ -62,6 +63,7 @@ ADDED: dict[str, Any] = {
     "train.mirror": False,
     "train.variants": 1,
     "train.cache_frozen": False,
+    "train.frozen_dir": None,
     "model.frozen_blocks": 0,
     "model.contrastive_weight": 0.0,
     "model.temperature": 0.1,

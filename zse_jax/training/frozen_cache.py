@@ -1,11 +1,13 @@
 """The output of frozen layers, computed once for every training image.
 
 With `config.train.cache_frozen`, each variant of a training image (`config.train.variants`) and its
-mirror image pass the frozen first layers (`Retriever.frozen`) once, before the first step. Training
-then reads their output instead of images, and computes only the layers that train. The results are
-those of training without it, up to rounding.
+mirror image pass the frozen first layers (`Retriever.frozen_layers`) once, before the first step.
+Training then reads their output instead of images, and computes only the layers that train. The
+results are those of training without it, up to rounding. `config.train.frozen_dir` keeps the output
+for other runs with the same frozen layers and images.
 """
 
+import hashlib
 import itertools
 from collections.abc import Sequence
 from typing import NamedTuple
@@ -14,38 +16,18 @@ import jax
 import jax.numpy as jnp
 from flax import nnx
 from jax.sharding import Mesh
-from jaxtyping import Array, Float, UInt8
 from ml_collections import ConfigDict
 
-from data_pipelines import loading
+from data_pipelines import loading, paths
 from data_pipelines.loading import ComputedItems, Items
-from zse_jax.retrieval.encoding import encode
+from zse_jax.evaluation.data_selection import content_digest
+from zse_jax.retrieval.encoding import encode, fingerprint
 from zse_jax.retrieval.storage import Storage, free_host_memory
-from zse_jax.retrievers.base import Encoder, Modality, Retriever, evaluation_view
+from zse_jax.retrievers.base import Retriever
+from zse_jax.retrievers.frozen_layers import FrozenLayers
 from zse_jax.runtime import sharding
 
-
-class FrozenLayers(Encoder):
-    """The frozen layers of a retriever: features are their output for image and mirror image."""
-
-    def __init__(self, retriever: Retriever, mirror: bool):
-        """Shares the retriever; without `mirror`, the second output is left out."""
-        self.retriever, self.mirror = retriever, mirror
-        self.image_size = retriever.image_size
-
-    def encode(
-        self, images: UInt8[Array, "b h w 3"], modality: Modality
-    ) -> Float[Array, "b n ..."]:
-        """The outputs for each image, and for its mirror image."""
-        del modality
-        both = (images, images[:, :, ::-1]) if self.mirror else (images,)
-        outputs = [self.retriever.frozen(some) for some in both]
-        return jnp.stack([x for x in outputs if x is not None], axis=1)
-
-    def embedding(self, features: Float[Array, "b n ..."]) -> Float[Array, "b d"]:
-        """The mean over images and places, L2-normalised."""
-        mean = features.mean(axis=range(1, features.ndim - 1))
-        return mean / jnp.maximum(jnp.linalg.norm(mean, axis=1, keepdims=True), 1e-12)
+FOLDER = "config.train.frozen_dir"
 
 
 class Later(NamedTuple):
@@ -71,14 +53,15 @@ def later(
     """
     side = model.image_size
     image = jax.ShapeDtypeStruct((1, side, side, 3), jnp.uint8)
-    output = nnx.eval_shape(lambda model, images: model.frozen(images), model, image)
-    if output is None:
+    if model.frozen_layers is None:
         raise ValueError(
             "config.train.cache_frozen=true, but no first layers are frozen: set "
             "config.model.frozen_blocks, for a system and a backbone that have it, or "
             "config.train.cache_frozen=false."
         )
-    count = sum(map(len, items)) * (2 if mirror else 1) * variants
+    layers = nnx.eval_shape(lambda it: _layers(it, mirror), model)
+    output = nnx.eval_shape(lambda it, images: it.encode(images, "photo"), layers, image)
+    count = sum(map(len, items)) * variants
     made = tuple(map(ComputedItems.of, items))
     return Later(made, count * output.size * output.dtype.itemsize)
 
@@ -89,12 +72,20 @@ def fill(given: Later, model: Retriever, config: ConfigDict, mesh: Mesh) -> None
     Args:
       given: more than half of the free memory is kept in a temporary file.
       model: with its parameters.
-      config, mesh: of the run.
+      config, mesh: of the run. What `config.train.frozen_dir` has is read.
+
+    Raises:
+      ValueError: the folder is in a bucket, or what it has is damaged.
     """
-    layers = FrozenLayers(evaluation_view(model), config.train.mirror)
-    fits = given.size <= free_host_memory() / 2
     count = config.train.variants
+    layers = _layers(model, config.train.mirror)
+    storage = Storage("host" if given.size <= free_host_memory() / 2 else "disk")
+    folder = config.train.frozen_dir and paths.local(config.train.frozen_dir, FOLDER)
     for some, variant in itertools.product(given.items, range(count)):
+        if folder:
+            key = f"{content_digest(some)}/{model.image_size}/{variant}"
+            name = hashlib.sha256(f"{fingerprint(layers)}/{key}".encode()).hexdigest()[:16]
+            storage = Storage("disk", folder=folder / name, key=key)
         batches = loading.evaluation_batches(
             some.images(),
             image_size=model.image_size,
@@ -110,6 +101,11 @@ def fill(given: Later, model: Retriever, config: ConfigDict, mesh: Mesh) -> None
             some.modality,
             sharding=sharding.batch_sharding(mesh),
             progress=f"frozen layers, {len(some):,} {some.modality} images{which}",
-            storage=Storage("host" if fits else "disk"),
+            storage=storage,
         )
         some.computed.values.append(values)
+
+
+def _layers(model: Retriever, mirror: bool) -> FrozenLayers:
+    assert model.frozen_layers is not None  # checked in `later`
+    return FrozenLayers(*model.frozen_layers, model.image_size, mirror)

@@ -114,6 +114,48 @@ def test_impossible_settings_are_errors(changes, message):
         set_up(config(**changes), sharding.make_mesh())
 
 
+def filled(made, changes=None):
+    """The cached output of a run of `made`, whose parameters are drawn and then multiplied."""
+    mesh = sharding.make_mesh(devices=jax.devices()[:1])
+    model = drawn(lambda: create(made.model.to_dict(), rngs=nnx.Rngs(0)))
+    state = nnx.to_flat_state(nnx.state(model, nnx.Param))
+    for path, value in state:
+        for name, factor in (changes or {}).items():
+            if name in path:
+                value[...] = value[...] * factor
+    items = [some.every(40) for some in loop.data_selection.training_items(made)]
+    later = frozen_cache.later(items, model, mirror=made.train.mirror)
+    frozen_cache.fill(later, model, made, mesh)
+    return [np.array(some.computed.values[0]) for some in later.items]
+
+
+def test_runs_with_the_same_frozen_layers_and_images_share_a_folder(tmp_path, monkeypatch):
+    values = {"train.cache_frozen": True, "train.variants": 1, "train.frozen_dir": str(tmp_path)}
+    first = filled(config(**values | {"train.frozen_dir": None}))
+    kept = filled(config(**values))
+    folders = set(tmp_path.iterdir())
+    decoded = []
+    real = frozen_cache.Items.image
+
+    def image(self, i, size, variant=0):
+        decoded.append(self.modality)
+        return real(self, i, size, variant)
+
+    monkeypatch.setattr(frozen_cache.Items, "image", image)
+    other = config(**values | {"model.contrastive_weight": 0.0, "seed": 3})
+    read = filled(other, {"projection": 2.0})
+    assert set(tmp_path.iterdir()) == folders
+    for arrays_ in (kept, read):
+        for one, same in zip(first, arrays_, strict=True):
+            np.testing.assert_array_equal(one, same)
+    assert not decoded
+    changed = filled(config(**values), {"stem": 2.0})
+    assert len(list(tmp_path.iterdir())) == 2 * len(folders)
+    assert set(decoded) == {"sketch", "photo"} and not np.array_equal(changed[0], first[0])
+    filled(config(**values | {"train.mirror": False}))
+    assert len(list(tmp_path.iterdir())) == 3 * len(folders)
+
+
 def test_without_frozen_layers_there_is_nothing_to_cache():
     made = config(**{"model.frozen_blocks": 0, "train.cache_frozen": True})
     model = set_up(made, sharding.make_mesh()).model
