@@ -140,7 +140,7 @@ def _model() -> ConfigDict:
     model.cross_heads = 8
     model.cross_mlp_width = 1024
     model.cross_value = "own"  # or "other": standard cross-attention
-    model.anchors = 49  # 196: all tokens (144 at keep_rate 0.9)
+    model.anchors = placeholder(int)  # 49, 196; None: as published for the number of tokens
     model.anchor_width = 512
     model.anchor_map = "published"  # or "spatial": anchors are positions in the image
     model.keep_rate = 1.0  # 0.9: the paper's token selection, in keep_blocks

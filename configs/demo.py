@@ -26,7 +26,6 @@ def get_config(arg: str = "") -> ConfigDict:
     model.image_size, model.patch_size, model.scale_channels = 64, 8, 16
     model.width, model.depth, model.heads, model.mlp_width = 96, 4, 4, 192
     model.cross_heads, model.cross_mlp_width = 4, 128
-    model.anchors = 64
     # Training from scratch; the published value is for fine-tuning of ImageNet weights.
     model.dropout = 0.0
 

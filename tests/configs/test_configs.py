@@ -36,6 +36,8 @@ def config_of(name, arg=""):
 @pytest.mark.parametrize("name", NAMES)
 def test_every_config_describes_a_run(name):
     config = config_of(name)
+    if config.data.name == "folder":
+        config.model.seen_classes = 3  # counted when training starts
     model = abstract.retriever(config.model)
     optimizers.create(config.optimizer, config.train.steps, {}, model.parameter_groups)
     for data in (config.data, config.target):
@@ -70,13 +72,14 @@ SMALL = {
 
 def small(name):
     """The config with a small network, one step, and all of a small data set."""
-    config = config_of(name)
+    config = config_of(name, "cnn-tiny" if name == "folder" else "")
     config.model.update(SMALL[config.model.system])
     config.init_from = "random"
     config.data.workers = 0
+    config.train.update(steps=1, batch_size=8)
     if config.data.name == "folder":
         config.data.unseen = "bee,dog"
-    config.train.update(steps=1, batch_size=8)
+        config.train.batch_size = None  # follows from the number of classes
     sampler, group, _ = (config.train.sampler or "").partition(":")
     if group:
         config.train.sampler = f"{sampler}:2"  # the data sets here have two images of a class
@@ -102,7 +105,8 @@ def test_every_config_traces_a_step_and_selects_what_to_evaluate(name, monkeypat
     if config.data.name == "folder":
         config.data.split = "doodles"  # the classes of a user's folder are read from its files
         config.data.name = "doodles"
-    setup = shared_steps.set_up(step.complete(config), mesh)
+    config = step.complete(config)
+    setup = shared_steps.set_up(config, mesh)
     with contextlib.closing(loop.training_batches(config, setup.model, mesh)) as batches:
         state, metrics = shared_steps.shapes(setup, next(batches))
     assert metrics["loss"].shape == ()

@@ -18,6 +18,16 @@ from zse_jax.models.layers import linear, patches
 AnchorMap = Literal["published", "spatial"]
 
 
+def default_anchors(tokens: int) -> int:
+    """The number of anchors of `tokens` local tokens: a quarter if these are at least 49, else all.
+
+    As published: 49 of 196 tokens, 144 of the 144 that remain at keep_rate 0.9.
+    """
+    side = math.isqrt(tokens)
+    mergeable = side * side == tokens and side % 2 == 0
+    return tokens // 4 if mergeable and tokens // 4 >= 49 else tokens
+
+
 class Anchors(nnx.Module):
     """Local tokens to anchors: unchanged, or merged 2x2 by a convolution of stride 2.
 

@@ -33,6 +33,7 @@ from zse_jax.models.relation_network import (
     Anchors,
     RelationNetwork,
     cosine_matrix,
+    default_anchors,
 )
 from zse_jax.models.tokenizer import MapTokenizer, Tokenizer
 from zse_jax.models.vit import Encoder, tokens_after_selection
@@ -95,7 +96,7 @@ class ZSE(Retriever, Explainable):
         cross_heads: int = 8,
         cross_mlp_width: int = 1024,
         cross_value: Value = "own",
-        anchors: int = 49,
+        anchors: int | None = None,
         anchor_width: int = 512,
         anchor_map: AnchorMap = "published",
         keep_rate: float = 1.0,
@@ -123,7 +124,7 @@ class ZSE(Retriever, Explainable):
           keep_rate: share of local tokens kept in each of `keep_blocks` (counted from 1); 0.9 is
             the paper's token selection, 1 the published code.
           cross_value: "own" as published, or "other"; see `models.cross_attention`.
-          anchors: 49, or the number of remaining local tokens (196, or 144 at keep_rate 0.9).
+          anchors: all local tokens or a quarter of them; None: `default_anchors`, 49 of 196.
           anchor_map: "published" or "spatial"; see `models.relation_network.Anchors`.
           position_std: initial standard deviation of the positions and the retrieval token.
           contrastive_weight, temperature: of `losses.supervised_contrastive` between the retrieval
@@ -182,6 +183,7 @@ class ZSE(Retriever, Explainable):
             width, cross_heads, cross_mlp_width, value=cross_value, **common
         )
         local_tokens = tokens_after_selection(self.tokenizer.grid**2, keep_rates)
+        anchors = default_anchors(local_tokens) if anchors is None else anchors
         self.anchors = Anchors(
             local_tokens,
             width,

@@ -21,6 +21,7 @@ from ml_collections import ConfigDict
 
 from zse_jax import retrievers
 from zse_jax.checkpoints.arrays import abstract_state, split_model
+from zse_jax.retrievers import registry
 from zse_jax.retrievers.base import Retriever
 from zse_jax.runtime import sharding
 from zse_jax.training import optimizers
@@ -123,19 +124,26 @@ def trainable(model: Retriever) -> tuple[Any, optimizers.Groups]:
     return nnx.Param if len(groups) == len(paths) else filterlib.PathIn(*groups), named
 
 
+IMAGES = 48
+"""Sketches, and as many photos, in a batch of class groups whose size follows from the classes."""
+
+
 def complete(config: ConfigDict) -> ConfigDict:
-    """The config with the settings of the model that follow from the training classes.
+    """The config with the settings that follow from the training classes, where they are None.
 
     These are `model.class_names`, the classes in the order of the training labels, and
-    `model.seen_classes`, their number, for systems that have these keys and where they are None.
-    They are saved with checkpoints.
+    `model.seen_classes`, their number, for systems that have these keys. Of a system that trains on
+    groups of classes, they are also `train.batch_size`, all classes but at most `IMAGES`, and
+    `train.sampler`, with as many sketches and photos of each class as make `IMAGES` of them. They
+    are saved with checkpoints.
 
     Raises:
-      ValueError, FileNotFoundError: as `data_selection.split_of`.
+      ValueError: no batch size for another system; and as `data_selection.split_of`.
+      FileNotFoundError: as `data_selection.split_of`.
     """
     keys = ("class_names", "seen_classes")
     open_ = [key for key in keys if key in config.model and config.model[key] is None]
-    if not open_:
+    if not open_ and config.train.batch_size is not None:
         return config
     from zse_jax.evaluation import data_selection  # needs grain, which a step does not
 
@@ -143,6 +151,18 @@ def complete(config: ConfigDict) -> ConfigDict:
     classes = tuple(data_selection.split_of(config, config.data).seen)
     values = {"class_names": classes, "seen_classes": len(classes)}
     config.model.update({key: values[key] for key in open_})
+    if config.train.batch_size is None:
+        kind = (
+            config.train.sampler
+            or registry.imported(registry.system(config.model.system).implementation).batch_kind
+        )
+        if kind != "class_group":
+            raise ValueError(
+                f"config.train.batch_size has no value, which only the sampler class_group can "
+                f"choose; this one is {kind}. Set it, for example --config.train.batch_size=16."
+            )
+        config.train.batch_size = min(len(classes), IMAGES)
+        config.train.sampler = f"class_group:{-(-IMAGES // config.train.batch_size)}"
     return config
 
 

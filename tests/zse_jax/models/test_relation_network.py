@@ -8,13 +8,26 @@ from flax import nnx
 from hypothesis import given
 from hypothesis import strategies as st
 
-from zse_jax.models.relation_network import Anchors, RelationNetwork, cosine_matrix
+from zse_jax.models.relation_network import (
+    Anchors,
+    RelationNetwork,
+    cosine_matrix,
+    default_anchors,
+)
 
 F32 = jnp.dtype("float32")
 
 
 def anchors(tokens, count, anchor_map="spatial", width=6, out=5) -> Anchors:
     return Anchors(tokens, width, count, out, anchor_map=anchor_map, dtype=F32, rngs=nnx.Rngs(0))
+
+
+@pytest.mark.parametrize(
+    ("tokens", "count"), [(196, 49), (144, 144), (64, 64), (16, 16), (256, 64)]
+)
+def test_the_default_number_is_the_published_one(tokens, count):
+    assert default_anchors(tokens) == count
+    anchors(tokens, count)  # is possible
 
 
 def convolve(grid, kernel, bias):
