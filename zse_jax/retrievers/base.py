@@ -6,7 +6,7 @@ Evaluation, index and search use only `Encoder`, the train loop only `Retriever`
 
 import functools
 from abc import abstractmethod
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Collection, Mapping, Sequence
 from typing import (
     Any,
     ClassVar,
@@ -265,15 +265,22 @@ def evaluation_view(encoder: AnyEncoder) -> AnyEncoder:
     return nnx.view(encoder, deterministic=True, use_running_average=True, raise_if_not_found=False)
 
 
-def copy_parameters(target: Encoder, source: Encoder) -> None:
+def copy_parameters(target: Encoder, source: Encoder, *, without: Collection[str] = ()) -> None:
     """Copies all parameters and batch statistics of `source` into `target`, in place.
+
+    Args:
+      target, source: of one system.
+      without: attributes whose parameters stay as they are.
 
     Raises:
       ValueError: parameters that only one of them has, or that differ in shape, listed; nothing is
         copied then.
     """
     kinds = nnx.Any(nnx.Param, nnx.BatchStat)
-    own, given = (dict(nnx.to_flat_state(nnx.state(x, kinds))) for x in (target, source))
+    own, given = (
+        {path: x for path, x in nnx.to_flat_state(nnx.state(y, kinds)) if path[0] not in without}
+        for y in (target, source)
+    )
     differing = [
         f"{'.'.join(map(str, path))} (source: {_shape(given, path)}, model: {_shape(own, path)})"
         for path in own | given

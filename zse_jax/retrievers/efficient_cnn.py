@@ -36,6 +36,7 @@ from zse_jax.models.backbone import (
     statistics_move,
 )
 from zse_jax.models.layers import linear, normalise
+from zse_jax.retrievers import base
 from zse_jax.retrievers.base import Correspondence, Encoder, Explainable, Modality, Retriever
 
 RetrievalLayer = Literal["projection", "features"]
@@ -304,6 +305,16 @@ class Teacher(Encoder):
     def embedding(self, features: Float[Array, "b n"]) -> Float[Array, "b n"]:
         """The features, L2-normalised."""
         return unit(features)
+
+
+def copy_parameters(target: EfficientCNN, source: EfficientCNN) -> None:
+    """Takes over all parameters, in place; without the classifier if the source has other classes.
+
+    Raises:
+      ValueError: a network of another size.
+    """
+    others = target.seen_classes != source.seen_classes
+    base.copy_parameters(target, source, without=("classifier",) if others else ())
 
 
 def class_knowledge(

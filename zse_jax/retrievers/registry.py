@@ -120,6 +120,7 @@ SYSTEMS: Mapping[str, System] = {
             "huggingface_dinov2": _CNN,
         },
         initialization="distillation",
+        copy_parameters="zse_jax.retrievers.efficient_cnn:copy_parameters",
     ),
 }
 """Name in `config.model.system` -> the system."""

@@ -10,7 +10,7 @@ from tests.zse_jax import abstract
 from tests.zse_jax.random_weights import drawn
 from zse_jax import losses
 from zse_jax.models import layers
-from zse_jax.retrievers import create
+from zse_jax.retrievers import create, registry
 from zse_jax.retrievers.efficient_cnn import EfficientCNN, Teacher, class_knowledge
 
 TINY = {
@@ -230,3 +230,15 @@ def test_class_knowledge_is_the_mean_prediction_of_each_class():
 def test_a_class_without_photos_for_the_teacher_is_an_error():
     with pytest.raises(ValueError, match="no photos of 2 of 4 seen classes: a, d"):
         class_knowledge(np.ones((2, 3), np.float32), np.array([1, 2]), list("abcd"))
+
+
+def test_a_network_for_other_classes_takes_over_everything_but_the_classifier():
+    source, same, other = build(seed=1), build(), build(seen_classes=3)
+    kept = np.array(other.classifier.kernel[...])
+    for target in (same, other):
+        registry.copy_parameters("efficient_cnn", target, source)
+        np.testing.assert_array_equal(target.projection.kernel[...], source.projection.kernel[...])
+    np.testing.assert_array_equal(same.classifier.kernel[...], source.classifier.kernel[...])
+    np.testing.assert_array_equal(other.classifier.kernel[...], kept)
+    with pytest.raises(ValueError, match="do not fit this config.model"):
+        registry.copy_parameters("efficient_cnn", build(embedding_width=5), source)
