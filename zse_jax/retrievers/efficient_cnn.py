@@ -39,7 +39,7 @@ from zse_jax.models.layers import linear, normalise
 from zse_jax.retrievers import base
 from zse_jax.retrievers.base import Correspondence, Encoder, Explainable, Modality, Retriever
 
-RetrievalLayer = Literal["projection", "features"]
+RetrievalLayer = Literal["projection", "features", "root_features"]
 
 
 class Knowledge(nnx.Variable):
@@ -112,7 +112,10 @@ class EfficientCNN(Retriever, Explainable):
           retrieval_layer: the vector that ranks photos: "projection", as published, or "features",
             the pooled features before it, which are less specific to the seen classes (Chen et al.,
             "A simple framework for contrastive learning of visual representations", ICML 2020,
-            section 4.2). The losses act on the projection in both cases.
+            section 4.2), or "root_features", the square roots of these with their signs, in which
+            a few strong features dominate less (Perronnin et al., "Improving the Fisher kernel for
+            large-scale image classification", ECCV 2010, section 3.2). The losses act on the
+            projection in all cases.
           dtype: of activations; parameters, embeddings and losses are float32.
 
         Raises:
@@ -248,11 +251,17 @@ class EfficientCNN(Retriever, Explainable):
     def encode(self, images: UInt8[Array, "b h w 3"], modality: Modality) -> Float[Array, "b d"]:
         """The L2-normalised embedding of each image; both modalities share the network."""
         del modality
-        return unit(self._retrieved(self.backbone(_normalise(images, self.backbone))[0]))
+        features, _ = self.backbone(_normalise(images, self.backbone))
+        return unit(self._retrieved(features[:, None])[:, 0])
 
-    def _retrieved(self, features: Float[Array, "*b features"]) -> Float[Array, "*b d"]:
-        """What `retrieval_layer` makes of pooled features, a linear function."""
-        return self.projection(features) if self.retrieval_layer == "projection" else features
+    def _retrieved(self, places: Float[Array, "b n features"]) -> Float[Array, "b n d"]:
+        """Shares of places in the vector that `retrieval_layer` names, which is their mean."""
+        if self.retrieval_layer == "projection":
+            return self.projection(places)
+        if self.retrieval_layer == "root_features":
+            pooled = places.mean(axis=1, keepdims=True)
+            return places / jnp.sqrt(jnp.abs(pooled) + 1e-12)
+        return places
 
     def embedding(self, features: Float[Array, "b d"]) -> Float[Array, "b d"]:
         """The features, unchanged."""
@@ -273,8 +282,9 @@ class EfficientCNN(Retriever, Explainable):
 
         Pooling and projection are linear, so the cosine is exactly the mean over pairs of cells of
         the product of their embeddings, divided by the norms of both embeddings (Stylianou et
-        al., "Visualizing deep similarity networks", WACV 2019). `match` may exceed 1, and its mean
-        is the similarity. The domain means, if there are any, are subtracted from every cell.
+        al., "Visualizing deep similarity networks", WACV 2019). A root is divided among the cells
+        in proportion to their features. `match` may exceed 1, and its mean is the similarity. The
+        domain means, if there are any, are subtracted from every cell.
         """
         images = jnp.concatenate([sketches, photos])
         local = self.backbone.local_features(_normalise(images, self.backbone))

@@ -115,7 +115,7 @@ def test_zse_reports_which_places_remain_after_token_selection():
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("layer", ["projection", "features"])
+@pytest.mark.parametrize("layer", ["projection", "features", "root_features"])
 def test_efficient_cnn_decomposes_the_cosine_of_its_embeddings_exactly(layer):
     model = nnx.view(cnn.build(retrieval_layer=layer), use_running_average=True)
     sketches, photos = cnn.pixels(3), cnn.pixels(3, seed=1)

@@ -88,9 +88,12 @@ def test_the_pooled_features_can_be_ranked_by_and_training_is_the_same():
         nnx.view(other.backbone, use_running_average=True), normalise(pixels(3))
     )
     np.testing.assert_allclose(embed(other, pixels(3)), losses.unit(pooled), rtol=1e-5)
+    roots = embed(taught(retrieval_layer="root_features"), pixels(3))
+    want = losses.unit(jnp.sign(pooled) * jnp.sqrt(jnp.abs(pooled)))
+    np.testing.assert_allclose(roots, want, atol=1e-5)
     assert jax.tree.structure(nnx.state(other)) == jax.tree.structure(nnx.state(model))
     assert _loss(other, groups())[0] == _loss(model, groups())[0]
-    with pytest.raises(ValueError, match="choose one of projection, features"):
+    with pytest.raises(ValueError, match="choose one of projection, features, root_features"):
         abstract.retriever({**TINY, "retrieval_layer": "feature"})
 
 
