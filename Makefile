@@ -67,9 +67,11 @@ $(BIN)/pip:
 	    exit 1; }
 	$(PYTHON) -m venv $(VENV)
 
-$(RUNTIME): requirements.txt | $(BIN)/pip
+# The package itself is installed as well, so that scripts anywhere can import it.
+$(RUNTIME): requirements.txt pyproject.toml | $(BIN)/pip
 	@echo "Installing requirements.txt into $(VENV) (a minute or two)"
 	@$(BIN)/python -m pip install --quiet --disable-pip-version-check -r requirements.txt
+	@$(BIN)/python -m pip install --quiet --disable-pip-version-check --no-deps --editable .
 	@touch $@
 
 $(DEV): requirements-dev.txt $(RUNTIME)
