@@ -11,6 +11,7 @@ from typing import TYPE_CHECKING
 
 if TYPE_CHECKING:
     from collections.abc import Mapping
+    from typing import Literal
 
     from ml_collections import ConfigDict
 
@@ -41,6 +42,7 @@ def save_pretrained(
     metrics: "Mapping[str, float] | None" = None,
     license: str | None = None,
     private: bool = True,
+    dtype: "Literal['float16'] | None" = None,
 ) -> str:
     """Writes a model with its config and model card to a folder, a bucket, or hf://owner/name.
 
@@ -49,5 +51,11 @@ def save_pretrained(
     from zse_jax.checkpoints import publishing
 
     return publishing.save_pretrained(
-        source, target, config=config, metrics=metrics, license=license, private=private
+        source,
+        target,
+        config=config,
+        metrics=metrics,
+        license=license,
+        private=private,
+        dtype=dtype,
     )

@@ -13,10 +13,10 @@ import tempfile
 from collections.abc import Mapping, Sequence
 from importlib import metadata
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
-import jax
 import jinja2
+import numpy as np
 from etils import epath
 from ml_collections import ConfigDict
 
@@ -49,6 +49,7 @@ def save_pretrained(
     metrics: Mapping[str, float] | None = None,
     license: str | None = None,
     private: bool = True,
+    dtype: Literal["float16"] | None = None,
 ) -> str:
     """Writes a model for `zse_jax.load`, with its card; returns its path.
 
@@ -60,11 +61,14 @@ def save_pretrained(
       metrics: "ranking/convention/name" -> 0 to 1; None: those of the checkpoint, if any.
       license: of the weights, in the hub's terms ("apache-2.0"); None: the card says "not stated".
       private: whether a new repository on the hub is private.
+      dtype: "float16" rounds the arrays, which halves the file; they are read as float32 again.
+        None: as they are.
 
     Raises:
       FileNotFoundError: `source` contains no checkpoint.
       FileExistsError: `target` is not empty.
-      ValueError: the config of `source` is not known; or the hub's client is missing.
+      ValueError: the config of `source` is not known; values exceed the range of float16; or the
+        hub's client is missing.
       OSError: it could not be written or uploaded.
     """
     repository = hub.repository(target)
@@ -72,10 +76,16 @@ def save_pretrained(
     client = sources.client() if repository else None
     name = repository.name if repository else epath.Path(os.fspath(target)).name
     retriever, about = _about(source, config, metrics)
+    arrays = {name: np.asarray(leaf) for name, leaf in _parameters(retriever).items()}
+    if dtype is not None:
+        arrays = {name: _rounded(name, array, np.dtype(dtype)) for name, array in arrays.items()}
+        wide = {name: array.astype(np.float32) for name, array in arrays.items()}
+        about["digests"] = checksums(wide)
+        about["measured"] += f", before rounding to {dtype}" if about["measured"] else ""
     record = about.pop("record")
     with tempfile.TemporaryDirectory() as written:
         text = card(about, name=name, license=license)
-        _write(Path(written), retriever, about, record, text)
+        _write(Path(written), arrays, about, record, text)
         if repository:
             return _upload(client, repository, written, private)
         assert folder is not None
@@ -190,6 +200,15 @@ def _parameters(retriever: Retriever) -> Arrays:
     return flat_arrays(split_model(retriever)[1]["model"])
 
 
+def _rounded(name: str, array: np.ndarray, dtype: np.dtype) -> np.ndarray:
+    """A floating-point array in a smaller type; others are unchanged."""
+    if not np.issubdtype(array.dtype, np.floating):
+        return array
+    if np.abs(array).max(initial=0) > np.finfo(dtype).max:
+        raise ValueError(f"{name} has values that {dtype} cannot represent: save it without dtype.")
+    return array.astype(dtype)
+
+
 def _metrics(source: str | os.PathLike, step: int) -> tuple[dict[str, float], str]:
     """The final evaluation of a checkpoint, or the validation by which it was chosen."""
     if folder := hub.find(source):
@@ -205,12 +224,11 @@ def _metrics(source: str | os.PathLike, step: int) -> tuple[dict[str, float], st
 
 def _write(
     folder: Path,
-    retriever: Retriever,
+    arrays: Mapping[str, np.ndarray],
     about: Mapping[str, Any],
     record: Mapping[str, Any] | None,
     text: str,
 ) -> None:
-    arrays = {name: jax.device_get(leaf) for name, leaf in _parameters(retriever).items()}
     files.write(folder / hub.WEIGHTS, arrays, metadata={"format": "zse_jax"})
     paths.replace(folder / hub.CONFIG, json.dumps(about, indent=2) + "\n")
     paths.replace(folder / hub.TRAINED, json.dumps(record) + "\n")

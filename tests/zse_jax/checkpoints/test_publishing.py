@@ -7,6 +7,7 @@ import sys
 from pathlib import Path
 
 import huggingface_hub
+import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
@@ -118,6 +119,28 @@ class Normed(tiny.Tiny):
             width=width, dropout=dropout, image_size=image_size, dtype=dtype, rngs=rngs
         )
         self.norm = nnx.BatchNorm(8, rngs=rngs)
+
+
+def test_half_precision_halves_the_file_and_is_read_as_float32(workdir, shared, tmp_path):
+    half = zse_jax.save_pretrained(workdir, tmp_path / "half", dtype="float16")
+    sizes = [(Path(folder) / hub_.WEIGHTS).stat().st_size for folder in (half, shared)]
+    assert sizes[0] < 0.6 * sizes[1]
+    models = [zse_jax.load(folder) for folder in (half, shared)]
+    rounded, whole = (jax.tree.leaves(nnx.state(model, nnx.Param)) for model in models)
+    for one, other in zip(rounded, whole, strict=True):
+        assert one.dtype == other.dtype
+        np.testing.assert_array_equal(one, np.asarray(other).astype(np.float16))
+    again = zse_jax.save_pretrained(half, tmp_path / "again", dtype="float16")
+    assert (Path(again) / hub_.WEIGHTS).read_bytes() == (Path(half) / hub_.WEIGHTS).read_bytes()
+    assert "before rounding to float16" in (Path(half) / hub_.CARD).read_text()
+
+
+def test_values_beyond_half_precision_are_an_error(workdir, tmp_path):
+    model = zse_jax.load(workdir)
+    _, first = nnx.to_flat_state(nnx.state(model, nnx.Param))[0]
+    first[...] = first[...] + 1e6
+    with pytest.raises(ValueError, match="cannot represent"):
+        zse_jax.save_pretrained(model, tmp_path / "half", dtype="float16")
 
 
 def test_an_untrained_system_keeps_its_running_statistics(tmp_path, monkeypatch):
