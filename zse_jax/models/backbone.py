@@ -110,6 +110,7 @@ def create_backbone(
     settings: Mapping[str, Any],
     *,
     stride: int | None = None,
+    pyramid: bool = False,
     dtype: DTypeLike,
     rngs: nnx.Rngs,
 ) -> Backbone:
@@ -121,6 +122,7 @@ def create_backbone(
         to the backbone.
       stride: end with the last map of this stride in pixels, without the rest of the network; None:
         the whole network.
+      pyramid: keep the rest, and add its map to that of this stride.
       dtype: of activations; parameters are float32.
       rngs: stream `params`.
 
@@ -147,6 +149,8 @@ def create_backbone(
                 f"this system needs: choose one of {usable}."
             )
         changed["stride"] = stride
+        if pyramid:
+            changed["pyramid"] = True
     return BACKBONES[name](**changed, dtype=dtype, rngs=rngs)
 
 

@@ -192,6 +192,7 @@ class EfficientNetLite(nnx.Module):
     """
 
     image_size: int | None = None
+    fine: int | None = None  # added later: this value leaves the fingerprint of older models
     mean: Sequence[float] = (127 / 255,) * 3
     std: Sequence[float] = (128 / 255,) * 3
     publishers: Sequence[str] = ("efficientnet_lite",)
@@ -202,6 +203,7 @@ class EfficientNetLite(nnx.Module):
         *,
         classes: int = 1000,
         stride: int | None = None,
+        pyramid: bool = False,
         frozen_statistics: bool = False,
         dtype: DTypeLike = jnp.float32,
         rngs: nnx.Rngs,
@@ -213,12 +215,15 @@ class EfficientNetLite(nnx.Module):
           classes: outputs of the head.
           stride: 2, 4, 8, 16 or 32: only the blocks up to the last map with one vector for each
             `stride` x `stride` pixels, without the last convolution and the head; None: all.
+          pyramid: the local features are this map, beside the enlarged map of the whole network: a
+            place has the detail of the one and the meaning of the other (after Lin et al., "Feature
+            pyramid networks for object detection", CVPR 2017).
           frozen_statistics: use the running averages in training too, and never update them.
           dtype: of activations; parameters, statistics and outputs are float32.
           rngs: stream `params`.
 
         Raises:
-          ValueError: an unknown variant or stride, or no classes.
+          ValueError: an unknown variant or stride, a pyramid without a stride, or no classes.
         """
         if classes < 1:
             raise ValueError(f"classes={classes} must be at least 1.")
@@ -227,21 +232,28 @@ class EfficientNetLite(nnx.Module):
                 f"EfficientNet-Lite has no map of stride {stride}: choose one of "
                 f"{', '.join(map(str, STRIDES))}."
             )
+        if pyramid and stride is None:
+            raise ValueError("A pyramid needs the stride of its map.")
         settings: dict[str, Any] = {"frozen": frozen_statistics, "dtype": dtype, "rngs": rngs}
         self.variant, self.dtype = variant, dtype
         blocks, channels, reached = [], STEM, STRIDES[0]
+        fine, detail = 0, STEM  # blocks up to the map of this stride, and its channels
         for stage in stages(variant):
             reached *= stage.stride
-            if stride is not None and reached > stride:
+            if stride is not None and reached > stride and not pyramid:
                 break
             for i in range(stage.blocks):
                 blocks.append(Block(channels, stage, 1 if i else stage.stride, **settings))
                 channels = stage.channels
+            if stride is not None and reached <= stride:
+                fine, detail = len(blocks), channels
         self.stem = Convolution(3, STEM, 3, 2, **settings)
         self.blocks = nnx.List(blocks)
+        self.fine = fine if pyramid else None
         whole = stride is None
-        self.classes, self.features = (classes, HEAD) if whole else (0, channels)
-        self.last = Convolution(channels, HEAD, **settings) if whole else None
+        self.classes = classes if whole else 0
+        self.last = Convolution(channels, HEAD, **settings) if whole or pyramid else None
+        self.features = (HEAD if self.last else channels) + (detail if pyramid else 0)
         float32 = jnp.dtype("float32")
         self.head = linear(HEAD, classes, dtype=float32, rngs=rngs) if whole else None
 
@@ -278,11 +290,22 @@ class EfficientNetLite(nnx.Module):
     def upper_local(
         self, maps: Float[Array, "b u v _"], blocks: int
     ) -> Float[Array, "b s t features"]:
-        """The features before pooling, float32, from the output of `lower`."""
-        x = maps.astype(self.dtype)
+        """The features before pooling, float32, from the output of `lower`.
+
+        Raises:
+          ValueError: more blocks than those of a pyramid's map.
+        """
+        if self.fine is not None and blocks > self.fine:
+            raise ValueError(
+                f"The map of a pyramid is the output of {self.fine} blocks, of which {blocks} "
+                f"cannot be frozen: set config.model.frozen_blocks to at most {self.fine}."
+            )
+        x = detail = maps.astype(self.dtype)
         for i in range(blocks, self.depth):
             x = self.blocks[i](x)
-        return (x if self.last is None else jax.nn.relu6(self.last(x))).astype(jnp.float32)
+            detail = x if i + 1 == self.fine else detail
+        x = (x if self.last is None else jax.nn.relu6(self.last(x))).astype(jnp.float32)
+        return x if self.fine is None else _joined(detail.astype(jnp.float32), x)
 
     def block_of(self, path: Sequence[Any]) -> int:
         """The block of the parameter at `path`, from 1; 0: the stem; above `depth`: behind them."""
@@ -293,7 +316,8 @@ class EfficientNetLite(nnx.Module):
     def local_features(self, images: Float[Array, "b h w 3"]) -> Float[Array, "b u v features"]:
         """The features before pooling, float32: one vector for each 32 x 32 pixels, or `stride`.
 
-        With `stride`, they are outputs of a block, without an activation.
+        With `stride`, they are outputs of a block, without an activation; with `pyramid`, each part
+        is normalised (LayerNorm without parameters).
         """
         return self.upper_local(self.lower(images, 0), 0)
 
@@ -308,3 +332,15 @@ class EfficientNetLite(nnx.Module):
             x, stride = block(x), stride * block.stride
             maps[stride] = x
         return {stride: x.astype(jnp.float32) for stride, x in maps.items()}
+
+
+def _joined(
+    detail: Float[Array, "b u v c"], meaning: Float[Array, "b s t d"]
+) -> Float[Array, "b u v _"]:
+    """Both maps, normalised, side by side; each vector of the smaller one is repeated."""
+    u, v = detail.shape[1:3]
+    larger = meaning
+    for axis, size in ((1, u), (2, v)):
+        larger = jnp.repeat(larger, -(-size // meaning.shape[axis]), axis=axis)
+    parts = jax.nn.standardize(detail), jax.nn.standardize(larger[:, :u, :v])
+    return jnp.concatenate(parts, axis=-1)

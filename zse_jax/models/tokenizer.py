@@ -122,19 +122,25 @@ class MapTokenizer(nnx.Module):
     fixed scale, and projected.
     """
 
+    pooled: bool = False  # added later: this value leaves the fingerprint of older models
+
     def __init__(
         self,
         grid: int,
         channels: int,
         width: int,
         *,
+        pooled: bool = False,
         dropout: float,
         position_std: float,
         dtype: jnp.dtype,
         rngs: nnx.Rngs,
     ):
-        """Maps are [grid, grid, channels]; positions as for `Tokenizer`."""
-        self.grid, self.dtype = grid, dtype
+        """Maps are [grid, grid, channels]; positions as for `Tokenizer`.
+
+        With `pooled`, the retrieval token of an image starts from the mean of its local tokens.
+        """
+        self.grid, self.dtype, self.pooled = grid, dtype, pooled
         self.projection = linear(channels, width, dtype=dtype, rngs=rngs)
         normal = nnx.initializers.normal(position_std)
         self.retrieval_token = nnx.Param(normal(rngs.params(), (1, 1, width)))
@@ -153,7 +159,10 @@ class MapTokenizer(nnx.Module):
                 f"{self.grid}x{self.grid}: set config.model.image_size to the size of the images."
             )
         x = self.projection(jax.nn.standardize(maps).astype(self.dtype))
-        return self.dropout(_placed(x, self.retrieval_token, self.positions))
+        tokens = _placed(x, self.retrieval_token, self.positions)
+        if self.pooled:
+            tokens = tokens.at[:, 0].add(x.mean(axis=(1, 2)))
+        return self.dropout(tokens)
 
 
 def _placed(

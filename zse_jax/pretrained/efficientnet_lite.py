@@ -37,8 +37,12 @@ def _ignored(model: EfficientNetLite, name: str) -> bool:
     if name.endswith("num_batches_tracked"):
         return True
     later = range(model.depth, sum(stage.blocks for stage in stages(model.variant)))
-    lacking = ("_conv_head.", "_bn1.", "_fc.", *(f"_blocks.{i}." for i in later))
-    return model.last is None and name.startswith(lacking)
+    lacking = tuple(f"_blocks.{i}." for i in later)
+    if model.last is None:
+        lacking += ("_conv_head.", "_bn1.")
+    if model.head is None:
+        lacking += ("_fc.",)
+    return name.startswith(lacking)
 
 
 def settings(arrays: Mapping[str, np.ndarray]) -> dict[str, Any]:
@@ -81,7 +85,9 @@ def table(model: EfficientNetLite) -> dict[Path, Source]:
     """Path of each parameter and running average -> publisher's name and the change of layout."""
     entries = _convolution(("stem",), "_conv_stem", "_bn0")
     if model.last is not None:
-        entries |= _convolution(("last",), "_conv_head", "_bn1") | linear(("head",), "_fc")
+        entries |= _convolution(("last",), "_conv_head", "_bn1")
+    if model.head is not None:
+        entries |= linear(("head",), "_fc")
     for i, block in enumerate(model.blocks):
         here, there = ("blocks", i), f"_blocks.{i}"
         if block.expand is not None:

@@ -86,6 +86,7 @@ class ZSE(Retriever, Explainable):
         backbone: str | None = None,
         frozen_blocks: int = 0,
         frozen_statistics: bool = False,
+        pyramid: bool = False,
         image_size: int = 224,
         patch_size: int = 16,
         scale_channels: int = 64,
@@ -118,6 +119,8 @@ class ZSE(Retriever, Explainable):
             local tokens; None: the published tokenizer.
           frozen_blocks: first blocks of the backbone that do not train, with the stem; 0: none.
           frozen_statistics: keep the batch statistics that come with the backbone's weights.
+          pyramid: add the backbone's last map, enlarged, to the map that becomes the local tokens,
+            and the mean of these to the retrieval token; ours.
           image_size, patch_size: pixels.
           scale_channels: of the scale embedding's first convolution; each later one has twice as
             many.
@@ -163,13 +166,14 @@ class ZSE(Retriever, Explainable):
                 backbone,
                 {"frozen_statistics": frozen_statistics},
                 stride=patch_size,
+                pyramid=pyramid,
                 dtype=dtype,
                 rngs=rngs,
             )
             check_frozen(self.backbone, backbone, frozen_blocks, frozen_statistics)
             grid, channels = -(-image_size // patch_size), self.backbone.features
             self.tokenizer = MapTokenizer(
-                grid, channels, width, position_std=position_std, **common
+                grid, channels, width, pooled=pyramid, position_std=position_std, **common
             )
         self.encoder = Encoder(
             width=width,

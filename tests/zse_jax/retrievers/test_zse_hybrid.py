@@ -13,7 +13,7 @@ from tests.zse_jax import abstract, small_systems
 from tests.zse_jax.compiled import compiled
 from tests.zse_jax.pretrained import test_efficientnet_lite as lite
 from tests.zse_jax.random_weights import drawn
-from zse_jax.models.backbone import BACKBONES
+from zse_jax.models.backbone import BACKBONES, frozen_output
 from zse_jax.models.efficientnet_lite import VARIANTS, EfficientNetLite, Variant
 from zse_jax.pretrained import publishers
 from zse_jax.retrievers import create
@@ -55,14 +55,43 @@ def test_tokens_are_the_places_of_the_map_of_the_stride(size, stride, grid):
     assert tokens.shape == (2, 1 + grid**2, 16)
 
 
-def test_the_recipe_has_zses_grid_and_trains_nothing_of_the_backbone():
+def test_the_recipe_has_zses_grid_and_trains_what_follows_its_map():
     model = abstract.retriever(sketchy_split2.get_config("hybrid").model)
-    assert (model.tokenizer.grid**2, model.backbone.depth) == (196, 11)
+    assert (model.tokenizer.grid**2, model.backbone.depth, model.backbone.fine) == (196, 16, 11)
     assert model.anchors_are_places
     paths = [path for path, _ in nnx.to_flat_state(nnx.state(model, nnx.Param))]
     assert {(path[0] == "backbone", model.parameter_group(path)) for path in paths} == {
-        (True, None), (False, "head")
+        (True, None), (True, "backbone"), (False, "head")
     }  # fmt: skip
+
+
+def test_a_pyramid_has_two_maps_and_the_retrieval_token_starts_from_their_mean():
+    model = evaluation_view(build(pyramid=True, patch_size=8, anchors=16))
+    plain = evaluation_view(build(patch_size=8, anchors=16))
+    image = jnp.asarray(np.random.default_rng(0).integers(0, 256, (2, 32, 32, 3)), jnp.uint8)
+    pixels = model.backbone.mean[0] + jnp.zeros((2, 32, 32, 3))
+    both, fine = (
+        nnx.jit(lambda m, x: m.local_features(x))(m.backbone, pixels) for m in (model, plain)
+    )
+    channels = plain.backbone.features
+    assert both.shape[:3] == fine.shape[:3] == (2, 4, 4)
+    assert both.shape[3] == model.backbone.features == channels + 1280
+    coarse = both[..., channels:]
+    np.testing.assert_allclose(coarse[:, 0, 0], coarse[:, 3, 3], atol=1e-6)  # its map is 1 x 1
+    np.testing.assert_allclose(coarse.mean(axis=-1), 0, atol=1e-5)
+    tokens = nnx.jit(lambda m, x: m(x))(model.tokenizer, both)
+    local = model.tokenizer.projection(jax.nn.standardize(both)).mean(axis=(1, 2))
+    placed = (model.tokenizer.retrieval_token[...] + model.tokenizer.positions[:, :1])[:, 0]
+    np.testing.assert_allclose(tokens[:, 0], placed + local, atol=1e-4)
+    assert compiled(model.encode)(image, "photo").shape == (2, 17, 16)
+
+
+def test_a_pyramid_freezes_no_block_behind_its_map():
+    model = build(pyramid=True, patch_size=8, anchors=16)
+    with pytest.raises(ValueError, match=r"cannot be frozen: set config.model.frozen_blocks"):
+        model.backbone.upper_local(jnp.zeros((1, 4, 4, 8)), model.backbone.fine + 1)
+    with pytest.raises(ValueError, match="needs the stride"):
+        EfficientNetLite("narrow", pyramid=True, rngs=nnx.Rngs(0))
 
 
 @pytest.mark.slow
@@ -78,8 +107,11 @@ def test_gradients_reach_all_that_trains_and_no_frozen_block():
 def test_the_output_of_frozen_blocks_replaces_images():
     model, given = nnx.view(build(), deterministic=True), batch()
     loss, terms = compiled(model.loss)(given)
+    backbone, blocks = model.frozen_layers
     outputs = {
-        name: compiled(model.frozen)(given[name].reshape(-1, *given[name].shape[2:]))
+        name: nnx.jit(lambda m, x: frozen_output(m, x, blocks))(
+            backbone, given[name].reshape(-1, *given[name].shape[2:])
+        )
         for name in ("sketches", "photos")
     }
     assert outputs["sketches"].shape == (8, 8, 8, 8)
