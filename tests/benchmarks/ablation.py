@@ -45,6 +45,7 @@ VARIATIONS: dict[str, tuple[str, dict[str, Any]]] = {
                                "model.label_smoothing": 0.0, "model.centred": False,
                                "model.retrieval_layer": "projection"}),
     "projection": ("lite0", {"model.retrieval_layer": "projection"}),
+    "features": ("lite0", {"model.retrieval_layer": "features"}),
     "not-centred": ("lite0", {"model.centred": False}),
     "all-blocks": ("lite0", _FULL),
     "lite2": ("lite2", {}),
