@@ -37,6 +37,12 @@ CONVENTIONS = {
 }
 """Descriptions of the conventions of average precision."""
 
+PLACES = (
+    "data.manual_dir", "data.data_dir", "data.lists", "target.manual_dir", "target.lists",
+    "teacher.knowledge", "train.frozen_dir",
+)  # fmt: skip
+"""Keys of a config that name folders and files of the machine."""
+
 PACKAGES = ("jax", "flax", "safetensors")
 """Packages whose versions a card lists."""
 
@@ -168,12 +174,23 @@ def _about(
         "parameters": int(sum(leaf.size for leaf in flat.values())),
         "metrics": {key: float(value) for key, value in (metrics or {}).items()},
         "measured": measured if metrics else "",
-        "config": config_io.to_plain(config),
+        "config": config_io.to_plain(_without_places(config)),
         "digests": checksums(flat),
         "record": (record := reading.record_of(retriever)),
         "training_data": summary(record),
     }
     return retriever, about
+
+
+def _without_places(config: ConfigDict) -> ConfigDict:
+    """The config without the folders and files of this machine, which mean nothing on another."""
+    kept = config.copy_and_resolve_references()
+    with kept.unlocked():
+        for key in PLACES:
+            group, name = key.split(".")
+            if name in kept.get(group, {}):
+                kept[group][name] = None
+    return kept
 
 
 def summary(record: Mapping[str, Any] | None) -> dict[str, Any]:

@@ -135,6 +135,15 @@ def test_half_precision_halves_the_file_and_is_read_as_float32(workdir, shared, 
     assert "before rounding to float16" in (Path(half) / hub_.CARD).read_text()
 
 
+def test_folders_of_the_machine_are_not_published(workdir, tmp_path):
+    config = reading.read_config(workdir).copy_and_resolve_references().unlock()
+    config.data.manual_dir, config.data.data_dir = "/home/somebody/Sketchy", "/data/prepared"
+    shared = zse_jax.save_pretrained(workdir, tmp_path / "shared", config=config)
+    text = (Path(shared) / hub_.CONFIG).read_text()
+    assert "somebody" not in text and "/data" not in text
+    assert config.data.manual_dir == "/home/somebody/Sketchy"
+
+
 def test_values_beyond_half_precision_are_an_error(workdir, tmp_path):
     model = zse_jax.load(workdir)
     _, first = nnx.to_flat_state(nnx.state(model, nnx.Param))[0]
