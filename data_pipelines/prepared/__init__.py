@@ -264,6 +264,11 @@ def prepare(
     return folder
 
 
+def is_by_content(name: str) -> bool:
+    """Whether each content of a folder is a data set of its own: a user's own images."""
+    return hasattr(builder_package(name), "BY_CONTENT")
+
+
 def content_of(folder: Path) -> str:
     """Identifies the content of a prepared `folder` data set, see `versions.Version.content`."""
     return versions.Version(folder, "", 0).content
