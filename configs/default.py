@@ -62,9 +62,15 @@ def get_config() -> ConfigDict:
     config.data = data = ConfigDict()
     data.name = "sketchy"  # the prepared data set
     data.split = "sketchy_split1"  # defines the seen and unseen classes
-    data.unseen = placeholder(str)  # if split=None: comma-separated unseen classes
+    # If split=None: comma-separated unseen classes, or a share of the classes, such as 20%, drawn
+    # with held_out_seed; None: all classes train, and nothing is evaluated as unseen.
+    data.unseen = placeholder(str)
     data.lists = placeholder(str)  # folder of published file lists; None: all images, by name
     data.manual_dir = placeholder(str)  # folder of the downloaded and unpacked data set
+    data.name_as = placeholder(str)  # name of your own images; None: made of manual_dir
+    # Which content of a folder of your own images; None, "present": what it contains now. Runs
+    # record it here.
+    data.content = placeholder(str)
     data.data_dir = placeholder(str)  # folder of prepared data sets; None: ~/tensorflow_datasets
     data.skip_unreadable = False  # True: skip and report unreadable images in preparation
     data.held_out = 0.0  # fraction of each seen class's photos not used in training
@@ -79,6 +85,8 @@ def get_config() -> ConfigDict:
     target.unseen = placeholder(str)
     target.lists = placeholder(str)
     target.manual_dir = placeholder(str)
+    target.name_as = placeholder(str)
+    target.content = placeholder(str)
 
     config.train = train = ConfigDict()
     train.steps = 20_000  # 30 epochs of 10,000 samples

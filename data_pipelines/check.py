@@ -172,6 +172,8 @@ def _split_name(dataset: str, split: str | None, unseen: Sequence[str]) -> str:
 def _own_split(dataset: str, source: folders.Source, unseen: Sequence[str]) -> splits.Split:
     found = {file.class_name for files in source.images.values() for file in files}
     unseen = [*map(class_names.normal, unseen)]
+    if len(unseen) == 1 and (share := splits.share_of(unseen[0])) is not None and found:
+        unseen = [*splits.draw(found, share, seed=0)]
     for name in unseen:
         if found and name not in found:
             raise _unknown("class", name, sorted(found), "--unseen")
@@ -262,7 +264,7 @@ def _parser() -> argparse.ArgumentParser:
         default="train",
         help="evaluate needs the unseen classes only; default: train",
     )
-    help_ = 'unseen classes of your own data: A,B,"C, D",...'
+    help_ = 'unseen classes of your own data: A,B,"C, D",... or a share of the classes: 20%%'
     add("--unseen", type=_listed, default=(), help=help_)
     help_ = "checks whose findings count as notes: A,B,..."
     add("--accept", type=_listed, default=(), help=help_)

@@ -6,8 +6,10 @@ published archives, which mix `_`, `-` and spaces. DomainNet (345): the TFDS cat
 """
 
 import csv
+import io
 import re
 import unicodedata
+from collections.abc import Iterable
 
 from data_pipelines.terminal import printable
 
@@ -45,6 +47,13 @@ def listed(text: str | None) -> tuple[str, ...]:
             'put a name that contains a comma in double quotes, such as cat,"salt, pepper".'
         ) from error
     return tuple(dict.fromkeys(filter(None, map(normal, (name for row in rows for name in row)))))
+
+
+def written(names: Iterable[str]) -> str:
+    """The list that `listed` reads as these names."""
+    line = io.StringIO()
+    csv.writer(line, lineterminator="").writerow(names)
+    return line.getvalue()
 
 
 SKETCHY = names("""

@@ -151,6 +151,8 @@ def load_items(
     *,
     data_dir: str | Path | None = None,
     manual_dir: str | Path | None = None,
+    name_as: str | None = None,
+    content: str | None = None,
     skip_unreadable: bool = False,
 ) -> Items:
     """The images of some classes of a data set. Prepares the data set on first use.
@@ -163,6 +165,7 @@ def load_items(
       classes: class names; label i is `classes[i]`.
       data_dir: folder of prepared data sets; ~/tensorflow_datasets if None.
       manual_dir: folder of the unpacked archives, for data sets that must be downloaded by hand.
+      name_as, content: of a user's own images, see `prepared.prepare`.
       skip_unreadable: during preparation, skip unreadable images instead of raising an error.
 
     Raises:
@@ -170,7 +173,12 @@ def load_items(
       FileNotFoundError: as `prepared.prepare`.
     """
     folder = prepared.prepare(
-        name, data_dir=data_dir, manual_dir=manual_dir, skip_unreadable=skip_unreadable
+        name,
+        data_dir=data_dir,
+        manual_dir=manual_dir,
+        name_as=name_as,
+        content=content,
+        skip_unreadable=skip_unreadable,
     )
     records, index = prepared.open_split(folder, modality)
     splits.check_classes(
@@ -178,7 +186,8 @@ def load_items(
         classes,
         f"the {modality} part of {folder}",
         allow_more=True,
-        advice=f"Correct the names, or add images, delete {folder} and prepare it again. "
+        advice=f"Correct the names, or add images. Unless they are your own images (config.data."
+        f"name='folder'), then delete {folder} to prepare it again. "
         "Evaluation needs the unseen classes only: python -m data_pipelines.check --for=evaluate.",
     )
     label_of = {class_name: label for label, class_name in enumerate(classes)}

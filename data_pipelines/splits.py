@@ -14,9 +14,12 @@ that are seen under another name.
 import contextlib
 import dataclasses
 import re
+import zlib
 from collections.abc import Collection, Iterable, Iterator, Mapping
 from contextvars import ContextVar
 from typing import Literal, NamedTuple
+
+import numpy as np
 
 from data_pipelines import class_names
 from data_pipelines.builders.doodles import classes as doodles
@@ -226,6 +229,30 @@ Purpose = Literal["train", "evaluate"]
 def needed(split: Split, purpose: Purpose) -> tuple[str, ...]:
     """The classes of which a purpose needs at least one sketch and one photo each."""
     return split.unseen if purpose == "evaluate" else split.seen + split.unseen
+
+
+def share_of(text: str | None) -> float | None:
+    """The share in a text such as `20%`; None if it is not one.
+
+    Raises:
+      ValueError: it is not between 0 and 100 %.
+    """
+    if not (match := re.fullmatch(r"\s*(\d+(?:\.\d+)?)\s*%\s*", text or "")):
+        return None
+    if not 0 < (percent := float(match[1])) < 100:
+        raise ValueError(f"The share of unseen classes, {text}, must be between 0% and 100%.")
+    return percent / 100
+
+
+def draw(classes: Iterable[str], share: float, seed: int) -> tuple[str, ...]:
+    """A share of the classes, rounded, but at least one; in alphabetical order.
+
+    They depend only on the names and the seed.
+    """
+    names = sorted(classes)
+    rng = np.random.default_rng([seed, zlib.crc32(b"unseen")])
+    count = max(1, round(share * len(names)))
+    return tuple(sorted(rng.permutation(names)[:count].tolist()))
 
 
 def too_few_classes(seen: Collection[str]) -> str:

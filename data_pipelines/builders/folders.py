@@ -10,6 +10,7 @@ import hashlib
 import logging
 from collections.abc import Collection, Mapping, Sequence
 from pathlib import Path
+from typing import Any
 
 from data_pipelines import class_names, images, splits
 from data_pipelines.files import Entry, contents, walk
@@ -28,6 +29,7 @@ class ImageFile:
       class_name: name of its class folder, as `class_names.normal` writes it.
       size: bytes.
       instance: id of the photo that it is or was drawn from; "" if unknown.
+      times: of the last modification and of the last change of the inode, in ns.
     """
 
     root: Path
@@ -35,6 +37,7 @@ class ImageFile:
     class_name: str
     size: int
     instance: str = ""
+    times: tuple[int, int] = dataclasses.field(default=(0, 0), kw_only=True)
 
     @property
     def path(self) -> Path:
@@ -48,6 +51,23 @@ class ImageFile:
           UnreadableImageError, OSError: as `images.read_file`.
         """
         return images.read_file(self.path)
+
+    def digest(self) -> str:
+        """A digest of the bytes of the file, as `content_digest`; "" if it cannot be read."""
+        try:
+            with self.path.open("rb") as stream:
+                return hashlib.file_digest(stream, _hash).hexdigest()
+        except OSError:
+            return ""
+
+
+def _hash() -> Any:
+    return hashlib.blake2b(digest_size=16)
+
+
+def content_digest(encoded: bytes) -> str:
+    """A digest of the bytes of a file."""
+    return hashlib.blake2b(encoded, digest_size=16).hexdigest()
 
 
 @dataclasses.dataclass(frozen=True)
@@ -184,9 +204,10 @@ def list_images(
             if not _is_image(entry, root):
                 ignored.append(_shown(entry.path, root))
                 continue
-            size = entry.status.st_size if entry.status else 0  # a broken link is unreadable
-            name = entry.path.relative_to(root).as_posix()
-            listed.append(ImageFile(root, name, class_name, size))
+            name, status = entry.path.relative_to(root).as_posix(), entry.status
+            size = status.st_size if status else 0  # a broken link is unreadable
+            times = (status.st_mtime_ns, status.st_ctime_ns) if status else (0, 0)
+            listed.append(ImageFile(root, name, class_name, size, times=times))
         if len(listed) == count:
             empty.append(class_name)
     if empty:

@@ -4,6 +4,8 @@ Every file is read once: its bytes are decoded as a check and stored unchanged. 
 into shards of about a thousand. Each shard is an ArrayRecord file with a manifest that records its
 source files. This process, a process pool or Apache Beam workers write the shards into one folder.
 An interrupted run resumes from the finished shards, and packs a shard again if its files changed.
+Images that an earlier version of the data set contains are copied from it, without reading their
+files.
 
 Workers import this module, so it must not import TensorFlow.
 """
@@ -20,17 +22,18 @@ import sys
 import threading
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from pathlib import Path
+from types import MappingProxyType
 from typing import Any
 
 import tqdm
 
-from data_pipelines import images, paths
+from data_pipelines import images, paths, prepared
 from data_pipelines.builders import folders
 from data_pipelines.images import Modality
 
 logger = logging.getLogger(__name__)
 
-_FORMAT = 1
+_FORMAT = 2
 """Increase it when the content of shards changes, so that old ones are packed again."""
 
 IMAGES_PER_SHARD, MAX_SHARDS = 1000, 128
@@ -41,12 +44,29 @@ PARALLEL_FROM = 2000
 
 
 @dataclasses.dataclass(frozen=True)
+class Stored:
+    """Images of one modality in the ArrayRecord files of an earlier version.
+
+    Attributes:
+      records: paths of the ArrayRecord files, in their order.
+      images: name -> row in these files, and digest of the image.
+    """
+
+    records: Sequence[str] = ()
+    images: Mapping[str, tuple[int, str]] = dataclasses.field(default_factory=dict)
+
+
+@dataclasses.dataclass(frozen=True)
 class Shard:
-    """Consecutive images of one modality, and the path of their ArrayRecord file."""
+    """Consecutive images of one modality, and the path of their ArrayRecord file.
+
+    Those that are `stored` are copied instead of read.
+    """
 
     modality: Modality
     files: Sequence[folders.ImageFile]
     path: Path
+    stored: Stored = Stored()
 
 
 @dataclasses.dataclass(frozen=True)
@@ -58,12 +78,14 @@ class Manifest:
       images: number of records.
       size: bytes of all records.
       unreadable: name -> reason of each skipped image that does not decode.
+      digests: name -> digest of the bytes of each file; "" if they could not be read.
     """
 
     source: str
     images: int
     size: int
     unreadable: Mapping[str, str]
+    digests: Mapping[str, str]
 
 
 Runner = Callable[[Sequence[Shard]], Iterable[int]]
@@ -71,7 +93,10 @@ Runner = Callable[[Sequence[Shard]], Iterable[int]]
 
 
 def pack(
-    source: folders.Source, folder: Path, run: Runner | None = None
+    source: folders.Source,
+    folder: Path,
+    run: Runner | None = None,
+    stored: Mapping[Modality, Stored] = MappingProxyType({}),
 ) -> list[tuple[Shard, Manifest]]:
     """Packs all images with a progress bar; resumes from the finished shards in `folder`.
 
@@ -79,6 +104,7 @@ def pack(
       source: the images.
       folder: folder of the finished shards; kept if packing fails, to resume later.
       run: packs the shards; all cores of this machine if None.
+      stored: images that an earlier version contains.
 
     Returns:
       All shards with their manifests, in the order of `source`.
@@ -87,7 +113,9 @@ def pack(
       OSError: if a shard cannot be written, or source files changed during packing.
     """
     folder.mkdir(parents=True, exist_ok=True)
-    shards = list(_shards(source, folder))
+    shards = list(_shards(source, folder, stored))
+    if not shards:
+        return []
     todo = [shard for shard in shards if not _manifest(shard)]
     finished = source.file_count - sum(len(shard.files) for shard in todo)
     if finished:
@@ -114,13 +142,23 @@ def pack(
     return packed
 
 
-def _shards(source: folders.Source, folder: Path) -> Iterator[Shard]:
+def shard_count(images: int) -> int:
+    """The number of shards of so many images."""
+    return min(MAX_SHARDS, -(-images // IMAGES_PER_SHARD))
+
+
+def _shards(
+    source: folders.Source, folder: Path, stored: Mapping[Modality, Stored]
+) -> Iterator[Shard]:
     for modality, files in source.images.items():
-        count = min(MAX_SHARDS, -(-len(files) // IMAGES_PER_SHARD))
+        count = shard_count(len(files))
+        known = stored.get(modality, Stored())
         bounds = [len(files) * i // count for i in range(count + 1)] if count else []
         for number, (start, end) in enumerate(itertools.pairwise(bounds)):
             path = folder / f"{modality}-{number:03}-of-{count:03}.array_record"
-            yield Shard(modality, files[start:end], path)
+            names = [file.name for file in files[start:end] if file.name in known.images]
+            images = {name: known.images[name] for name in names}
+            yield Shard(modality, files[start:end], path, Stored(known.records, images))
 
 
 def pack_shard(shard: Shard) -> int:
@@ -134,25 +172,33 @@ def pack_shard(shard: Shard) -> int:
     """
     from array_record.python.array_record_module import ArrayRecordWriter
 
-    source, unreadable, count, size = _digest(shard.files), {}, 0, 0
+    source, unreadable, count, size = _digest(shard.files), dict[str, str](), 0, 0
+    digests: dict[str, str] = {}
+    earlier = _records(shard.stored)
     _manifest_path(shard).unlink(missing_ok=True)
     unfinished = shard.path.with_name(f"{shard.path.name}.{os.getpid()}.part")
     try:
         # One record per group for random access; images are already compressed.
         writer = ArrayRecordWriter(str(unfinished), "group_size:1,uncompressed")
         for file in shard.files:
-            try:
-                encoded = file.read()
-                images.decode(encoded)
-            except (ValueError, OSError) as error:
-                unreadable[file.name] = str(error)
-                continue
+            if file.name in shard.stored.images:
+                row, digests[file.name] = shard.stored.images[file.name]
+                encoded = earlier[row]
+            else:
+                digests[file.name] = ""
+                try:
+                    encoded = file.read()
+                    digests[file.name] = folders.content_digest(encoded)
+                    images.decode(encoded)
+                except (ValueError, OSError) as error:
+                    unreadable[file.name] = str(error)
+                    continue
             record = serialize(file, encoded)
             writer.write(record)
             count, size = count + 1, size + len(record)
         writer.close()
         unfinished.replace(shard.path)
-        manifest = Manifest(source, count, size, unreadable)
+        manifest = Manifest(source, count, size, unreadable, digests)
         paths.replace(_manifest_path(shard), json.dumps(dataclasses.asdict(manifest)))
     except (OSError, RuntimeError) as error:  # ArrayRecordWriter raises RuntimeError.
         raise OSError(
@@ -162,6 +208,14 @@ def pack_shard(shard: Shard) -> int:
     finally:
         unfinished.unlink(missing_ok=True)
     return len(shard.files)
+
+
+def _records(stored: Stored) -> prepared.Records:
+    from array_record.python import array_record_data_source
+
+    if not stored.images:
+        return prepared.Records(())
+    return prepared.Records(array_record_data_source.ArrayRecordDataSource([*stored.records]))
 
 
 def serialize(file: folders.ImageFile, encoded: bytes) -> bytes:
@@ -265,6 +319,31 @@ def beam_runner(runner: Any, options: Any = None) -> Runner:
         return [len(shard.files) for shard in shards]
 
     return run
+
+
+@dataclasses.dataclass(frozen=True)
+class WholeShard:
+    """An ArrayRecord file of an earlier version that is used as it is: path, and names in order."""
+
+    path: Path
+    names: Sequence[str]
+
+
+@dataclasses.dataclass(frozen=True)
+class Reused:
+    """What of an earlier version a source contains.
+
+    Attributes:
+      rest: the images that are not in `shards`.
+      shards: the whole shards of each modality.
+      stored: images of `rest` that are in other shards, to copy.
+      states: name -> state of every image in `shards` and `stored`.
+    """
+
+    rest: folders.Source
+    shards: Mapping[Modality, Sequence[WholeShard]] = dataclasses.field(default_factory=dict)
+    stored: Mapping[Modality, Stored] = dataclasses.field(default_factory=dict)
+    states: Mapping[str, Any] = dataclasses.field(default_factory=dict)
 
 
 def report_unreadable(

@@ -2,7 +2,9 @@
 
 import abc
 import inspect
+import os
 import shutil
+import time
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any, ClassVar
@@ -10,7 +12,7 @@ from typing import Any, ClassVar
 import tensorflow_datasets as tfds
 from tensorflow_datasets.core import dataset_builder
 
-from data_pipelines import prepared
+from data_pipelines import prepared, versions
 from data_pipelines.builders import features, folders, packing
 
 
@@ -61,37 +63,66 @@ class UnpackedImages(dataset_builder.FileReaderBuilder, abc.ABC):
         by_beam = config.beam_runner or config.beam_options
         run = packing.beam_runner(config.beam_runner, config.beam_options) if by_beam else None
         folder = Path(self.data_path).with_name(f"{self.version}.unfinished")
-        source = self.scan(Path(dl_manager.manual_dir))
-        packed = packing.pack(source, folder, run)
+        source, now = self.scan(Path(dl_manager.manual_dir)), time.time_ns()
+        reused = self.reused(source)
+        packed = packing.pack(reused.rest, folder, run, reused.stored)
         unreadable = {name: why for _, done in packed for name, why in done.unreadable.items()}
         packing.report_unreadable(source, unreadable, skip_unreadable=self._skip_unreadable)
 
-        self.info.metadata.update(packing.describe(source, unreadable))
-        splits = [
-            self._move_shards(
-                [(shard, done) for shard, done in packed if shard.modality == modality]
-            )
-            for modality in source.images
-        ]
-        self.info.set_splits(tfds.core.SplitDict(splits))
-        for modality, files in source.images.items():
-            kept = [file for file in files if file.name not in unreadable]
-            index = prepared.sorted_index([(f.name, f.class_name, f.instance) for f in kept])
+        files = dict(reused.states)
+        digests = {name: digest for _, done in packed for name, digest in done.digests.items()}
+        for file in (file for images in source.images.values() for file in images):
+            if file.name not in files:
+                files[file.name] = versions.state(file, digests[file.name], now)
+        self.info.metadata.update(
+            packing.describe(source, unreadable) | {"content": versions.content(source, files)}
+        )
+        splits = []
+        for modality, listed in source.images.items():
+            whole = reused.shards.get(modality, [])
+            new = [(shard, done) for shard, done in packed if shard.modality == modality]
+            names = [name for shard in whole for name in shard.names]
+            names += [file.name for shard, _ in new for file in shard.files]
+            texts = {file.name: (file.name, file.class_name, file.instance) for file in listed}
+            index = prepared.sorted_index([texts[x] for x in names if x not in unreadable])
             prepared.write_index(Path(self.data_path) / f"index_{modality}.json", index)
+            splits.append(self._put_shards(modality, whole, new))
+        self.info.set_splits(tfds.core.SplitDict(splits))
+        versions.write_files(Path(self.data_path), files)
         shutil.rmtree(folder)
 
-    def _move_shards(
-        self, packed: Sequence[tuple[packing.Shard, packing.Manifest]]
+    def reused(self, source: folders.Source) -> packing.Reused:
+        """What of an earlier version is in `source`; nothing, unless a subclass knows one."""
+        return packing.Reused(source)
+
+    def _put_shards(
+        self,
+        modality: str,
+        whole: Sequence[packing.WholeShard],
+        packed: Sequence[tuple[packing.Shard, packing.Manifest]],
     ) -> tfds.core.SplitInfo:
-        """Moves the shards of one modality to the paths that TFDS expects."""
-        modality = packed[0][0].modality
+        """Links the whole shards of an earlier version, and moves the new ones.
+
+        To the paths that TFDS expects.
+        """
         template = self._get_filename_template(modality)
         packed = [(shard, done) for shard, done in packed if done.images]
-        for number, (shard, _) in enumerate(packed):
-            shard.path.rename(template.sharded_filepath(shard_index=number, num_shards=len(packed)))
+        count = len(whole) + len(packed)
+        places = [template.sharded_filepath(shard_index=i, num_shards=count) for i in range(count)]
+        for shard, place in zip(whole, places, strict=False):
+            try:
+                os.link(shard.path, place)
+            except OSError:  # not every file system has hard links
+                shutil.copyfile(shard.path, place)
+        for (shard, _), place in zip(packed, places[len(whole) :], strict=True):
+            shard.path.rename(place)
         return tfds.core.SplitInfo(
             name=modality,
-            shard_lengths=[done.images for _, done in packed],
-            num_bytes=sum(done.size for _, done in packed),
+            shard_lengths=[
+                *(len(shard.names) for shard in whole),
+                *(done.images for _, done in packed),
+            ],
+            num_bytes=sum(shard.path.stat().st_size for shard in whole)
+            + sum(done.size for _, done in packed),
             filename_template=template,
         )

@@ -339,6 +339,12 @@ def test_evaluation_needs_unseen_classes(own):
     assert not check.check("folder", own, purpose="evaluate").fit
 
 
+def test_a_share_of_the_classes_is_unseen_as_in_training(own):
+    split = check.check("folder", own, unseen=["40%"]).data.split
+    assert split.unseen == splits.draw(["bird", "cat", "dog"], 0.4, seed=0)
+    assert len(split.unseen) == 1
+
+
 def test_an_unknown_unseen_class_suggests_the_nearest(own):
     with pytest.raises(ValueError, match=r"no class 'dogs' \(did you mean dog\?\).*--unseen"):
         check.check("folder", own, unseen=["dogs"])

@@ -60,7 +60,7 @@ def program(folder: Path, data_dir: Path, source: Path, *changes: str) -> list:
 
 def start(command: list, **options) -> subprocess.Popen:
     """Starts the command with `data_pipelines` on the path."""
-    environment = {**os.environ, "PYTHONPATH": str(Path(prepared.__file__).parents[1])}
+    environment = {**os.environ, "PYTHONPATH": str(Path(prepared.__file__).parents[2])}
     return subprocess.Popen(command, env=environment, stderr=subprocess.PIPE, text=True, **options)
 
 

@@ -95,6 +95,7 @@ def evaluated_items(
     """
     _check(config)
     data = config.data if config.target.name is None else config.target
+    _check_unseen(config, data, selection)
     split, notes = split_of(config, data), {"data": data.name, "split": data.split or "own"}
     if selection and split.validation:
         split = dataclasses.replace(split, unseen=split.validation)
@@ -164,10 +165,44 @@ def content_digest(items: Items) -> str:
 def selection_note(config: ConfigDict) -> str | None:
     """How the best checkpoint of a run is selected, for results; None if nothing selects it."""
     every, steps = config.evaluation.every, config.train.steps
-    if not every:
+    if not every or not evaluates(config)[0]:
         return None
     number = counted(-(-steps // every), "evaluation", "evaluations")
     return f"best of {number} by {config.evaluation.select} on the {selecting_classes(config)}"
+
+
+def evaluates(config: ConfigDict) -> tuple[bool, bool]:
+    """Whether a run has classes by which to select checkpoints, and unseen classes to test on.
+
+    Without `config.data.unseen`, all classes of a user's own images train, for search.
+    """
+    data = config.data
+    tests = (
+        config.target.name is not None
+        or data.split is not None
+        or bool(class_names.listed(data.unseen))
+    )
+    return tests or config.evaluation.get("classes") == "held_out", tests
+
+
+def unseen_note(config: ConfigDict) -> str:
+    """Which classes of a user's own images are unseen in a run; "" for a published split."""
+    selects, tests = evaluates(config)
+    if config.data.split is not None:
+        return ""
+    if class_names.listed(config.data.unseen):
+        return f"Unseen classes: {config.data.unseen}"
+    if tests:
+        return "All classes train, because config.data.unseen is not set."
+    if selects:
+        return (
+            "All classes train, except those held out for validation: there is no test evaluation, "
+            "because config.data.unseen is not set."
+        )
+    return (
+        "All classes train, because config.data.unseen is not set: there is no validation and no "
+        "test evaluation."
+    )
 
 
 def selecting_classes(config: ConfigDict) -> str:
@@ -219,10 +254,11 @@ def _split_of(config: ConfigDict, data: ConfigDict) -> splits.Split:
     """The classes of a `data` or `target` group.
 
     Published splits have names. For a user's own folder, `data.unseen` lists the unseen classes,
-    separated by commas; all other classes with both sketches and photos are seen.
+    separated by commas, or is a share of the classes (20%), drawn with `config.data.held_out_seed`.
+    All other classes with both sketches and photos are seen; without `data.unseen`, all.
 
     Raises:
-      ValueError: an unknown split, a split of another data set, or no or unknown unseen classes.
+      ValueError: an unknown split, a split of another data set, or unknown unseen classes.
     """
     if data.split is not None:
         split = splits.get(data.split)
@@ -233,23 +269,15 @@ def _split_of(config: ConfigDict, data: ConfigDict) -> splits.Split:
                 "config.target)."
             )
         return split
-    unseen = class_names.listed(data.unseen)
-    if not unseen:
-        raise ValueError(
-            f"List the unseen classes of {data.name!r}, separated by commas, such as "
-            "--config.data.unseen=cat,dog: they are used for evaluation, not for training. Put a "
-            "name that contains a comma in double quotes."
-        )
-    folder = prepared.prepare(
-        data.name,
-        data_dir=config.data.data_dir,
-        manual_dir=data.manual_dir,
-        skip_unreadable=config.data.skip_unreadable,
-    )
+    folder = prepared.prepare(data.name, **_place(config, data))
     modalities: tuple[Modality, ...] = ("sketch", "photo")
     both = set.intersection(
         *(set(prepared.open_split(folder, modality)[1].class_names) for modality in modalities)
     )
+    if (share := splits.share_of(data.unseen)) is not None:
+        unseen = splits.draw(both, share, config.data.held_out_seed)
+    else:
+        unseen = class_names.listed(data.unseen)
     splits.check_classes(
         both,
         unseen,
@@ -258,6 +286,36 @@ def _split_of(config: ConfigDict, data: ConfigDict) -> splits.Split:
         advice=f"Name unseen classes that have sketches and photos: {', '.join(sorted(both))}.",
     )
     return splits.Split(data.name, tuple(sorted(both - set(unseen))), unseen)
+
+
+def resolved(config: ConfigDict) -> ConfigDict:
+    """The config of a run, with what its images define, so that its checkpoints record it.
+
+    These are the content of the folders of a user's own images, and the names of the unseen
+    classes, if `data.unseen` is a share of the classes. Prepares the folders if necessary.
+
+    Raises:
+      ValueError, FileNotFoundError: as `split_of`.
+    """
+    config = config.copy_and_resolve_references()
+    for data in (config.data, config.target):
+        if data.name is None or not prepared.is_by_content(data.name):
+            continue
+        data.content = prepared.content_of(prepared.prepare(data.name, **_place(config, data)))
+        if splits.share_of(data.unseen) is not None:
+            data.unseen = class_names.written(_split_of(config, data).unseen)
+    return config
+
+
+def _place(config: ConfigDict, data: ConfigDict) -> dict[str, Any]:
+    """Where the images of a `data` or `target` group are, for `prepared.prepare`."""
+    return {
+        "data_dir": config.data.data_dir,
+        "manual_dir": data.manual_dir,
+        "name_as": data.get("name_as"),
+        "content": data.get("content"),
+        "skip_unreadable": config.data.skip_unreadable,
+    }
 
 
 def load(
@@ -278,9 +336,7 @@ def load(
         data.name,
         modality,
         [*classes, *excluded] if lists else classes,
-        data_dir=config.data.data_dir,
-        manual_dir=data.manual_dir,
-        skip_unreadable=config.data.skip_unreadable,
+        **_place(config, data),
     )
     if not lists:
         return items
@@ -355,6 +411,21 @@ def _check(config: ConfigDict) -> None:
             "config.evaluation.seen_gallery='held_out' needs photos excluded from training: set "
             "config.data.held_out to their share, such as 0.2, before training."
         )
+
+
+def _check_unseen(config: ConfigDict, data: ConfigDict, selection: bool) -> None:
+    """Raises ValueError if a `data` or `target` group has no unseen classes to evaluate."""
+    held_out = selection and config.evaluation.get("classes") == "held_out"
+    if data.split is not None or class_names.listed(data.unseen) or held_out:
+        return
+    group = "data" if config.target.name is None else "target"
+    raise ValueError(
+        f"There is nothing to evaluate: all classes of {data.name!r} are for training, because "
+        f"config.{group}.unseen is not set. Name unseen classes, separated by commas, such as "
+        f"--config.{group}.unseen=cat,dog (a name that contains a comma in double quotes), or a "
+        f"share of them, --config.{group}.unseen=20%. A model that was trained on all classes can "
+        "be evaluated on the classes of another folder: config.target."
+    )
 
 
 def _across(config: ConfigDict, target: splits.Split) -> tuple[tuple[str, ...], dict[str, str]]:

@@ -26,6 +26,7 @@ MAY_CHANGE = (
     "log",
     "mesh",
     "data.manual_dir",
+    "data.name_as",
     "data.data_dir",
     "data.workers",
     "train.frozen_dir",
@@ -34,11 +35,14 @@ MAY_CHANGE = (
 influence the results."""
 
 ALIKE = (
+    "data.content",
     "data.data_dir",
     "data.images_per_class",
     "data.manual_dir",
+    "data.name_as",
     "data.workers",
     "target.manual_dir",
+    "target.name_as",
     "evaluation.batch_size",
     "evaluation.every",
     "evaluation.rankings",
@@ -74,10 +78,17 @@ ADDED: dict[str, Any] = {
     "evaluation.intervals": "sketches",
     "data.images_per_class": None,
     "data.lists": None,
+    "data.name_as": None,
+    "data.content": None,
     "target.lists": None,
+    "target.name_as": None,
+    "target.content": None,
 }
 """Keys that configs of earlier versions do not have, and the value that they stand for (besides
 None)."""
+
+RECORDED = ("data.content", "target.content")
+"""Keys that a run sets itself; in configs of earlier versions they have no value."""
 
 EMPTY = {"init_from": "random"}
 """Keys that runs of earlier versions left at None, and what this meant."""
@@ -132,6 +143,8 @@ def differences(old: ConfigDict, new: ConfigDict) -> dict[str, tuple[Any, Any]]:
         values |= {key: EMPTY[key] for key in EMPTY if values.get(key, "") is None}
 
     def same(key: str) -> bool:
+        if key in RECORDED and None in (before.get(key), after.get(key)):
+            return True
         if key in before and key in after:
             return before[key] == after[key]
         return before.get(key, after.get(key)) in (None, ADDED.get(key))

@@ -86,7 +86,7 @@ def train(config: ConfigDict, workdir: str | os.PathLike) -> dict[str, Any]:
       FloatingPointError: the loss is not finite, or far above its median.
       SystemExit: with `distributed.AGAIN`, after a preemption; everything is saved.
     """
-    config = complete(config)
+    config = complete(data_selection.resolved(config))
     consistency.agree(facts(config, workdir))
     mesh = sharding.make_mesh(**config.mesh)
     sharding.check_batch_size(
@@ -116,13 +116,16 @@ def train(config: ConfigDict, workdir: str | os.PathLike) -> dict[str, Any]:
             initialization.check(config)
         evaluation = config.evaluation
         strides = evaluation.sketch_stride, evaluation.photo_stride
-        validation = Evaluator(config, mesh, *strides, selection=True)
-        test = Evaluator(config, mesh, evaluation.test_sketch_stride, evaluation.test_photo_stride)
+        selects, tests = data_selection.evaluates(config)
+        validation = Evaluator(config, mesh, *strides, selection=True) if selects else None
+        strides = evaluation.test_sketch_stride, evaluation.test_photo_stride
+        test = Evaluator(config, mesh, *strides) if tests else None
         record = training_record.of_run(config, checkpoints.record)
-        for evaluator in (validation, test):
+        for evaluator in filter(None, (validation, test)):
             evaluator.notes |= initial_weights.notes(config)
             evaluator.compare(record)
-        checkpoints.trained = record | {"not_zero_shot": test.notes.get("not_zero_shot")}
+        leak = test.notes.get("not_zero_shot") if test else None
+        checkpoints.trained = record | {"not_zero_shot": leak}
         items: Sequence[loading.Items] = data_selection.training_items(config)
         later = None
         if config.train.cache_frozen:
@@ -170,8 +173,10 @@ class Run:
     workdir: epath.Path
     checkpoints: writing.Checkpoints
     report: Reporter
-    validation: Evaluator
-    test: Evaluator
+    validation: Evaluator | None
+    """None: there are no classes to select checkpoints by."""
+    test: Evaluator | None
+    """None: there are no unseen classes."""
     trace: profiling.Trace
     health: profiling.Health = dataclasses.field(default_factory=profiling.Health)
     pending: list[tuple[int, dict[str, Array]]] = dataclasses.field(default_factory=list)
@@ -255,7 +260,9 @@ class Run:
     def evaluation_due(self, step: int) -> bool:
         """Whether to evaluate at `step`: it is its turn, and no evaluation was saved with it."""
         every = self.config.evaluation.every
-        turn = bool(every) and (not step % every or step == self.config.train.steps)
+        turn = bool(every and self.validation) and (
+            not step % every or step == self.config.train.steps
+        )
         return turn and not self.checkpoints.metrics(step)
 
     def centred(self, state: State) -> State:
@@ -271,6 +278,7 @@ class Run:
         """The validation metrics, if they are due at `step`."""
         if not self.evaluation_due(step):
             return None
+        assert self.validation is not None
         self.flush(step)
         with self.report.clock.paused():
             began = time.monotonic()
@@ -380,8 +388,9 @@ class Run:
             self.compare(done, step)
             return done
         evaluation = config.evaluation
-        test, details = validation, dict[str, Any]()
-        if self.test.notes != self.validation.notes or not validation or evaluation.shortlists:
+        test, details = validation if self.test else {}, dict[str, Any]()
+        alike = self.test and self.validation and self.test.notes == self.validation.notes
+        if self.test and (not alike or not validation or evaluation.shortlists):
             best = checkpoints.restore(step, self.setup.abstract)
             self.report.say(f"Evaluating step {step} on the test set: {self.test.size}")
             folder = self.scratch
@@ -408,7 +417,8 @@ class Run:
         }
         results = wanted | {"test": test, "validation": validation, "untrained": untrained}
         results |= {"test_details": details} if details else {}
-        results["notes"] = json.loads(json.dumps(self.test.notes))  # lists, as in the file
+        notes = self.test.notes if self.test else {}
+        results["notes"] = json.loads(json.dumps(notes))  # lists, as in the file
         if jax.process_index() == 0:
             write_json(file, results)
             if self.scratch is not None:
@@ -420,7 +430,7 @@ class Run:
         """Prints the validation metrics before and after training, if there are any."""
         start = initial_weights.started_from(self.config) or "initial weights"
         before, after = results["untrained"], results["validation"]
-        if after:
+        if after and self.validation:
             of, before = self.validation, before if step else {}
             show(comparison(before, after, step, of.size, start, of.classes, of.labels))
 
@@ -455,6 +465,8 @@ def introduce(
         )
         + (f" (changed: {config_io.describe(changed)})" if changed else "")
     )
+    if note := data_selection.unseen_note(config):
+        report.say(note)
 
 
 def facts(config: ConfigDict, workdir: str | os.PathLike) -> dict[str, Any]:
@@ -467,15 +479,16 @@ def facts(config: ConfigDict, workdir: str | os.PathLike) -> dict[str, Any]:
     return shared | {"--workdir": os.fspath(workdir)} | consistency.code_version()
 
 
-def data_facts(config: ConfigDict, validation: Evaluator) -> dict[str, Any]:
+def data_facts(config: ConfigDict, validation: Evaluator | None) -> dict[str, Any]:
     """The number and a digest of the images, which must be the same in all processes."""
     if not distributed.together():
         return {}
     names = ("training sketches", "training photos", "evaluated sketches", "evaluated photos")
-    items = (*data_selection.training_items(config), validation.sketches, validation.photos)
+    ranked = (validation.sketches, validation.photos) if validation else ()
+    items = (*data_selection.training_items(config), *ranked)
     return {
         name: f"{len(found)} images, {consistency.digest(found.names)}"
-        for name, found in zip(names, items, strict=True)
+        for name, found in zip(names, items, strict=False)
     }
 
 

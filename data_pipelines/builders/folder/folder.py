@@ -1,11 +1,13 @@
 """The TFDS builder of a user's own images."""
 
-from typing import ClassVar
+from pathlib import Path
+from typing import Any, ClassVar
 
 import tensorflow_datasets as tfds
 
-from data_pipelines.builders import unpacked
-from data_pipelines.builders.folder import layout
+from data_pipelines import versions
+from data_pipelines.builders import folders, packing, unpacked
+from data_pipelines.builders.folder import increments, layout
 
 
 class Folder(unpacked.UnpackedImages):
@@ -22,4 +24,30 @@ class Folder(unpacked.UnpackedImages):
     from which photo: see data_pipelines/builders/folder/layout.py.
     """
 
-    scan = staticmethod(layout.scan)
+    def __init__(
+        self,
+        *,
+        source: folders.Source | None = None,
+        previous: tuple[versions.Version, versions.Changes] | None = None,
+        **kwargs: Any,
+    ):
+        """Arguments besides those of the base class.
+
+        Args:
+          source: the images, if they are already listed.
+          previous: a version with the same name, and how `source` differs from it.
+          kwargs: of the base class.
+        """
+        self._source, self._previous = source, previous
+        super().__init__(**kwargs)
+
+    def scan(self, manual_dir: Path) -> folders.Source:
+        """The sketches and photos below `manual_dir`."""
+        return self._source or layout.scan(manual_dir)
+
+    def reused(self, source: folders.Source) -> packing.Reused:
+        """What the folder has in common with the previous version."""
+        if self._previous is None:
+            return super().reused(source)
+        version, changes = self._previous
+        return increments.reused(source, version, changes.same)

@@ -8,7 +8,7 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from data_pipelines import class_names, images, loading, prepared, splits
+from data_pipelines import class_names, images, loading, splits
 from data_pipelines.builders import folder
 from tests.data_pipelines.builders import trees
 
@@ -195,24 +195,6 @@ def test_a_csv_file_in_another_encoding_is_an_error(root):
     (root / "pairs.csv").write_bytes("sketch,photo\nsketch/grüner Hund,x\n".encode("latin-1"))
     with pytest.raises(ValueError, match="pairs.csv is not a CSV file in UTF-8"):
         folder.scan(root)
-
-
-def test_pairs_that_differ_from_the_prepared_ones_are_an_error(root, tmp_path):
-    where = {"data_dir": tmp_path / "tfds"}
-    prepared.prepare("folder", manual_dir=root, **where)
-    changed = trees.write(tmp_path / "copy", NAMES)
-    (changed / "pairs.csv").write_text("sketch,photo\n")
-    with pytest.raises(ValueError, match=r"does not match .*copy"):
-        prepared.prepare("folder", manual_dir=changed, **where)
-
-
-def test_a_folder_that_differs_from_the_prepared_one_is_an_error(root, tmp_path):
-    where = {"data_dir": tmp_path / "tfds"}
-    prepared.prepare("folder", manual_dir=root, **where)
-    other = trees.write(tmp_path / "other", ["sketch/ant/1.png", "photo/ant/1.png"])
-    with pytest.raises(ValueError, match=r"8 images\) and does not match .*config.data.data_dir"):
-        prepared.prepare("folder", manual_dir=other, **where)
-    assert prepared.prepare("folder", manual_dir=other, data_dir=tmp_path / "b").is_dir()
 
 
 def test_a_class_of_one_modality_suggests_the_nearest(root):

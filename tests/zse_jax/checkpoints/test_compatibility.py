@@ -9,9 +9,11 @@ import pytest
 from flax import nnx
 
 import zse_jax
-from data_pipelines import loading
+from data_pipelines import loading, prepared
 from zse_jax.checkpoints import reading
+from zse_jax.evaluation import data_selection
 from zse_jax.gallery import index, search
+from zse_jax.runtime import config_io
 from zse_jax.runtime.metrics_file import read_metrics
 from zse_jax.training import loop
 
@@ -39,6 +41,18 @@ def test_prepared_data_is_read(old):
     assert [*photos.names] == EXPECTED["names"]
     assert photos.labels.tolist() == EXPECTED["labels"]
     assert [int(photos.image(i, 32).sum()) for i in range(12)] == EXPECTED["image_sums"]
+
+
+def test_a_checkpoint_names_its_prepared_data_although_the_folder_is_gone(old):
+    config = reading.read_config(old / "run")
+    config.data.data_dir = str(old / "prepared")
+    assert config.data.manual_dir == "/tmp/album/images"
+    photos = data_selection.evaluated_items(config, 1, 1).photos
+    assert set(photos.class_names) == {"cup", "bell"}
+    resolved = data_selection.resolved(config)
+    assert set(config_io.differences(config, resolved)) == set()
+    version = prepared.prepare("folder", data_dir=old / "prepared", content=resolved.data.content)
+    assert version == old / "prepared/folder/1.0.0"
 
 
 def test_a_checkpoint_is_loaded_with_its_old_config_key(old):

@@ -173,7 +173,7 @@ def test_a_fine_grained_stride_thins_the_photos_first():
         ({"evaluation.seen_gallery": "some"}, "seen_gallery='some': choose one of none, held_out"),
         ({"evaluation.seen_gallery": "held_out"}, "set config.data.held_out to their share"),
         ({"data.split": "tuberlin"}, "'tuberlin' is for the data set 'tuberlin', not for 'ske"),
-        ({"data.split": None}, "List the unseen classes of 'sketchy'"),
+        ({"data.split": None}, "nothing to evaluate: all classes of 'sketchy'"),
         (
             {"evaluation.seen_gallery": "all", "target.name": "tuberlin"},
             "target.name and config.evaluation.seen_gallery exclude each other",
@@ -307,3 +307,32 @@ def test_selection_on_the_unseen_classes_is_stated():
     assert data_selection.selection_note(config) == expected
     config.evaluation.every = 0
     assert data_selection.selection_note(config) is None
+
+
+@pytest.mark.parametrize(
+    ("unseen", "count"), [("1%", 1), ("20%", 2), (" 34.5 % ", 3), ("99%", 10), ('"20%"', 1)]
+)
+def test_a_share_of_the_classes_is_unseen(monkeypatch, unseen, count):
+    names = [*"abcdefghi", "20%"]
+    index = SimpleNamespace(class_names=names)
+    monkeypatch.setattr(prepared, "prepare", lambda *args, **kwargs: None)
+    monkeypatch.setattr(prepared, "open_split", lambda folder, modality: (None, index))
+    config = default.get_config()
+    config.update_from_flattened_dict({"data.split": None, "data.name": "folder"})
+    config.data.unseen = unseen
+    split = data_selection.split_of(config, config.data)
+    assert len(split.unseen) == count
+    assert {*split.seen, *split.unseen} == {*names}
+    assert [*split.unseen] == sorted(split.unseen)
+    names.reverse()
+    assert data_selection.split_of(config, config.data) == split
+    config.data.held_out_seed = 1
+    assert (data_selection.split_of(config, config.data) == split) == (
+        count == 10 or "2" in unseen[1]
+    )
+
+
+@pytest.mark.parametrize("share", ["0%", "100%", "120 %"])
+def test_a_share_of_classes_must_be_between_0_and_100(share):
+    with pytest.raises(ValueError, match=r"must be between 0% and 100%"):
+        splits.share_of(share)
