@@ -56,7 +56,7 @@ class Evaluated(NamedTuple):
     sketches: Items
     photos: Items
     notes: dict[str, Any]
-    whole: tuple[int, int]
+    whole: tuple[int, int] = (0, 0)
 
 
 def training_items(config: ConfigDict) -> tuple[Items, Items]:

@@ -111,14 +111,20 @@ def read(file: str | os.PathLike) -> PerQuery | None:
             about = json.loads(str(arrays["about"]))
             if about["version"] != _VERSION:
                 raise ValueError(f"its version is {about['version']}, not {_VERSION}")
+            values = {
+                name.removeprefix(_VALUE): arrays[name]
+                for name in arrays.files
+                if name.startswith(_VALUE)
+            }
             return PerQuery(
-                *(about[key] for key in ("step", "ranked", "task", "metrics")),
-                *(arrays[key] for key in ("sketches", "labels", "photos")),
-                {
-                    name.removeprefix(_VALUE): arrays[name]
-                    for name in arrays.files
-                    if name.startswith(_VALUE)
-                },
+                about["step"],
+                about["ranked"],
+                about["task"],
+                about["metrics"],
+                arrays["sketches"],
+                arrays["labels"],
+                arrays["photos"],
+                values,
             )
     except (ValueError, KeyError, EOFError, zipfile.BadZipFile) as error:
         raise ValueError(
