@@ -181,7 +181,8 @@ def program(name: str, arguments: Sequence[str], run: bool) -> None:
         distributed.define_flags(options)
         define_flags(options, argv)
         given = cli.parse(options, argv)[1:]
-        assert len(given) == len(names), f"{name} takes {names}, not {given}"
+        known = len(given) if cli.ANY_NUMBER in names else len(names)
+        assert len(given) == known, f"{name} takes {names}, not {given}"
         if run:
             main(options, *given)
 

@@ -21,7 +21,7 @@ FILES = files(*PACKAGES)
 MODULES = {module_name(file) for file in FILES}
 
 PROGRAMS = {
-    "zse_jax.main", "zse_jax.evaluate", "zse_jax.convert", "zse_jax.hashing",
+    "zse_jax.main", "zse_jax.evaluate", "zse_jax.compare", "zse_jax.convert", "zse_jax.hashing",
     "zse_jax.explain.__main__",
 }  # fmt: skip
 """Programs, which no module may import. (Those of `gallery` are also its modules.)"""

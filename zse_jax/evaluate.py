@@ -7,9 +7,10 @@
 
 Loads the best model of a workdir (or the one of --step) and ranks a gallery for each sketch of the
 unseen classes, by every ranking of the system. The config defines the sketches, the gallery and
-which photos are relevant. Prints the metrics in three conventions of the literature (exact, voc,
-hits), or Acc@k for fine-grained settings, with 95 % bootstrap intervals, metrics per class, and the
-most confused classes. The report is an HTML page that works offline; it adds the best, typical and
+which photos are relevant. The first table has the metrics in the convention of the paper that
+reports the setting, with 95 % bootstrap intervals and the published values; --all_conventions
+prints the others, and --output writes all. Also prints metrics per class and the most confused
+classes. The report is an HTML page that works offline; it adds the best, typical and
 worst queries, explanations, and a map of the embeddings.
 
 The config is read from the checkpoint: --config.KEY=VALUE overrides a value, --config=FILE replaces
@@ -26,7 +27,7 @@ from ml_collections import config_flags
 
 from data_pipelines import paths
 from zse_jax.checkpoints import initial_weights, reading
-from zse_jax.evaluation import report, training_record
+from zse_jax.evaluation import per_query, report, tables, training_record
 from zse_jax.evaluation.evaluator import Evaluator
 from zse_jax.retrieval.rerank_report import shortlist_table, shortlists_dict
 from zse_jax.runtime import cli, config_io, sharding
@@ -48,6 +49,10 @@ def define_flags(options: flags.FlagValues, argv: Sequence[str]) -> None:
         help_ = "If the best step is damaged, evaluate the next best, with a warning."
         flags.DEFINE_bool("allow_fallback", False, help_, values)
         flags.DEFINE_string("output", None, "Write the metrics to this JSON file.", values)
+        help_ = "Print the metrics in all conventions of average precision as well."
+        flags.DEFINE_bool("all_conventions", False, help_, values)
+        help_ = "Write the metrics of every sketch to this .npz file, for zse_jax.compare."
+        flags.DEFINE_string("queries", None, help_, values)
         flags.DEFINE_string("pictures", None, "Draw retrieved photos into this folder.", values)
         flags.DEFINE_string(
             "report", None, "Write an HTML report with explanations to this file.", values
@@ -84,16 +89,15 @@ def main(options: flags.FlagValues) -> None:
     if not path:
         raise ValueError("Give a checkpoint, such as --checkpoint=runs/sketchy. See --help.")
     scratch = paths.local(options.scratch, "--scratch") if options.scratch else None
-    cli.require_suffix(options, output=".json", report=".html .htm", pictures="")
+    cli.require_suffix(options, output=".json", report=".html .htm", pictures="", queries=".npz")
     strides = config.evaluation.test_sketch_stride, config.evaluation.test_photo_stride
     evaluator = Evaluator(config, sharding.make_mesh(**config.mesh), *strides)
     step, retriever = reading.load_step(path, options.step, allow_fallback=options.allow_fallback)
     path = reading.place_of(path, step)  # what follows must not choose again
     evaluator.compare(training_record.of_checkpoint(path))
     evaluator.notes |= initial_weights.notes(reading.read_config(path))
-    title = f"{evaluator.classes} of {evaluator.title}, step {step}"
-    ranked = f"{evaluator.classes.lower()} of {evaluator.title}: {evaluator.size}"
-    print(f"{options.checkpoint}, step {step}, on {ranked}")
+    title = f"{evaluator.ranked}, step {step}"
+    print(f"{options.checkpoint}, step {step}. {evaluator.ranked}")
     results = evaluator(
         retriever,
         progress=True,
@@ -101,7 +105,11 @@ def main(options: flags.FlagValues) -> None:
         folder=scratch,
         name=title,
     )
-    show(results.table(intervals=True))
+    system = reading.read_config(path).model.system  # --config may be that of another system
+    subject = f"{options.checkpoint}, step {step}"
+    show(tables.first_table(config, system, evaluator.ranked, results, subject))
+    if options.all_conventions:
+        show(results.table(intervals=True))
     if (tradeoff := shortlist_table(results)) is not None:
         show(tradeoff)
     for ranking in (x for x in results.values if x in retriever.rankings):
@@ -111,6 +119,9 @@ def main(options: flags.FlagValues) -> None:
         about = {"checkpoint": str(options.checkpoint), "step": step, "split": config.data.split}
         about["config"] = config_io.to_plain(config)
         write_json(options.output, about | results.to_dict() | shortlists_dict(results))
+    if options.queries:
+        per_query.write(options.queries, evaluator, results, step)
+        print(f"wrote {options.queries}")
     if options.pictures and jax.process_index() == 0:
         report.draw(evaluator, results, retriever.image_size, options.pictures)
         metric = config.evaluation.select.partition("/")[2]

@@ -128,7 +128,7 @@ def main(options: flags.FlagValues) -> None:
     real, short = measure(retriever, projection, evaluator)
     start = initial_weights.notes(reading.read_config(path))
     about_size = "; ".join([evaluator.size, *(f"started from {x}" for x in start.values())])
-    show(table(real, short, options.bits, about_size, evaluator.classes, evaluator.labels))
+    show(table(real, short, options.bits, about_size, str(evaluator.ranked), evaluator.labels))
     if options.output:
         notes = evaluator.notes | start
         about = {"checkpoint": str(path), "bits": options.bits, "notes": notes}

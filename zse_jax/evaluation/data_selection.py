@@ -50,11 +50,13 @@ class Evaluated(NamedTuple):
       sketches: the queries.
       photos: the gallery; its labels refer to the same classes as those of the sketches.
       notes: how they were chosen, as plain values for the results.
+      whole: the numbers of sketches and photos without strides.
     """
 
     sketches: Items
     photos: Items
     notes: dict[str, Any]
+    whole: tuple[int, int] = (0, 0)
 
 
 def training_items(config: ConfigDict) -> tuple[Items, Items]:
@@ -120,10 +122,9 @@ def evaluated_items(
         notes |= {"held_out": config.data.held_out, "held_out_seed": config.data.held_out_seed}
     if config.evaluation.protocol == "fine_grained":
         photos = photos.select([i for i, name in enumerate(photos.instances) if name])
+        whole = len(_paired(sketches, photos)), len(photos)
         photos = photos.every(photo_stride)
-        own = photos.by_instance()
-        keys = zip(sketches.labels.tolist(), sketches.instances, strict=True)
-        paired = [i for i, key in enumerate(keys) if key in own]
+        paired = _paired(sketches, photos)
         notes |= {"sketches_without_their_photo": len(sketches) - len(paired)}
         if not paired:
             raise ValueError(
@@ -134,8 +135,16 @@ def evaluated_items(
             )
         sketches = sketches.select(paired).every(sketch_stride)
     else:
+        whole = len(sketches), len(photos)
         sketches, photos = sketches.every(sketch_stride), photos.every(photo_stride)
-    return Evaluated(sketches, photos, notes | {"strides": (sketch_stride, photo_stride)})
+    return Evaluated(sketches, photos, notes | {"strides": (sketch_stride, photo_stride)}, whole)
+
+
+def _paired(sketches: Items, photos: Items) -> list[int]:
+    """The positions of the sketches whose own photo is among `photos`."""
+    own = photos.by_instance()
+    keys = zip(sketches.labels.tolist(), sketches.instances, strict=True)
+    return [i for i, key in enumerate(keys) if key in own]
 
 
 def instance_numbers(

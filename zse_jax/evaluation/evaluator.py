@@ -10,11 +10,10 @@ import numpy as np
 from jax.sharding import Mesh
 from jaxtyping import Int
 from ml_collections import ConfigDict
-from rich.table import Table
 
-from data_pipelines import loading, paths
+from data_pipelines import loading, paths, splits
 from zse_jax.checkpoints import initial_weights
-from zse_jax.evaluation import data_selection, text_baseline, training_record
+from zse_jax.evaluation import data_selection, tables, text_baseline, training_record
 from zse_jax.retrieval import metrics, protocols
 from zse_jax.retrieval.expansion import EXPANDED
 from zse_jax.retrieval.results import Evaluation, metric_labels
@@ -67,9 +66,11 @@ class Evaluator:
             mesh, config.evaluation.batch_size, "config.evaluation.batch_size"
         )
         self.config, self.sharding = config, sharding.batch_sharding(mesh)
-        self.sketches, self.photos, self.notes = self._evaluated = data_selection.evaluated_items(
+        self._evaluated = data_selection.evaluated_items(
             config, sketch_stride, photo_stride, selection=selection
         )
+        self.sketches, self.photos, self.notes, self._whole = self._evaluated
+        self._selection = selection
         if config.evaluation.get("expansion", 0):
             self.notes["expansion"] = f"by {config.evaluation.expansion} photos of the gallery"
         self.size = f"{len(self.sketches):,} sketches x {len(self.photos):,} photos"
@@ -88,8 +89,27 @@ class Evaluator:
             logger.warning("Not zero-shot: %s.", leak)
 
     @property
+    def ranked(self) -> tables.Ranked:
+        """What is ranked: the first line of every table."""
+        config, notes = self.config, self.notes
+        kind, test = "unseen classes", not notes.get("classes")
+        if not test:
+            own = config.data.split and splits.get(config.data.split).validation
+            kind = "validation classes" if own else "held-out seen classes"
+        gallery = notes.get("seen_gallery")
+        return tables.Ranked(
+            f"{kind} of {self.title}",
+            (len(self.sketches), self._whole[0]),
+            (len(self.photos), self._whole[1]),
+            test=test,
+            subset=self._selection,
+            gallery=f"gallery with photos of seen classes ({gallery})" if gallery else "",
+            not_zero_shot=notes.get("not_zero_shot", ""),
+        )
+
+    @property
     def classes(self) -> str:
-        """What is evaluated, for titles; says so if some of it trained."""
+        """What is evaluated, in two words; says so if some of it trained."""
         if "not_zero_shot" in self.notes:
             return "Classes (NOT ZERO-SHOT)"
         return "Validation classes" if self.notes.get("classes") else "Unseen classes"
@@ -97,7 +117,7 @@ class Evaluator:
     @property
     def labels(self) -> dict[str, str]:
         """The names of the metrics for tables, see `results.metric_labels`."""
-        known = (*metrics.METRICS, *metrics.ACCURACY)
+        known = (*metrics.METRICS, *metrics.FIRST_PHOTOS, *metrics.ACCURACY)
         return metric_labels(known, self.sketches.labels, self.photos.labels)
 
     @property
@@ -136,7 +156,9 @@ class Evaluator:
             "notes": self.notes,
         }
         run: Any = protocols.zero_shot
-        if self.fine_grained:
+        if not self.fine_grained:
+            given["precision"] = metrics.FIRST_PHOTOS
+        else:
             run = protocols.fine_grained
             given["sketch_instances"], given["photo_instances"] = self.instances
         queries: Any = self.batches(self.sketches, retriever.image_size)
@@ -144,7 +166,7 @@ class Evaluator:
             queries = text_baseline.class_queries(retriever, self.sketches)
         photos = self.batches(self.photos, retriever.image_size)
         if self.notes.get("started_from") == initial_weights.RANDOM_VALUES:
-            name = options.get("name", f"Unseen classes of {self.title}")
+            name = options.get("name", str(self.ranked))
             options["name"] = f"{name}, started from {initial_weights.RANDOM_VALUES}"
         return run(retriever, queries, photos, **given | options)
 
@@ -188,7 +210,8 @@ def check_select(config: ConfigDict, rankings: Mapping[str, str]) -> None:
     Raises:
       ValueError: it does not; names the nearest metric that is measured.
     """
-    measured: Mapping[str, Sequence[str]] = dict.fromkeys(metrics.CONVENTIONS, metrics.METRICS)
+    named: Sequence[str] = (*metrics.METRICS, *metrics.FIRST_PHOTOS)
+    measured: Mapping[str, Sequence[str]] = dict.fromkeys(metrics.CONVENTIONS, named)
     if config.evaluation.protocol == "fine_grained":
         measured = dict.fromkeys(("class", "all"), metrics.ACCURACY)
     names = config.evaluation.rankings or tuple(rankings)
@@ -206,41 +229,3 @@ def check_select(config: ConfigDict, rankings: Mapping[str, str]) -> None:
             f"config.evaluation.select={select!r} is not a metric of this system and protocol: did "
             f"you mean {config_io.nearest(select, known)!r}?"
         )
-
-
-def comparison(
-    before: Values,
-    after: Values,
-    step: int,
-    size: str,
-    start: str = "initial weights",
-    classes: str = "Unseen classes",
-    labels: Mapping[str, str] | None = None,
-) -> Table:
-    """A table of all metrics before and after training: "ViT-B_16.npz -> step N".
-
-    Args:
-      before: metrics of the initial weights; empty if they were not measured.
-      after: metrics of `step`.
-      step: number of training steps.
-      size: numbers of sketches and photos, as text.
-      start: what the initial weights are.
-      classes: what was ranked, for the title.
-      labels: the names of the metrics to show, see `results.metric_labels`.
-    """
-    arrow = f"{start} \N{RIGHTWARDS ARROW} " if before else ""
-    started = "" if before else f"; started from {start}"
-    table = Table(title=f"{classes}: {arrow}step {step}", caption=f"percent; {size}{started}")
-    names = tuple(dict.fromkeys(key.rpartition("/")[2] for key in after))
-    for name in ("ranking", "", *names):
-        shown = (labels or {}).get(name, name)
-        table.add_column(shown, justify="right" if name in names else "left")
-    for row in dict.fromkeys(key.rpartition("/")[0] for key in after):
-        cells = (
-            "\N{RIGHTWARDS ARROW}".join(
-                f"{100 * values[f'{row}/{name}']:.1f}" for values in (before, after) if values
-            )
-            for name in names
-        )
-        table.add_row(*row.split("/"), *cells)
-    return table

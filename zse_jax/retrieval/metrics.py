@@ -40,6 +40,8 @@ CONVENTIONS: tuple[Convention, ...] = get_args(Convention)
 AVERAGE_PRECISION: Mapping[str, int | None] = {"mAP@all": None, "mAP@200": 200}
 PRECISION: Mapping[str, int] = {"P@100": 100, "P@200": 200}
 METRICS: tuple[str, ...] = (*AVERAGE_PRECISION, *PRECISION)
+FIRST_PHOTOS: Mapping[str, int] = {"P@10": 10}
+"""What a person sees of a ranking: papers do not report it; evaluations measure it as well."""
 ACCURACY: tuple[str, ...] = ("Acc@1", "Acc@5", "Acc@10")
 
 QueryMetrics = dict[Convention, dict[str, Float[np.ndarray, " q"]]]
@@ -158,6 +160,23 @@ def chance(ranked: Ranked) -> Float[np.ndarray, " q"]:
     """
     relevant = (ranked.hit_ranks > 0).sum(axis=1)
     return np.where(relevant > 0, relevant / np.maximum(ranked.candidates, 1), np.nan)
+
+
+def precision_at(ranked: Ranked, k: int) -> Float[np.ndarray, " q"]:
+    """P@k of every query: the share of relevant photos among the first N = min(k, R).
+
+    Its expected value for tied photos; NaN where no photo is relevant.
+    """
+    hits = ranked.hit_ranks
+    total = (hits > 0).sum(axis=1)
+    first = np.minimum(k, total)
+    found = ((hits > 0) & (hits <= first[:, None])).sum(axis=1)
+    result = np.where(total > 0, found / np.maximum(first, 1), np.nan)
+    if (tied := _tied(ranked)).any():
+        rows = np.flatnonzero(tied)
+        inside = ties.within(_groups(ranked, rows), first[rows])
+        result[tied] = _sum(inside) / first[rows]
+    return result
 
 
 def recall(ranked: Ranked, k: int) -> Float[np.ndarray, " q"]:

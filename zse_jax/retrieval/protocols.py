@@ -11,7 +11,8 @@ scores the pairs block by block, and passes each block to every task.
 - `fine_grained`: the one relevant photo is the one from which the sketch was drawn.
 """
 
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from types import MappingProxyType
 from typing import Unpack
 
 import numpy as np
@@ -31,6 +32,7 @@ def zero_shot(
     photos: Iterable[Batch],
     *,
     conventions: Sequence[metrics.Convention] = metrics.CONVENTIONS,
+    precision: Mapping[str, int] = MappingProxyType({}),
     **options: Unpack[Options],
 ) -> Evaluation:
     """Category-level retrieval: rank all photos for every sketch; those of its class are relevant.
@@ -41,6 +43,7 @@ def zero_shot(
       photos: evaluation batches of the gallery, labelled by the same classes; it may contain
         classes without a sketch.
       conventions: of average precision; all by default.
+      precision: further metrics {"P@k": k}.
       options: see `Options`.
 
     Raises:
@@ -53,7 +56,8 @@ def zero_shot(
 
     def measure(ranked: Ranked) -> Measured:
         measured = metrics.query_metrics_of(ranked, conventions)
-        return {str(convention): named for convention, named in measured.items()}
+        first = {name: metrics.precision_at(ranked, k) for name, k in precision.items()}
+        return {str(convention): named | first for convention, named in measured.items()}
 
     def tasks(sketch_labels: np.ndarray, photo_labels: np.ndarray) -> list[Task]:
         if not np.isin(sketch_labels, photo_labels).any():

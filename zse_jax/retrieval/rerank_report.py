@@ -102,7 +102,7 @@ def shortlist_table(evaluation: Evaluation) -> Table | None:
         against = f"exact {metrics[0]}" if last.cost == 1 else f"the {metrics[0]} of K = {last.k}"
         notes.append(f"{ranking}: {which} is within {100 * CLOSE:.1f} points of {against}")
     table = Table(
-        title=f"{evaluation.name}: two-stage ranking, {next(iter(evaluation.chances))}",
+        title=f"{evaluation.name}\ntwo-stage ranking, {next(iter(evaluation.chances))}",
         caption="percent; " + "; ".join(notes),
     )
     table.add_column("ranking")

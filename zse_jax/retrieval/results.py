@@ -291,7 +291,7 @@ class Evaluation:
 
     def table(self, title: str | None = None, *, intervals: bool = False) -> Table:
         """The values in percent, for `rich.print`; optionally with their 95 % intervals."""
-        table = Table(title=title or self.name, caption=self._caption(intervals))
+        table = Table(title=title or self.name, caption=self.caption(intervals))
         for name in ("ranking", self.scope, *self.metrics):
             number = name in self.metrics
             table.add_column(self.labels.get(name, name), justify="right" if number else "left")
@@ -324,7 +324,7 @@ class Evaluation:
         taken: dict[str, str] = {}
         for sketch_class, photo_class, share in self.most_confused(ranking, self.classes**2):
             taken.setdefault(sketch_class, f"{photo_class} {_percent(share)}")
-        table = Table(title=f"{self.name}: classes by {ranking}, {scope}", caption="percent")
+        table = Table(title=f"{self.name}\nclasses by {ranking}, {scope}", caption="percent")
         for name in ("class", "sketches", "photos", *self.metrics, "taken for"):
             text = name in ("class", "taken for")
             table.add_column(self.labels.get(name, name), justify="left" if text else "right")
@@ -344,7 +344,7 @@ class Evaluation:
         """The pairs of classes that one ranking (by default the first) confuses most."""
         ranking = ranking or next(iter(self.values))
         table = Table(
-            title=f"{self.name}: confusions by {ranking}",
+            title=f"{self.name}\nconfusions by {ranking}",
             caption=f"percent of the first {CONFUSION_DEPTH} photos, or as many as the class has",
         )
         table.add_column("sketches of")
@@ -392,7 +392,8 @@ class Evaluation:
             str(x) if self.class_names is None else self.class_names[x] for x in labels.tolist()
         ]
 
-    def _caption(self, intervals: bool) -> str:
+    def caption(self, intervals: bool = False) -> str:
+        """What a table of the values has to say, in one line: sizes, chance, notes."""
         chances = {scope: _percent(value) for scope, value in self.chances.items()}
         chance = ", ".join(
             set(chances.values())

@@ -26,6 +26,9 @@ Result = TypeVar("Result")
 Main = Callable[..., None]
 DefineFlags = Callable[[flags.FlagValues, Sequence[str]], None]
 
+ANY_NUMBER = "..."
+"""Instead of the names of positional arguments: the program takes any number of them."""
+
 USER_ERRORS = (ValueError, OSError, LookupError, ArithmeticError, MemoryError)
 """Errors that the library raises for wrong input; their messages say what to do."""
 
@@ -39,7 +42,8 @@ def run(main: Main, define_flags: DefineFlags, arguments: Sequence[str] = ()) ->
     Args:
       main: the program; gets the parsed flags and the positional arguments.
       define_flags: defines its flags; gets the command line, because some depend on it.
-      arguments: display names of the positional arguments, all of which are required.
+      arguments: display names of the positional arguments, all of which are required; or
+        `ANY_NUMBER` alone.
     """
     options = flags.FLAGS
     flags.DEFINE_bool("debug", False, "Show the traceback of an error (or set ZSE_DEBUG=1).")
@@ -190,6 +194,8 @@ def check_config_file(path: str) -> None:
 
 
 def _check_arguments(given: Sequence[str], wanted: Sequence[str]) -> None:
+    if ANY_NUMBER in wanted:
+        return
     if len(given) > len(wanted):
         raise ValueError(f"{given[len(wanted)]!r} is not a flag: write --name=value. See --help.")
     if len(given) < len(wanted):

@@ -25,8 +25,8 @@ from ml_collections import ConfigDict
 from data_pipelines import loading, paths
 from zse_jax.checkpoints import initial_weights, writing
 from zse_jax.checkpoints import workdir as workdir_
-from zse_jax.evaluation import data_selection, domain_means, training_record
-from zse_jax.evaluation.evaluator import Evaluator, check_select, comparison, title
+from zse_jax.evaluation import data_selection, domain_means, per_query, tables, training_record
+from zse_jax.evaluation.evaluator import Evaluator, check_select, title
 from zse_jax.retrieval.rerank_report import shortlist_table
 from zse_jax.retrievers.base import Retriever, evaluation_view
 from zse_jax.runtime import config_io, consistency, distributed, preemption, sharding
@@ -286,6 +286,8 @@ class Run:
             # The same for all processes, to the last bit: what is saved depends on them.
             metrics = distributed.of_first(evaluation.flat(), seconds=600.0)
             seconds = time.monotonic() - began
+            if self.is_best(metrics):
+                per_query.write(self.workdir / per_query.FILE, self.validation, evaluation, step)
             self.report.evaluation(
                 step, metrics, seconds, self.checkpoints.setting, self.validation.classes.lower()
             )
@@ -303,16 +305,19 @@ class Run:
         self.checkpoints.check()
         if step == 0 < self.config.train.steps:
             return
-        best, every = self.checkpoints.best, self.config.checkpoint.every
-        record = metrics is not None and (
-            best is None or metrics[self.config.evaluation.select] > best[1]
-        )
+        every = self.config.checkpoint.every
+        record = metrics is not None and self.is_best(metrics)
         due = bool(every) and step % every == 0
         if not (due or record or now or step == self.config.train.steps):
             return
         self.flush(step)
         with self.report.clock.paused():
             self.checkpoints.save(step, state, batches, self.config, metrics)
+
+    def is_best(self, metrics: Mapping[str, float]) -> bool:
+        """Whether these validation metrics are better than those of every saved step."""
+        best = self.checkpoints.best
+        return best is None or metrics[self.config.evaluation.select] > best[1]
 
     def note(self, step: int, losses: dict[str, Array], *, first: bool, batch: Batch) -> None:
         """Records the losses of the step after `step` without waiting for them.
@@ -392,7 +397,7 @@ class Run:
         alike = self.test and self.validation and self.test.notes == self.validation.notes
         if self.test and (not alike or not validation or evaluation.shortlists):
             best = checkpoints.restore(step, self.setup.abstract)
-            self.report.say(f"Evaluating step {step} on the test set: {self.test.size}")
+            self.report.say(f"Evaluating step {step}. {self.test.ranked}")
             folder = self.scratch
             if folder is not None:  # of this step, these images and this code
                 key = self.test.key(self.setup.model.image_size)
@@ -402,11 +407,14 @@ class Run:
                 progress=True,
                 shortlists=evaluation.shortlists,
                 folder=folder,
+                name=f"{self.test.ranked}, step {step}",
             )
-            show(found.table(f"{self.test.classes}, step {step}, test set", intervals=True))
+            system, ranked = config.model.system, self.test.ranked
+            show(tables.first_table(config, system, ranked, found, f"step {step}"))
             if (tradeoff := shortlist_table(found)) is not None:
                 show(tradeoff)
             test, details = found.flat(), found.details()
+            per_query.write(self.workdir / per_query.FILE, self.test, found, step)
         lines = read_metrics(self.workdir / METRICS_FILE)
         untrained = {
             key.removeprefix("validation/"): value
@@ -431,8 +439,9 @@ class Run:
         start = initial_weights.started_from(self.config) or "initial weights"
         before, after = results["untrained"], results["validation"]
         if after and self.validation:
-            of, before = self.validation, before if step else {}
-            show(comparison(before, after, step, of.size, start, of.classes, of.labels))
+            config, of, before = self.config, self.validation, before if step else {}
+            given = config.model.system, of.ranked, before, after, step, start, of.labels
+            show(tables.progress_table(config, *given))
 
 
 def introduce(

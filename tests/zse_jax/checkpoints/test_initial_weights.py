@@ -15,7 +15,6 @@ from configs import default
 from data_pipelines import loading
 from tests.zse_jax import small_systems, tiny
 from zse_jax.checkpoints import initial_weights, publishing
-from zse_jax.evaluation.evaluator import comparison
 from zse_jax.pretrained import publishers, sources
 from zse_jax.retrievers import registry
 from zse_jax.runtime import config_io
@@ -143,16 +142,6 @@ def test_a_run_from_random_values_says_so_in_its_results(reference):
         json.loads((reference / "metrics.json").read_text())["notes"]["started_from"]
         == "random values"
     )
-
-
-def test_the_comparison_names_the_start_and_leaves_out_what_was_not_measured():
-    values = {"token/exact/mAP@all": 0.25}
-    both = comparison(values, values, 9, "2 x 3", "ViT.npz")
-    assert both.title == "Unseen classes: ViT.npz \N{RIGHTWARDS ARROW} step 9"
-    after = comparison({}, values, 9, "2 x 3", "random values")
-    assert after.title == "Unseen classes: step 9"
-    assert "started from random values" in after.caption
-    assert list(after.columns[2].cells) == ["25.0"]
 
 
 def test_runs_of_earlier_versions_resume_and_keep_what_they_started_from():

@@ -19,7 +19,6 @@ from zse_jax.evaluation import data_selection, training_record
 from zse_jax.evaluation import evaluator as evaluator_
 from zse_jax.evaluation.evaluator import Evaluator
 from zse_jax.evaluation.training_record import TrainedError
-from zse_jax.retrieval import metrics
 from zse_jax.retrievers import create
 from zse_jax.retrievers.base import evaluation_view
 from zse_jax.runtime import cli, consistency, sharding
@@ -62,7 +61,8 @@ def test_the_program_evaluates_the_best_step_and_writes_pictures(workdir, evalua
     assert {path.name for path in (folder / "pictures").iterdir()} == {
         "retrieved-token.png", "retrieved-relation.png", "training.png",
     }  # fmt: skip
-    assert f"step {written['step']}, on unseen classes of doodles: 24 sketches x 24" in output
+    ranked = "Test set, complete: 24 sketches x 24 photos of unseen classes of doodles"
+    assert f"step {written['step']}. {ranked}" in output
     assert "relation" in output
 
 
@@ -82,7 +82,7 @@ def test_a_damaged_best_step_is_replaced_only_if_asked(workdir, tmp_path, caplog
     run(*quick, "--allow_fallback")
     assert f"checkpoints/{best} cannot be read" in caplog.text
     assert "Reading step" in caplog.text
-    steps = set(re.findall(r"step (\d+), on unseen", capsys.readouterr().out))
+    steps = set(re.findall(r"step (\d+)\. Part of", capsys.readouterr().out))
     assert steps and str(best) not in steps
     with pytest.raises(FileNotFoundError, match="has no step 7: its steps are"):
         run(*quick, "--step=7")
@@ -125,7 +125,7 @@ def test_an_evaluation_does_not_resume_what_other_code_computed(workdir, tmp_pat
 def test_overrides_change_the_config_inside_the_checkpoint(workdir, capsys):
     run(f"--checkpoint={workdir}", "--config.evaluation.test_sketch_stride=4")
     printed = capsys.readouterr().out
-    assert "6 sketches x 24 photos" in printed
+    assert "Part of the test set: 6 of 24 sketches x 24 photos of unseen classes" in printed
     tables = printed.count("\N{BOX DRAWINGS HEAVY DOWN AND RIGHT}")
     assert tables == 5
     assert " ".join(printed.split()).count("started from random values") >= tables
@@ -287,12 +287,3 @@ def test_a_run_records_what_trained(workdir):
         for digest in training_record.digests(items)
     }
     assert len(source["images"]) == training_record.DIGEST * len(images)
-
-
-def test_the_comparison_shows_before_and_after():
-    before, after = (
-        {f"token/exact/{name}": value for name in metrics.METRICS} for value in (0.125, 0.5)
-    )
-    table = evaluator_.comparison(before, after, 30, "5 sketches x 8 photos")
-    assert list(table.columns[2].cells) == ["12.5\N{RIGHTWARDS ARROW}50.0"]
-    assert table.caption == "percent; 5 sketches x 8 photos"

@@ -1,6 +1,9 @@
 """Ranking metrics: the published numbers, a slow oracle, and properties of any ranking."""
 
 import itertools
+import re
+from fractions import Fraction
+from pathlib import Path
 
 import hypothesis.strategies as st
 import jax.numpy as jnp
@@ -297,3 +300,48 @@ def test_no_query_with_a_photo_is_an_error():
 def test_an_unknown_convention_is_an_error():
     with pytest.raises(ValueError, match=r"'coco'.*exact, voc, hits"):
         rank_metrics(np.zeros((1, 1)), np.zeros(1, int), np.zeros(1, int), ap="coco")
+
+
+def test_the_worked_example_of_the_documentation_is_what_the_code_computes(monkeypatch):
+    page = (Path(__file__).parents[3] / "docs" / "evaluation.md").read_text()
+    example = page[page.index("### A worked example") :]
+
+    def row(name):
+        found = re.search(rf"^\| {re.escape(name)} \|(.*)\|$", example, re.MULTILINE)
+        return [cell.strip() for cell in found[1].split("|")]
+
+    relevant = np.array(row("photo")) == "cat"
+    assert len(relevant) == 10
+    precision = [Fraction(int(relevant[:i].sum()), i) for i in range(1, 11)]
+    assert list(map(Fraction, row("P(i)"))) == precision
+    largest = [max(precision[i:]) for i in range(10)]
+    assert list(map(Fraction, row("max of P(i), ..., P(10)"))) == largest
+
+    monkeypatch.setattr(metrics, "AVERAGE_PRECISION", {"AP@all": None, "AP@5": 5})
+    monkeypatch.setattr(metrics, "PRECISION", {"P@2": 2, "P@10": 10})
+    monkeypatch.setattr(metrics, "METRICS", ("AP@all", "AP@5", "P@2", "P@10"))
+    similarity = -np.arange(10.0)[None]
+    ranked = rank(similarity, np.ones(1, int), relevant.astype(int))
+    found = metrics.query_metrics_of(ranked)
+    for name in metrics.METRICS:
+        assert row(name) == [f"{found[scope][name][0]:.3f}" for scope in CONVENTIONS]
+    sums = re.findall(r"^- `(\w+)` (AP@\w+) = \((.+)\) / (\d)", example, re.MULTILINE)
+    assert len(sums) == 5
+    for scope, name, terms, count in sums:
+        by_hand = sum(map(Fraction, terms.split(" + "))) / int(count)
+        assert float(by_hand) == pytest.approx(found[scope][name][0])
+
+
+@pytest.mark.parametrize("seed", range(3))
+def test_precision_of_the_first_photos_is_that_of_the_table(seed, monkeypatch):
+    """Also with ties, and for a query without a relevant photo."""
+    monkeypatch.setattr(metrics, "PRECISION", {"P@100": 3, "P@200": 200})
+    rng = np.random.default_rng(seed)
+    ranked = rank(
+        rng.integers(0, 4, (6, 12)).astype(np.float32),
+        np.array([0, 0, 1, 1, 2, 9]),
+        rng.integers(0, 3, 12),
+    )
+    expected = metrics.query_metrics_of(ranked)["exact"]
+    for name, k in (("P@100", 3), ("P@200", 200)):
+        np.testing.assert_allclose(metrics.precision_at(ranked, k), expected[name], atol=1e-12)

@@ -113,7 +113,7 @@ def test_a_run_with_another_config_is_not_continued(tmp_path):
 def test_the_test_set_is_evaluated_apart_where_it_is_larger(tmp_path, capsys):
     changes = {"evaluation.sketch_stride": 2, "train.steps": 3, "evaluation.every": 3}
     results = loop.train(tiny.config(**changes), tmp_path)
-    assert "on the test set: 24 sketches x 24 photos" in capsys.readouterr().out
+    assert "step 3. Test set, complete: 24 sketches x 24 photos" in capsys.readouterr().out
     assert results["test"] != results["validation"]
     low, high = results["test_details"]["intervals_95"]["token"]["exact"]["mAP@all"]
     assert low < results["test"]["token/exact/mAP@all"] < high

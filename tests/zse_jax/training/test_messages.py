@@ -7,7 +7,7 @@ import pytest
 from etils import epath
 
 from tests.zse_jax import tiny
-from zse_jax.evaluation import data_selection
+from zse_jax.evaluation import data_selection, tables
 from zse_jax.evaluation.evaluator import title
 from zse_jax.runtime import sharding
 from zse_jax.training import loop, step
@@ -47,15 +47,16 @@ def test_a_run_introduces_itself_by_names_that_exist(changes, shown, tmp_path, c
     ("untrained", "validation", "at", "shown", "hidden"),
     [
         (VALUES, VALUES, 9, "random values \N{RIGHTWARDS ARROW} step 9", "untrained"),
-        ({}, VALUES, 9, "Unseen classes: step 9", "\N{RIGHTWARDS ARROW}"),
-        (VALUES, VALUES, 0, "Unseen classes: step 0", "\N{RIGHTWARDS ARROW}"),
-        ({}, {}, 9, "", "Unseen"),
+        ({}, VALUES, 9, "unseen classes of doodles step 9", "\N{RIGHTWARDS ARROW}"),
+        (VALUES, VALUES, 0, "unseen classes of doodles step 0", "\N{RIGHTWARDS ARROW}"),
+        ({}, {}, 9, "", "unseen"),
     ],
 )
 def test_the_final_table_has_only_what_was_measured(
     untrained, validation, at, shown, hidden, capsys
 ):
-    validated = SimpleNamespace(size="2 x 3", classes="Unseen classes", labels={})
+    ranked = tables.Ranked("unseen classes of doodles", (2, 2), (3, 3))
+    validated = SimpleNamespace(ranked=ranked, labels={})
     run = SimpleNamespace(config=tiny.config(), validation=validated)
     loop.Run.compare(run, {"untrained": untrained, "validation": validation}, at)
     printed = " ".join(capsys.readouterr().out.split())
