@@ -60,17 +60,17 @@ def get_config() -> ConfigDict:
     config.init_from = "hf://openai/clip-vit-base-patch32"
 
     config.model = model = ConfigDict()
-    model.system = "clip_prompt"
+    model.system = "clip_prompt"  # see docs/systems.md
     model.image_size = 224  # pixels, square
-    model.patch_size = 32
-    model.width = 768
-    model.depth = 12
-    model.heads = 12
+    model.patch_size = 32  # pixels
+    model.width = 768  # of the image tower's tokens
+    model.depth = 12  # blocks of the image tower
+    model.heads = 12  # attention heads of its blocks
     model.embed_dim = 512  # of the shared space of images and texts
     model.context_length = 77  # token ids per text
-    model.text_width = 512
-    model.text_depth = 12
-    model.text_heads = 8
+    model.text_width = 512  # of the text tower's tokens
+    model.text_depth = 12  # blocks of the text tower
+    model.text_heads = 8  # attention heads of its blocks
     model.position_std = placeholder(float)  # of initial positions; None: width**-0.5, as CLIP
     model.mlp_width = placeholder(int)  # of the image tower; None: 4 * width
     model.activation = placeholder(str)  # "quick_gelu" or "gelu"; None: of the weights
@@ -86,13 +86,13 @@ def get_config() -> ConfigDict:
     model.template = "a photo of a {}"  # of the class texts
     model.centred = False  # True: embeddings minus the mean of their modality in training
     model.triplet_margin = 0.3  # in cosine distance
-    model.classification_weight = 0.5
-    model.delta_weight = 0.1  # this and the next two: fine-grained recipe; 0 disables a term
-    model.shuffle_weight = 1.0
-    model.hardest_negative = True  # True: the nearest other photo of the group (ours); False: any
+    model.classification_weight = 0.5  # of the loss against the class texts
+    model.delta_weight = 0.1  # fine-grained: of the loss of relative distances; 0: without it
+    model.shuffle_weight = 1.0  # fine-grained: of the loss of shuffled patches; 0: without it
+    model.hardest_negative = True  # fine-grained: the nearest other photo (ours); False: any
 
     config.data.split = "sketchy_split2"
-    config.train.steps = 60_000  # about 60 epochs of the sketches of Sketchy
+    config.train.steps = 60_000  # length of the run; about 60 epochs of the sketches of Sketchy
     config.train.batch_size = 64
 
     optimizer = config.optimizer

@@ -51,10 +51,11 @@ without a dot are keys of `model`, except those at the top of the config."""
 def get_config() -> ConfigDict:
     """The shared defaults. A `placeholder` is None or a value of the given type."""
     config = ConfigDict()
-    config.seed = 0
+    config.seed = 0  # of initial values, batches, augmentation and dropout
     config.profile = ()  # (start, stop): steps to profile; the profile is written to the workdir
-    # Initial weights: a file, hf://owner/name, package:NAME, a checkpoint, or "random".
-    config.init_from = "hf://timm/vit_base_patch16_224.sam_in1k"  # Google's sam/ViT-B_16.npz
+    # Initial weights: a file, hf://owner/name, package:NAME, a checkpoint, a workdir, or "random".
+    # ZSE: Google's sam/ViT-B_16.npz.
+    config.init_from = "hf://timm/vit_base_patch16_224.sam_in1k"
     config.compute_dtype = "float32"  # or "bfloat16"; parameters are always float32
 
     config.model = _model()
@@ -76,21 +77,21 @@ def get_config() -> ConfigDict:
     data.held_out = 0.0  # fraction of each seen class's photos not used in training
     # Sketches and photos of each seen class that train, drawn with held_out_seed; None: all.
     data.images_per_class = placeholder(int)
-    data.held_out_seed = 0
+    data.held_out_seed = 0  # of what is drawn: held-out photos and classes, images_per_class
     data.workers = 2  # decoding processes; 0: decode in this process
 
     config.target = target = ConfigDict()  # data set to evaluate on, if not that of data
-    target.name = placeholder(str)
-    target.split = placeholder(str)
-    target.unseen = placeholder(str)
-    target.lists = placeholder(str)
-    target.manual_dir = placeholder(str)
-    target.name_as = placeholder(str)
-    target.content = placeholder(str)
+    target.name = placeholder(str)  # the prepared data set to evaluate on; None: that of data
+    target.split = placeholder(str)  # defines its unseen classes
+    target.unseen = placeholder(str)  # if split=None: comma-separated unseen classes
+    target.lists = placeholder(str)  # folder of its published file lists
+    target.manual_dir = placeholder(str)  # folder of the downloaded and unpacked data set
+    target.name_as = placeholder(str)  # as data.name_as
+    target.content = placeholder(str)  # as data.content
 
     config.train = train = ConfigDict()
-    train.steps = 20_000  # 30 epochs of 10,000 samples
-    train.batch_size = 15  # samples of two sketches and two photos
+    train.steps = 20_000  # length of the run; ZSE: 30 epochs of 10,000 samples
+    train.batch_size = 15  # samples per step; ZSE: of two sketches and two photos each
     train.accumulate = 1  # micro-batches per batch, processed sequentially
     train.remat = "none"  # or "blocks": recompute activations in the backward pass
     train.spike = 0.0  # stop if loss > spike * median of the last 100 losses; 0: never
@@ -103,14 +104,14 @@ def get_config() -> ConfigDict:
     train.sampler = placeholder(str)  # None: system default; "instance_quadruplet": fine-grained
 
     config.optimizer = optimizer = ConfigDict()
-    optimizer.name = "adamw"
-    optimizer.learning_rate = 1e-5
-    optimizer.weight_decay = 1e-2
-    optimizer.b1 = 0.9
-    optimizer.b2 = 0.999
-    optimizer.eps = 1e-8
-    optimizer.schedule = "constant"  # or "cosine"
-    optimizer.warmup_steps = 0
+    optimizer.name = "adamw"  # the only one
+    optimizer.learning_rate = 1e-5  # peak rate of the schedule
+    optimizer.weight_decay = 1e-2  # decoupled; 0: Adam
+    optimizer.b1 = 0.9  # decay of the mean of gradients
+    optimizer.b2 = 0.999  # decay of the mean of squared gradients
+    optimizer.eps = 1e-8  # added to the denominator of an update
+    optimizer.schedule = "constant"  # or "cosine", down to final_fraction at train.steps
+    optimizer.warmup_steps = 0  # steps in which the rate rises from 0
     optimizer.final_fraction = 0.0  # final / initial learning rate of "cosine"
     optimizer.clip_norm = placeholder(float)  # maximum global gradient norm
     optimizer.learning_rates = rates = ConfigDict()  # of single groups; None: learning_rate
@@ -119,23 +120,23 @@ def get_config() -> ConfigDict:
     config.evaluation = _evaluation()
 
     config.checkpoint = checkpoint = ConfigDict()
-    checkpoint.every = 667  # steps; a new best checkpoint is always saved
-    checkpoint.keep_last = 2
+    checkpoint.every = 667  # steps between saves; a new best checkpoint is always saved
+    checkpoint.keep_last = 2  # last checkpoints that are kept, besides the best one
 
     config.mesh = mesh = ConfigDict()
     mesh.data = -1  # data-parallel devices; -1: all devices / fsdp
     mesh.fsdp = 1  # devices that shard each large parameter
 
     config.log = log = ConfigDict()
-    log.every = 20  # steps
-    log.tensorboard = True
+    log.every = 20  # steps between lines of the log
+    log.tensorboard = True  # False: write no TensorBoard files, and start seconds faster
     return config
 
 
 def _model() -> ConfigDict:
     """ZSE as published: B/16."""
     model = ConfigDict()
-    model.system = "zse"
+    model.system = "zse"  # see docs/systems.md
     model.backbone = placeholder(str)  # None: as published; "efficientnet_lite0": a CNN's map
     model.frozen_blocks = 0  # first blocks of the backbone that do not train
     model.pyramid = False  # True: add the last map of the backbone to that of the tokens
@@ -143,23 +144,23 @@ def _model() -> ConfigDict:
     model.image_size = 224  # pixels, square
     model.patch_size = 16  # with a backbone: the stride of its map
     model.scale_channels = 64  # of the first convolution of the scale embedding
-    model.width = 768
-    model.depth = 12
-    model.heads = 12
-    model.mlp_width = 3072
-    model.cross_heads = 8
-    model.cross_mlp_width = 1024
+    model.width = 768  # of tokens
+    model.depth = 12  # transformer blocks
+    model.heads = 12  # attention heads of a block
+    model.mlp_width = 3072  # hidden width of a block's MLP
+    model.cross_heads = 8  # attention heads of the cross-attention
+    model.cross_mlp_width = 1024  # hidden width of the MLP after the cross-attention
     model.cross_value = "own"  # or "other": standard cross-attention
     model.anchors = placeholder(int)  # 49, 196; None: as published for the number of tokens
-    model.anchor_width = 512
+    model.anchor_width = 512  # output channels of the convolution that merges tokens to anchors
     model.anchor_map = "published"  # or "spatial": anchors are positions in the image
     model.keep_rate = 1.0  # 0.9: the paper's token selection, in keep_blocks
-    model.keep_blocks = (4, 7, 10)
-    model.dropout = 0.1
+    model.keep_blocks = (4, 7, 10)  # blocks in which keep_rate applies
+    model.dropout = 0.1  # share of activations set to 0 in training
     model.position_std = 1.0  # of initial position embeddings and retrieval token
-    model.triplet_weight = 2.0
-    model.triplet_margin = 1.0
-    model.relation_weight = 4.0
+    model.triplet_weight = 2.0  # of the triplet loss of retrieval tokens
+    model.triplet_margin = 1.0  # of the triplet loss, in Euclidean distance
+    model.relation_weight = 4.0  # of the loss of the relation network
     model.contrastive_weight = 0.0  # supervised contrastive loss of retrieval tokens; not published
     model.temperature = 0.1  # of the contrastive loss
     model.centred = False  # True: embeddings minus the mean of their modality in training
@@ -180,12 +181,12 @@ def _evaluation() -> ConfigDict:
     evaluation.storage = "auto"  # of features: "device", "host" or "disk"; auto: first that fits
     evaluation.storage_dtype = placeholder(str)  # "bfloat16": half the memory
     evaluation.queries = "sketch"  # or "text": class names, for systems with text queries
-    evaluation.every = 667  # steps (an epoch); 0: never
-    evaluation.batch_size = 16  # images
+    evaluation.every = 667  # steps between evaluations (an epoch); 0: never
+    evaluation.batch_size = 16  # images that are encoded at a time
     evaluation.sketch_stride = 20  # during training: every 20th sketch of the unseen classes
-    evaluation.photo_stride = 10
-    evaluation.test_sketch_stride = 1  # at the end, and in zse_jax.evaluate: all
-    evaluation.test_photo_stride = 1
+    evaluation.photo_stride = 10  # during training: every 10th photo
+    evaluation.test_sketch_stride = 1  # at the end, and in zse_jax.evaluate; 1: all sketches
+    evaluation.test_photo_stride = 1  # at the end, and in zse_jax.evaluate; 1: all photos
     evaluation.intervals = "sketches"  # or "classes": the uncertainty that tables show
     evaluation.allow_trained = False  # True: rank classes and images that trained, and mark results
     evaluation.select = "relation/exact/mAP@all"  # ranking/convention/metric of the best step

@@ -56,25 +56,27 @@ VARIANTS: dict[str, dict[str, Any]] = {
 def get_config() -> ConfigDict:
     """The shared defaults, for Sketchy, split 1."""
     config = default.get_config()
-    config.init_from = "hf://timm/resnet50.tv_in1k"  # torchvision's first ResNet-50, the teacher
+    config.init_from = (
+        "hf://timm/resnet50.tv_in1k"  # EfficientCNN: torchvision's first ResNet-50, the teacher
+    )
 
     config.model = model = ConfigDict()
-    model.system = "efficient_cnn"
+    model.system = "efficient_cnn"  # see docs/systems.md
     model.backbone = "resnet50"  # see zse_jax/models/backbone.py
     model.image_size = 224  # pixels, square
     model.depths = (3, 4, 6, 3)  # blocks of the four stages: ResNet-50
     model.width = 64  # channels after the stem
     model.imagenet_classes = 1000  # of the classification head in the weights
-    model.embedding_width = 512
+    model.embedding_width = 512  # of the projection
     model.seen_classes = 100  # of the split; None: counted when training starts
     model.frozen_statistics = False  # True: keep the batch statistics of the weights
     model.frozen_blocks = 0  # first blocks of the backbone that do not train
     model.margin = 0.3  # of the quadruplet loss, in Euclidean distance of unit vectors
     model.cross_margin = 0.15  # of the quadruplet term without the anchor
-    model.label_smoothing = 0.0
-    model.quadruplet_weight = 1.0  # loss weights; 0 disables a loss
-    model.classification_weight = 1.0
-    model.knowledge_weight = 1.0
+    model.label_smoothing = 0.0  # share of the target spread over all classes
+    model.quadruplet_weight = 1.0  # of the quadruplet loss; 0: without it, as for each weight
+    model.classification_weight = 1.0  # of the classification loss
+    model.knowledge_weight = 1.0  # of the loss that preserves the teacher's predictions
     model.contrastive_weight = 0.0  # supervised contrastive loss; not part of the paper
     model.temperature = 0.1  # of the contrastive loss
     model.classifier_scale = 0.0  # of the normalised embedding; 0: it is not normalised
@@ -88,7 +90,7 @@ def get_config() -> ConfigDict:
     teacher.knowledge = placeholder(str)
 
     config.train.steps = 10_000
-    config.train.batch_size = 16  # P classes
+    config.train.batch_size = 16  # P, the classes of a batch
     config.train.sampler = "class_group:4"  # K sketches and K photos of each: 128 images in all
 
     optimizer = config.optimizer

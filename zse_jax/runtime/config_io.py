@@ -7,11 +7,16 @@ programs and `training/` use it; modules take typed arguments.
 import difflib
 import hashlib
 import json
+import os
 from collections.abc import Mapping
 from typing import Any
 
+import yaml
+from etils import epath
 from ml_collections import ConfigDict
 from ml_collections.config_dict import placeholder
+
+from data_pipelines import paths
 
 MAY_CHANGE = (
     "train.steps",
@@ -135,6 +140,32 @@ def from_plain(plain: Mapping[str, Any]) -> ConfigDict:
     return found.lock()
 
 
+def write_yaml(config: ConfigDict, file: str | os.PathLike) -> None:
+    """Writes the config as YAML of plain values; `read_yaml` reads it.
+
+    Raises:
+      OSError: the file cannot be written.
+    """
+    text = yaml.safe_dump(to_plain(config), sort_keys=False, allow_unicode=True)
+    paths.replace(file, text)
+
+
+def read_yaml(file: str | os.PathLike) -> ConfigDict:
+    """The config that `write_yaml` wrote.
+
+    Raises:
+      ValueError: the content is not a config.
+      OSError: the file cannot be read.
+    """
+    try:
+        plain = yaml.safe_load(epath.Path(file).read_text())
+    except yaml.YAMLError as error:
+        raise ValueError(f"{file} is not YAML: {error}") from error
+    if not isinstance(plain, dict):
+        raise ValueError(f"{file} is not a config: it has no keys.")
+    return from_plain(plain)
+
+
 def differences(old: ConfigDict, new: ConfigDict) -> dict[str, tuple[Any, Any]]:
     """The keys whose values differ, each with the old and the new value ("-" where absent)."""
     before, after = flat(to_plain(old)), flat(to_plain(new))
@@ -163,19 +194,16 @@ def check_resumable(old: ConfigDict, new: ConfigDict, workdir: str) -> dict[str,
       ValueError: keys differ that influence the results; lists them.
     """
     changed = differences(old, new)
-    allowed = set(MAY_CHANGE)
-    if new.optimizer.schedule != "constant":
-        allowed.discard("train.steps")  # the learning rate at every step depends on it
     fixed = {
         key: values
         for key, values in changed.items()
-        if not any(key == name or key.startswith(name + ".") for name in allowed)
+        if not any(key == name or key.startswith(name + ".") for name in MAY_CHANGE)
     }
     if fixed:
         raise ValueError(
             f"{workdir} contains a run with another config; differing: {describe(fixed)}. To "
             "resume the run, give these keys its values; to start a new one, give another "
-            f"--workdir. (May change when resuming: {', '.join(sorted(allowed))}.)"
+            f"--workdir. (May change when resuming: {', '.join(sorted(MAY_CHANGE))}.)"
         )
     return changed
 

@@ -38,6 +38,7 @@ from zse_jax.training.metric_logging import Reporter
 from zse_jax.training.step import Batch, Setup, State, complete, merge_model, placed, set_up
 
 RESULTS_FILE = "metrics.json"
+CONFIG_FILE = "config.yaml"
 
 AHEAD = 2
 """Steps that wait on the device or are computed: enough to keep it busy. A notice to stop is obeyed
@@ -72,7 +73,8 @@ def train(config: ConfigDict, workdir: str | os.PathLike) -> dict[str, Any]:
 
     Args:
       config: from a file in `configs/`.
-      workdir: gets checkpoints, metrics.jsonl, TensorBoard files, and metrics.json at the end.
+      workdir: gets checkpoints, config.yaml, metrics.jsonl, TensorBoard files, and metrics.json at
+        the end.
 
     Returns:
       The content of metrics.json: the metrics of the best checkpoint.
@@ -112,6 +114,7 @@ def train(config: ConfigDict, workdir: str | os.PathLike) -> dict[str, Any]:
             changed.update(config_io.check_resumable(saved, config, str(workdir)))
 
         checkpoints.check_latest(check)  # before the data, whose preparation may take long
+        check_length(checkpoints.latest or 0, config, str(workdir))
         if checkpoints.latest is None:
             initialization.check(config)
         evaluation = config.evaluation
@@ -143,6 +146,8 @@ def train(config: ConfigDict, workdir: str | os.PathLike) -> dict[str, Any]:
         )
         if later and (start or 0) < config.train.steps:
             frozen_cache.fill(later, merge_model(setup.definition, state), config, mesh)
+        if jax.process_index() == 0:
+            config_io.write_yaml(config, workdir / CONFIG_FILE)
         headline = config.evaluation.select.partition("/")[2]
         with Reporter(
             workdir, config.train.steps, start, config.log.tensorboard, headline
@@ -161,6 +166,44 @@ def train(config: ConfigDict, workdir: str | os.PathLike) -> dict[str, Any]:
                     run.loop(state, batches, start, notice)
                 notice.at_once()
                 return run.finish()
+
+
+def check_length(reached: int, config: ConfigDict, workdir: str) -> None:
+    """Checks that a run is not made shorter than the step that it has reached.
+
+    Raises:
+      ValueError: it is.
+    """
+    if reached > config.train.steps:
+        raise ValueError(
+            f"config.train.steps={config.train.steps}, but the run in {workdir} has reached step "
+            f"{reached}: give {reached} or more to continue it, or another --workdir to start a "
+            "shorter run."
+        )
+
+
+def rescheduled(
+    config: ConfigDict, start: int | None, changed: Mapping[str, tuple[Any, Any]]
+) -> str:
+    """What another length means for the learning rate of a resumed run; "" if nothing.
+
+    A schedule that depends on the length ("cosine") is the one of the new length from the step of
+    the checkpoint on, as if the run had had this length: the rate of the next step is that of the
+    new schedule at this step, and the optimizer's moments are kept.
+    """
+    if start is None or "train.steps" not in changed or config.optimizer.schedule == "constant":
+        return ""
+    old, new = changed["train.steps"]
+    if start >= new:
+        return ""
+    before, after = (
+        float(optimizers.learning_rate(config.optimizer, steps)(min(start, steps)))
+        for steps in (old, new)
+    )
+    return (
+        f"config.train.steps {old} -> {new}: from step {start} on, the learning rate follows the "
+        f"{config.optimizer.schedule} schedule of {new} steps ({before:.3g} -> {after:.3g} here)."
+    )
 
 
 @dataclasses.dataclass
@@ -476,6 +519,8 @@ def introduce(
     )
     if note := data_selection.unseen_note(config):
         report.say(note)
+    if sentence := rescheduled(config, start, changed):
+        report.say(sentence)
 
 
 def facts(config: ConfigDict, workdir: str | os.PathLike) -> dict[str, Any]:

@@ -14,9 +14,9 @@ import pytest
 from tests import survival
 from tests.zse_jax import shared_steps, tiny
 from zse_jax.checkpoints import reading, writing
-from zse_jax.runtime import sharding
+from zse_jax.runtime import config_io, sharding
 from zse_jax.runtime.metrics_file import read_metrics
-from zse_jax.training import loop, profiling
+from zse_jax.training import loop, optimizers, profiling
 from zse_jax.training.step import set_up
 
 SELECT = "relation/exact/mAP@all"
@@ -100,6 +100,48 @@ def test_a_longer_second_run_continues_the_first(tmp_path, reference):
     loop.train(tiny.config(**{"train.steps": 6}), tmp_path)
     loop.train(tiny.config(), tmp_path)
     assert lines(tmp_path) == lines(reference)
+
+
+@pytest.mark.slow
+def test_a_finished_cosine_run_is_extended_with_the_schedule_of_the_new_length(
+    tmp_path, capsys, monkeypatch
+):
+    monkeypatch.setattr(loop.Run, "finish", lambda run: {})
+    cosine = {"optimizer.schedule": "cosine", "evaluation.every": 0}
+    loop.train(tiny.config(**cosine, **{"train.steps": 6}), tmp_path)
+    before = lines(tmp_path)
+    capsys.readouterr()
+    extended = tiny.config(**cosine, **{"train.steps": 12})
+    loop.train(extended, tmp_path)
+    assert "from step 6 on, the learning rate follows the cosine schedule of 12 steps (0 ->" in (
+        capsys.readouterr().out
+    )
+    after = lines(tmp_path)
+    assert after[: len(before)] == before
+    rates = {line["step"]: line["train/learning_rate"] for line in after if "train/loss" in line}
+    schedule = optimizers.learning_rate(extended.optimizer, 12)
+    assert rates[8] == pytest.approx(float(schedule(7)), rel=1e-6)
+    assert rates[8] > 0
+    assert config_io.read_yaml(tmp_path / "config.yaml").train.steps == 12
+    assert (tmp_path / "checkpoints" / "12").is_dir()
+
+
+def test_a_run_is_not_made_shorter_than_the_step_it_has_reached(tmp_path, reference):
+    workdir = shutil.copytree(reference, tmp_path / "run")
+    with pytest.raises(ValueError, match=r"train.steps=9, but .* has reached step 12: give 12 or"):
+        loop.train(tiny.config(**{"train.steps": 9}), workdir)
+
+
+@pytest.mark.slow
+def test_a_run_starts_from_the_workdir_of_another_with_a_fresh_optimizer(tmp_path, reference):
+    config = tiny.config(init_from=str(reference), **{"train.steps": 3, "evaluation.every": 3})
+    results = loop.train(config, tmp_path)
+    best = lines(reference)
+    step = reading.step_of(reference)
+    value = next(line[f"validation/{SELECT}"] for line in best if line["step"] == step
+                 and f"validation/{SELECT}" in line)  # fmt: skip
+    assert results["untrained"][SELECT] == pytest.approx(value)
+    assert reading.read_config(tmp_path).init_from == str(reference)
 
 
 @pytest.mark.slow
