@@ -28,9 +28,13 @@ demo: $(RUNTIME)  ## Train on doodles, evaluate, write demo/report.html
 	$(BIN)/python -m zse_jax.main --config=configs/demo.py --workdir=demo
 	$(BIN)/python -m zse_jax.evaluate --checkpoint=demo --pictures=demo/pictures --report=demo/report.html
 
-app: $(RUNTIME)  ## Open the drawing app on doodles (trains the demo first if needed)
+app: $(RUNTIME)  ## Draw and search: PHOTOS=DIR, or doodles (trains the demo first if needed)
+ifdef PHOTOS
+	$(BIN)/python -m zse_jax.gallery.app --photos="$(PHOTOS)" $(APP_ARGS)
+else
 	@test -d demo/checkpoints || $(MAKE) demo
 	$(BIN)/python -m zse_jax.gallery.demo --checkpoint=demo $(APP_ARGS)
+endif
 
 test: $(DEV)  ## Run all tests
 	$(PYTEST) $(PYTEST_ARGS)

@@ -23,8 +23,9 @@ from zse_jax.version import __version__ as __version__
 def load(path: "str | os.PathLike", *, allow_fallback: bool = False) -> "Retriever":
     """The trained retriever in a checkpoint: a workdir, or the folder of one step.
 
-    Also reads the output of `save_pretrained`: a folder, or hf://owner/name (Hugging Face Hub); and
-    publishers' weights, such as hf://openai/clip-vit-base-patch32 or a file.
+    Also reads the output of `save_pretrained`: a folder, or hf://owner/name (Hugging Face Hub);
+    "default", the model that this package contains; and publishers' weights, such as
+    hf://openai/clip-vit-base-patch32 or a file.
     If the best checkpoint of a workdir is damaged, that is an error, or, with `allow_fallback`, a
     warning, and the next best is read.
     See `zse_jax.checkpoints.reading.load`. JAX is imported on the first call, TensorFlow never.

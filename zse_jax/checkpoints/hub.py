@@ -7,7 +7,8 @@
 
 `zse_jax.checkpoints.publishing` writes such a folder, this module reads it: from a disk, a bucket,
 or the Hugging Face Hub ("hf://owner/name", "hf://owner/name@revision";
-`zse_jax.pretrained.sources`). Nothing in a folder is executed.
+`zse_jax.pretrained.sources`). The model "default" is part of this package. Nothing in a folder is
+executed.
 """
 
 import json
@@ -39,6 +40,9 @@ WEIGHTS, CONFIG, CARD = "model.safetensors", "config.json", "README.md"
 TRAINED = "trained.json"
 FILES = (WEIGHTS, CONFIG, CARD, TRAINED)
 LIBRARY = "zse_jax"
+
+DEFAULT_FOLDER = epath.Path(__file__).parent.parent / "default_model"
+
 _CONVERT = "convert a publisher's weights first, with python -m zse_jax.convert {} OUTPUT."
 
 
@@ -67,6 +71,8 @@ def find(path: str | os.PathLike) -> epath.Path | None:
       FileNotFoundError: the hub has no such model, or cannot be reached.
       ValueError: it is not a model of this library; or the hub's client is not installed.
     """
+    if os.fspath(path) == sources.DEFAULT:
+        return DEFAULT_FOLDER
     if os.fspath(path).startswith(sources.PACKAGE):
         raise ValueError(f"{path} is not a model of {LIBRARY}: {_CONVERT.format(path)}")
     if found := repository(path):
@@ -99,6 +105,8 @@ def is_weights(path: str | os.PathLike) -> bool:
     Raises:
       FileNotFoundError, ValueError: the hub has to be asked, and it cannot be; see `find`.
     """
+    if os.fspath(path) == sources.DEFAULT:
+        return False
     if sources.is_weight_file(path):
         return True
     on_hub = sources.parse_hub_uri(path) is not None

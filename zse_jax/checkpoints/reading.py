@@ -39,6 +39,8 @@ from zse_jax.runtime.console import first_line
 
 logger = logging.getLogger(__name__)
 
+DEFAULT = sources.DEFAULT
+
 FOLDER = "checkpoints"
 METRICS = "metrics"
 """The item of a checkpoint with its evaluation, and its file."""

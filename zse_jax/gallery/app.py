@@ -22,6 +22,7 @@ from typing import Any, no_type_check
 
 from absl import flags
 
+from zse_jax.gallery import album
 from zse_jax.gallery import index as indexes
 from zse_jax.gallery.app_backend import Backend, template_text
 from zse_jax.gallery.results import Results
@@ -237,8 +238,14 @@ def _serve(page: Any, *, host: str, port: int | None, share: bool, quiet: bool) 
 
 def define_flags(options: flags.FlagValues, argv: Sequence[str]) -> None:
     """The command line."""
-    flags.DEFINE_string("index", None, "The index: a folder, or a location in a bucket.", options)
-    help_ = "Current location of the index's checkpoint, if it was moved."
+    help_ = "The index: a folder, or a location in a bucket. Default with --photos: a cache folder."
+    flags.DEFINE_string("index", None, help_, options)
+    help_ = "A folder of photos, a pattern or a file, which the index gets first; can be repeated."
+    flags.DEFINE_multi_string("photos", [], help_, options)
+    help_ = (
+        "With --photos, the checkpoint of a new index (default: the model of this package); else "
+    )
+    help_ += "the current location of the index's checkpoint, if it was moved."
     flags.DEFINE_string("checkpoint", None, help_, options)
     flags.DEFINE_integer("k", 24, "Number of photos to show.", 1, 500, options)
     help_ = "The address to listen on; 0.0.0.0 makes the page reachable from your network."
@@ -250,9 +257,8 @@ def define_flags(options: flags.FlagValues, argv: Sequence[str]) -> None:
 
 def main(options: flags.FlagValues) -> None:
     """Serves the page until Ctrl-C."""
-    cli.require(options, index="my-index")
     launch(
-        options.index,
+        album.from_flags(options),
         options.checkpoint,
         k=options.k,
         host=options.host,

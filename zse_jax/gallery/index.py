@@ -39,6 +39,7 @@ logger = logging.getLogger(__name__)
 
 COMMANDS = {
     "build": ("photos", "checkpoint", "features"),
+    "sync": ("photos", "checkpoint", "features"),
     "add": ("photos", "checkpoint"),
     "remove": ("photos",),
     "verify": (),
@@ -165,7 +166,7 @@ def open(index: str | os.PathLike) -> Index:
 def build(
     photos: Places,
     index: str | os.PathLike,
-    checkpoint: str | os.PathLike,
+    checkpoint: str | os.PathLike | None = None,
     *,
     features: bool | None = None,
     progress: bool = False,
@@ -175,7 +176,8 @@ def build(
     Args:
       photos: folders (searched recursively), patterns and files.
       index: a new or an empty folder, or a location in a bucket.
-      checkpoint: a workdir, or the folder of one step.
+      checkpoint: anything that `zse_jax.load` reads. None: the recorded one of an existing index,
+        else the model of this package.
       features: store the features with which the system scores pairs. None: if they take at most
         `FEATURES_UP_TO` bytes per photo.
       progress: show a progress bar.
@@ -187,6 +189,8 @@ def build(
       ValueError: the index belongs to another checkpoint.
     """
     uri, found = tables.located(index), find(photos)
+    if checkpoint is None:
+        checkpoint = _recorded(uri) or reading.DEFAULT
     step, retriever = reading.load_step(checkpoint)
     encoder = CompiledEncoder(retriever)
     config = reading.read_config(checkpoint)
@@ -203,6 +207,33 @@ def build(
         table = Tables.create(uri, about, encoder.width)
         _check(table, about["fingerprint"], checkpoint)
         return _added(table, encoder, found, progress)
+
+
+def sync(
+    photos: Places,
+    index: str | os.PathLike,
+    checkpoint: str | os.PathLike | None = None,
+    *,
+    features: bool | None = None,
+    progress: bool = False,
+) -> tuple[Changes, int]:
+    """Builds an index, or updates it: adds new and changed photos, removes those that are gone.
+
+    Photos of other places, whose files exist, stay in the index.
+
+    Args:
+      photos, index, checkpoint, features, progress: as for `build`.
+
+    Returns:
+      What the addition changed, and the number of photos that were removed.
+
+    Raises:
+      FileNotFoundError, FileExistsError, BlockingIOError, ValueError: as `build`; and, if none of
+        its photos exists any more, as `remove`.
+    """
+    changes = build(photos, index, checkpoint, features=features, progress=progress)
+    removed = remove(index) if changes.gone else 0
+    return changes._replace(gone=0), removed
 
 
 def add(
@@ -255,6 +286,15 @@ def remove(index: str | os.PathLike, photos: Places = ()) -> int:
         if out:
             table.tidy()
     return len(out)
+
+
+def _recorded(uri: str) -> str | None:
+    """The checkpoint of the index at `uri`; None if there is no index."""
+    try:
+        about = Tables(uri).about
+    except FileNotFoundError:
+        return None
+    return reading.place_of(about["checkpoint"], about["step"])
 
 
 def _added(table: Tables, encoder: CompiledEncoder, found: Found, progress: bool) -> Changes:
@@ -311,7 +351,7 @@ def define_flags(options: flags.FlagValues, argv: Sequence[str]) -> None:
     flags.DEFINE_string("index", None, "The index: a folder, or a location in a bucket.", options)
     help_ = "A folder of photos, a glob pattern, or a file; can be repeated."
     flags.DEFINE_multi_string("photos", [], help_, options)
-    help_ = "A workdir, or the folder of one step; required for build."
+    help_ = "A workdir, or a published model. Default for a new index: the model of this package."
     flags.DEFINE_string("checkpoint", None, help_, options)
     help_ = "Store the features for scoring pairs in the index. Default: if they are small."
     flags.DEFINE_bool("features", None, help_, options)
@@ -325,12 +365,14 @@ def main(options: flags.FlagValues, command: str) -> None:
     for name in ("photos", "checkpoint", "features"):
         if options[name].present and name not in COMMANDS[command]:
             raise ValueError(f"--{name} has no effect on {command}: leave it out.")
-    if command in ("build", "add"):
+    if command in ("build", "sync", "add"):
         cli.require(options, photos="album")
     place = options.index
-    if command == "build":
-        cli.require(options, checkpoint="runs/sketchy")
-        checkpoint, features = options.checkpoint, options.features
+    checkpoint, features = options.checkpoint, options.features
+    if command == "sync":
+        found = sync(options.photos, place, checkpoint, features=features, progress=True)
+        show(found[0], place, found[1])
+    elif command == "build":
         show(build(options.photos, place, checkpoint, features=features, progress=True), place)
     elif command == "add":
         show(add(place, options.photos, options.checkpoint, progress=True), place)
@@ -346,10 +388,11 @@ def main(options: flags.FlagValues, command: str) -> None:
         _list("skipped", [f"{name}: {reason}" for name, reason in gallery.refused()])
 
 
-def show(changes: Changes, place: str) -> None:
-    """Prints what an addition changed."""
+def show(changes: Changes, place: str, removed: int | None = None) -> None:
+    """Prints what an addition changed, and how many photos were removed."""
+    gone = "" if removed is None else f"{removed:,} removed, "
     say(
-        f"{place}: {changes.added:,} photos added, {changes.updated:,} updated, "
+        f"{place}: {changes.added:,} photos added, {changes.updated:,} updated, {gone}"
         f"{changes.unchanged:,} unchanged, in {changes.seconds:.1f} s"
     )
     notes = {
@@ -360,7 +403,7 @@ def show(changes: Changes, place: str) -> None:
             changes.damaged_metadata
         ),
         "links to folders skipped (the folders were already searched)": changes.links,
-        "photos of the index that no longer exist on disk (`remove` removes them)": changes.gone,
+        "photos of the index that no longer exist (`sync` and `remove` remove them)": changes.gone,
     }
     for text, count in notes.items():
         if count:

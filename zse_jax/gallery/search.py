@@ -33,7 +33,7 @@ from data_pipelines.suggestions import counted
 from data_pipelines.terminal import printable
 from zse_jax.explain import pages
 from zse_jax.explain.correspondence import Explainer
-from zse_jax.gallery import photos, sketch_input
+from zse_jax.gallery import album, photos, sketch_input
 from zse_jax.gallery.encoder import CompiledEncoder
 from zse_jax.gallery.index import Index
 from zse_jax.gallery.results import Hit, Results, to_html, to_json
@@ -300,10 +300,16 @@ def _merged(
 
 def define_flags(options: flags.FlagValues, argv: Sequence[str]) -> None:
     """The command line."""
-    flags.DEFINE_string("index", None, "The index: a folder, or a location in a bucket.", options)
+    help_ = "The index: a folder, or a location in a bucket. Default with --photos: a cache folder."
+    flags.DEFINE_string("index", None, help_, options)
     help_ = "An image file: dark lines on white; can be repeated."
     flags.DEFINE_multi_string("sketch", [], help_, options)
-    help_ = "Current location of the index's checkpoint, if it was moved."
+    help_ = "A folder of photos, a pattern or a file, which the index gets first; can be repeated."
+    flags.DEFINE_multi_string("photos", [], help_, options)
+    help_ = (
+        "With --photos, the checkpoint of a new index (default: the model of this package); else "
+    )
+    help_ += "the current location of the index's checkpoint, if it was moved."
     flags.DEFINE_string("checkpoint", None, help_, options)
     flags.DEFINE_integer("k", 20, "Number of photos to show.", 1, None, options)
     help_ = f"Number of photos to score pair by pair. Default: {RERANK}, if the system can."
@@ -317,12 +323,12 @@ def define_flags(options: flags.FlagValues, argv: Sequence[str]) -> None:
 
 def main(options: flags.FlagValues) -> None:
     """Runs one search."""
-    cli.require(options, index="my-index", sketch="cat.png")
+    cli.require(options, sketch="cat.png")
     cli.require_suffix(options, output=".json .html")
     output = paths.located(options.output) if options.output else None
     if options.explain and (output is None or output.suffix.lower() != ".html"):
         raise ValueError("--explain draws pictures, so it requires a page: --output=found.html.")
-    searcher = Searcher(Index(options.index), options.checkpoint)
+    searcher = Searcher(Index(album.from_flags(options)), options.checkpoint)
     if options.explain and not isinstance(searcher.retriever, Explainable):
         raise ValueError(
             f"--explain: {type(searcher.retriever).__name__} compares whole images and has no "

@@ -1,5 +1,6 @@
 """Reads a user's sketch and prepares it for a retrieval system."""
 
+import logging
 import os
 
 import numpy as np
@@ -11,6 +12,9 @@ from data_pipelines.images import UnreadableImageError
 from data_pipelines.terminal import printable
 from zse_jax.explain.correspondence import ink_share
 from zse_jax.gallery import photos
+from zse_jax.gallery.sketch_cleaning import clean
+
+logger = logging.getLogger(__name__)
 
 Sketch = str | os.PathLike | np.ndarray | Image.Image
 """An image file, an image of Pillow, or uint8 [H, W, 3]: dark lines on white."""
@@ -26,7 +30,7 @@ def name_of(sketch: Sketch) -> str:
 
 
 def read(sketch: Sketch, size: int, name: str = "") -> UInt8[np.ndarray, "s s 3"]:
-    """A sketch, prepared for a system that takes images of `size` pixels.
+    """A sketch, cleaned (`sketch_cleaning`) and prepared for images of `size` pixels.
 
     Args:
       sketch: a file or an array.
@@ -38,12 +42,13 @@ def read(sketch: Sketch, size: int, name: str = "") -> UInt8[np.ndarray, "s s 3"
       SketchError: it is not an image, has another shape or type, or contains no strokes.
     """
     name = name or name_of(sketch)
-    pixels = _pixels(sketch)
+    pixels, changes, doubt = clean(_pixels(sketch))
+    if (changes or doubt) and isinstance(sketch, str | os.PathLike):
+        logger.warning("The sketch %s: %s", name, doubt or f"{', '.join(changes)}.")
     if not ink_share(pixels[None], 1).any():
         raise SketchError(
-            f"The sketch {name} contains no strokes, so there is nothing to search for. Draw dark "
-            "lines on white; lines that differ from the paper by less than a quarter of the grey "
-            "range do not count."
+            f"The sketch {name} contains no strokes, so there is nothing to search for. Draw lines "
+            "that stand out from plain paper."
         )
     return images.prepare_sketch(pixels, size)
 

@@ -30,6 +30,9 @@ logger = logging.getLogger(__name__)
 
 HUB, PACKAGE = "hf://", "package:"
 
+DEFAULT = "default"
+"""The trained model that this package contains. A folder of this name is "./default"."""
+
 CONFIGS = ("config.json", "open_clip_config.json")
 """Files beside the weights that are downloaded with them: CLIP's activation is in them."""
 
@@ -94,8 +97,12 @@ def parse_hub_uri(path: str | os.PathLike) -> Repository | None:
 
 
 def is_remote(path: str | os.PathLike) -> bool:
-    """Whether `path` names a repository on the hub or a package; ValueError if it is malformed."""
-    return os.fspath(path).startswith(PACKAGE) or parse_hub_uri(path) is not None
+    """Whether `path` is the name of something other than a file; ValueError if it is malformed.
+
+    That is a repository on the hub, a package, or `DEFAULT`.
+    """
+    path = os.fspath(path)
+    return path == DEFAULT or path.startswith(PACKAGE) or parse_hub_uri(path) is not None
 
 
 def is_weight_file(path: str | os.PathLike) -> bool:

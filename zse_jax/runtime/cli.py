@@ -20,6 +20,7 @@ from ml_collections.config_flags import config_flags
 from data_pipelines import paths
 from data_pipelines.terminal import OUTPUT_CLOSED, allow_any_name, output_is_closed
 from zse_jax.runtime import config_io, distributed, preemption
+from zse_jax.runtime.cache import cache_folder
 from zse_jax.runtime.console import escape_logs, say
 
 Result = TypeVar("Result")
@@ -230,14 +231,8 @@ def enable_compilation_cache() -> None:
     """
     if not os.environ.get("JAX_COMPILATION_CACHE_DIR"):
         try:
-            folder = (
-                Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache") / "zse_jax/jax"
-            )
-            folder.mkdir(parents=True, exist_ok=True)
-            writable = os.access(folder, os.W_OK)
-        except (OSError, RuntimeError):  # RuntimeError: the home folder is unknown
-            writable = False
-        if not writable:
+            folder = cache_folder("jax")
+        except OSError:
             folder = Path(tempfile.mkdtemp(prefix="zse_jax-"))
             say(
                 f"note: there is no cache folder that can be written; compiled programs are kept "

@@ -345,10 +345,10 @@ def test_the_program_reports_what_it_did(album, zse, tmp_path, capsys):
 @pytest.mark.parametrize(
     ("arguments", "message"),
     [
-        (["make", "--index=x"], "no command 'make': choose one of build, add, remove"),
+        (["make", "--index=x"], "no command 'make': choose one of build, sync, add, remove"),
         (["build"], "--index is missing"),
         (["build", "--index=x"], "--photos is missing"),
-        (["build", "--index=x", "--photos=y"], "--checkpoint is missing"),
+        (["sync", "--index=x"], "--photos is missing"),
         (["add", "--index=x", "--config.model.width=3"], "takes no --config"),
         (["verify", "--index=x", "--photos=y"], "--photos has no effect on verify"),
         (["add", "--index=x", "--photos=y", "--nofeatures"], "--features has no effect on add"),

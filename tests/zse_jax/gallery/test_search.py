@@ -251,7 +251,7 @@ def test_several_sketches_are_searched_with(gallery, drawing, tmp_path, capsys):
 @pytest.mark.parametrize(
     ("arguments", "message"),
     [
-        ([], "--index is missing"),
+        (["--sketch=y"], "--photos is missing.* --index=my-index"),
         (["--index=x"], "--sketch is missing"),
         (["--index=x", "--sketch=y", "--output=z.txt"], r"ends with .json or .html"),
         (["--index=x", "--sketch=y", "--explain"], "--explain draws pictures"),

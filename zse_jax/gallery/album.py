@@ -1,0 +1,75 @@
+"""An album and its index: photos that are searched without a thought of where the index is.
+
+`--photos` of the search programs builds or updates the index of these photos, in the user's cache
+folder unless `--index` names another place.
+"""
+
+import hashlib
+import os
+import shutil
+from pathlib import Path
+
+from absl import flags
+
+from zse_jax.checkpoints import reading
+from zse_jax.gallery import index as index_
+from zse_jax.gallery.photos import Places, absolute, listed
+from zse_jax.runtime.cache import cache_folder
+
+
+def place(photos: Places, checkpoint: str | os.PathLike | None = None) -> Path:
+    """Where the index of these photos is kept: the same folder for the same places.
+
+    Raises:
+      OSError: there is no cache folder that can be written; says what to do.
+    """
+    places = sorted(os.fspath(absolute(one)) for one in listed(photos))
+    words = "\0".join([os.fspath(checkpoint or reading.DEFAULT), *places]).encode(
+        "utf-8", "surrogateescape"
+    )
+    try:
+        return cache_folder("albums") / hashlib.sha256(words).hexdigest()[:16]
+    except OSError as error:
+        raise OSError(
+            f"There is no place for the index of these photos: {error}. Name one, such as "
+            "--index=my-index."
+        ) from error
+
+
+def opened(
+    photos: Places,
+    checkpoint: str | os.PathLike | None = None,
+    index: str | os.PathLike | None = None,
+) -> str | os.PathLike:
+    """The index of these photos, made or updated with a progress bar; prints what changed.
+
+    An index in the cache folder that was made by another version of the checkpoint is made again.
+
+    Raises:
+      OSError, ValueError: as `place` and `index.sync`.
+    """
+    where = place(photos, checkpoint) if index is None else index
+    if index is None and Path(where).exists():
+        try:
+            index_.open(where).retriever(checkpoint)
+        except (ValueError, FileNotFoundError):
+            shutil.rmtree(where)
+    changes, removed = index_.sync(photos, where, checkpoint, progress=True)
+    index_.show(changes, os.fspath(where), removed)
+    return where
+
+
+def from_flags(options: flags.FlagValues) -> str | os.PathLike:
+    """The index that the flags --index, --photos and --checkpoint of a program name.
+
+    Raises:
+      OSError, ValueError: as `opened`; or neither photos nor an index are named.
+    """
+    if options.photos:
+        return opened(options.photos, options.checkpoint, options.index)
+    if not options.index:
+        raise ValueError(
+            "--photos is missing: name a folder of photos, such as --photos=~/Pictures, or an "
+            "index of them, such as --index=my-index. See --help."
+        )
+    return options.index
