@@ -57,7 +57,8 @@ def entries(file: Path) -> dict[str, Entry]:
         for statement in function.body:
             if not isinstance(statement, ast.Assign):
                 continue
-            line, lines = statement.lineno, []
+            line = statement.lineno
+            lines: list[str] = []
             while (line := line - 1) in alone:
                 lines.insert(0, comments[line])
             text = " ".join([*lines, *filter(None, [comments.get(statement.end_lineno or 0)])])
