@@ -4,8 +4,9 @@ r"""The model that comes with the package, `zse_jax.load("default")`: all 125 cl
         --config.data.manual_dir=DIR
 
 DIR is as in configs/sketchy_split2.py. All classes train, so that nothing is evaluated as unseen.
-The recipe is that of `configs/efficient_sketchy_split2.py:lite0` with no block frozen, whose results
-on unseen classes are in docs/results.md. The weights in zse_jax/default_model were written by
+The recipe is that of `configs/efficient_sketchy_split2.py:lite0` with no block frozen, whose
+results on unseen classes are in docs/results.md. The weights in zse_jax/default_model were
+written by
 
     zse_jax.save_pretrained("runs/default", "zse_jax/default_model", dtype="float16",
                             license="apache-2.0")

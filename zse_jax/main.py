@@ -37,6 +37,9 @@ def define_flags(options: flags.FlagValues, argv: Sequence[str]) -> None:
     flags.DEFINE_bool(
         "print_config", False, "Print every key, its value, type and meaning, then stop.", options
     )
+    flags.DEFINE_bool(
+        "dry_run", False, "Print data, parameters, memory and time of the run, then stop.", options
+    )
 
 
 def main(options: flags.FlagValues) -> None:
@@ -47,6 +50,11 @@ def main(options: flags.FlagValues) -> None:
     if options.print_config:
         unchanged = config_flags.ConfigFileFlagParser("config").parse(file)
         show(config_help.table(options.config, unchanged))
+        return
+    if options.dry_run:
+        from zse_jax.training.dry_run import dry_run
+
+        dry_run(options.config)
         return
     from zse_jax.training.loop import train  # here, so that --help and flag errors are fast
 

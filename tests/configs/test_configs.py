@@ -36,8 +36,9 @@ def config_of(name, arg=""):
 @pytest.mark.parametrize("name", NAMES)
 def test_every_config_describes_a_run(name):
     config = config_of(name)
-    if config.data.name == "folder":
+    if config.data.split is None:
         config.model.seen_classes = 3  # counted when training starts
+        config.data.split = None if config.data.name == "folder" else "sketchy_split1"
     model = abstract.retriever(config.model)
     optimizers.create(config.optimizer, config.train.steps, {}, model.parameter_groups)
     for data in (config.data, config.target):
@@ -72,7 +73,7 @@ SMALL = {
 
 def small(name):
     """The config with a small network, one step, and all of a small data set."""
-    config = config_of(name, "cnn-tiny" if name == "folder" else "")
+    config = config_of(name, {"folder": "cnn-tiny", "default_model": "tiny"}.get(name, ""))
     config.model.update(SMALL[config.model.system])
     config.init_from = "random"
     config.data.workers = 0
@@ -80,6 +81,8 @@ def small(name):
     if config.data.name == "folder":
         config.data.unseen = "bee,dog"
         config.train.batch_size = None  # follows from the number of classes
+    elif config.data.split is None:
+        config.data.split = "sketchy_split1"  # its classes are read from the files of the user
     sampler, group, _ = (config.train.sampler or "").partition(":")
     if group:
         config.train.sampler = f"{sampler}:2"  # the data sets here have two images of a class

@@ -31,10 +31,14 @@ FOLDER = "config.train.frozen_dir"
 
 
 class Later(NamedTuple):
-    """Training sketches and photos, whose arrays `fill` computes; `size` is that of all arrays."""
+    """Training sketches and photos, whose arrays `fill` computes.
+
+    `size` is that of all arrays in bytes, `output` the shape of one.
+    """
 
     items: tuple[ComputedItems, ...]
     size: int
+    output: jax.ShapeDtypeStruct
 
 
 def later(
@@ -63,7 +67,7 @@ def later(
     output = nnx.eval_shape(lambda it, images: it.encode(images, "photo"), layers, image)
     count = sum(map(len, items)) * variants
     made = tuple(map(ComputedItems.of, items))
-    return Later(made, count * output.size * output.dtype.itemsize)
+    return Later(made, count * output.size * output.dtype.itemsize, output)
 
 
 def fill(given: Later, model: Retriever, config: ConfigDict, mesh: Mesh) -> None:

@@ -8,6 +8,7 @@ checkpoint with bit-identical results. `zse_jax.training.step` defines a step.
 import contextlib
 import dataclasses
 import json
+import logging
 import math
 import os
 import shutil
@@ -27,15 +28,25 @@ from zse_jax.checkpoints import initial_weights, writing
 from zse_jax.checkpoints import workdir as workdir_
 from zse_jax.evaluation import data_selection, domain_means, per_query, tables, training_record
 from zse_jax.evaluation.evaluator import Evaluator, check_select, title
+from zse_jax.retrieval.encoding import encode
 from zse_jax.retrieval.rerank_report import shortlist_table
 from zse_jax.retrievers.base import Retriever, evaluation_view
 from zse_jax.runtime import config_io, consistency, distributed, preemption, sharding
 from zse_jax.runtime import watchdog as watchdog_
 from zse_jax.runtime.console import show
 from zse_jax.runtime.metrics_file import METRICS_FILE, read_metrics, write_json
-from zse_jax.training import divergence, frozen_cache, initialization, optimizers, profiling
+from zse_jax.training import (
+    advice,
+    divergence,
+    frozen_cache,
+    initialization,
+    optimizers,
+    profiling,
+)
 from zse_jax.training.metric_logging import Reporter
 from zse_jax.training.step import Batch, Setup, State, complete, merge_model, placed, set_up
+
+logger = logging.getLogger(__name__)
 
 RESULTS_FILE = "metrics.json"
 CONFIG_FILE = "config.yaml"
@@ -140,6 +151,9 @@ def train(config: ConfigDict, workdir: str | os.PathLike) -> dict[str, Any]:
             )
         batches = training_batches(config, setup.model, mesh, later.items if later else items)
         consistency.agree(data_facts(config, validation))
+        needed = sharding.bytes_per_device(setup.abstract)
+        if sentence := advice.memory("The model and optimizer", needed, advice.free_memory()):
+            logger.warning("%s", sentence)
         start, state = checkpoints.resume(setup.abstract, batches, check) or (
             None,
             initialization.first_state(config, mesh, setup, workdir),
@@ -225,6 +239,8 @@ class Run:
     pending: list[tuple[int, dict[str, Array]]] = dataclasses.field(default_factory=list)
     """Losses that are still on the device, with their steps."""
     spikes: divergence.SpikeGuard = dataclasses.field(init=False)
+    warned: set[str] = dataclasses.field(default_factory=set)
+    """The beginnings of the warnings that were printed."""
 
     def __post_init__(self) -> None:
         self.spikes = divergence.SpikeGuard(self.config.train.spike)
@@ -298,6 +314,8 @@ class Run:
         health.rate = profiling.device_rate(config.compute_dtype)
         self.report.health = health.timing
         self.report.say(profiling.describe(health.cost, health.rate))
+        needed = health.cost.temporary_bytes
+        self.warn(advice.memory("The activations of a step", needed, advice.free_memory()))
         return step
 
     def evaluation_due(self, step: int) -> bool:
@@ -334,7 +352,25 @@ class Run:
             self.report.evaluation(
                 step, metrics, seconds, self.checkpoints.setting, self.validation.classes.lower()
             )
+            if step:
+                self.advise(metrics, merge_model(self.setup.definition, state))
         return metrics
+
+    def advise(self, metrics: Mapping[str, float], model: Retriever) -> None:
+        """Warns of a validation at chance, and of embeddings that do not differ any more."""
+        validation, select = self.validation, self.config.evaluation.select
+        assert validation is not None
+        labels = (items.labels for items in (validation.sketches, validation.photos))
+        chance = advice.chance_level(select, *labels)
+        self.warn(advice.at_chance(select, metrics[select], chance))
+        self.warn(advice.collapse(similarities(validation, model)))
+
+    def warn(self, sentence: str) -> None:
+        """Prints a warning, once of each kind."""
+        kind = sentence.partition(":")[0]
+        if sentence and kind not in self.warned:
+            self.warned.add(kind)
+            self.report.say(f"warning: {sentence}")
 
     def save(
         self,
@@ -485,6 +521,17 @@ class Run:
             config, of, before = self.config, self.validation, before if step else {}
             given = config.model.system, of.ranked, before, after, step, start, of.labels
             show(tables.progress_table(config, *given))
+
+
+def similarities(validation: Evaluator, model: Retriever) -> np.ndarray:
+    """Cosine similarities between about a batch of sketches and of photos of all classes."""
+    model, found = evaluation_view(model), []
+    for items in (validation.sketches, validation.photos):
+        some = items.every(max(1, len(items) // validation.config.evaluation.batch_size))
+        batches = validation.batches(some, model.image_size)
+        features, _ = encode(model, batches, items.modality, sharding=validation.sharding)
+        found.append(np.asarray(model.embedding(features)))
+    return found[0] @ found[1].T
 
 
 def introduce(

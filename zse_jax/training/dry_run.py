@@ -1,0 +1,122 @@
+"""A dry run: what a run would need, from three measured steps, without writing to its workdir.
+
+It loads the data (and prepares them on first use), builds the model from its initial weights and
+trains three steps. Where frozen layers are cached, the steps read zeros in place of their output.
+A teacher's knowledge is not computed.
+"""
+
+import contextlib
+import time
+from collections.abc import Mapping
+from typing import Any
+
+import jax
+import numpy as np
+from ml_collections import ConfigDict
+
+from zse_jax.evaluation import data_selection
+from zse_jax.evaluation.evaluator import Evaluator, check_select
+from zse_jax.retrieval.encoding import encode
+from zse_jax.retrievers.base import evaluation_view
+from zse_jax.runtime import sharding
+from zse_jax.runtime.console import duration
+from zse_jax.training import advice, frozen_cache, initialization, loop, profiling
+from zse_jax.training.step import complete, merge_model, placed, set_up
+
+STEPS = 3
+"""Steps that are measured, after one that is not."""
+
+
+def dry_run(config: ConfigDict) -> dict[str, int | float]:
+    """Prints data counts, parameters, memory and time of a run of `config`.
+
+    Returns:
+      Bytes on each device ("parameters", "optimizer", "activations"), bytes in memory or on disk
+      ("frozen"), and seconds ("step", "training", "evaluations").
+
+    Raises:
+      ValueError, OSError: as `loop.train`, except for errors that concern the workdir.
+    """
+    config = complete(data_selection.resolved(config))
+    mesh = sharding.make_mesh(**config.mesh)
+    train = config.train
+    sharding.check_batch_size(mesh, train.batch_size, "config.train.batch_size", train.accumulate)
+    setup = set_up(config, mesh)
+    check_select(config, setup.model.rankings)
+    initialization.check(config)
+    evaluation = config.evaluation
+    strides = evaluation.sketch_stride, evaluation.photo_stride
+    selects, _ = data_selection.evaluates(config)
+    validation = Evaluator(config, mesh, *strides, selection=True) if selects else None
+    items = data_selection.training_items(config)
+    counts = ", ".join(f"{len(some):,} {some.modality} images" for some in items)
+    print(f"data: {counts} of {len(items[0].class_names)} classes train"
+          + (f"; a validation ranks {validation.size}" if validation else ""))  # fmt: skip
+    groups = profiling.parameter_groups(setup.model)
+    print("parameters: " + ", ".join(f"{name} {n:,}" for name, n in groups.items()), flush=True)
+
+    found: dict[str, int | float] = {
+        "parameters": sharding.bytes_per_device(setup.abstract["model"]),
+        "optimizer": sharding.bytes_per_device(setup.abstract["optimizer"]),
+        "frozen": 0,
+    }
+    used: Any = items
+    if train.cache_frozen:
+        later = frozen_cache.later(items, setup.model, mirror=train.mirror, variants=train.variants)
+        found["frozen"], used = later.size, later.items
+        for some in later.items:
+            one = later.output
+            whole = np.broadcast_to(np.zeros((), one.dtype), (len(some), *one.shape[1:]))
+            some.computed.values.extend([whole] * train.variants)
+    state = setup.init()
+    model = merge_model(setup.definition, state)
+    initialization.fill(model, config)
+    state = placed(state, model, setup)
+    seconds: list[float] = []
+    with contextlib.closing(loop.training_batches(config, setup.model, mesh, used)) as batches:
+        batch = next(batches)
+        step, cost = profiling.compile_step(setup.step, state, batch, mesh.size, train.accumulate)
+        found["activations"] = cost.temporary_bytes
+        print(_memory(found))
+        if sentence := advice.memory("The steps", cost.temporary_bytes, advice.free_memory()):
+            print(f"warning: {sentence}")
+            return found
+        for _ in range(STEPS + 1):
+            began = time.monotonic()
+            state, losses = step(state, batch)
+            jax.block_until_ready(losses)
+            batch = next(batches)
+            seconds.append(time.monotonic() - began)
+    found["step"] = float(np.median(seconds[1:]))
+    found["training"] = found["step"] * train.steps
+    found["evaluations"] = times = 0
+    if validation and evaluation.every:
+        times = train.steps // evaluation.every + 1
+        model = evaluation_view(merge_model(setup.definition, state))
+        found["evaluations"] = times * _encoding(model, validation)
+    print(
+        f"time: {train.steps:,} steps of {found['step']:.3g} s (median of {STEPS}) take about "
+        f"{duration(found['training'])}; {times} validations take about "
+        f"{duration(found['evaluations'])} for encoding, in addition to the ranking and the test"
+    )
+    return found
+
+
+def _memory(found: Mapping[str, int | float]) -> str:
+    parts = {name: found[name] for name in ("parameters", "optimizer", "activations")}
+    text = ", ".join(f"{name} {size / 1e9:.3f} GB" for name, size in parts.items())
+    cached = f"; outputs of frozen layers {found['frozen'] / 1e9:.3f} GB" if found["frozen"] else ""
+    return f"memory on each device: {text}; free {advice.free_memory() / 1e9:.2f} GB{cached}"
+
+
+def _encoding(model: Any, validation: Evaluator) -> float:
+    """Seconds to read and encode the images of a validation, from one batch of each modality."""
+    total = 0.0
+    for items in (validation.sketches, validation.photos):
+        some = items.select(range(min(len(items), validation.config.evaluation.batch_size)))
+        for _ in range(2):  # the first time compiles
+            began = time.monotonic()
+            batches = validation.batches(some, model.image_size)
+            encode(model, batches, items.modality, sharding=validation.sharding)
+        total += (time.monotonic() - began) * len(items) / len(some)
+    return total
