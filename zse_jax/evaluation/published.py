@@ -11,6 +11,7 @@ from typing import Any, NamedTuple
 from ml_collections import ConfigDict
 
 from zse_jax.retrieval import metrics
+from zse_jax.retrievers import registry
 
 SAME_SIZE = 0.01
 """Share by which the numbers of images of a test set may differ from the published ones: copies of
@@ -61,7 +62,7 @@ BENCHMARKS: Mapping[str, Benchmark] = {
 """Settings, as named by `setting`. The sizes are those of the published file lists."""
 
 PAPERS: Mapping[str, tuple[Paper, ...]] = {
-    "zse": (
+    "https://arxiv.org/abs/2303.14348": (
         Paper(
             "ZSE (Lin et al., CVPR 2023)",
             "arXiv 2303.14348; convention of its published evaluator",
@@ -77,7 +78,7 @@ PAPERS: Mapping[str, tuple[Paper, ...]] = {
             },
         ),
     ),
-    "clip_prompt": (
+    "https://arxiv.org/abs/2303.13440": (
         Paper(
             "CLIP-AT (Sain et al., CVPR 2023)",
             "arXiv 2303.13440; convention of its published evaluator",
@@ -96,8 +97,8 @@ PAPERS: Mapping[str, tuple[Paper, ...]] = {
         ),
     ),
 }
-"""Name in `config.model.system` -> what its papers report. A system whose own paper reports nothing
-in a setting is compared with the first paper here that does."""
+"""The address of a system's paper (`registry.System.paper`) -> what it reports. A system whose own
+paper reports nothing in a setting is compared with the first paper here that does."""
 
 
 class Reported(NamedTuple):
@@ -149,13 +150,13 @@ def reported(config: ConfigDict, system: str) -> Reported:
     The paper of the system if it reports this setting, else the first one that does. Without a
     paper: `exact` mAP@all and P@10; fine-grained, Acc@k within the class.
     """
-    name = setting(config)
-    for candidate in dict.fromkeys((system, *PAPERS)):
+    name, own = setting(config), registry.system(system).paper
+    for candidate in dict.fromkeys((own, *PAPERS)):
         for paper in PAPERS.get(candidate, ()):
             if name in paper.values:
                 named, size = BENCHMARKS[name]
                 values = paper.values[name]
-                return Reported(paper.scope, named, paper, values, candidate == system, size)
+                return Reported(paper.scope, named, paper, values, candidate == own, size)
     if config.evaluation.protocol == "fine_grained":
         return Reported("class", metrics.ACCURACY)
     return Reported("exact", ("mAP@all", *metrics.FIRST_PHOTOS))

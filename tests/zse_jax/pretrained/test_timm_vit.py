@@ -8,6 +8,7 @@ from flax import nnx
 import configs.default
 from tests.zse_jax.pretrained import test_google_vit
 from tests.zse_jax.pretrained.test_google_vit import zse
+from zse_jax.models.relation_network import default_anchors
 from zse_jax.pretrained import google_vit, publishers, timm_vit
 from zse_jax.retrievers import create
 
@@ -112,6 +113,7 @@ def shapes(width, depth, mlp, classes):
 def test_the_published_sizes_are_those_of_the_configs(variant, width, classes):
     found = timm_vit.settings(shapes(width, 12, 4 * width, classes))
     model = configs.default.with_arg(configs.default.get_config(), variant).model
+    model.anchors = default_anchors(14 * 14)
     assert found == {name: model[name] for name in found}
     arrays, model.depth = shapes(width, 1, 4 * width, classes), 1
     network = nnx.eval_shape(lambda: create(model, rngs=nnx.Rngs(0)))
