@@ -25,11 +25,11 @@ CONFIGS = Path(__file__).resolve().parents[2] / "configs"
 TITLE = """# Config keys
 
 Every key of a config, with its default. `--config.KEY=VALUE` sets it ([training.md](training.md)).
-`python -m zse_jax.main --config=FILE --print_config` prints the values of a run. `None` is
-no value; the type is that of the others.
+`python -m zse_jax.main --config=configs/sketchy.py --print_config` prints the values of a run.
+`None` is no value; the type is that of the others.
 
-This page is made from the comments in `configs/`: change these, then run
-`python -m zse_jax.runtime.config_help > docs/config.md`.
+This page is the output of the module `zse_jax.runtime.config_help`, which reads the comments in
+`configs/`: change these, then write it again.
 """
 
 

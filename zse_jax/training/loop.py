@@ -530,6 +530,7 @@ def similarities(validation: Evaluator, model: Retriever) -> np.ndarray:
         some = items.every(max(1, len(items) // validation.config.evaluation.batch_size))
         batches = validation.batches(some, model.image_size)
         features, _ = encode(model, batches, items.modality, sharding=validation.sharding)
+        features = jax.tree.map(jax.numpy.asarray, features)  # they may be kept on the host
         found.append(np.asarray(model.embedding(features)))
     return found[0] @ found[1].T
 
