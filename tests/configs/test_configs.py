@@ -75,6 +75,8 @@ def small(name):
     """The config with a small network, one step, and all of a small data set."""
     config = config_of(name, {"folder": "cnn-tiny", "default_model": "tiny"}.get(name, ""))
     config.model.update(SMALL[config.model.system])
+    if name == "default_model":
+        config.model.backbone = "resnet50"  # of which SMALL is
     config.init_from = "random"
     config.data.workers = 0
     config.train.update(steps=1, batch_size=8)

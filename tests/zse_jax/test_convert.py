@@ -21,6 +21,7 @@ from tests.zse_jax.pretrained.weights import GOLDEN
 from tests.zse_jax.random_weights import drawn, drawn_state
 from zse_jax import convert
 from zse_jax.checkpoints import conversion, reading, writing
+from zse_jax.models.relation_network import default_anchors
 from zse_jax.models.resnet import ResNet50
 from zse_jax.pretrained import files, openai_clip, publishers, torchvision_resnet, zse_sbir
 from zse_jax.pretrained.mapping import convolution, transpose
@@ -163,6 +164,8 @@ def test_published_sizes_are_those_of_the_configs():
         arrays = shapes(manifest)
         config = conversion.config_of(publisher, arrays)
         default = conversion.default_config(config.model.system)
+        if "anchors" in default.model:
+            default.model.anchors = default_anchors(14 * 14)
         differing = {k for k, v in config.model.items() if v != default.model[k]}
         assert differing <= {"prompt_length", "pixels", "text_tower", "knowledge_weight"}, publisher
 

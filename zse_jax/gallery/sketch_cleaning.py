@@ -33,6 +33,9 @@ MOST_INK, SHADED, WIDEST = 0.35, 0.15, 0.05
 """Share of dark pixels, share of pixels that are neither paper nor near a line, and median width as
 a share of the longer side, above which a picture is probably not a line drawing."""
 
+SMALLEST = 100
+"""Longer side in pixels below which a picture is no scan or photo of a drawing."""
+
 LARGEST = 1600
 """Longer side in pixels to which larger pictures are reduced first."""
 
@@ -41,9 +44,9 @@ class Cleaned(NamedTuple):
     """A drawing as the system gets it.
 
     Attributes:
-      pixels: uint8 [H, W, 3], dark lines on white.
+      pixels: uint8 [H, W, 3], dark lines on white; in doubt, those that were given.
       changes: what was done, one short phrase each; empty if nothing.
-      doubt: a sentence, if the result is probably not what was drawn; else "".
+      doubt: a sentence, if this is probably not a line drawing; else "".
     """
 
     pixels: UInt8[np.ndarray, "h w 3"]
@@ -57,6 +60,8 @@ def clean(pixels: UInt8[np.ndarray, "h w 3"]) -> Cleaned:
     Args:
       pixels: of the drawing; transparent parts are white already.
     """
+    if max(pixels.shape) < SMALLEST:
+        return Cleaned(pixels)
     reduced = _reduced(pixels)
     grey = cv2.cvtColor(reduced, cv2.COLOR_RGB2GRAY)
     if _is_clean(grey):
@@ -68,7 +73,7 @@ def clean(pixels: UInt8[np.ndarray, "h w 3"]) -> Cleaned:
         changes.append("light lines on a dark ground were inverted")
     contrast = _contrast(grey)
     if contrast.max(initial=0) < FAINT:
-        return Cleaned(np.full_like(pixels, 255), doubt="No strokes stand out from the paper.")
+        return Cleaned(pixels, doubt="No strokes stand out from the paper.")
     ink = _inked(contrast)
     near = cv2.dilate(ink.astype(np.uint8), np.ones((7, 7), np.uint8)).astype(bool)
     shaded = float((~near & (contrast > FAINT)).mean())
@@ -89,7 +94,7 @@ def clean(pixels: UInt8[np.ndarray, "h w 3"]) -> Cleaned:
             "This looks like a photo or a filled shape rather than a line drawing: draw outlines "
             "on plain paper."
         )
-    return Cleaned(_drawn(ink), tuple(changes), doubt)
+    return Cleaned(pixels, doubt=doubt) if doubt else Cleaned(_drawn(ink), tuple(changes))
 
 
 def _reduced(pixels: UInt8[np.ndarray, "h w 3"]) -> UInt8[np.ndarray, "u v 3"]:
