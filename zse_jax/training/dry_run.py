@@ -71,6 +71,11 @@ def dry_run(config: ConfigDict) -> dict[str, int | float]:
     state = setup.init()
     model = merge_model(setup.definition, state)
     initialization.fill(model, config)
+    # Before the steps: without the teacher's knowledge, they make the parameters NaN.
+    found["evaluations"] = times = 0
+    if validation and evaluation.every:
+        times = train.steps // evaluation.every + 1
+        found["evaluations"] = times * _encoding(evaluation_view(model), validation)
     state = placed(state, model, setup)
     seconds: list[float] = []
     with contextlib.closing(loop.training_batches(config, setup.model, mesh, used)) as batches:
@@ -89,11 +94,6 @@ def dry_run(config: ConfigDict) -> dict[str, int | float]:
             seconds.append(time.monotonic() - began)
     found["step"] = float(np.median(seconds[1:]))
     found["training"] = found["step"] * train.steps
-    found["evaluations"] = times = 0
-    if validation and evaluation.every:
-        times = train.steps // evaluation.every + 1
-        model = evaluation_view(merge_model(setup.definition, state))
-        found["evaluations"] = times * _encoding(model, validation)
     print(
         f"time: {train.steps:,} steps of {found['step']:.3g} s (median of {STEPS}) take about "
         f"{duration(found['training'])}; {times} validations take about "
