@@ -6,11 +6,11 @@ files that are not images are reported.
 """
 
 import dataclasses
+import functools
 import hashlib
 import logging
 from collections.abc import Collection, Mapping, Sequence
 from pathlib import Path
-from typing import Any
 
 from data_pipelines import class_names, images, splits
 from data_pipelines.files import Entry, contents, walk
@@ -61,13 +61,12 @@ class ImageFile:
             return ""
 
 
-def _hash() -> Any:
-    return hashlib.blake2b(digest_size=16)
+_hash = functools.partial(hashlib.blake2b, digest_size=16)
 
 
 def content_digest(encoded: bytes) -> str:
     """A digest of the bytes of a file."""
-    return hashlib.blake2b(encoded, digest_size=16).hexdigest()
+    return _hash(encoded).hexdigest()
 
 
 @dataclasses.dataclass(frozen=True)

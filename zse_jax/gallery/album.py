@@ -36,6 +36,15 @@ def place(photos: Places, checkpoint: str | os.PathLike | None = None) -> Path:
         ) from error
 
 
+def discard_other(index: Path, checkpoint: str | os.PathLike | None) -> None:
+    """Deletes an index that this project keeps for a user, if it is of other weights."""
+    if index.exists():
+        try:
+            index_.open(index).retriever(checkpoint)
+        except (ValueError, FileNotFoundError):
+            shutil.rmtree(index)
+
+
 def opened(
     photos: Places,
     checkpoint: str | os.PathLike | None = None,
@@ -48,12 +57,10 @@ def opened(
     Raises:
       OSError, ValueError: as `place` and `index.sync`.
     """
-    where = place(photos, checkpoint) if index is None else index
-    if index is None and Path(where).exists():
-        try:
-            index_.open(where).retriever(checkpoint)
-        except (ValueError, FileNotFoundError):
-            shutil.rmtree(where)
+    where = index
+    if where is None:
+        where = place(photos, checkpoint)
+        discard_other(where, checkpoint)
     changes, removed = index_.sync(photos, where, checkpoint, progress=True)
     index_.show(changes, os.fspath(where), removed)
     return where

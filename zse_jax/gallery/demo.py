@@ -7,7 +7,6 @@ demo`, and serves the page; `make app` runs both. A second run reuses the photos
 """
 
 import os
-import shutil
 from collections.abc import Sequence
 from pathlib import Path
 
@@ -15,7 +14,7 @@ from absl import flags
 
 from data_pipelines import loading, paths, splits
 from zse_jax.checkpoints import reading
-from zse_jax.gallery import app, index
+from zse_jax.gallery import album, app, index
 from zse_jax.runtime import cli
 
 DATA = "doodles"
@@ -59,11 +58,7 @@ def build(
     folder = paths.local(folder, "--folder")
     photos, where = folder / "photos", folder / "index"
     write_photos(photos, per_class)
-    if where.exists():
-        try:
-            index.open(where).retriever(checkpoint)
-        except (ValueError, FileNotFoundError):
-            shutil.rmtree(where)
+    album.discard_other(where, checkpoint)
     index.build(photos=[photos], index=where, checkpoint=checkpoint, progress=True)
     return where
 

@@ -20,6 +20,8 @@ WIDTH = 0.009
 
 THICKENED = "thin lines were thickened"
 
+NO_STROKES = "No strokes stand out from the paper."
+
 OTHER = 0.005
 """Share of the pixels of a clean drawing that may be neither paper nor near a line."""
 
@@ -73,7 +75,7 @@ def clean(pixels: UInt8[np.ndarray, "h w 3"]) -> Cleaned:
         changes.append("light lines on a dark ground were inverted")
     contrast = _contrast(grey)
     if contrast.max(initial=0) < FAINT:
-        return Cleaned(pixels, doubt="No strokes stand out from the paper.")
+        return Cleaned(pixels, doubt=NO_STROKES)
     ink = _inked(contrast)
     near = cv2.dilate(ink.astype(np.uint8), np.ones((7, 7), np.uint8)).astype(bool)
     shaded = float((~near & (contrast > FAINT)).mean())
@@ -88,7 +90,7 @@ def clean(pixels: UInt8[np.ndarray, "h w 3"]) -> Cleaned:
     share = float(ink.mean())
     doubt = ""
     if not share:
-        doubt = "No strokes stand out from the paper."
+        doubt = NO_STROKES
     elif shaded > SHADED or share > MOST_INK or _stroke_width(ink) > WIDEST * max(ink.shape):
         doubt = (
             "This looks like a photo or a filled shape rather than a line drawing: draw outlines "

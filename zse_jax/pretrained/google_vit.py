@@ -11,6 +11,7 @@ from typing import Any
 
 import numpy as np
 
+from zse_jax.models.relation_network import default_anchors
 from zse_jax.pretrained.mapping import Path, Source, count, fill
 from zse_jax.retrievers.zse import ZSE
 
@@ -67,7 +68,7 @@ def scaled_settings(width: int, patch: int, tokens: int) -> dict[str, Any]:
         "scale_channels": 64,
         "cross_mlp_width": width * 4 // 3,
         "anchor_width": width * 2 // 3,
-        "anchors": tokens // 4 if math.isqrt(tokens) % 2 == 0 else tokens,
+        "anchors": default_anchors(tokens),
     }
 
 

@@ -201,7 +201,7 @@ def export(publisher: str, retriever: Encoder, path: str) -> dict[str, np.ndarra
     Raises:
       ValueError: the publisher has no names for this system.
     """
-    systems = [registry.imported(registry.system(x).implementation) for x in systems_of(publisher)]
+    systems = [registry.implementation(x) for x in systems_of(publisher)]
     if not isinstance(retriever, tuple(systems)):
         names = " or ".join(x.__name__ for x in systems)
         raise ValueError(

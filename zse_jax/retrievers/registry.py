@@ -155,7 +155,7 @@ def create(
     """
     arguments = dict(config)
     name = arguments.pop("system", None)
-    cls = imported(system(name).implementation)
+    cls = implementation(name)
     centred = arguments.pop("centred", False)
     known = set(inspect.signature(cls.__init__).parameters) - {"self", "dtype", "rngs"}
     for key in arguments:
@@ -199,6 +199,11 @@ def embedding_width(model: Encoder) -> int:
         return model.embedding(model.encode(images, "photo"))
 
     return nnx.eval_shape(embedding, evaluation_view(model), image).shape[1]
+
+
+def implementation(name: object) -> Any:
+    """The class of a system, a `Retriever`; raises ValueError for an unknown name."""
+    return imported(system(name).implementation)
 
 
 def imported(path: str) -> Any:

@@ -590,7 +590,7 @@ def data_facts(config: ConfigDict, validation: Evaluator | None) -> dict[str, An
     items = (*data_selection.training_items(config), *ranked)
     return {
         name: f"{len(found)} images, {consistency.digest(found.names)}"
-        for name, found in zip(names, items, strict=False)
+        for name, found in zip(names[: len(items)], items, strict=True)
     }
 
 

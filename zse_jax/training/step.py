@@ -152,10 +152,7 @@ def complete(config: ConfigDict) -> ConfigDict:
     values = {"class_names": classes, "seen_classes": len(classes)}
     config.model.update({key: values[key] for key in open_})
     if config.train.batch_size is None:
-        kind = (
-            config.train.sampler
-            or registry.imported(registry.system(config.model.system).implementation).batch_kind
-        )
+        kind = config.train.sampler or registry.implementation(config.model.system).batch_kind
         if kind != "class_group":
             raise ValueError(
                 f"config.train.batch_size has no value, which only the sampler class_group can "
