@@ -54,6 +54,7 @@ def get_config() -> ConfigDict:
     config.seed = 0  # of initial values, batches, augmentation and dropout
     config.profile = ()  # (start, stop): steps to profile; the profile is written to the workdir
     # Initial weights: a file, hf://owner/name, package:NAME, a checkpoint, a workdir, or "random".
+    # Of "A or B", the first that did not train on the unseen classes.
     # ZSE: Google's sam/ViT-B_16.npz.
     config.init_from = "hf://timm/vit_base_patch16_224.sam_in1k"
     config.compute_dtype = "float32"  # or "bfloat16"; parameters are always float32

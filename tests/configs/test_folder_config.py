@@ -35,7 +35,7 @@ def test_a_batch_has_all_classes_but_at_most_48_and_about_48_sketches(
 ):
     from zse_jax.evaluation import data_selection
 
-    split = type("Split", (), {"seen": tuple(map(str, range(classes)))})
+    split = type("Split", (), {"seen": tuple(map(str, range(classes))), "unseen": ()})
     monkeypatch.setattr(data_selection, "split_of", lambda config, data: split)
     config = folder.get_config().lock()
     full = step.complete(config)

@@ -26,6 +26,11 @@ RANDOM_VALUES = "random values"
 """What `started_from` calls them."""
 
 
+def alternatives(path: str | os.PathLike | None) -> list[str]:
+    """The initial weights that `path` names: several if they are separated by " or "."""
+    return [] if path is None else [name.strip() for name in os.fspath(path).split(" or ")]
+
+
 def is_checkpoint(path: str | os.PathLike) -> bool:
     """Whether `path` can only be a checkpoint or a model of this library.
 

@@ -90,6 +90,24 @@ def of_checkpoint(path: str | os.PathLike) -> dict[str, Any]:
     }
 
 
+def untrained(config: ConfigDict) -> str:
+    """The first alternative of `config.init_from` that did not train on the unseen classes.
+
+    The last one is taken in any case. "default or package:NAME" starts from the model of this
+    package unless it trained on an unseen class.
+
+    Raises:
+      ValueError, FileNotFoundError: as `data_selection.split_of`, for several alternatives.
+    """
+    *preferred, last = initial_weights.alternatives(config.init_from)
+    unseen = data_selection.split_of(config, config.data).unseen if preferred else ()
+    for path in preferred:
+        sources = of_checkpoint(path)["sources"]
+        if not any(splits.same_classes(unseen, source["classes"]) for source in sources):
+            return str(path)
+    return str(last)
+
+
 def unknown(name: str | os.PathLike) -> dict[str, Any]:
     """The record of weights whose training data are not recorded, such as a publisher's."""
     text = os.fspath(name)

@@ -265,11 +265,13 @@ def evaluation_view(encoder: AnyEncoder) -> AnyEncoder:
     return nnx.view(encoder, deterministic=True, use_running_average=True, raise_if_not_found=False)
 
 
-def copy_parameters(target: Encoder, source: Encoder, *, without: Collection[str] = ()) -> None:
+def copy_parameters(
+    target: nnx.Module, source: nnx.Module, *, without: Collection[str] = ()
+) -> None:
     """Copies all parameters and batch statistics of `source` into `target`, in place.
 
     Args:
-      target, source: of one system.
+      target, source: retrievers of one system, or their backbones.
       without: attributes whose parameters stay as they are.
 
     Raises:

@@ -17,6 +17,7 @@ from jaxtyping import Array
 from ml_collections import ConfigDict
 
 from zse_jax.models.rematerialisation import rematerialise
+from zse_jax.retrievers import base
 from zse_jax.retrievers.base import DomainMeans, Encoder, Retriever, evaluation_view
 
 REMAT = ("none", "blocks")
@@ -178,17 +179,31 @@ def create(
 
 
 def copy_parameters(name: str, target: Encoder, source: Encoder) -> None:
-    """Takes over the parameters of another retriever of the system `name`, in place.
+    """Takes over the parameters of another retriever, in place.
+
+    Of a retriever of another system, the backbone, if `target` has a backbone of the same network:
+    the rest of `target` keeps its values.
+
+    Args:
+      name: the system of `target`.
 
     Raises:
-      ValueError: it is of another system or size; nothing is copied then.
+      ValueError: it is of another size, or of another system without a common backbone; nothing
+        is copied then.
     """
-    if type(source) is not type(target):
+    if type(source) is type(target):
+        imported(system(name).copy_parameters)(target, source)
+        return
+    own, given = getattr(target, "backbone", None), getattr(source, "backbone", None)
+    if own is None or given is None:
         raise ValueError(
             f"it contains a {type(source).__name__}, but this config trains a "
-            f"{type(target).__name__}: choose a config of that system, or another source."
+            f"{type(target).__name__}, and they have no backbone in common: choose a config of "
+            "that system, or another source."
         )
-    imported(system(name).copy_parameters)(target, source)
+    # Such as an ImageNet classifier.
+    not_used = [part for part in vars(given) if getattr(own, part, None) is None]
+    base.copy_parameters(own, given, without=not_used)
 
 
 def embedding_width(model: Encoder) -> int:

@@ -20,6 +20,7 @@ from jaxtyping import Array, Float
 from ml_collections import ConfigDict
 
 from zse_jax import retrievers
+from zse_jax.checkpoints import initial_weights
 from zse_jax.checkpoints.arrays import abstract_state, split_model
 from zse_jax.retrievers import registry
 from zse_jax.retrievers.base import Retriever
@@ -129,13 +130,14 @@ IMAGES = 48
 
 
 def complete(config: ConfigDict) -> ConfigDict:
-    """The config with the settings that follow from the training classes, where they are None.
+    """The config with the settings that follow from its classes.
 
-    These are `model.class_names`, the classes in the order of the training labels, and
-    `model.seen_classes`, their number, for systems that have these keys. Of a system that trains on
-    groups of classes, they are also `train.batch_size`, all classes but at most `IMAGES`, and
-    `train.sampler`, with as many sketches and photos of each class as make `IMAGES` of them. They
-    are saved with checkpoints.
+    Of several alternatives, `init_from` becomes the one that `training_record.untrained` chooses.
+    Other settings are filled where they are None: `model.class_names`, the classes in the order of
+    the training labels, and `model.seen_classes`, their number, for systems that have these keys;
+    for a system that trains on groups of classes also `train.batch_size`, all classes but at most
+    `IMAGES`, and `train.sampler`, with as many sketches and photos of each class as make `IMAGES`
+    of them. They are saved with checkpoints.
 
     Raises:
       ValueError: no batch size for another system; and as `data_selection.split_of`.
@@ -143,11 +145,14 @@ def complete(config: ConfigDict) -> ConfigDict:
     """
     keys = ("class_names", "seen_classes")
     open_ = [key for key in keys if key in config.model and config.model[key] is None]
-    if not open_ and config.train.batch_size is not None:
+    choose = len(initial_weights.alternatives(config.init_from)) > 1
+    if not open_ and config.train.batch_size is not None and not choose:
         return config
-    from zse_jax.evaluation import data_selection  # needs grain, which a step does not
+    from zse_jax.evaluation import data_selection, training_record  # grain, which a step does not
 
     config = config.copy_and_resolve_references()
+    if choose:
+        config.init_from = training_record.untrained(config)
     classes = tuple(data_selection.split_of(config, config.data).seen)
     values = {"class_names": classes, "seen_classes": len(classes)}
     config.model.update({key: values[key] for key in open_})

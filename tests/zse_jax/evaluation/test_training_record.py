@@ -9,6 +9,7 @@ from configs import default, sketchy_generalized
 from data_pipelines import loading, splits
 from zse_jax.evaluation import data_selection, training_record
 from zse_jax.evaluation.training_record import TrainedError
+from zse_jax.training import step
 
 EACH = 10
 FOLDER = ("apple", "boat", "car", "door", "eye", "fish")
@@ -115,6 +116,21 @@ def test_the_training_data_of_the_initial_weights_are_recorded(monkeypatch):
     with pytest.raises(TrainedError, match="boat"):
         compared(record, config)
     assert training_record.of_run(config, record) == record  # resumed
+
+
+@pytest.mark.parametrize(
+    ("unseen", "start"), [("car,boat", "runs/first"), ("car,door", "package:other")]
+)
+def test_a_run_starts_from_the_first_alternative_without_its_unseen_classes(
+    unseen, start, monkeypatch
+):
+    first = training_record.of_run(folder(**{"data.unseen": "car,boat"}), None)
+    monkeypatch.setattr(training_record.reading, "read_record", lambda path: first)
+    config = folder(**{"data.unseen": unseen, "init_from": "runs/first or package:other"})
+    assert step.complete(config).init_from == start
+    assert config.init_from == "runs/first or package:other"
+    config.init_from = "runs/first"  # an only source is not judged here
+    assert step.complete(config) is config
 
 
 @pytest.mark.parametrize("key", ["init_from", "teacher"])

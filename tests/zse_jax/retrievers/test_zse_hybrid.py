@@ -16,7 +16,7 @@ from tests.zse_jax.random_weights import drawn
 from zse_jax.models.backbone import BACKBONES, frozen_output
 from zse_jax.models.efficientnet_lite import VARIANTS, EfficientNetLite, Variant
 from zse_jax.pretrained import publishers
-from zse_jax.retrievers import create
+from zse_jax.retrievers import create, registry
 from zse_jax.retrievers.base import evaluation_view
 
 NARROW = Variant(0.1, 0.2, small_systems.SIZE)
@@ -186,3 +186,26 @@ def test_pixels_are_normalised_as_the_backbone_was_trained(monkeypatch):
     pixels = small_systems.batch("zse", 1)["photos"][0]
     build(frozen_blocks=0)._tokenized(jnp.asarray(pixels))
     np.testing.assert_allclose(seen[0], (pixels.astype(np.float32) - 127) / 128, atol=1e-6)
+
+
+def test_the_backbone_of_another_system_can_be_taken_over():
+    """Without what only the other network has, and without the rest of the system."""
+    other = drawn(
+        lambda: create(
+            {
+                "system": "efficient_cnn", "backbone": "efficientnet_narrow", "image_size": 32,
+                "frozen_statistics": True, "seen_classes": 3, "embedding_width": 8,
+            },
+            rngs=nnx.Rngs(5),
+        )
+    )  # fmt: skip
+    model = build(pyramid=True, patch_size=8, anchors=16)
+    before = nnx.to_flat_state(nnx.state(model, nnx.Param))
+    before = {path: np.asarray(value[...]) for path, value in before}
+    registry.copy_parameters("zse", model, other)
+    given = dict(nnx.to_flat_state(nnx.state(other.backbone, nnx.Param)))
+    for path, value in nnx.to_flat_state(nnx.state(model, nnx.Param)):
+        expected = given[path[1:]][...] if path[0] == "backbone" else before[path]
+        np.testing.assert_array_equal(value[...], expected, err_msg=str(path))
+    assert any(path[0] == "backbone" and (before[path] != given[path[1:]][...]).any()
+               for path in before)  # fmt: skip
