@@ -6,9 +6,10 @@ A teacher's knowledge is not computed.
 """
 
 import contextlib
+import math
 import time
 from collections.abc import Mapping
-from typing import Any
+from typing import Any, NamedTuple
 
 import jax
 import numpy as np
@@ -17,6 +18,7 @@ from ml_collections import ConfigDict
 from zse_jax.evaluation import data_selection
 from zse_jax.evaluation.evaluator import Evaluator, check_select
 from zse_jax.retrieval.encoding import encode
+from zse_jax.retrieval.scoring import similarity
 from zse_jax.retrievers.base import evaluation_view
 from zse_jax.runtime import sharding
 from zse_jax.runtime.console import duration
@@ -26,13 +28,16 @@ from zse_jax.training.step import complete, merge_model, placed, set_up
 STEPS = 3
 """Steps that are measured, after one that is not."""
 
+SCORED = (4, 32)
+"""Sketches and photos whose pairs are scored to measure the time of a pair."""
+
 
 def dry_run(config: ConfigDict) -> dict[str, int | float]:
     """Prints data counts, parameters, memory and time of a run of `config`.
 
     Returns:
       Bytes on each device ("parameters", "optimizer", "activations"), bytes in memory or on disk
-      ("frozen"), and seconds ("step", "training", "evaluations").
+      ("frozen"), and seconds ("step", "training", "cache", "evaluations", "total").
 
     Raises:
       ValueError, OSError: as `loop.train`, except for errors that concern the workdir.
@@ -46,12 +51,15 @@ def dry_run(config: ConfigDict) -> dict[str, int | float]:
     initialization.check(config)
     evaluation = config.evaluation
     strides = evaluation.sketch_stride, evaluation.photo_stride
-    selects, _ = data_selection.evaluates(config)
+    selects, tests = data_selection.evaluates(config)
     validation = Evaluator(config, mesh, *strides, selection=True) if selects else None
+    strides = evaluation.test_sketch_stride, evaluation.test_photo_stride
+    test = Evaluator(config, mesh, *strides) if tests else None
     items = data_selection.training_items(config)
     counts = ", ".join(f"{len(some):,} {some.modality} images" for some in items)
     print(f"data: {counts} of {len(items[0].class_names)} classes train"
-          + (f"; a validation ranks {validation.size}" if validation else ""))  # fmt: skip
+          + (f"; a validation ranks {validation.size}" if validation else "")
+          + (f"; the test ranks {test.size}" if test else ""))  # fmt: skip
     groups = profiling.parameter_groups(setup.model)
     print("parameters: " + ", ".join(f"{name} {n:,}" for name, n in groups.items()), flush=True)
 
@@ -72,10 +80,11 @@ def dry_run(config: ConfigDict) -> dict[str, int | float]:
     model = merge_model(setup.definition, state)
     initialization.fill(model, config)
     # Before the steps: without the teacher's knowledge, they make the parameters NaN.
-    found["evaluations"] = times = 0
-    if validation and evaluation.every:
-        times = train.steps // evaluation.every + 1
-        found["evaluations"] = times * _encoding(evaluation_view(model), validation)
+    copies = train.variants * (1 + train.mirror) if train.cache_frozen else 0
+    times = train.steps // evaluation.every + 1 if validation and evaluation.every else 0
+    rates = _rates(evaluation_view(model), test or validation, config)
+    found["cache"] = rates.image * copies * sum(map(len, items))
+    found["evaluations"] = times * rates.of(validation) + rates.of(test)
     state = placed(state, model, setup)
     seconds: list[float] = []
     with contextlib.closing(loop.training_batches(config, setup.model, mesh, used)) as batches:
@@ -94,10 +103,12 @@ def dry_run(config: ConfigDict) -> dict[str, int | float]:
             seconds.append(time.monotonic() - began)
     found["step"] = float(np.median(seconds[1:]))
     found["training"] = found["step"] * train.steps
+    found["total"] = found["training"] + found["cache"] + found["evaluations"]
+    cache = f"; caching frozen layers {duration(found['cache'])} at most" if copies else ""
     print(
-        f"time: {train.steps:,} steps of {found['step']:.3g} s (median of {STEPS}) take about "
-        f"{duration(found['training'])}; {times} validations take about "
-        f"{duration(found['evaluations'])} for encoding, in addition to the ranking and the test"
+        f"time: about {duration(found['total'])}: {train.steps:,} steps of {found['step']:.3g} s "
+        f"(median of {STEPS}) {duration(found['training'])}{cache}; {times} validations and "
+        f"{'the' if test else 'no'} test {duration(found['evaluations'])}"
     )
     return found
 
@@ -109,14 +120,35 @@ def _memory(found: Mapping[str, int | float]) -> str:
     return f"memory on each device: {text}; free {advice.free_memory() / 1e9:.2f} GB{cached}"
 
 
-def _encoding(model: Any, validation: Evaluator) -> float:
-    """Seconds to read and encode the images of a validation, from one batch of each modality."""
-    total = 0.0
-    for items in (validation.sketches, validation.photos):
-        some = items.select(range(min(len(items), validation.config.evaluation.batch_size)))
-        for _ in range(2):  # the first time compiles
-            began = time.monotonic()
-            batches = validation.batches(some, model.image_size)
-            encode(model, batches, items.modality, sharding=validation.sharding)
-        total += (time.monotonic() - began) * len(items) / len(some)
-    return total
+class Rates(NamedTuple):
+    """Seconds for an image to be read and encoded, and for a pair to be scored."""
+
+    image: float
+    pair: float
+
+    def of(self, evaluator: Evaluator | None) -> float:
+        """Seconds of one evaluation, without the sorting; 0 for none."""
+        if evaluator is None:
+            return 0.0
+        sketches, photos = len(evaluator.sketches), len(evaluator.photos)
+        return self.image * (sketches + photos) + self.pair * sketches * photos
+
+
+def _rates(model: Any, evaluator: Evaluator | None, config: ConfigDict) -> Rates:
+    """Measured on a batch of photos; zeros without an evaluator."""
+    if evaluator is None:
+        return Rates(0.0, 0.0)
+    names = config.evaluation.rankings or model.rankings
+    scored = [name for name in names if model.rankings[name] == "score"]
+    count = config.evaluation.batch_size
+    some = evaluator.photos.select(range(min(len(evaluator.photos), count)))
+    for _ in range(2):  # the first time compiles
+        began = time.monotonic()
+        batches = evaluator.batches(some, model.image_size)
+        photos = encode(model, batches, "photo", sharding=evaluator.sharding)[0]
+        encoded = time.monotonic()
+        few, more = (jax.tree.map(lambda x, n=n: x[:n], photos) for n in SCORED)
+        for name in scored:
+            similarity(model, few, more, name, sharding=evaluator.sharding)
+        done = time.monotonic()
+    return Rates((encoded - began) / len(some), (done - encoded) / math.prod(SCORED))
