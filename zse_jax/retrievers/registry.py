@@ -69,7 +69,7 @@ class System:
 _CLIP = Pretrained(
     uninferred=("heads", "text_heads", "activation"),
     # The original CLIP: without prompts, with its own pixel statistics and its text tower.
-    settings={"prompt_length": 0, "pixels": "clip", "text_tower": True},
+    settings={"prompt_length": 0, "encoders": "shared", "pixels": "clip", "text_tower": True},
 )
 
 _CNN = Pretrained(
