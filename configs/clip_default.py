@@ -54,7 +54,7 @@ VARIANTS: dict[str, dict[str, Any]] = {
         "init_from": "random",
         "image_size": 64, "patch_size": 8, "width": 64, "depth": 4, "heads": 4, "embed_dim": 64,
         "text_width": 32, "text_depth": 2, "text_heads": 2, "prompt_std": 0.02,
-        "position_std": 1.0, "encoders": "shared", "trainable": "all",
+        "position_std": 1.0, "encoders": "shared", "trainable": "all", "preprocessing": "crop",
         "template": "{}",  # a random text tower separates bare names best
         "data.name": "doodles", "data.split": "doodles", "data.workers": 0,
         "train.steps": 800, "train.batch_size": 16,
@@ -97,6 +97,7 @@ def get_config() -> ConfigDict:
     model.encoders = "separate_norms"  # section 4; or "shared" (section 5), or "separate": copies
     # Besides prompts: section 4; or "prompts" (nothing), "published", "all" image weights.
     model.trainable = "layer_norm"
+    model.preprocessing = "pad"  # to a square, as the published code; or "crop", as ZSE
     model.pixels = "imagenet"  # normalisation statistics; published code; or "clip"
     model.class_names = placeholder(tuple)  # None: the seen classes, set when training starts
     model.template = "a photo of a {}"  # of the class texts (section 4)

@@ -158,7 +158,6 @@ class ClipPrompt(Retriever, Explainable):
         )  # fmt: skip
         self.image_size = image_size
         self.recipe, self.trainable, self.pixels = recipe, trainable, pixels
-        self.encoders = encoders
         self.class_names, self.template = tuple(class_names or ()), template
         self.triplet_margin, self.hardest_negative = triplet_margin, hardest_negative
         self.classification_weight = classification_weight
@@ -187,6 +186,14 @@ class ClipPrompt(Retriever, Explainable):
         if not text_tower:
             self.clip.text = None
         self.orders = rngs.dropout.fork() if recipe == "fine_grained" else None
+
+    @property
+    def encoders(self) -> str:
+        """Which parameters sketches and photos share, as in the constructor."""
+        if self.sketch_visual is None:
+            return "shared"
+        shared = self.sketch_visual.projection is self.clip.visual.projection
+        return "separate_norms" if shared else "separate"
 
     def adopt(self, clip: CLIP) -> None:
         """Copies the weights of a CLIP with text tower, in place; prompts are not changed.

@@ -67,6 +67,7 @@ ADDED: dict[str, Any] = {
     "model.backbone": "resnet50",
     "model.frozen_statistics": False,
     "model.prompt_depth": 1,
+    "model.preprocessing": "crop",
     "model.centred": False,
     "evaluation.allow_trained": False,
     "evaluation.classes": "unseen",

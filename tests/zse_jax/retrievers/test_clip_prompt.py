@@ -15,6 +15,7 @@ from tests.zse_jax.models.test_clip import TINY as SIZES
 from tests.zse_jax.random_weights import drawn, drawn_state
 from zse_jax import losses
 from zse_jax.checkpoints import arrays
+from zse_jax.retrieval.encoding import fingerprint
 from zse_jax.retrievers import clip_prompt, create
 from zse_jax.runtime import sharding
 from zse_jax.training import step
@@ -287,6 +288,13 @@ def test_only_layer_norms_and_prompts_differ_between_the_branches_after_ten_step
         np.testing.assert_array_equal(before[sketch + name], before[photo + name])
         assert (np.asarray(after[sketch + name]) != np.asarray(after[photo + name])).any()
     assert (np.asarray(after["sketch_prompt"]) != np.asarray(after["photo_prompt"])).any()
+
+
+def test_an_older_checkpoint_keeps_its_preprocessing_and_its_fingerprint():
+    older, newer = build(), build(preprocessing="pad")
+    assert (older.preprocessing, newer.preprocessing) == ("crop", "pad")
+    assert "preprocessing" not in vars(older)
+    assert fingerprint(older) != fingerprint(newer)
 
 
 @pytest.mark.slow
