@@ -1,7 +1,8 @@
 """The default values of all CLIP-AT settings (Sain et al., CVPR 2023, arXiv 2303.13440).
 
 Not a setting: configs such as `configs/clip_sketchy_split2.py` call `get_config` and change values.
-Values that neither the paper nor its code specifies are marked "ours" or with their source.
+The values are those of the paper, whose sections are named; what it does not specify is marked
+"published code" or "ours".
 """
 
 from typing import Any
@@ -26,21 +27,34 @@ VARIANTS: dict[str, dict[str, Any]] = {
     },
     # The published code, where it differs from the paper.
     "published": {
-        "trainable": "published", "triplet_margin": 0.2, "classification_weight": 0.0,
-        "optimizer.learning_rate": 1e-6, "train.batch_size": 192,
+        "encoders": "shared", "trainable": "published", "triplet_margin": 0.2,
+        "classification_weight": 0.0, "train.batch_size": 192,
+        "optimizer.learning_rate": 1e-6, "optimizer.learning_rates.prompt": 1e-4,
     },
+    # Baselines and ablations of the paper's tables 1 and 2 and of section 6.3. Its B-IP is
+    # "frozen_norms", its K = 1 "one_token"; "single_prompt" is for category level, the last two of
+    # "no_*" are for fine-grained.
+    "frozen_norms": {"encoders": "shared", "trainable": "prompts"},
+    "deep": {"encoders": "shared", "trainable": "prompts", "prompt_depth": 9},
+    "single_prompt": {"prompts": "shared"},
+    "one_token": {"prompt_length": 1},
+    "no_classification": {"classification_weight": 0.0},
+    "no_delta": {"delta_weight": 0.0},
+    "no_shuffle": {"shuffle_weight": 0.0},
     # Baselines without training: unchanged CLIP; class names instead of sketches as queries.
-    "raw": {"prompt_length": 0, "train.steps": 0, "optimizer.warmup_steps": 0},
+    "raw": {
+        "encoders": "shared", "prompt_length": 0, "train.steps": 0, "optimizer.warmup_steps": 0,
+    },
     "text": {
-        "prompt_length": 0, "train.steps": 0, "optimizer.warmup_steps": 0, "text_tower": True,
-        "evaluation.queries": "text",
+        "encoders": "shared", "prompt_length": 0, "train.steps": 0, "optimizer.warmup_steps": 0,
+        "text_tower": True, "evaluation.queries": "text",
     },
     # From random values, on the built-in data set, in minutes on two cores.
     "tiny": {
         "init_from": "random",
         "image_size": 64, "patch_size": 8, "width": 64, "depth": 4, "heads": 4, "embed_dim": 64,
         "text_width": 32, "text_depth": 2, "text_heads": 2, "prompt_std": 0.02,
-        "position_std": 1.0, "trainable": "all",
+        "position_std": 1.0, "encoders": "shared", "trainable": "all", "preprocessing": "crop",
         "template": "{}",  # a random text tower separates bare names best
         "data.name": "doodles", "data.split": "doodles", "data.workers": 0,
         "train.steps": 800, "train.batch_size": 16,
@@ -51,7 +65,7 @@ VARIANTS: dict[str, dict[str, Any]] = {
         "evaluation.photo_stride": 2, "checkpoint.every": 200,
     },
 }  # fmt: skip
-"""Sizes of OpenAI's CLIP models, and recipes. Keys are as in `configs.default.VARIANTS`."""
+"""Sizes of OpenAI's CLIP models, baselines and recipes; keys as in `configs.default.VARIANTS`."""
 
 
 def get_config() -> ConfigDict:
@@ -76,29 +90,33 @@ def get_config() -> ConfigDict:
     model.activation = placeholder(str)  # "quick_gelu" or "gelu"; None: of the weights
     model.text_tower = False  # True: keep it in checkpoints, for text queries
     model.recipe = "category"  # or "fine_grained"
-    model.prompts = "separate"  # one for each modality, or "shared"
-    model.prompt_length = 3  # tokens; 0: unchanged CLIP
-    model.prompt_std = 1.0  # of the initial values
-    model.encoders = "shared"  # as in the published code, or "separate": a copy for each modality
-    model.trainable = "layer_norm"  # besides prompts; or "published", or "all" image weights
-    model.pixels = "imagenet"  # normalisation statistics, as published; or "clip"
+    model.prompts = "separate"  # section 4: one for each modality; or "shared": section 5
+    model.prompt_length = 3  # tokens (section 6); 0: unchanged CLIP
+    model.prompt_depth = 1  # blocks that get a prompt (section 3: shallow prompts)
+    model.prompt_std = 1.0  # of the initial values; published code
+    model.encoders = "separate_norms"  # section 4; or "shared" (section 5), or "separate": copies
+    # Besides prompts: section 4; or "prompts" (nothing), "published", "all" image weights.
+    model.trainable = "layer_norm"
+    model.preprocessing = "pad"  # to a square, as the published code; or "crop", as ZSE
+    model.pixels = "imagenet"  # normalisation statistics; published code; or "clip"
     model.class_names = placeholder(tuple)  # None: the seen classes, set when training starts
-    model.template = "a photo of a {}"  # of the class texts
+    model.template = "a photo of a {}"  # of the class texts (section 4)
     model.centred = False  # True: embeddings minus the mean of their modality in training
-    model.triplet_margin = 0.3  # in cosine distance
-    model.classification_weight = 0.5  # of the loss against the class texts
-    model.delta_weight = 0.1  # fine-grained: of the loss of relative distances; 0: without it
-    model.shuffle_weight = 1.0  # fine-grained: of the loss of shuffled patches; 0: without it
+    model.triplet_margin = 0.3  # in cosine distance (section 6)
+    model.classification_weight = 0.5  # of the loss against the class texts (section 6)
+    model.delta_weight = 0.1  # fine-grained: of the loss of relative distances (section 6)
+    model.shuffle_weight = 1.0  # fine-grained: of the loss of shuffled patches (section 6)
     model.hardest_negative = True  # fine-grained: the nearest other photo (ours); False: any
 
     config.data.split = "sketchy_split2"
-    config.train.steps = 60_000  # length of the run; about 60 epochs of the sketches of Sketchy
-    config.train.batch_size = 64
+    config.train.steps = 58_860  # CLIP-AT (section 6): 60 epochs, here of 62,800 sketches
+    config.train.batch_size = 64  # CLIP-AT (section 6)
 
     optimizer = config.optimizer
-    optimizer.learning_rate = 1e-5  # of the trained CLIP weights; re-implementations: 1e-5 to 1e-4
-    optimizer.learning_rates = ConfigDict({"prompt": 1e-4})  # as published; others: up to 1e-3
-    optimizer.weight_decay = 0.0  # Adam
+    # Section 6 gives the rate of the prompts; that LayerNorms have the same one is our reading.
+    optimizer.learning_rate = 1e-5
+    optimizer.learning_rates = ConfigDict({"prompt": 1e-5})  # CLIP-AT (section 6); its code: 1e-4
+    optimizer.weight_decay = 0.0  # CLIP-AT (section 6): Adam
 
     config.evaluation.every = config.checkpoint.every = 1000  # steps: about an epoch
     config.evaluation.batch_size = 64

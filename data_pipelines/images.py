@@ -1,7 +1,8 @@
 """Decode, crop and resize: encoded bytes -> uint8 RGB -> the square images a network takes.
 
 `prepare_sketch` and `prepare_photo` reproduce the published preprocessing of ZSE (Lin et al., CVPR
-2023, section 4 and released code) byte for byte. Normalisation happens later, on the device. Every
+2023, section 4 and released code) or that of CLIP-AT (Sain et al., CVPR 2023, released code) byte
+for byte. Normalisation happens later, on the device. Every
 function here is deterministic and processes one image.
 """
 
@@ -19,6 +20,10 @@ from jaxtyping import Bool, UInt8
 from PIL import ExifTags, Image, JpegImagePlugin, UnidentifiedImageError
 
 Modality = Literal["sketch", "photo"]
+
+Preprocessing = Literal["crop", "pad"]
+"""How images become squares. "crop", as ZSE: sketches are cropped to the drawing, photos squashed.
+"pad", as CLIP-AT: both are scaled and padded. It is a property of each system."""
 
 FORMATS = ("JPEG", "PNG", "WEBP", "GIF", "BMP", "DIB", "TIFF", "AVIF", "JPEG2000", "PPM", "TGA")
 """Pillow's names of the formats that are decoded, whatever the name of a file. Pillow decodes these
@@ -296,13 +301,17 @@ def _eight_bits(image: Image.Image) -> UInt8[np.ndarray, "h w"]:
 
 
 def prepare_sketch(
-    rgb: UInt8[np.ndarray, "h w 3"], size: int = 224
+    rgb: UInt8[np.ndarray, "h w 3"], size: int = 224, preprocessing: Preprocessing = "crop"
 ) -> UInt8[np.ndarray, "{size} {size} 3"]:
     """Crops to the drawing, scales the longer side to `size` and pads the other one to a square.
 
     Crops to `ink_box`, scales with OpenCV's bilinear filter, and pads with the largest value in the
-    scaled image, the smaller half first.
+    scaled image, the smaller half first. With "pad", scales with Pillow's bicubic filter and pads
+    with white, without a crop. (CLIP-AT's code pads with black, but benchmarks' sketches are square
+    and get no padding.)
     """
+    if preprocessing == "pad":
+        return _padded(rgb, size, "white")
     (top, bottom), (left, right) = ink_box(rgb)
     cropped = rgb[top:bottom, left:right]
     height, width = cropped.shape[:2]
@@ -344,10 +353,27 @@ def ink_box(rgb: UInt8[np.ndarray, "h w 3"]) -> tuple[tuple[int, int], tuple[int
 
 
 def prepare_photo(
-    rgb: UInt8[np.ndarray, "h w 3"], size: int = 224
+    rgb: UInt8[np.ndarray, "h w 3"], size: int = 224, preprocessing: Preprocessing = "crop"
 ) -> UInt8[np.ndarray, "{size} {size} 3"]:
-    """Resizes to `size` x `size` with Pillow's bicubic filter; the aspect ratio is not kept."""
+    """Resizes to `size` x `size` with Pillow's bicubic filter; the aspect ratio is not kept.
+
+    With "pad" it is kept, and the rest is black, as in CLIP-AT's code.
+    """
+    if preprocessing == "pad":
+        return _padded(rgb, size, "black")
     return np.array(Image.fromarray(rgb).resize((size, size), Image.Resampling.BICUBIC))
+
+
+def _padded(
+    rgb: UInt8[np.ndarray, "h w 3"], size: int, colour: str
+) -> UInt8[np.ndarray, "{size} {size} 3"]:
+    """As Pillow's `ImageOps.pad`, which fails if the shorter side would be scaled to no pixel."""
+    longest = max(rgb.shape[:2])
+    height, width = (max(1, round(side / longest * size)) for side in rgb.shape[:2])
+    scaled = Image.fromarray(rgb).resize((width, height), Image.Resampling.BICUBIC)
+    square = Image.new("RGB", (size, size), colour)
+    square.paste(scaled, (round((size - width) / 2), round((size - height) / 2)))
+    return np.array(square)
 
 
 PREPARE: dict[Modality, Callable[..., UInt8[np.ndarray, "size size 3"]]] = {

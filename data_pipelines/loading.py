@@ -46,6 +46,7 @@ class Items:
       class_names: the classes, in the requested order.
       instances: id of the photo that the item is or was drawn from; "" if unknown.
       names: relative path of each item.
+      preprocessing: of the images, that of the system which takes them.
     """
 
     modality: Modality
@@ -55,6 +56,7 @@ class Items:
     class_names: tuple[str, ...]
     instances: tuple[str, ...]
     names: tuple[str, ...]
+    preprocessing: images.Preprocessing = "crop"
 
     def __len__(self) -> int:
         return len(self.rows)
@@ -103,7 +105,7 @@ class Items:
                 f"The {self.modality} {self.names[i]} cannot be read: {error}. If the prepared "
                 "data set is damaged, delete its folder to prepare it again."
             ) from error
-        image = images.PREPARE[self.modality](rgb, size)
+        image = images.PREPARE[self.modality](rgb, size, self.preprocessing)
         if not variant:
             return image
         rng = np.random.default_rng([variant, int(self.rows[i])])
@@ -124,7 +126,7 @@ class Computed:
 class ComputedItems(Items):
     """Items of which training reads arrays that were computed from the images in advance."""
 
-    computed: Computed
+    computed: Computed = dataclasses.field(default_factory=Computed)
 
     @classmethod
     def of(cls, items: Items) -> "ComputedItems":
@@ -344,6 +346,9 @@ class _Draw:
         if self.sampler.distinct:
             c = sampling.distinct_class(self.seed, index, self.global_batch_size, len(sketches))
             sketches, photos = sketches[c : c + 1], photos[c : c + 1]
+        if self.sampler.epochs:
+            number = sampling.sketch_of_epoch(self.seed, index, sum(map(len, sketches)))
+            return self.sampler.draw(rng, sketches, photos, number)
         return self.sampler.draw(rng, sketches, photos)
 
 

@@ -41,12 +41,15 @@ class Sampler(NamedTuple):
         are skipped.
       distinct: whether the samples of a batch must all differ in class. The loader ensures this by
         passing one class at a time to `draw`.
+      epochs: whether each sketch is drawn once per epoch, in random order. The loader ensures this
+        by passing the `sketch_of_epoch` to `draw`.
     """
 
     draw: Callable[..., Sample]
     level: Literal["class", "instance"]
     pairs: int = 0
     distinct: bool = False
+    epochs: bool = False
 
 
 def quadruplet(
@@ -84,15 +87,18 @@ def instance_quadruplet(
 
 
 def triplet(
-    rng: np.random.Generator, sketches_by_class: ByClass, photos_by_class: ByClass
+    rng: np.random.Generator, sketches_by_class: ByClass, photos_by_class: ByClass, number: int
 ) -> Sample:
     """A sketch, a photo of its class and a photo of another class, as in CLIP-AT (CVPR 2023).
 
-    The two classes are uniform over the seen classes.
+    The sketch is `number` among those of all classes. The photo of its class and the other class
+    are uniform. (The published code does not exclude the class of the sketch.)
     """
-    c, other = _two_classes(rng, len(sketches_by_class))
+    ends = np.cumsum([len(sketches) for sketches in sketches_by_class])
+    c = int(np.searchsorted(ends, number, side="right"))
+    other = (c + int(rng.integers(1, len(ends)))) % len(ends)
     photos = [rng.choice(photos_by_class[c]), rng.choice(photos_by_class[other])]
-    return Sample(rng.choice(sketches_by_class[c], 1), np.array(photos))
+    return Sample(sketches_by_class[c][[number - ends[c]]], np.array(photos))  # from the end
 
 
 def instance_group(
@@ -141,6 +147,17 @@ def distinct_class(seed: int, index: int, group: int, classes: int) -> int:
     return int(order[position])
 
 
+def sketch_of_epoch(seed: int, index: int, count: int) -> int:
+    """The number of the sketch of sample `index`: each of `count` once per epoch, shuffled."""
+    epoch, position = divmod(index, count)
+    return int(_order(seed, epoch, count)[position])
+
+
+@functools.lru_cache(maxsize=2)
+def _order(seed: int, epoch: int, count: int) -> Int[np.ndarray, " count"]:
+    return np.random.default_rng([seed, epoch]).permutation(count)
+
+
 def group_by_instance(
     sketches: Mapping[tuple[int, str], Int[np.ndarray, "_"]],
     photos: Mapping[tuple[int, str], Int[np.ndarray, "_"]],
@@ -171,7 +188,7 @@ def group_by_instance(
 SAMPLERS: Mapping[str, Sampler] = {
     "quadruplet": Sampler(quadruplet, "class"),
     "instance_quadruplet": Sampler(instance_quadruplet, "instance"),
-    "triplet": Sampler(triplet, "class"),
+    "triplet": Sampler(triplet, "class", epochs=True),
     "instance_group": Sampler(instance_group, "instance", pairs=4, distinct=True),
     "class_group": Sampler(class_group, "class", distinct=True),
 }

@@ -55,7 +55,8 @@ def test_the_model_has_every_setting_of_its_class_at_its_default():
         name: p.default for name, p in signature.items() if name not in ("self", "dtype", "rngs")
     }
     model = clip_default.get_config().model.to_dict()
-    assert model == {"system": "clip_prompt", "centred": False, **defaults}
+    every_system = {"system": "clip_prompt", "centred": False, "preprocessing": "pad"}
+    assert model == every_system | defaults
 
 
 @pytest.mark.slow
@@ -75,6 +76,18 @@ def test_baselines_do_not_train():
     assert text.model.text_tower
     for config in (text, clip_sketchy_split2.get_config("tiny,raw")):
         optimizers.create(config.optimizer, 0, {}, ClipPrompt.parameter_groups)
+
+
+@pytest.mark.parametrize(
+    ("module", "sketches"),
+    [(clip_sketchy_split2, 75_471 - 12_694), (clip_tuberlin, 220 * 80),
+     (clip_quickdraw, 330_000 - 92_291), (clip_sketchy_fine_grained, 75_471 - 12_694)],
+)  # fmt: skip
+def test_training_takes_sixty_epochs_in_batches_of_64(module, sketches):
+    config = module.get_config()
+    sampler = sampling.sampler(config.train.sampler or ClipPrompt.batch_kind)
+    assert config.train.batch_size * (sampler.pairs or 1) == 64
+    assert config.train.steps * 64 / sketches == pytest.approx(60, rel=1e-3)
 
 
 def test_class_names_are_filled_in_from_the_data_in_the_order_of_the_labels():

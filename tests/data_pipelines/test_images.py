@@ -11,7 +11,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from hypothesis.extra import numpy as hnp
-from PIL import ExifTags, Image
+from PIL import ExifTags, Image, ImageOps
 
 from data_pipelines import images
 from tests.data_pipelines.conftest import encode
@@ -28,6 +28,22 @@ def test_sketches_equal_the_published_preprocessing_to_the_byte(golden, i):
 def test_photos_equal_the_published_preprocessing_to_the_byte(golden):
     arrays = golden("preprocess")
     np.testing.assert_array_equal(images.prepare_photo(arrays["photo_in"]), arrays["photo_out"])
+
+
+@settings(max_examples=30)
+@given(st.integers(20, 400), st.integers(20, 400), st.integers(16, 64), st.integers(0, 9))
+def test_padded_images_equal_those_of_clip_ats_code(height, width, size, seed):
+    rgb = np.random.default_rng(seed).integers(0, 256, (height, width, 3), np.uint8)
+    whole = Image.fromarray(rgb)
+    for modality, colour in (("sketch", "white"), ("photo", "black")):
+        found = images.PREPARE[modality](rgb, size, "pad")
+        np.testing.assert_array_equal(found, ImageOps.pad(whole, (size, size), color=colour))
+
+
+def test_a_padded_line_keeps_a_pixel():
+    line = np.zeros((1, 400, 3), np.uint8)
+    prepared = images.prepare_sketch(line, 10, "pad")
+    assert (prepared[..., 0] == 0).sum() == 10
 
 
 def test_a_blank_sketch_is_not_cropped():
@@ -52,7 +68,8 @@ def test_every_canvas_becomes_a_square(height, width, size, random):
     for _ in range(random.randrange(3)):
         canvas[random.randrange(height), random.randrange(width)] = 0
     for prepare in images.PREPARE.values():
-        assert prepare(canvas, size).shape == (size, size, 3)
+        for preprocessing in ("crop", "pad"):
+            assert prepare(canvas, size, preprocessing).shape == (size, size, 3)
 
 
 def test_lossless_bytes_decode_to_what_was_encoded():

@@ -83,8 +83,10 @@ def test_items_are_preprocessed_for_their_modality():
             ("",),
             ("x",),
         )
-        expected = images.PREPARE[modality](drawing, 20)
-        np.testing.assert_array_equal(items.image(0, 20), expected)
+        for preprocessing in ("crop", "pad"):
+            items = dataclasses.replace(items, preprocessing=preprocessing)
+            expected = images.PREPARE[modality](drawing, 20, preprocessing)
+            np.testing.assert_array_equal(items.image(0, 20), expected)
 
 
 def test_a_damaged_image_is_named():
@@ -92,6 +94,16 @@ def test_a_damaged_image_is_named():
     items.source[4] = items.source[4][:40]
     with pytest.raises(images.UnreadableImageError, match=r"photo 4\.png cannot be read"):
         items.image(4, SIZE)
+
+
+def test_triplets_contain_each_sketch_once_per_epoch_in_another_order():
+    sketches, photos = make_items("sketch", (3, 1, 4)), make_items("photo", (2, 2, 2))
+    batches = loading.train_batches(
+        sketches, photos, kind="triplet", image_size=SIZE, batch_size=8, seed=0, workers=0
+    )
+    first, second = (batch["sketches"][:, 0, 0, 0, 0].tolist() for batch in take(batches, 2))
+    assert sorted(first) == sorted(second) == list(range(150, 158))
+    assert first != second
 
 
 # Prepared data sets

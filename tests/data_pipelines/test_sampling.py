@@ -125,9 +125,9 @@ def test_a_triplet_is_a_sketch_a_photo_of_its_class_and_one_of_another():
     rng = np.random.default_rng(0)
     sketches, photos = np.split(np.arange(12), 3), np.split(np.arange(30), 3)
     seen = set()
-    for _ in range(200):
-        sample = sampling.triplet(rng, sketches, photos)
-        assert sample.sketches.shape == (1,)
+    for number in range(200):
+        sample = sampling.triplet(rng, sketches, photos, number % 12)
+        assert sample.sketches.tolist() == [number % 12]
         own, other = (int(p) // 10 for p in sample.photos)
         assert sample.sketches[0] // 4 == own != other
         seen.add((own, other))

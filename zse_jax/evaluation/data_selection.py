@@ -30,6 +30,7 @@ from data_pipelines.images import Modality
 from data_pipelines.loading import Items
 from data_pipelines.suggestions import counted
 from zse_jax.retrieval.intervals import OVER
+from zse_jax.retrievers import registry
 
 logger = logging.getLogger(__name__)
 
@@ -162,12 +163,17 @@ def instance_numbers(
 
 
 def content_digest(items: Items) -> str:
-    """A digest of the names, the classes and the bytes of all images, in their order."""
+    """A digest of the names, the classes and the bytes of all images, in their order.
+
+    It differs for another preprocessing than "crop", which older versions did not have.
+    """
     digest = hashlib.blake2b(digest_size=8)
     for name, label, row in zip(items.names, items.labels, items.rows, strict=True):
         encoded = items.source[int(row)]
         digest.update(f"{items.class_names[label]}\0{name}\0{len(encoded)}\0".encode())
         digest.update(encoded)
+    if items.preprocessing != "crop":
+        digest.update(items.preprocessing.encode())
     return digest.hexdigest()
 
 
@@ -337,6 +343,7 @@ def load(
 ) -> Items:
     """The items of one modality and some classes in the data set of a `data` or `target` group.
 
+    Their images are prepared for the system of `config.model`.
     They are sorted by class and name. With `data.lists`, the published lists of some `parts` define
     the members and their order; those of `excluded` classes are left out.
     """
@@ -347,6 +354,7 @@ def load(
         [*classes, *excluded] if lists else classes,
         **_place(config, data),
     )
+    items = dataclasses.replace(items, preprocessing=registry.preprocessing(config.model))
     if not lists:
         return items
     listed = file_lists.select(items, lists, missing_ok=config.data.skip_unreadable)

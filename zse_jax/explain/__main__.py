@@ -68,7 +68,7 @@ def rank(
         waiting.clear()
 
     with progress_bar("photos", len(files), unit="photo") as bar:
-        results = photos.read_all(files, retriever.image_size)
+        results = photos.read_all(files, retriever.image_size, retriever.preprocessing)
         for file, result in zip(files, results, strict=True):
             if isinstance(result, Photo) and result.image is not None:
                 waiting.append((file, result.image))
@@ -170,7 +170,8 @@ def main(options: flags.FlagValues) -> None:
     folder = reading.new_folder(options.output)
     step, retriever = reading.load_step(options.checkpoint)
     config = reading.read_config(options.checkpoint)
-    sketch = sketch_input.read(options.sketch, retriever.image_size)
+    prepared = retriever.image_size, retriever.preprocessing
+    sketch = sketch_input.read(options.sketch, *prepared)
     ranking = options.ranking or config.evaluation.select.partition("/")[0]
     if ranking not in retriever.rankings:
         nearest = config_io.nearest(ranking, retriever.rankings)
@@ -183,7 +184,7 @@ def main(options: flags.FlagValues) -> None:
     report = "; ".join(f"{photos.name_of(file)}: {reason}" for file, reason in skipped[:20])
     if not ranked:
         raise ValueError(f"None of the {len(files):,} photos can be used ({report}).")
-    top = [photos.read(file, retriever.image_size) for file, _ in ranked[:SHOWN]]
+    top = [photos.read(file, *prepared) for file, _ in ranked[:SHOWN]]
     images = [photo.image for photo in top if photo.image is not None]
     hits = [hit(i, *ranked[i - 1], photo) for i, photo in enumerate(top, start=1)]
     explained: list[pages.Explained] = []

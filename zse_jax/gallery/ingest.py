@@ -104,9 +104,11 @@ def add(
         else:
             todo.append(_Work(candidate, one, known))
     writer = _Writer(table, encoder, state, keep_features, batch_size(len(todo)))
-    files, size = [work.candidate.file for work in todo], encoder.retriever.image_size
+    files, retriever = [work.candidate.file for work in todo], encoder.retriever
     with progress_bar("photos" if progress and todo else None, len(todo), unit="photo") as bar:
-        results = photos.read_all(files, size, state.digests.__contains__)
+        results = photos.read_all(
+            files, retriever.image_size, retriever.preprocessing, state.digests.__contains__
+        )
         for work, result in zip(todo, results, strict=True):
             writer.add(work, result)
             bar.update()

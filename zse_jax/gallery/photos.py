@@ -23,7 +23,7 @@ from PIL import Image
 from data_pipelines import images, paths
 from data_pipelines.files import is_system, message
 from data_pipelines.files import walk as walked
-from data_pipelines.images import UnreadableImageError
+from data_pipelines.images import Preprocessing, UnreadableImageError
 from data_pipelines.terminal import printable
 
 READ_AHEAD = 64
@@ -195,12 +195,18 @@ def _matching(pattern: Path) -> tuple[list[Path], int]:
     return [], 0
 
 
-def read(file: Path, size: int, known: Callable[[bytes], bool] = lambda digest: False) -> Photo:
+def read(
+    file: Path,
+    size: int,
+    preprocessing: Preprocessing = "crop",
+    known: Callable[[bytes], bool] = lambda digest: False,
+) -> Photo:
     """Reads a photo and prepares it for a network.
 
     Args:
       file: the file.
       size: side of the prepared image in pixels.
+      preprocessing: that of the network's system.
       known: returns whether a file with this SHA-256 does not have to be decoded.
 
     Raises:
@@ -218,7 +224,7 @@ def read(file: Path, size: int, known: Callable[[bytes], bool] = lambda digest: 
     small.save(buffer, "JPEG", quality=80)
     return Photo(
         digest,
-        images.prepare_photo(found.rgb, size),
+        images.prepare_photo(found.rgb, size, preprocessing),
         buffer.getvalue(),
         found.width,
         found.height,
@@ -227,7 +233,10 @@ def read(file: Path, size: int, known: Callable[[bytes], bool] = lambda digest: 
 
 
 def read_all(
-    files: Sequence[Path], size: int, known: Callable[[bytes], bool] = lambda digest: False
+    files: Sequence[Path],
+    size: int,
+    preprocessing: Preprocessing = "crop",
+    known: Callable[[bytes], bool] = lambda digest: False,
 ) -> Iterator[Photo | Exception]:
     """Reads photos in threads, ahead of the caller; yields them, or their errors, in order.
 
@@ -236,7 +245,7 @@ def read_all(
 
     def one(file: Path) -> Photo | Exception:
         try:
-            return read(file, size, known)
+            return read(file, size, preprocessing, known)
         except Exception as error:  # an unusable file must not end the run
             return error
 
@@ -268,13 +277,15 @@ def reason(error: Exception) -> str:
     return f"it cannot be read ({type(error).__name__}: {error})"
 
 
-def prepared(file: Path, size: int) -> UInt8[np.ndarray, "s s 3"]:
+def prepared(
+    file: Path, size: int, preprocessing: Preprocessing = "crop"
+) -> UInt8[np.ndarray, "s s 3"]:
     """Only the image of a photo, as `read` returns it.
 
     Raises:
       UnreadableImageError, OSError: as `read`.
     """
-    return images.prepare_photo(decoded(file), size)
+    return images.prepare_photo(decoded(file), size, preprocessing)
 
 
 def decoded(file: Path) -> UInt8[np.ndarray, "h w 3"]:

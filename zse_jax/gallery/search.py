@@ -130,7 +130,9 @@ class Searcher:
             )
         began = time.perf_counter()
         name = name or sketch_input.name_of(sketch)
-        prepared = sketch_input.read(sketch, self.retriever.image_size, name)
+        prepared = sketch_input.read(
+            sketch, self.retriever.image_size, self.retriever.preprocessing, name
+        )
         with self._lock:
             return self._search(prepared, k, rerank, expand, name, began)
 
@@ -204,11 +206,11 @@ class Searcher:
           FileNotFoundError: the photo no longer exists.
         """
         self._explainer = self._explainer or Explainer(self.retriever)
-        size = self.retriever.image_size
+        size, preprocessing = self.retriever.image_size, self.retriever.preprocessing
         if not (isinstance(sketch, np.ndarray) and sketch.shape == (size, size, 3)):
-            sketch = sketch_input.read(sketch, size)
+            sketch = sketch_input.read(sketch, size, preprocessing)
         try:
-            photo = photos.prepared(hit.file, size)
+            photo = photos.prepared(hit.file, size, preprocessing)
         except FileNotFoundError as error:
             raise FileNotFoundError(
                 f"The photo {hit.path} no longer exists, so it cannot be explained: remove it from "
@@ -254,10 +256,11 @@ class Searcher:
             numbers = [row["_rowid"] for row in found]
         else:
             numbers, prepared = [], []
+            size, preprocessing = self.retriever.image_size, self.retriever.preprocessing
             for row in self.gallery.tables.rows(rows, ["file"]):
                 try:
                     file = Path(os.fsdecode(row["file"]))
-                    prepared.append(photos.prepared(file, self.retriever.image_size))
+                    prepared.append(photos.prepared(file, size, preprocessing))
                 except (UnreadableImageError, OSError):
                     continue
                 numbers.append(row["_rowid"])

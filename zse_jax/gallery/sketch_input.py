@@ -8,7 +8,7 @@ from jaxtyping import UInt8
 from PIL import Image
 
 from data_pipelines import images, paths
-from data_pipelines.images import UnreadableImageError
+from data_pipelines.images import Preprocessing, UnreadableImageError
 from data_pipelines.terminal import printable
 from zse_jax.explain.correspondence import ink_share
 from zse_jax.gallery import photos
@@ -29,12 +29,15 @@ def name_of(sketch: Sketch) -> str:
     return printable(sketch) if isinstance(sketch, str | os.PathLike) else "drawing"
 
 
-def read(sketch: Sketch, size: int, name: str = "") -> UInt8[np.ndarray, "s s 3"]:
-    """A sketch, cleaned (`sketch_cleaning`) and prepared for images of `size` pixels.
+def read(
+    sketch: Sketch, size: int, preprocessing: Preprocessing = "crop", name: str = ""
+) -> UInt8[np.ndarray, "s s 3"]:
+    """A sketch, cleaned (`sketch_cleaning`) and prepared for a system.
 
     Args:
       sketch: a file or an array.
       size: side of the prepared image in pixels.
+      preprocessing: that of the system.
       name: the name of the sketch in errors; "": `name_of(sketch)`.
 
     Raises:
@@ -50,7 +53,7 @@ def read(sketch: Sketch, size: int, name: str = "") -> UInt8[np.ndarray, "s s 3"
             f"The sketch {name} contains no strokes, so there is nothing to search for. Draw lines "
             "that stand out from plain paper."
         )
-    return images.prepare_sketch(pixels, size)
+    return images.prepare_sketch(pixels, size, preprocessing)
 
 
 def _pixels(sketch: Sketch) -> UInt8[np.ndarray, "h w 3"]:

@@ -1,7 +1,7 @@
 """CLIP: an image and a text tower with one embedding space (Radford et al., arXiv 2103.00020).
 
-The image tower is a Vision Transformer that takes shallow prompts: learned tokens appended to the
-patch tokens before its first LayerNorm, as in CLIP-AT (Sain et al., CVPR 2023; published code).
+The image tower is a Vision Transformer that takes prompts: learned tokens appended to the patch
+tokens before its first LayerNorm, as in CLIP-AT (Sain et al., CVPR 2023; published code).
 The text tower is a causal transformer; a text's embedding is read at its end-of-text token. Both
 have pre-norm blocks with fused qkv, LayerNorm eps 1e-5 and the activation x · sigmoid(1.702 x), or
 the exact GELU in most networks of OpenCLIP.
@@ -24,6 +24,9 @@ from jaxtyping import Array, Bool, Float, Int, Int32
 from zse_jax.models.layers import Linear, gelu, layer_norm, linear, patches, torch_uniform
 from zse_jax.models.rematerialisation import rematerialisable
 from zse_jax.models.vit import SelfAttention
+
+Prompts = Float[Array, "p d"] | Float[Array, "layers p d"]
+"""Learned tokens at the input of the image tower, or of each of its first blocks."""
 
 VOCABULARY = 49408
 """Size of CLIP's byte-pair vocabulary; the two largest ids mark the start and end of a text."""
@@ -168,31 +171,40 @@ class VisionTower(nnx.Module):
         self.projection = _normal((width, sizes.embed_dim), scale, rngs)
 
     def __call__(
-        self, images: Float[Array, "b h w 3"], prompts: Float[Array, "p d"] | None = None
+        self, images: Float[Array, "b h w 3"], prompts: Prompts | None = None
     ) -> Float[Array, "b e"]:
         """Embeddings, not normalised; see `CLIP.encode_image`."""
-        tokens = self._tokens(images, prompts)
-        for block in self.blocks:
-            tokens, _ = block(tokens)
+        tokens, _ = self._blocks(images, prompts)
         return self._project(tokens[:, 0])
 
-    def local(
-        self, images: Float[Array, "b h w 3"], prompts: Float[Array, "p d"] | None = None
-    ) -> LocalImage:
+    def local(self, images: Float[Array, "b h w 3"], prompts: Prompts | None = None) -> LocalImage:
         """The embeddings with local features and attention rollout, at little extra cost."""
-        tokens, steps = self._tokens(images, prompts), []
-        for block in self.blocks:
-            tokens, weights = block(tokens)
-            steps.append(weights.mean(axis=1))
+        tokens, attention = self._blocks(images, prompts)
         count = self.positions.shape[0]
         embedded = self._project(tokens[:, :count])
         # From the class token back to the input; half of each block's output is its residual.
         reached = jnp.zeros(tokens.shape[:2]).at[:, 0].set(1)
-        for weights in reversed(steps):
+        for weights in (each.mean(axis=1) for each in reversed(attention)):
             reached = (reached + jnp.einsum("bn,bnm->bm", reached, weights)) / 2
         rollout = reached[:, 1:count]
         share = rollout / jnp.maximum(rollout.sum(axis=1, keepdims=True), 1e-12)
         return LocalImage(embedded[:, 0], embedded[:, 1:], share)
+
+    def _blocks(self, images: Array, prompts: Array | None) -> tuple[Array, list[Array]]:
+        """The tokens after the last block, and the attention weights of each."""
+        if prompts is not None and prompts.ndim == 2:
+            prompts = prompts[None]
+        tokens, attention = self._tokens(images, None if prompts is None else prompts[0]), []
+        for i, block in enumerate(self.blocks):
+            if prompts is not None and 0 < i < len(prompts):
+                own = tokens[:, : self.positions.shape[0]]
+                tokens = jnp.concatenate([own, self._learned(prompts[i], len(own))], axis=1)
+            tokens, weights = block(tokens)
+            attention.append(weights)
+        return tokens, attention
+
+    def _learned(self, prompt: Array, count: int) -> Array:
+        return jnp.broadcast_to(prompt.astype(self.dtype), (count, *prompt.shape))
 
     def _project(self, tokens: Array) -> Array:
         return self.norm_post(tokens) @ self.projection[...].astype(self.dtype)
@@ -216,9 +228,22 @@ class VisionTower(nnx.Module):
                     f"Prompts of width {prompts.shape[-1]} do not fit CLIP's image tower of width "
                     f"{width}."
                 )
-            learned = jnp.broadcast_to(prompts.astype(self.dtype), (b, *prompts.shape))
-            tokens = jnp.concatenate([tokens, learned], axis=1)
+            tokens = jnp.concatenate([tokens, self._learned(prompts, b)], axis=1)
         return self.norm_pre(tokens)
+
+
+def with_own_norms(tower: VisionTower) -> VisionTower:
+    """A tower with LayerNorms of its own, equal at first; it shares all other parameters.
+
+    Shared parameters are the same objects, so they are stored, trained and saved once.
+    """
+    own = nnx.clone(tower)
+    for copy, original in [(own, tower), *zip(own.blocks, tower.blocks, strict=True)]:
+        for name, value in vars(original).items():
+            kept = name == "blocks" or name.startswith("norm")
+            if isinstance(value, nnx.Module | nnx.Variable) and not kept:
+                setattr(copy, name, value)
+    return own
 
 
 class TextTower(nnx.Module):
@@ -290,14 +315,16 @@ class CLIP(nnx.Module):
         self.logit_scale = nnx.Param(jnp.asarray(math.log(1 / 0.07), jnp.float32))
 
     def encode_image(
-        self, images: Float[Array, "b h w 3"], prompts: Float[Array, "p d"] | None = None
+        self, images: Float[Array, "b h w 3"], prompts: Prompts | None = None
     ) -> Float[Array, "b e"]:
         """Embeddings of normalised images; the embeddings are not L2-normalised.
 
         Args:
           images: square, of the model's image size.
           prompts: tokens that are appended to every image's patches before the first LayerNorm.
-            They have no positions, so their order does not matter.
+            They have no positions, so their order does not matter. With an axis of layers, the
+            prompts of layer i replace those of the layer before it at the input of block i (deep
+            prompts: Jia et al., ECCV 2022).
 
         Raises:
           ValueError: prompts of another width, or images of another size.

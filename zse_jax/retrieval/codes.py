@@ -153,6 +153,8 @@ class BinaryCodes(Encoder):
         """Codes of the embeddings of `retriever` by a projection that was learned for it."""
         self.retriever = retriever
         self.image_size = retriever.image_size
+        if retriever.preprocessing != self.preprocessing:
+            self.preprocessing = retriever.preprocessing
         self.mean = nnx.Variable(jnp.asarray(projection.mean))
         self.matrix = nnx.Variable(jnp.asarray(projection.matrix))
 

@@ -8,7 +8,12 @@ P(i) = (rel(1) + ... + rel(i)) / i. With N = min(k, R) the conventions of averag
 - `voc`: P(i) is first replaced by its running maximum max(P(i), ..., P(k)), the interpolation of
   the PASCAL VOC challenge; divided by N. ZSE (Lin et al., CVPR 2023) publishes this one.
 - `hits`: the sum of `exact`, divided by the number of hits among the first k instead (0 if there
-  are none). torchmetrics' `top_k`, used by CLIP-AT's published evaluator.
+  are none). torchmetrics' `top_k`.
+
+CLIP-AT (Sain et al., CVPR 2023) does not say which convention its mAP@200 has. Its released
+evaluator calls torchmetrics without `top_k`, which is `exact` mAP@all, and its gallery is one
+random photo of the class for each sketch. We compare it with `hits`, which torchmetrics computes at
+200.
 
 `exact` is never larger than the other two: always name the convention with a number. `mAP@k` is the
 mean of AP@k over queries, where `all` is the whole gallery. `P@k`, in every convention, is the

@@ -28,6 +28,9 @@ from zse_jax.models.backbone import Backbone
 
 Modality = Literal["sketch", "photo"]
 
+Preprocessing = Literal["crop", "pad"]
+"""How images become squares, see `data_pipelines.images`."""
+
 Features = Any
 """What a system keeps of each image: a pytree of arrays whose leading axis is the item."""
 
@@ -88,7 +91,8 @@ def check_images(images: Any, modality: Any, size: int) -> None:
     else:
         advice = (
             f"prepare each image with data_pipelines.images.prepare_{modality}(x, "
-            "size=retriever.image_size), which takes uint8 [height, width, 3], and stack them"
+            "size=retriever.image_size, preprocessing=retriever.preprocessing), which takes uint8 "
+            "[height, width, 3], and stack them"
         )
     raise ValueError(
         f"{modality} images must be uint8 arrays of shape [n, {size}, {size}, 3] with values from "
@@ -125,11 +129,13 @@ class Encoder(nnx.Module):
         how each is computed: "embedding" (cosine of `embedding`, one vector per image) or "score"
         (`score` of every pair).
       image_size: side of the square input images, in pixels.
+      preprocessing: how images are prepared; "crop" unless `config.model.preprocessing` is "pad".
       means: what `embed` subtracts; None: nothing. `config.model.centred` adds it to any system.
     """
 
     rankings: ClassVar[Mapping[str, Literal["embedding", "score"]]] = {"embedding": "embedding"}
     image_size: int
+    preprocessing: Preprocessing = "crop"
     means: DomainMeans | None = None
 
     def __init_subclass__(cls, **options: Any) -> None:

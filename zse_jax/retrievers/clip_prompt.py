@@ -25,7 +25,14 @@ from zse_jax.losses import (
     text_classification,
     unit,
 )
-from zse_jax.models.clip import CLIP, CLIPSizes, LocalImage, VisionTower, tokenize
+from zse_jax.models.clip import (
+    CLIP,
+    CLIPSizes,
+    LocalImage,
+    VisionTower,
+    tokenize,
+    with_own_norms,
+)
 from zse_jax.models.layers import IMAGENET_MEAN, IMAGENET_STD, normalise
 from zse_jax.retrievers import base
 from zse_jax.retrievers.base import Correspondence, Explainable, Modality, Retriever
@@ -39,8 +46,8 @@ PIXELS = {
 CHOICES: Mapping[str, Sequence[str]] = {
     "recipe": ("category", "fine_grained"),
     "prompts": ("separate", "shared"),
-    "encoders": ("shared", "separate"),
-    "trainable": ("layer_norm", "published", "all"),
+    "encoders": ("separate_norms", "shared", "separate"),
+    "trainable": ("layer_norm", "prompts", "published", "all"),
     "pixels": tuple(PIXELS),
 }
 
@@ -64,14 +71,18 @@ class ClipPrompt(Retriever, Explainable):
       image_size, ..., activation: see `models.clip.CLIPSizes`.
       text_tower: keep the text tower after the class texts are encoded, to rank by words too.
       recipe: "category" (sampler "triplet") or "fine_grained" (sampler "instance_group").
-      prompts: one for each modality, or one for both (the paper's fine-grained model).
+      prompts: one for each modality (section 4), or one for both (section 5: fine-grained).
       prompt_length: tokens of a prompt; 0 is CLIP without prompts.
+      prompt_depth: blocks that get a prompt; 1: the first (the paper's model); 9 in its baseline of
+        deep prompts, in which we read that each block has its own and drops the one before it.
       prompt_std: standard deviation of the prompts' initial values.
-      encoders: one image tower for both modalities, or a copy for each.
-      trainable: in addition to the prompts, "layer_norm" (the image towers' LayerNorms),
-        "published" (also what the rule of the published code leaves trainable: query, key and
-        value projections, class token, positions, output projection), or "all" of the image
-        towers. The text tower and the scale of the cosines are frozen.
+      encoders: one image tower whose LayerNorms each modality has for itself ("separate_norms":
+        section 4, category level), one for both modalities ("shared": section 5, fine-grained, and
+        the published code), or a whole copy for each ("separate").
+      trainable: in addition to the prompts, "layer_norm" (the image towers' LayerNorms: the
+        paper), nothing ("prompts"), "published" (also what the rule of the published code leaves
+        trainable: query, key and value projections, class token, positions, output projection), or
+        "all" of the image towers. The text tower and the scale of the cosines are frozen.
       pixels: statistics that normalise the images, a key of `PIXELS`.
       class_names: the seen classes, in the order of the labels; None: only retrieval.
       template: of the class texts; {} is replaced by the class name.
@@ -85,9 +96,11 @@ class ClipPrompt(Retriever, Explainable):
     Attributes:
       clip: the image tower of photos (and of sketches, if shared), the scale of the cosines, and
         the text tower if it is kept.
-      sketch_visual: the image tower of sketches, or None if it is shared.
-      photo_prompt, sketch_prompt: [prompt_length, width]; None without prompts. The latter is None
-        if the prompt is shared.
+      sketch_visual: the image tower of sketches, or None if it is shared; with "separate_norms" it
+        shares its parameters, except for those of the LayerNorms, with that of photos.
+      photo_prompt, sketch_prompt: [prompt_length, width], or [prompt_depth, prompt_length, width]
+        if more than one block gets a prompt; None without prompts. The latter is None if the prompt
+        is shared.
       class_text: text features of the classes, [classes, embed_dim], or None without names.
     """
 
@@ -114,9 +127,10 @@ class ClipPrompt(Retriever, Explainable):
         recipe: Literal["category", "fine_grained"] = "category",
         prompts: Literal["separate", "shared"] = "separate",
         prompt_length: int = 3,
+        prompt_depth: int = 1,
         prompt_std: float = 1.0,
-        encoders: Literal["shared", "separate"] = "shared",
-        trainable: Literal["layer_norm", "published", "all"] = "layer_norm",
+        encoders: Literal["separate_norms", "shared", "separate"] = "separate_norms",
+        trainable: Literal["layer_norm", "prompts", "published", "all"] = "layer_norm",
         pixels: Literal["imagenet", "clip"] = "imagenet",
         class_names: Sequence[str] | None = None,
         template: str = "a photo of a {}",
@@ -149,13 +163,22 @@ class ClipPrompt(Retriever, Explainable):
         self.classification_weight = classification_weight
         self.delta_weight, self.shuffle_weight = delta_weight, shuffle_weight
 
+        if not 1 <= prompt_depth <= depth:
+            raise ValueError(
+                f"config.model.prompt_depth={prompt_depth} must be from 1 to the {depth} blocks of "
+                "config.model.depth."
+            )
+        shape = (
+            (prompt_length, width) if prompt_depth == 1 else (prompt_depth, prompt_length, width)
+        )
+
         def prompt() -> nnx.Param | None:
-            values = prompt_std * jax.random.normal(rngs.params(), (prompt_length, width))
+            values = prompt_std * jax.random.normal(rngs.params(), shape)
             return nnx.Param(values) if prompt_length else None
 
         self.clip = CLIP(sizes, dtype=dtype, rngs=rngs)
-        separate = encoders == "separate"
-        self.sketch_visual = nnx.clone(self.clip.visual) if separate else None
+        copies = {"separate_norms": with_own_norms, "shared": lambda _: None, "separate": nnx.clone}
+        self.sketch_visual: VisionTower | None = copies[encoders](self.clip.visual)
         self.photo_prompt = prompt()
         self.sketch_prompt = prompt() if prompts == "separate" else None
         named = bool(self.class_names)
@@ -163,6 +186,14 @@ class ClipPrompt(Retriever, Explainable):
         if not text_tower:
             self.clip.text = None
         self.orders = rngs.dropout.fork() if recipe == "fine_grained" else None
+
+    @property
+    def encoders(self) -> str:
+        """Which parameters sketches and photos share, as in the constructor."""
+        if self.sketch_visual is None:
+            return "shared"
+        shared = self.sketch_visual.projection is self.clip.visual.projection
+        return "separate_norms" if shared else "separate"
 
     def adopt(self, clip: CLIP) -> None:
         """Copies the weights of a CLIP with text tower, in place; prompts are not changed.
@@ -192,7 +223,7 @@ class ClipPrompt(Retriever, Explainable):
         if path[:2] in (("clip", "text"), ("clip", "logit_scale")):
             return None
         if any(str(name).startswith("norm") for name in path):
-            return "layer_norm"
+            return None if self.trainable == "prompts" else "layer_norm"
         published = self.trainable == "published" and not _PUBLISHED.isdisjoint(path)
         return "encoder" if published or self.trainable == "all" else None
 
@@ -380,7 +411,8 @@ def copy_parameters(target: ClipPrompt, source: ClipPrompt) -> None:
     """Takes over a complete CLIP (`text_tower`) and its prompts, or else all parameters, in place.
 
     Raises:
-      ValueError: another size or activation, or a source without text tower for other classes.
+      ValueError: another size or activation, a source without text tower for other classes, or a
+        source whose sketches have an encoder that the target does not have.
     """
     own, given = (x.clip.sizes.activation or "quick_gelu" for x in (target, source))
     if own != given:
@@ -398,7 +430,14 @@ def copy_parameters(target: ClipPrompt, source: ClipPrompt) -> None:
         return
     if source.clip.sizes != target.clip.sizes:
         raise ValueError("it is a CLIP of another size.")
+    if source.encoders not in ("shared", target.encoders):
+        raise ValueError(
+            "it encodes sketches with weights of their own: it needs "
+            f"--config.model.encoders={source.encoders}."
+        )
     target.adopt(source.clip)
+    if target.sketch_visual is not None and source.sketch_visual is not None:
+        nnx.update(target.sketch_visual, jax.tree.map(jnp.copy, nnx.state(source.sketch_visual)))
     prompts = (
         (target.photo_prompt, source.photo_prompt),
         (target.sketch_prompt, source.sketch_prompt),

@@ -8,7 +8,7 @@ import inspect
 from collections.abc import Collection, Mapping, Sequence
 from dataclasses import dataclass, field
 from importlib import import_module
-from typing import Any, Literal
+from typing import Any, Literal, get_args
 
 import jax
 import jax.numpy as jnp
@@ -18,7 +18,13 @@ from ml_collections import ConfigDict
 
 from zse_jax.models.rematerialisation import rematerialise
 from zse_jax.retrievers import base
-from zse_jax.retrievers.base import DomainMeans, Encoder, Retriever, evaluation_view
+from zse_jax.retrievers.base import (
+    DomainMeans,
+    Encoder,
+    Preprocessing,
+    Retriever,
+    evaluation_view,
+)
 
 REMAT = ("none", "blocks")
 """What the backward pass recomputes instead of storing: nothing, or the inside of each block."""
@@ -70,7 +76,7 @@ class System:
 _CLIP = Pretrained(
     uninferred=("heads", "text_heads", "activation"),
     # The original CLIP: without prompts, with its own pixel statistics and its text tower.
-    settings={"prompt_length": 0, "pixels": "clip", "text_tower": True},
+    settings={"prompt_length": 0, "encoders": "shared", "pixels": "clip", "text_tower": True},
 )
 
 _CNN = Pretrained(
@@ -146,6 +152,7 @@ def create(
     Args:
       config: `system`, and any keyword arguments of its class; the others are as published. With
         `centred`, the retriever has `Encoder.means`, which are zero until they are measured.
+        `preprocessing` sets `Encoder.preprocessing`.
       dtype: of activations ("float32" or "bfloat16"); parameters are float32.
       remat: one of `REMAT`.
       rngs: streams `params` and `dropout`.
@@ -158,16 +165,20 @@ def create(
     name = arguments.pop("system", None)
     cls = implementation(name)
     centred = arguments.pop("centred", False)
+    chosen = preprocessing(config)
+    arguments.pop("preprocessing", None)
     known = set(inspect.signature(cls.__init__).parameters) - {"self", "dtype", "rngs"}
     for key in arguments:
         if key not in known:
             raise ValueError(
                 f"config.model.{key} is not a setting of system {name!r}"
-                f"{_nearest(key, known | {'centred'})}"
+                f"{_nearest(key, known | {'centred', 'preprocessing'})}"
             )
     if remat not in REMAT:
         raise ValueError(f"config.train.remat={remat!r}: choose one of {', '.join(REMAT)}.")
     model = cls(**arguments, dtype=jnp.dtype(dtype), rngs=rngs)
+    if chosen != model.preprocessing:
+        model.preprocessing = chosen
     if centred:
         model.means = DomainMeans(jnp.zeros((2, embedding_width(model))))
     if remat == "blocks" and not rematerialise(model):
@@ -176,6 +187,21 @@ def create(
             "recomputed; set it to 'none'."
         )
     return model
+
+
+def preprocessing(config: Mapping[str, Any] | ConfigDict) -> Preprocessing:
+    """How the system that `config.model` describes takes its images; its own by default.
+
+    Raises:
+      ValueError: an unknown system or choice.
+    """
+    chosen = config.get("preprocessing", implementation(config.get("system")).preprocessing)
+    if chosen not in get_args(Preprocessing):
+        raise ValueError(
+            f"config.model.preprocessing={chosen!r}: choose one of "
+            f"{', '.join(get_args(Preprocessing))}."
+        )
+    return chosen
 
 
 def copy_parameters(name: str, target: Encoder, source: Encoder) -> None:

@@ -66,6 +66,8 @@ names; in a command line or a config file they are errors."""
 ADDED: dict[str, Any] = {
     "model.backbone": "resnet50",
     "model.frozen_statistics": False,
+    "model.prompt_depth": 1,
+    "model.preprocessing": "crop",
     "model.centred": False,
     "evaluation.allow_trained": False,
     "evaluation.classes": "unseen",

@@ -6,6 +6,7 @@ import numpy as np
 import pytest
 
 from configs import (
+    clip_sketchy_split2,
     cross_sketchy_tuberlin,
     default,
     domainnet,
@@ -55,6 +56,14 @@ def test_category_level_trains_on_seen_and_ranks_unseen():
         "data": "sketchy", "split": "sketchy_split1", "strides": (1, 1),
         "file_lists": "none, sorted by name",
     }  # fmt: skip
+
+
+def test_images_are_prepared_for_the_system_of_the_config():
+    for made, expected in ((sketchy, "crop"), (clip_sketchy_split2, "pad")):
+        config = made.get_config()
+        found = [*data_selection.training_items(config)]
+        found += data_selection.evaluated_items(config, 1, 1)[:2]
+        assert {items.preprocessing for items in found} == {expected}
 
 
 def test_held_out_classes_neither_train_nor_are_tested():

@@ -114,12 +114,13 @@ def test_places_that_do_not_exist():
         photos.find(["gs://bucket/album"])
 
 
-def test_a_photo_is_prepared_as_for_the_evaluation(album):
+@pytest.mark.parametrize("preprocessing", ["crop", "pad"])
+def test_a_photo_is_prepared_as_for_the_evaluation(album, preprocessing):
     file = photo(album / "wide.jpg", 9, (400, 200))
-    read = photos.read(file, 32)
-    np.testing.assert_array_equal(
-        read.image, images.prepare_photo(images.decode(file.read_bytes()), 32)
-    )
+    read = photos.read(file, 32, preprocessing)
+    wanted = images.prepare_photo(images.decode(file.read_bytes()), 32, preprocessing)
+    np.testing.assert_array_equal(read.image, wanted)
+    np.testing.assert_array_equal(photos.prepared(file, 32, preprocessing), wanted)
     assert (read.width, read.height) == (400, 200)
     assert Image.open(io.BytesIO(read.thumbnail)).size == (photos.THUMBNAIL, photos.THUMBNAIL // 2)
     assert photos.read(file, 32, known=lambda digest: digest == read.digest).image is None

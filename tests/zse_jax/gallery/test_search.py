@@ -35,12 +35,13 @@ def searcher(gallery):
 def similarities(gallery, drawing, ranking):
     """File name -> similarity, computed as in an evaluation."""
     retriever = zse_jax.load(gallery.checkpoint)
+    size = retriever.image_size, retriever.preprocessing
     rows = gallery.tables.columns("id", "path").to_pylist()
     photos = [
-        images.prepare_photo(images.decode(gallery.file(row["id"]).read_bytes()), 32)
+        images.prepare_photo(images.decode(gallery.file(row["id"]).read_bytes()), *size)
         for row in rows
     ]
-    sketch = images.prepare_sketch(images.decode(drawing.read_bytes()), 32)
+    sketch = images.prepare_sketch(images.decode(drawing.read_bytes()), *size)
     encoded = (
         scoring.jnp.asarray(retriever.encode(scoring.jnp.asarray(x), m))
         for x, m in ((sketch[None], "sketch"), (np.stack(photos), "photo"))
@@ -147,7 +148,11 @@ def test_a_system_that_scores_no_pairs_ranks_by_embedding(drawing, album, tmp_pa
     index.build(photos=[album], index=tmp_path / "index", checkpoint=clip)
     searcher = search.Searcher(index.open(tmp_path / "index"))
     assert not searcher.reranks
+    assert searcher.retriever.preprocessing == "pad"
     results = searcher(drawing)
+    wanted = similarities(searcher.gallery, drawing, "embedding")
+    found = {hit.path: hit.similarity for hit in results.hits}
+    assert found == {path: pytest.approx(wanted[path], abs=1e-5) for path in found}
     assert {hit.stage for hit in results.hits} == {"shortlist"}
     assert results.rankings == {"shortlist": "embedding"}
     assert searcher(drawing, rerank=0).hits == results.hits

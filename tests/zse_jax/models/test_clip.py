@@ -79,6 +79,24 @@ def test_prompts_change_the_embedding_and_have_no_positions(clip):
     np.testing.assert_allclose(encode_image(clip, images, prompts[:0]), plain, atol=1e-5)
 
 
+@pytest.mark.slow
+def test_a_deep_prompt_replaces_that_of_the_block_before(clip):
+    images, prompts = normal(2, 16, 16, 3), normal(2, 3, 16, seed=1)
+
+    @nnx.jit
+    def by_hand(clip):
+        tower = clip.visual
+        tokens, _ = tower.blocks[0](tower._tokens(images, prompts[0]))
+        later = jnp.broadcast_to(prompts[1], (2, 3, 16))
+        tokens, _ = tower.blocks[1](jnp.concatenate([tokens[:, :5], later], axis=1))
+        return tower._project(tokens[:, 0])
+
+    found = encode_image(clip, images, prompts)
+    np.testing.assert_allclose(found, by_hand(clip), rtol=1e-5, atol=1e-6)
+    local = nnx.jit(lambda clip: clip.visual.local(images, prompts))(clip)
+    np.testing.assert_allclose(local.embedding, found, rtol=1e-5, atol=1e-6)
+
+
 def test_prompts_of_another_width_are_an_error(clip):
     with pytest.raises(ValueError, match="Prompts of width 8 .* width 16"):
         clip.encode_image(normal(1, 16, 16, 3), normal(3, 8))

@@ -177,10 +177,12 @@ def test_anything_but_a_dict_of_arrays_is_an_error():
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("text_tower", [True, False])
-def test_a_retriever_fills_both_towers_and_encodes_its_classes_again(text_tower):
+@pytest.mark.parametrize(
+    ("text_tower", "encoders"), [(True, "separate"), (False, "separate_norms")]
+)
+def test_a_retriever_fills_both_towers_and_encodes_its_classes_again(text_tower, encoders):
     settings = {
-        "system": "clip_prompt", **TINY, "context_length": 16, "encoders": "separate",
+        "system": "clip_prompt", **TINY, "context_length": 16, "encoders": encoders,
         "class_names": ("cat", "hot-air_balloon"), "text_tower": text_tower,
     }  # fmt: skip
     retriever = create(settings, rngs=nnx.Rngs(params=0, dropout=1))

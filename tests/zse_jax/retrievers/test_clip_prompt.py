@@ -15,6 +15,7 @@ from tests.zse_jax.models.test_clip import TINY as SIZES
 from tests.zse_jax.random_weights import drawn, drawn_state
 from zse_jax import losses
 from zse_jax.checkpoints import arrays
+from zse_jax.retrieval.encoding import fingerprint
 from zse_jax.retrievers import clip_prompt, create
 from zse_jax.runtime import sharding
 from zse_jax.training import step
@@ -25,7 +26,8 @@ TINY = {
     "system": "clip_prompt", **SIZES, "depth": 1, "text_depth": 1, "context_length": 16,
     "class_names": CLASSES,
 }  # fmt: skip
-FINE = {"recipe": "fine_grained", "prompts": "shared"}
+SHARED = {"prompts": "shared", "encoders": "shared"}
+FINE = {"recipe": "fine_grained", **SHARED}
 
 
 def build(seed=0, dtype="float32", **changes):
@@ -76,15 +78,18 @@ def test_features_are_clips_embeddings_of_normalised_images_with_the_modalitys_p
     model = build(pixels="clip")
     mean, deviation = (np.asarray(values) for values in clip_prompt.PIXELS["clip"])
     pixels = jnp.asarray((np.asarray(images(2)) / 255 - mean) / deviation, jnp.float32)
-    for modality, prompt in (("sketch", model.sketch_prompt), ("photo", model.photo_prompt)):
+    sketch, photo = (
+        (model.sketch_visual, model.sketch_prompt), (model.clip.visual, model.photo_prompt)
+    )  # fmt: skip
+    for modality, (tower, prompt) in (("sketch", sketch), ("photo", photo)):
         found = compiled(model.encode)(images(2), modality)
-        want = compiled(model.clip.encode_image)(pixels, prompt[...])
+        want = compiled(tower.__call__)(pixels, prompt[...])
         np.testing.assert_allclose(found, want, rtol=1e-4, atol=1e-5)
         np.testing.assert_allclose(jnp.linalg.norm(model.embedding(found), axis=1), 1, rtol=1e-5)
 
 
 def test_without_prompts_both_modalities_have_the_same_embedding():
-    model = build(prompt_length=0)
+    model = build(prompt_length=0, encoders="shared")
     sketch, photo = (
         compiled(model.encode)(images(2), modality) for modality in ("sketch", "photo")
     )
@@ -94,7 +99,7 @@ def test_without_prompts_both_modalities_have_the_same_embedding():
 @pytest.mark.slow
 @pytest.mark.parametrize(
     ("changes", "prompts", "towers"),
-    [({}, 2, 1), ({"prompts": "shared"}, 1, 1), ({"encoders": "separate"}, 2, 2)],
+    [({}, 2, 1), (SHARED, 1, 1), ({"encoders": "separate"}, 2, 2)],
 )
 def test_prompts_and_towers_are_shared_or_separate(changes, prompts, towers):
     model = initialised(**changes) if towers == 2 else build(**changes)
@@ -119,6 +124,17 @@ def test_class_texts_are_cached_and_the_text_tower_is_removed():
     assert not any("text" in path for path, _ in nnx.to_flat_state(nnx.state(model, nnx.Param)))
     with pytest.raises(ValueError, match="text_tower=True"):
         model.encode_text(texts)
+
+
+@pytest.mark.slow
+def test_a_complete_clip_passes_on_the_layer_norms_of_both_branches():
+    source, target = build(1, text_tower=True), build(2, text_tower=True)
+    clip_prompt.copy_parameters(target, source)
+    for path, value in nnx.to_flat_state(nnx.state(source, nnx.Param)):
+        found = dict(nnx.to_flat_state(nnx.state(target, nnx.Param)))[path]
+        np.testing.assert_array_equal(found[...], value[...], err_msg=str(path))
+    with pytest.raises(ValueError, match="needs --config.model.encoders=separate_norms"):
+        clip_prompt.copy_parameters(build(2, encoders="shared"), source)
 
 
 @pytest.mark.slow
@@ -198,12 +214,13 @@ def test_patches_are_shuffled_by_two_different_orders_drawn_for_each_batch():
 
 GROUPS = {
     "layer_norm": {"prompt", "layer_norm"},
+    "prompts": {"prompt"},
     "published": {"prompt", "layer_norm", "encoder"},
     "all": {"prompt", "layer_norm", "encoder"},
 }
 
 
-def run(steps=10, optimizer=(), **changes):
+def run(steps=10, optimizer=(), branches_equal=False, **changes):
     """A train state before and after some steps of the category recipe, and its setup."""
     config = clip_default.get_config()
     config.model.update({**TINY, **changes})
@@ -211,6 +228,11 @@ def run(steps=10, optimizer=(), **changes):
     config.optimizer.update({"learning_rate": 1e-2, **dict(optimizer)})
     setup = step.set_up(config, sharding.make_mesh(devices=jax.devices()[:1]))
     state = drawn_state(setup)
+    if branches_equal:
+        flat = dict(nnx.to_flat_state(state["model"]))
+        for path in flat:
+            if path[0] == "sketch_visual":
+                flat[path][...] = jnp.copy(flat["clip", "visual", *path[1:]][...])
     before = {k: np.array(v) for k, v in arrays.flat_arrays(state["model"]).items()}
     for _ in range(steps):
         state, _ = setup.step(state, triplets())
@@ -221,8 +243,10 @@ def run(steps=10, optimizer=(), **changes):
 @pytest.mark.parametrize(
     ("choice", "encoders"),
     [
+        ("layer_norm", "separate_norms"),
         ("layer_norm", "shared"),
         ("layer_norm", "separate"),
+        ("prompts", "separate_norms"),
         ("published", "shared"),
         ("all", "shared"),
     ],
@@ -236,11 +260,41 @@ def test_only_what_is_trainable_changes_bit_for_bit(choice, encoders):
     assert changed == set(groups)
     moments = {name for name in arrays.flat_arrays(state["optimizer"]) if "/mu/" in name}
     assert {name.partition("/mu/")[2] for name in moments} == set(groups)
-    parts = {"layer_norm": ("prompt", "norm"), "published": ("qkv", "positions"), "all": ("mlp",)}
+    parts = {
+        "layer_norm": ("prompt", "norm"),
+        "prompts": ("prompt",),
+        "published": ("qkv", "positions"),
+        "all": ("mlp",),
+    }
     assert all(any(part in name for name in changed) for part in parts[choice])
-    if choice == "layer_norm":
-        assert all("prompt" in name or "norm" in name for name in changed)
+    if choice in ("layer_norm", "prompts"):
+        assert all(any(part in name for part in parts[choice]) for name in changed)
     assert not any("logit_scale" in name or "class_text" in name for name in changed)
+
+
+@pytest.mark.slow
+def test_only_layer_norms_and_prompts_differ_between_the_branches_after_ten_steps():
+    sketch, photo = "sketch_visual/", "clip/visual/"
+    before, after, *_ = run(branches_equal=True)
+    own = {name.removeprefix(sketch) for name in before if name.startswith(sketch)}
+    assert own == {
+        name.removeprefix(photo) for name in before if name.startswith(photo) and "norm" in name
+    }
+    changed = {name for name in before if not np.array_equal(before[name], after[name])}
+    assert changed == {"sketch_prompt", "photo_prompt"} | {
+        side + name for side in (sketch, photo) for name in own
+    }
+    for name in own:
+        np.testing.assert_array_equal(before[sketch + name], before[photo + name])
+        assert (np.asarray(after[sketch + name]) != np.asarray(after[photo + name])).any()
+    assert (np.asarray(after["sketch_prompt"]) != np.asarray(after["photo_prompt"])).any()
+
+
+def test_an_older_checkpoint_keeps_its_preprocessing_and_its_fingerprint():
+    older, newer = build(), build(preprocessing="pad")
+    assert (older.preprocessing, newer.preprocessing) == ("crop", "pad")
+    assert "preprocessing" not in vars(older)
+    assert fingerprint(older) != fingerprint(newer)
 
 
 @pytest.mark.slow
@@ -265,8 +319,8 @@ def test_the_optimizer_of_the_published_size_is_under_three_percent_of_the_model
     wrt, _ = trainable(model)
     trained = sum(leaf.size for leaf in jax.tree.leaves(nnx.state(model, wrt)))
     whole = sum(leaf.size for leaf in jax.tree.leaves(nnx.state(model, nnx.Param)))
-    assert whole == 87_849_216 + 1 + 2 * 3 * 768
-    assert trained == 26 * 2 * 768 + 2 * 3 * 768
+    assert whole == 87_849_216 + 1 + 26 * 2 * 768 + 2 * 3 * 768  # the norms of sketches are extra
+    assert trained == 2 * 26 * 2 * 768 + 2 * 3 * 768
     assert 2 * trained < 0.03 * whole
 
 
@@ -286,8 +340,15 @@ def test_a_batch_of_another_sampler_is_an_error_that_names_the_setting(changes, 
 @pytest.mark.parametrize(
     ("changes", "message"),
     [
-        ({"trainable": "norms"}, "trainable='norms': choose one of layer_norm, published, all"),
+        (
+            {"trainable": "norms"},
+            "trainable='norms': choose one of layer_norm, prompts, published, all",
+        ),
         ({"recipe": "fine"}, "recipe='fine'"),
+        (
+            {"prompt_depth": 2},
+            "prompt_depth=2 must be from 1 to the 1 blocks of config.model.depth",
+        ),
         ({"prompt_lenght": 3}, "prompt_lenght.*did you mean 'prompt_length'"),
         ({"class_names": ("x " * 30,)}, "context is 16 .* shorten"),
     ],

@@ -64,6 +64,7 @@ def test_no_other_file_names_a_system_or_refers_to_code_by_a_string():
         ({"system": "zsee"}, "did you mean 'zse'"),
         ({}, "config.model.system=None is unknown. Known: clip_prompt, efficient_cnn, zse"),
         ({"system": "zse", "depht": 2}, "config.model.depht is not a setting .* mean 'depth'"),
+        ({"system": "zse", "preprocessing": "cut"}, "preprocessing='cut': choose one of crop, pad"),
     ],
 )
 def test_unknown_names_give_the_nearest(settings, message):
