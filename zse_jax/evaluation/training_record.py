@@ -16,6 +16,7 @@ classes, which data sets contain: `python -m data_pipelines.check` lists those.
 
 import base64
 import hashlib
+import logging
 import os
 from collections.abc import Collection, Mapping
 from pathlib import PurePath
@@ -27,6 +28,8 @@ from data_pipelines import splits
 from data_pipelines.loading import Items
 from zse_jax.checkpoints import initial_weights, reading
 from zse_jax.evaluation import data_selection
+
+logger = logging.getLogger(__name__)
 
 Record = Mapping[str, Any]
 
@@ -102,9 +105,13 @@ def untrained(config: ConfigDict) -> str:
     *preferred, last = initial_weights.alternatives(config.init_from)
     unseen = data_selection.split_of(config, config.data).unseen if preferred else ()
     for path in preferred:
-        sources = of_checkpoint(path)["sources"]
-        if not any(splits.same_classes(unseen, source["classes"]) for source in sources):
+        known: dict[str, str] = {}
+        for source in of_checkpoint(path)["sources"]:
+            known |= splits.same_classes(unseen, source["classes"])
+        if not known:
             return str(path)
+        names = ", ".join(known)
+        logger.warning("Not started from %s, which trained on unseen classes: %s.", path, names)
     return str(last)
 
 

@@ -20,6 +20,9 @@ ByQuery = Mapping[str, Mapping[str, Mapping[str, Float[np.ndarray, " q"]]]]
 Values = dict[str, dict[str, dict[str, float]]]
 """ranking -> scope -> metric -> value."""
 
+NOTED = {"training_data_unknown": "without a record of the training data of"}
+"""Notes that captions name in other words than their keys."""
+
 CONFUSION_DEPTH = 100
 """Number of first photos of a ranking that `Evaluation.confusion` counts, at most."""
 
@@ -408,7 +411,8 @@ class Evaluation:
         if self.queries_without_match:
             parts.append(f"{self.queries_without_match} sketches without {self.missing} excluded")
         notes = self.notes.items()
-        parts.extend(f"{name.replace('_', ' ')} {as_text(value)}" for name, value in notes)
+        parts.extend(f"{NOTED.get(name, name.replace('_', ' '))} {as_text(value)}"
+                     for name, value in notes)  # fmt: skip
         return "; ".join(parts)
 
 

@@ -122,12 +122,13 @@ def test_the_training_data_of_the_initial_weights_are_recorded(monkeypatch):
     ("unseen", "start"), [("car,boat", "runs/first"), ("car,door", "package:other")]
 )
 def test_a_run_starts_from_the_first_alternative_without_its_unseen_classes(
-    unseen, start, monkeypatch
+    unseen, start, monkeypatch, caplog
 ):
     first = training_record.of_run(folder(**{"data.unseen": "car,boat"}), None)
     monkeypatch.setattr(training_record.reading, "read_record", lambda path: first)
     config = folder(**{"data.unseen": unseen, "init_from": "runs/first or package:other"})
     assert step.complete(config).init_from == start
+    assert ("runs/first" in caplog.text and "door" in caplog.text) == (start == "package:other")
     assert config.init_from == "runs/first or package:other"
     config.init_from = "runs/first"  # an only source is not judged here
     assert step.complete(config) is config
