@@ -1,4 +1,4 @@
-"""The three systems as the benchmarks train them: published settings, and batches of noise."""
+"""The systems as the benchmarks train them: published settings, and batches of noise."""
 
 from importlib import import_module
 from typing import Any
@@ -7,13 +7,17 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
+from zse_jax.retrievers.registry import SYSTEMS, implementation
+
 CONFIGS = {
     "zse": "configs.sketchy",
     "clip_prompt": "configs.clip_sketchy_split2",
     "efficient_cnn": "configs.efficient_sketchy",
 }
-IMAGES = {"zse": (2, 2), "clip_prompt": (1, 2), "efficient_cnn": (4, 4)}
-"""Sketches and photos of a sample."""
+"""The others are measured with the config of their entry in the registry."""
+
+IMAGES = {"quadruplet": (2, 2), "triplet": (1, 2), "class_group": (4, 4)}
+"""Sketches and photos of a sample, by the kind of batch."""
 
 TINY: dict[str, dict[str, Any]] = {
     "zse": {
@@ -29,13 +33,19 @@ TINY: dict[str, dict[str, Any]] = {
 """Sizes that a CPU computes in a moment, to try a benchmark out."""
 
 
+def counts(system: str) -> tuple[int, int]:
+    """Sketches and photos of a sample of this system."""
+    return IMAGES[implementation(system).batch_kind]
+
+
 def config_of(system: str, arg: str = "", *, tiny: bool = False, **flat: Any) -> Any:
     """The published setting of a system on Sketchy, changed by `arg` and dotted keys."""
-    config = import_module(CONFIGS[system]).get_config(arg)
+    module = CONFIGS.get(system, f"configs.{SYSTEMS[system].config}")
+    config = import_module(module).get_config(arg)
     config.init_from = "random"  # speed does not depend on the values
     if tiny:
-        config.model.update(TINY[system])
-    if system == "clip_prompt":
+        config.model.update(TINY.get(system, {}))
+    if "class_names" in config.model:
         config.model.class_names = tuple(f"class {i}" for i in range(104))
     config.update_from_flattened_dict(flat)
     return config
@@ -44,7 +54,7 @@ def config_of(system: str, arg: str = "", *, tiny: bool = False, **flat: Any) ->
 def batch_shapes(system: str, samples: int, size: int) -> dict[str, jax.ShapeDtypeStruct]:
     """A batch with shapes in place of arrays."""
     shapes = {}
-    for name, count in zip(("sketch", "photo"), IMAGES[system], strict=True):
+    for name, count in zip(("sketch", "photo"), counts(system), strict=True):
         plural = "sketches" if name == "sketch" else "photos"
         shapes[plural] = jax.ShapeDtypeStruct((samples, count, size, size, 3), jnp.uint8)
         shapes[f"{name}_labels"] = jax.ShapeDtypeStruct((samples, count), jnp.int32)
