@@ -12,6 +12,7 @@ import sys
 from typing import NamedTuple
 
 from data_pipelines.suggestions import suggest
+from data_pipelines.terminal import OUTPUT_CLOSED, output_is_closed
 from zse_jax.version import __version__
 
 
@@ -56,7 +57,10 @@ def main() -> None:
     """Runs the command that the command line names."""
     name, arguments = next(iter(sys.argv[1:]), "--help"), sys.argv[2:]
     if name in ("--help", "-h", "--helpfull", "help"):
-        print(HELP)
+        try:
+            print(HELP, flush=True)
+        except BrokenPipeError:
+            sys.exit(OUTPUT_CLOSED if output_is_closed() else 1)
     elif name == "--version":
         print(__version__)
     elif name in COMMANDS:
