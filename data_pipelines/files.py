@@ -23,6 +23,8 @@ _SYSTEM = frozenset(
         *("@sharebin", "@sharesnap", "~snapshot"),
         # Linux, Python, Picasa
         *("lost+found", "__pycache__", "picasa.ini"),
+        # Version control, besides hidden folders
+        *("cvs", "_darcs"),
     )
 )
 """Names in lower case; names that start with a dot are hidden and belong to the system too."""
@@ -69,7 +71,11 @@ def contents(folder: Path) -> list[str]:
 
 
 def walk(
-    folder: Path, visited: set[tuple[int, int]] | None = None, *, nested: bool = True
+    folder: Path,
+    visited: set[tuple[int, int]] | None = None,
+    *,
+    nested: bool = True,
+    system: bool = False,
 ) -> Iterator[Entry]:
     """Everything below a folder, sorted, files before subfolders; links to folders are followed.
 
@@ -80,6 +86,7 @@ def walk(
       folder: the folder.
       visited: device and inode of the folders that were walked before; new ones are added.
       nested: whether to walk subfolders; if not, they are of the kind "other".
+      system: whether to treat what belongs to the system as the user's.
     """
     above = set()
     for parent in folder.resolve().parents:
@@ -103,7 +110,7 @@ def walk(
             continue
         folders = []
         for path in entries:
-            if is_system(path.name):
+            if not system and is_system(path.name):
                 yield Entry(path, "system")
                 continue
             try:

@@ -6,6 +6,7 @@ for byte. Normalisation happens later, on the device. Every
 function here is deterministic and processes one image.
 """
 
+import contextlib
 import io
 import re
 import struct
@@ -25,13 +26,18 @@ Preprocessing = Literal["crop", "pad"]
 """How images become squares. "crop", as ZSE: sketches are cropped to the drawing, photos squashed.
 "pad", as CLIP-AT: both are scaled and padded. It is a property of each system."""
 
-FORMATS = ("JPEG", "PNG", "WEBP", "GIF", "BMP", "DIB", "TIFF", "AVIF", "JPEG2000", "PPM", "TGA")
+FORMATS = (
+    *("JPEG", "PNG", "WEBP", "GIF", "BMP", "DIB", "TIFF", "AVIF", "JPEG2000", "PPM", "TGA"),
+    "HEIF",
+)
 """Pillow's names of the formats that are decoded, whatever the name of a file. Pillow decodes these
-itself. For PostScript it would start another program, Ghostscript."""
+itself, and HEIF (HEIC) with `pillow_heif`. For PostScript it would start another program,
+Ghostscript."""
 
 SUFFIXES = (
     *(".png", ".apng", ".jpg", ".jpeg", ".jpe", ".jfif", ".jp2", ".j2k", ".webp", ".avif", ".gif"),
     *(".bmp", ".dib", ".tif", ".tiff", ".tga", ".ppm", ".pgm", ".pbm", ".pnm"),
+    *(".heic", ".heif", ".hif"),
 )
 """File name extensions of images, in lower case; case does not matter."""
 
@@ -63,9 +69,15 @@ _UPRIGHT = {
 }
 """Orientation in EXIF -> the operation that shows the image upright."""
 
+_ON_THE_SIDE = (5, 6, 7, 8)
+"""Orientations in which width and height are exchanged."""
+
 _JPEG = b"\xff\xd8\xff"
 
 _PNG = b"\x89PNG\r\n\x1a\n"
+
+_HEVC = frozenset((b"heic", b"heix", b"heim", b"heis", b"hevc", b"hevx"))
+"""The brands of files of images that are coded by HEVC."""
 
 _PNG_PIXEL_CHUNKS = {b"tRNS", b"gAMA", b"cHRM", b"sRGB", b"sBIT"}
 """Optional chunks of a PNG that describe its pixels; the other ones are metadata."""
@@ -73,7 +85,7 @@ _PNG_PIXEL_CHUNKS = {b"tRNS", b"gAMA", b"cHRM", b"sRGB", b"sBIT"}
 
 _OTHERS = (
     (re.compile(rb"\s*(?i:<!doctype|<html)"), "a web page"),
-    (re.compile(rb"....ftyp(hei|hev|mif1|msf1)", re.DOTALL), "HEIC: save it as JPEG"),
+    (re.compile(rb"....ftyp(isom|mp4|avc1|qt  |M4V|3gp)", re.DOTALL), "a video"),
     (re.compile(rb"%!PS|\xc5\xd0\xd3\xc6"), "PostScript"),
     (re.compile(rb"%PDF"), "PDF"),
 )
@@ -88,7 +100,8 @@ class Decoded(NamedTuple):
     """A decoded image file.
 
     Attributes:
-      rgb: the pixels; may be read-only. A JPEG above `LARGEST_IMAGE` is scaled down.
+      rgb: the pixels; may be read-only. A JPEG above `LARGEST_IMAGE` is scaled down, and others if
+        `decode_file` allows it.
       width, height: of the full image in pixels, upright.
       damaged_metadata: whether the metadata (EXIF, text) could not be read. Then the image is shown
         as it is stored.
@@ -131,7 +144,12 @@ def opened(encoded: bytes, formats: tuple[str, ...] = FORMATS) -> Image.Image:
         if encoded.startswith(_JPEG) and "JPEG" in formats:
             # Without Pillow's limit of pixels, because large JPEGs are scaled down.
             return JpegImagePlugin.JpegImageFile(io.BytesIO(encoded))
-        return Image.open(io.BytesIO(encoded), formats=formats)
+        if is_heif(encoded) and "HEIF" in formats:
+            import pillow_heif  # takes 0.2 s
+
+            return pillow_heif.HeifImageFile(io.BytesIO(encoded))
+        known = tuple(name for name in formats if name != "HEIF")
+        return Image.open(io.BytesIO(encoded), formats=known)
     except UnidentifiedImageError as error:
         kind = next((f" (it is {k})" for start, k in _OTHERS if start.match(encoded[:64])), "")
         raise UnreadableImageError(f"it is not an image of a known format{kind}") from error
@@ -143,12 +161,19 @@ def opened(encoded: bytes, formats: tuple[str, ...] = FORMATS) -> Image.Image:
         ) from error
 
 
+def is_heif(encoded: bytes) -> bool:
+    """Whether a file says in its first box that it is HEIC, an image coded by HEVC."""
+    box = encoded[: min(256, int.from_bytes(encoded[:4], "big"))]
+    brands = [box[place : place + 4] for place in range(8, len(box), 4)]
+    return box[4:8] == b"ftyp" and not _HEVC.isdisjoint(brands)
+
+
 def decode(encoded: bytes) -> UInt8[np.ndarray, "h w 3"]:
     """The pixels of an image file of one of `FORMATS`, as `decode_file` returns them."""
     return decode_file(encoded).rgb
 
 
-def decode_file(encoded: bytes, *, smallest: int = 1) -> Decoded:
+def decode_file(encoded: bytes, *, smallest: int = 1, at_least: int = 0) -> Decoded:
     """Decodes an image of one of `FORMATS` to RGB, as an image viewer would show it.
 
     Applies the EXIF orientation, puts transparent pixels on white, and converts palette, grey,
@@ -158,23 +183,26 @@ def decode_file(encoded: bytes, *, smallest: int = 1) -> Decoded:
     Args:
       encoded: the contents of a file.
       smallest: minimum side in pixels.
+      at_least: if not 0, a JPEG may be scaled down by 2, 4 or 8 while it is decoded, which is
+        faster; each side keeps this number of pixels.
 
     Raises:
       UnreadableImageError: the bytes are not an image, are truncated, or exceed a limit.
     """
     try:
-        return _decoded(encoded, smallest)
+        return _decoded(encoded, smallest, at_least)
     except UnreadableImageError as error:
-        pixels_only = _without_metadata(encoded)
+        pixels_only = without_metadata(encoded)
         try:
             if pixels_only != encoded:
-                return _decoded(pixels_only, smallest)._replace(damaged_metadata=True)
+                found = _decoded(pixels_only, smallest, at_least)
+                return found._replace(damaged_metadata=True)
         except UnreadableImageError:
             pass  # the metadata is not what is wrong
         raise error
 
 
-def _decoded(encoded: bytes, smallest: int) -> Decoded:
+def _decoded(encoded: bytes, smallest: int, at_least: int) -> Decoded:
     problem = f"its {len(encoded)} bytes do not decode"
     with opened(encoded) as image:
         width, height = image.size
@@ -183,22 +211,26 @@ def _decoded(encoded: bytes, smallest: int) -> Decoded:
                 f"its {width} x {height} pixels are too small (the minimum is {smallest} on each "
                 "side)"
             )
-        if width * height <= LARGE_IMAGE:
-            return _pixels(image, problem)
-        with _LARGE_IMAGE_LOCK:
-            if width * height > LARGEST_IMAGE:
-                # Progressive JPEGs are decoded in full before they are scaled.
-                if image.format != "JPEG" or "progressive" in image.info:
-                    raise UnreadableImageError(
-                        f"its {width} x {height} pixels are more than {LARGEST_IMAGE / 1e6:.0f} "
-                        "million: save it smaller, or as a baseline (not progressive) JPEG, which "
-                        "is scaled down while decoding"
-                    )
-                image.draft("RGB", (max(1, width // 8), max(1, height // 8)))
+        # Progressive JPEGs are decoded in full before they are scaled.
+        baseline = image.format == "JPEG" and "progressive" not in image.info
+        if width * height > LARGEST_IMAGE:
+            if not baseline:
+                raise UnreadableImageError(
+                    f"its {width} x {height} pixels are more than {LARGEST_IMAGE / 1e6:.0f} "
+                    "million: save it smaller, or as a baseline (not progressive) JPEG, which "
+                    "is scaled down while decoding"
+                )
+            image.draft("RGB", (max(1, width // 8), max(1, height // 8)))
+        elif at_least and image.format == "JPEG":
+            image.draft("RGB", (at_least, at_least))
+        scaled = image.size != (width, height)
+        pixels = image.width * image.height if baseline else width * height
+        with _LARGE_IMAGE_LOCK if pixels > LARGE_IMAGE else contextlib.nullcontext():
             found = _pixels(image, problem)
-    if (found.width > found.height) != (width > height):  # turned upright
-        width, height = height, width
-    return found._replace(width=width, height=height)
+        if not scaled:
+            return found
+        turned = _orientation(image)[0] in _ON_THE_SIDE
+    return found._replace(width=height if turned else width, height=width if turned else height)
 
 
 def as_rgb(image: Image.Image) -> UInt8[np.ndarray, "h w 3"]:
@@ -231,13 +263,13 @@ def _orientation(image: Image.Image) -> tuple[int, bool]:
         return 1, True
 
 
-def _without_metadata(encoded: bytes) -> bytes:
-    """A PNG, JPEG or AVIF without its metadata, for files in which Pillow cannot skip it."""
+def without_metadata(encoded: bytes) -> bytes:
+    """A PNG, JPEG, AVIF or HEIF without its metadata, for files in which Pillow cannot skip it."""
     if encoded.startswith(_PNG):
         return b"".join([_PNG, *_png_pixels(encoded)])
     if encoded.startswith(_JPEG):
         return b"".join([_JPEG[:2], *_jpeg_pixels(encoded)])
-    if encoded[4:12] == b"ftypavif":
+    if encoded[4:12] == b"ftypavif" or is_heif(encoded):
         end = encoded.find(b"mdat")  # after the description of the items
         return encoded[:end].replace(b"Exif", b"free") + encoded[end:]
     return encoded

@@ -34,6 +34,7 @@ from configs import clip_default, default, efficient_default
 from data_pipelines import loading
 from tests.source import ROOT
 from tests.zse_jax import abstract, shared_steps
+from zse_jax.commands import COMMANDS
 from zse_jax.runtime import cli, distributed, sharding
 
 PAGES = ["README.md", "CONTRIBUTING.md", *sorted(f"docs/{p.name}" for p in ROOT.glob("docs/*.md"))]
@@ -134,6 +135,8 @@ def execute(words: Sequence[str], run: bool) -> None:
     match words:
         case ["python" | ".venv/bin/python", "-m", module, *arguments]:
             program(module, arguments, run)
+        case ["zse-jax" | ".venv/bin/zse-jax", name, *arguments]:
+            program(COMMANDS[name].module, arguments, run)
         case ["python", script, *arguments] if script.endswith(".py"):
             program(script, arguments, run)
         case ["make", *arguments] if not run:
@@ -388,7 +391,8 @@ def test_blocks_run_and_all_other_commands_parse(world, monkeypatch):
         spans = [
             Block(text_of(page).count("\n", 0, text_of(page).find(span)) + 1, "bash", span, "text")
             for span in code_spans(page)
-            if span.startswith(("python -m ", "python launch/", "make ")) and "..." not in span
+            if span.startswith(("python -m ", "zse-jax ", "python launch/", "make "))
+            and "..." not in span
         ]
         for block in [*blocks(page), *spans]:
             place = f"{page}:{block.line}"

@@ -309,9 +309,31 @@ def test_postscript_is_refused_before_a_program_is_started(prefix):
         images.decode(prefix + POSTSCRIPT)
 
 
-def test_photos_of_phones_that_are_named_jpeg_are_recognized():
-    with pytest.raises(images.UnreadableImageError, match="it is HEIC: save it as JPEG"):
-        images.decode(b"\0\0\0\x18ftypheic\0\0\0\0mif1heic" + bytes(2000))
+@pytest.mark.parametrize(("orientation", "turned"), [(1, False), (3, False), (6, True), (8, True)])
+def test_a_jpeg_can_be_scaled_down_while_it_is_decoded(orientation, turned):
+    picture = Image.radial_gradient("L").resize((104, 100)).convert("RGB")
+    exif = Image.Exif()
+    exif[ExifTags.Base.Orientation] = orientation
+    encoded, other = io.BytesIO(), io.BytesIO()
+    picture.save(encoded, "JPEG", exif=exif, quality=95)
+    picture.save(other, "PNG")
+    whole = images.decode_file(encoded.getvalue())
+    small = images.decode_file(encoded.getvalue(), at_least=24)  # by 4: 26 x 25 pixels
+    assert small[1:] == whole[1:] == ((100, 104, False) if turned else (104, 100, False))
+    assert small.rgb.shape == ((26, 25, 3) if turned else (25, 26, 3))
+    expected = Image.fromarray(whole.rgb).resize(small.rgb.shape[1::-1], Image.Resampling.BOX)
+    assert np.abs(np.asarray(expected).astype(int) - small.rgb).mean() < 2
+    assert images.decode_file(encoded.getvalue(), at_least=51).rgb.shape == whole.rgb.shape
+    assert images.decode_file(other.getvalue(), at_least=24).rgb.shape == (100, 104, 3)
+
+
+def test_damaged_photos_of_phones_and_videos_that_are_named_jpeg_are_recognized():
+    heic = b"\0\0\0\x18ftypheic\0\0\0\0mif1heic" + bytes(2000)
+    assert images.is_heif(heic)
+    with pytest.raises(images.UnreadableImageError, match="its header cannot be read .*meta"):
+        images.decode(heic)
+    with pytest.raises(images.UnreadableImageError, match="known format .it is a video"):
+        images.decode(b"\0\0\0\x14ftypqt  \0\0\0\0qt  " + bytes(2000))
 
 
 def test_image_files_are_opened_in_one_place():

@@ -13,7 +13,7 @@ from absl import flags
 
 from zse_jax.checkpoints import reading
 from zse_jax.gallery import index as index_
-from zse_jax.gallery.photos import Places, absolute, listed
+from zse_jax.gallery.photos import INCLUDE_HIDDEN, Places, absolute, listed
 from zse_jax.runtime.cache import cache_folder
 
 
@@ -49,6 +49,8 @@ def opened(
     photos: Places,
     checkpoint: str | os.PathLike | None = None,
     index: str | os.PathLike | None = None,
+    *,
+    include_hidden: bool = False,
 ) -> str | os.PathLike:
     """The index of these photos, made or updated with a progress bar; prints what changed.
 
@@ -61,19 +63,42 @@ def opened(
     if where is None:
         where = place(photos, checkpoint)
         discard_other(where, checkpoint)
-    changes, removed = index_.sync(photos, where, checkpoint, progress=True)
-    index_.show(changes, os.fspath(where), removed)
+    changes, removed = index_.sync(
+        photos, where, checkpoint, include_hidden=include_hidden, progress=True
+    )
+    index_.show(changes, removed, place=os.fspath(where))
     return where
 
 
+def define_flags(options: flags.FlagValues) -> None:
+    """The flags of a program that searches an album or an index, for `from_flags`."""
+    help_ = "The index: a folder, or a location in a bucket. Default with --photos: a cache folder."
+    flags.DEFINE_string("index", None, help_, options)
+    help_ = "A folder of photos, a pattern or a file, which the index gets first; can be repeated."
+    flags.DEFINE_multi_string("photos", [], help_, options)
+    flags.DEFINE_bool("include_hidden", False, INCLUDE_HIDDEN, options)
+    help_ = (
+        "With --photos, the checkpoint of a new index (default: the model of this package); else "
+        "the current location of the index's checkpoint, if it was moved."
+    )
+    flags.DEFINE_string("checkpoint", None, help_, options)
+
+
 def from_flags(options: flags.FlagValues) -> str | os.PathLike:
-    """The index that the flags --index, --photos and --checkpoint of a program name.
+    """The index that the flags of `define_flags` name.
 
     Raises:
       OSError, ValueError: as `opened`; or neither photos nor an index are named.
     """
     if options.photos:
-        return opened(options.photos, options.checkpoint, options.index)
+        return opened(
+            options.photos,
+            options.checkpoint,
+            options.index,
+            include_hidden=options.include_hidden,
+        )
+    if options.include_hidden:
+        raise ValueError("--include_hidden has an effect only with --photos: leave it out.")
     if not options.index:
         raise ValueError(
             "--photos is missing: name a folder of photos, such as --photos=~/Pictures, or an "

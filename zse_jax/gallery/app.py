@@ -238,15 +238,7 @@ def _serve(page: Any, *, host: str, port: int | None, share: bool, quiet: bool) 
 
 def define_flags(options: flags.FlagValues, argv: Sequence[str]) -> None:
     """The command line."""
-    help_ = "The index: a folder, or a location in a bucket. Default with --photos: a cache folder."
-    flags.DEFINE_string("index", None, help_, options)
-    help_ = "A folder of photos, a pattern or a file, which the index gets first; can be repeated."
-    flags.DEFINE_multi_string("photos", [], help_, options)
-    help_ = (
-        "With --photos, the checkpoint of a new index (default: the model of this package); else "
-    )
-    help_ += "the current location of the index's checkpoint, if it was moved."
-    flags.DEFINE_string("checkpoint", None, help_, options)
+    album.define_flags(options)
     flags.DEFINE_integer("k", 24, "Number of photos to show.", 1, 500, options)
     help_ = "The address to listen on; 0.0.0.0 makes the page reachable from your network."
     flags.DEFINE_string("host", "127.0.0.1", help_, options)

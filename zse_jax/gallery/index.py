@@ -2,8 +2,11 @@
 
     python -m zse_jax.gallery.index build --photos=album --index=my-index --checkpoint=runs/sketchy
     python -m zse_jax.gallery.index add --photos=album --index=my-index
+    python -m zse_jax.gallery.index sync|watch --photos=album --index=my-index
     python -m zse_jax.gallery.index remove|verify|info --index=my-index
 
+`sync` builds an index or brings it up to date, and `watch` keeps it so; COMMAND --help describes a
+command.
 A photo is identified by its path. A photo whose size and modification time have not changed is not
 read again, and one whose content is already in the index is not encoded again. Files that are not
 photos are skipped and reported, and read again if they change. An index belongs to one checkpoint.
@@ -15,18 +18,23 @@ INDEX can be in a bucket (s3://, gs://, az://). From Python:
 
 import logging
 import os
+import sys
+import threading
+import time
 from collections.abc import Sequence
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 from absl import flags
 
 from data_pipelines.files import is_gone
+from data_pipelines.suggestions import suggest
 from zse_jax.checkpoints import reading
-from zse_jax.gallery import ingest, tables
+from zse_jax.gallery import ingest, tables, watching
+from zse_jax.gallery import photos as photos_
 from zse_jax.gallery.encoder import CompiledEncoder
 from zse_jax.gallery.ingest import Changes
-from zse_jax.gallery.photos import Found, Places, absolute, find, listed, within
+from zse_jax.gallery.photos import Found, Places, absolute, listed, within
 from zse_jax.gallery.tables import REFUSED, Tables
 from zse_jax.gallery.verifying import Verification
 from zse_jax.gallery.verifying import verify as verify
@@ -37,15 +45,32 @@ from zse_jax.runtime.console import say
 
 logger = logging.getLogger(__name__)
 
+
+class Command(NamedTuple):
+    """A command of the program: what it does, and the flags besides --index that it uses."""
+
+    summary: str
+    flags: tuple[str, ...] = ()
+
+
+_FLAGS = "photos", "checkpoint", "features", "include_hidden"
+
 COMMANDS = {
-    "build": ("photos", "checkpoint", "features"),
-    "sync": ("photos", "checkpoint", "features"),
-    "add": ("photos", "checkpoint"),
-    "remove": ("photos",),
-    "verify": (),
-    "info": (),
+    "build": Command("Makes an index of photos, or continues one.", _FLAGS),
+    "sync": Command("Makes an index, or brings it up to date: adds, updates and removes.", _FLAGS),
+    "watch": Command("Keeps an index up to date while photos come and go, until Ctrl-C.", _FLAGS),
+    "add": Command(
+        "Adds new and changed photos to an index.", ("photos", "checkpoint", "include_hidden")
+    ),
+    "remove": Command(
+        "Removes photos from an index, not from the disk: those in --photos, or else those whose "
+        "files no longer exist.",
+        ("photos",),
+    ),
+    "verify": Command("Compares an index with the files; exits with 1 if they differ."),
+    "info": Command("Prints facts about an index, and the files that were skipped."),
 }
-"""The commands of the program, and the flags besides --index that each of them uses."""
+"""The commands of the program."""
 
 FEATURES_UP_TO = 2**15
 """Size in bytes of a photo's features up to which an index stores them by default."""
@@ -169,6 +194,7 @@ def build(
     checkpoint: str | os.PathLike | None = None,
     *,
     features: bool | None = None,
+    include_hidden: bool = False,
     progress: bool = False,
 ) -> Changes:
     """Builds an index of photos, or continues an existing one of the same checkpoint.
@@ -180,6 +206,7 @@ def build(
         else the model of this package.
       features: store the features with which the system scores pairs. None: if they take at most
         `FEATURES_UP_TO` bytes per photo.
+      include_hidden: leave no file or folder out because it is hidden or the system's.
       progress: show a progress bar.
 
     Raises:
@@ -188,7 +215,16 @@ def build(
       BlockingIOError: another process is writing to the index.
       ValueError: the index belongs to another checkpoint.
     """
-    uri, found = tables.located(index), find(photos)
+    uri, found = tables.located(index), Found(photos, include_hidden)
+    table, encoder = _prepared(uri, checkpoint, features)
+    with table.writing():
+        return _added(table, encoder, found, progress)
+
+
+def _prepared(
+    uri: str, checkpoint: str | os.PathLike | None, features: bool | None
+) -> tuple[Tables, CompiledEncoder]:
+    """The tables of a new or an existing index, and its encoder; arguments as for `build`."""
     if checkpoint is None:
         checkpoint = _recorded(uri) or reading.DEFAULT
     step, retriever = reading.load_step(checkpoint)
@@ -205,8 +241,8 @@ def build(
     }
     with tables.locked(uri):
         table = Tables.create(uri, about, encoder.width)
-        _check(table, about["fingerprint"], checkpoint)
-        return _added(table, encoder, found, progress)
+    _check(table, about["fingerprint"], checkpoint)
+    return table, encoder
 
 
 def sync(
@@ -215,6 +251,7 @@ def sync(
     checkpoint: str | os.PathLike | None = None,
     *,
     features: bool | None = None,
+    include_hidden: bool = False,
     progress: bool = False,
 ) -> tuple[Changes, int]:
     """Builds an index, or updates it: adds new and changed photos, removes those that are gone.
@@ -222,18 +259,76 @@ def sync(
     Photos of other places, whose files exist, stay in the index.
 
     Args:
-      photos, index, checkpoint, features, progress: as for `build`.
+      photos, index, checkpoint, features, include_hidden, progress: as for `build`.
 
     Returns:
       What the addition changed, and the number of photos that were removed.
 
     Raises:
-      FileNotFoundError, FileExistsError, BlockingIOError, ValueError: as `build`; and, if none of
-        its photos exists any more, as `remove`.
+      FileNotFoundError, FileExistsError, BlockingIOError, ValueError: as `build`; or none of the
+        photos in one of the places exists any more (then its disk is probably not mounted).
     """
-    changes = build(photos, index, checkpoint, features=features, progress=progress)
-    removed = remove(index) if changes.gone else 0
+    uri, found = tables.located(index), Found(photos, include_hidden)
+    table, encoder = _prepared(uri, checkpoint, features)
+    return _synced(table, encoder, found, progress)
+
+
+def _synced(
+    table: Tables, encoder: CompiledEncoder, found: Found, progress: bool
+) -> tuple[Changes, int]:
+    """Adds and removes photos, as `sync`."""
+    with table.writing():
+        changes = _added(table, encoder, found, progress)
+        removed = _removed(table, *_gone(table, found.places)) if changes.gone else 0
     return changes._replace(gone=0), removed
+
+
+def watch(
+    photos: Places,
+    index: str | os.PathLike,
+    checkpoint: str | os.PathLike | None = None,
+    *,
+    features: bool | None = None,
+    include_hidden: bool = False,
+    progress: bool = False,
+    stop: threading.Event | None = None,
+) -> None:
+    """Calls `sync`, and again whenever photos have come, gone or changed, until `stop` is set.
+
+    Prints what changed. While a folder cannot be reached, its photos stay in the index.
+
+    Args:
+      photos, index, checkpoint, features, include_hidden, progress: as for `build`.
+      stop: None: until Ctrl-C.
+
+    Raises:
+      FileNotFoundError, FileExistsError, BlockingIOError, ValueError: as `sync`, at the start.
+        Later, such an error is a warning, and the index stays as it is.
+    """
+    uri, found = tables.located(index), Found(photos, include_hidden)
+    table, encoder = _prepared(uri, checkpoint, features)
+    show(*_synced(table, encoder, found, progress), place=uri)
+    changed = watching.Changes()
+
+    def update() -> None:
+        try:
+            found = Found(photos, include_hidden)
+            changes, removed = _synced(table, encoder, found, False)
+        except BlockingIOError:  # another process is writing
+            changed.add(time.monotonic())
+        except (OSError, ValueError) as error:
+            logger.warning("%s", error)
+        else:
+            if changes.added or changes.updated or removed:
+                show(changes, removed, place=uri)
+
+    folders = [
+        next(folder for folder in (place, *place.parents) if folder.is_dir())
+        for place in found.places
+    ]
+    say(f"watching {', '.join(map(str, folders))}  (press Ctrl-C to stop)")
+    ignored = [] if "://" in uri else [Path(uri)]
+    watching.watch(folders, update, stop or threading.Event(), ignored=ignored, changes=changed)
 
 
 def add(
@@ -241,6 +336,7 @@ def add(
     photos: Places,
     checkpoint: str | os.PathLike | None = None,
     *,
+    include_hidden: bool = False,
     progress: bool = False,
 ) -> Changes:
     """Adds new and changed photos to an index.
@@ -249,12 +345,13 @@ def add(
       index: its location.
       photos: folders (searched recursively), patterns and files.
       checkpoint: current location of the index's checkpoint; None: the recorded location.
+      include_hidden: as for `build`.
       progress: show a progress bar.
 
     Raises:
       FileNotFoundError, BlockingIOError, ValueError: as `build`.
     """
-    gallery, found = Index(index), find(photos)
+    gallery, found = Index(index), Found(photos, include_hidden)
     encoder = CompiledEncoder(gallery.retriever(checkpoint))
     with gallery.tables.writing():
         return _added(gallery.tables, encoder, found, progress)
@@ -275,17 +372,23 @@ def remove(index: str | os.PathLike, photos: Places = ()) -> int:
     """
     table = Tables(index)
     with table.writing():
-        out = _to_remove(table, photos, tables.PHOTOS)
-        refused = _to_remove(table, photos, REFUSED)
-        if photos and not (out or refused):
+        if not photos:
+            return _removed(table, *_gone(table))
+        inside = [_inside(table, name, photos) for name in (tables.PHOTOS, REFUSED)]
+        if not any(inside):
             raise ValueError(
                 f"The index {table.uri} has no photo in {', '.join(map(str, listed(photos)))}."
             )
-        table.delete(out)
-        table.delete(refused, REFUSED)
-        if out:
-            table.tidy()
-    return len(out)
+        return _removed(table, *map(list, inside))
+
+
+def _removed(table: Tables, ids: list[str], refused: list[str]) -> int:
+    """Removes photos and refused files from a locked index; returns the number of photos."""
+    table.delete(ids)
+    table.delete(refused, REFUSED)
+    if ids:
+        table.tidy()
+    return len(ids)
 
 
 def _recorded(uri: str) -> str | None:
@@ -313,19 +416,33 @@ def prepare(table: Tables) -> None:
         table.index(partitions=round(count**0.5))
 
 
-def _to_remove(table: Tables, places: Places, name: str) -> list[str]:
+def _inside(table: Tables, name: str, places: Places = "/") -> dict[str, Path]:
+    """The files of the photos, or the refused files, in these places, by id."""
+    wanted = [absolute(place) for place in listed(places)]
     rows = table.columns("id", "file", table=name).to_pylist()
     files = {row["id"]: Path(os.fsdecode(row["file"])) for row in rows}
-    if places:
-        wanted = [absolute(place) for place in listed(places)]
-        return [one for one, file in files.items() if within(file, wanted)]
-    gone = [one for one, file in files.items() if is_gone(file)]
-    if gone and len(gone) == len(files) and name == tables.PHOTOS:
-        raise ValueError(
-            f"None of the files of the {len(files):,} photos in the index {table.uri} exists: is "
-            "their disk mounted? To remove the photos anyway, give their folder with --photos."
-        )
-    return gone
+    return {one: file for one, file in files.items() if within(file, wanted)}
+
+
+def _gone(table: Tables, places: Places = "/") -> tuple[list[str], list[str]]:
+    """The ids of the photos and of the refused files in these places that no longer exist.
+
+    Raises:
+      ValueError: none of the photos in one of the places exists.
+    """
+    out: dict[str, None] = {}
+    for place in listed(places):
+        inside = _inside(table, tables.PHOTOS, place)
+        gone = [one for one, file in inside.items() if is_gone(file)]
+        if gone and len(gone) == len(inside):
+            raise ValueError(
+                f"None of the files of the {len(gone):,} photos in the index {table.uri} exists in "
+                f"{absolute(place)}: is their disk mounted? To remove the photos anyway, use "
+                "`remove` with their folder: --photos=FOLDER."
+            )
+        out |= dict.fromkeys(gone)
+    refused = _inside(table, REFUSED, places)
+    return [*out], [one for one, file in refused.items() if is_gone(file)]
 
 
 def _check(table: Tables, found: str, checkpoint: str | os.PathLike) -> None:
@@ -347,38 +464,53 @@ def _check(table: Tables, found: str, checkpoint: str | os.PathLike) -> None:
 
 
 def define_flags(options: flags.FlagValues, argv: Sequence[str]) -> None:
-    """The command line."""
+    """The command line. `COMMAND --help` lists only what this command takes."""
+    command = next((word for word in argv[1:] if not word.startswith("-")), "")
+    wanted = set(_FLAGS)
+    if {"--help", "-h"} & set(argv) and command in COMMANDS:
+        sys.modules["__main__"].__doc__ = COMMANDS[command].summary
+        wanted = set(COMMANDS[command].flags)
     flags.DEFINE_string("index", None, "The index: a folder, or a location in a bucket.", options)
-    help_ = "A folder of photos, a glob pattern, or a file; can be repeated."
-    flags.DEFINE_multi_string("photos", [], help_, options)
-    help_ = "A workdir, or a published model. Default for a new index: the model of this package."
-    flags.DEFINE_string("checkpoint", None, help_, options)
-    help_ = "Store the features for scoring pairs in the index. Default: if they are small."
-    flags.DEFINE_bool("features", None, help_, options)
+    if "photos" in wanted:
+        help_ = "A folder of photos, a glob pattern, or a file; can be repeated."
+        flags.DEFINE_multi_string("photos", [], help_, options)
+    if "checkpoint" in wanted:
+        help_ = "A workdir, or a published model. Default for a new index: the model of this "
+        flags.DEFINE_string("checkpoint", None, help_ + "package.", options)
+    if "features" in wanted:
+        help_ = "Store the features for scoring pairs in the index. Default: if they are small."
+        flags.DEFINE_bool("features", None, help_, options)
+    if "include_hidden" in wanted:
+        flags.DEFINE_bool("include_hidden", False, photos_.INCLUDE_HIDDEN, options)
 
 
 def main(options: flags.FlagValues, command: str) -> None:
     """Runs one command."""
     if command not in COMMANDS:
-        raise ValueError(f"There is no command {command!r}: choose one of {', '.join(COMMANDS)}.")
+        raise ValueError(
+            f"There is no command {command!r}{suggest(command, COMMANDS)}: choose one of "
+            f"{', '.join(COMMANDS)}."
+        )
     cli.require(options, index="my-index")
-    for name in ("photos", "checkpoint", "features"):
-        if options[name].present and name not in COMMANDS[command]:
+    for name in _FLAGS:
+        if options[name].present and name not in COMMANDS[command].flags:
             raise ValueError(f"--{name} has no effect on {command}: leave it out.")
-    if command in ("build", "sync", "add"):
+    if "photos" in COMMANDS[command].flags and command != "remove":
         cli.require(options, photos="album")
-    place = options.index
-    checkpoint, features = options.checkpoint, options.features
+    place, photos = options.index, options.photos
+    given: dict[str, Any] = {name: options[name].value for name in COMMANDS[command].flags}
+    given.pop("photos", None)
     if command == "sync":
-        found = sync(options.photos, place, checkpoint, features=features, progress=True)
-        show(found[0], place, found[1])
+        show(*sync(photos, place, progress=True, **given), place=place)
+    elif command == "watch":
+        watch(photos, place, progress=True, **given)
     elif command == "build":
-        show(build(options.photos, place, checkpoint, features=features, progress=True), place)
+        show(build(photos, place, progress=True, **given), place=place)
     elif command == "add":
-        show(add(place, options.photos, options.checkpoint, progress=True), place)
+        show(add(place, photos, progress=True, **given), place=place)
     elif command == "remove":
-        why = "" if options.photos else " whose files no longer exist"
-        say(f"removed {remove(place, options.photos):,} photos{why} from {place}")
+        why = "" if photos else " whose files no longer exist"
+        say(f"removed {remove(place, photos):,} photos{why} from {place}")
     elif command == "verify":
         show_verification(verify(place), place)
     else:
@@ -388,7 +520,7 @@ def main(options: flags.FlagValues, command: str) -> None:
         _list("skipped", [f"{name}: {reason}" for name, reason in gallery.refused()])
 
 
-def show(changes: Changes, place: str, removed: int | None = None) -> None:
+def show(changes: Changes, removed: int | None = None, *, place: str) -> None:
     """Prints what an addition changed, and how many photos were removed."""
     gone = "" if removed is None else f"{removed:,} removed, "
     say(
@@ -408,6 +540,7 @@ def show(changes: Changes, place: str, removed: int | None = None) -> None:
     for text, count in notes.items():
         if count:
             say(f"  {text}: {count:,}")
+    _list("videos skipped", changes.videos, 5)
     _list("skipped", [f"{name}: {reason}" for name, reason in changes.refused])
 
 

@@ -5,8 +5,10 @@ seconds are encoded again.
 """
 
 import collections
+import itertools
 import os
 import time
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -22,6 +24,10 @@ from zse_jax.retrieval.encoding import progress_bar
 
 COMMIT_PHOTOS, COMMIT_SECONDS = 512, 20.0
 """A commit follows after this many photos or seconds, whichever comes first."""
+
+HELD = 2**16
+"""Paths of photos to read that are listed first, so that the progress bar knows how many there are.
+Of more photos, the further paths are found while the earlier photos are encoded."""
 
 _NO_STATE = -1
 """The recorded size of a refused file that is read again even if it has not changed."""
@@ -39,6 +45,7 @@ class Changes(NamedTuple):
       reused: how many of the added and updated photos were not encoded, because the index already
         had a photo with the same content.
       refused: all files that were skipped: name and reason.
+      videos: names of videos, which were skipped.
       others: number of files whose names are not those of photos.
       system: number of files and folders of the system that were left out, see `photos.Found`.
       damaged_metadata: number of added and updated photos whose metadata could not be read.
@@ -52,6 +59,7 @@ class Changes(NamedTuple):
     unchanged: int
     reused: int
     refused: list[tuple[str, str]]
+    videos: list[str]
     others: int
     system: int
     damaged_metadata: int
@@ -81,7 +89,7 @@ def add(
     Args:
       table: the tables of the index.
       encoder: the encoder of the index's checkpoint.
-      found: the photos, a result of `photos.find`.
+      found: the photos; iterated over once.
       keep_features: store the features too, so that pairs can be ranked without encoding again.
       progress: show a progress bar.
 
@@ -90,59 +98,95 @@ def add(
       FloatingPointError: the system computes features that are not finite.
     """
     began = time.monotonic()
+    table.upgrade()
     state = _State(table)
     counts: collections.Counter[str] = collections.Counter()
-    todo = []
-    refused = [(name_of(file), reason) for file, reason in found.refused]
-    for candidate in found.files:
-        one = identity(candidate.file)
-        known = one in state.photos
-        if known and state.photos[one][:2] == candidate[1:]:
-            counts["unchanged"] += 1
-        elif one in state.refused and state.refused[one][:2] == candidate[1:]:
-            refused.append((name_of(candidate.file), state.refused[one][2]))
-        else:
-            todo.append(_Work(candidate, one, known))
-    writer = _Writer(table, encoder, state, keep_features, batch_size(len(todo)))
-    files, retriever = [work.candidate.file for work in todo], encoder.retriever
-    with progress_bar("photos" if progress and todo else None, len(todo), unit="photo") as bar:
+    refused: list[tuple[str, str]] = []
+    work = _to_read(found, state, counts, refused)
+    held = [*itertools.islice(work, HELD)]
+    total = len(held) if len(held) < HELD else 0  # 0: not known
+    bar_name = "photos" if progress and held else None
+    writer = _Writer(table, encoder, state, keep_features, batch_size(len(held)))
+    one, other = itertools.tee(itertools.chain(held, work))  # of which READ_AHEAD are in memory
+    files, retriever = (work.candidate.file for work in one), encoder.retriever
+    del held
+    with progress_bar(bar_name, total, unit="photo") as bar:
         results = photos.read_all(
             files, retriever.image_size, retriever.preprocessing, state.digests.__contains__
         )
-        for work, result in zip(todo, results, strict=True):
-            writer.add(work, result)
+        for item, result in zip(other, results, strict=True):
+            writer.add(item, result)
             bar.update()
         writer.commit()
     counts.update(writer.counts)
-    seen = {identity(candidate.file) for candidate in found.files}
-    gone = sum(
-        one not in seen and photos.within(file, found.places) and is_gone(file)
-        for one, file in ((one, Path(os.fsdecode(row[2]))) for one, row in state.photos.items())
-    )
+    refused += [(name_of(file), reason) for file, reason in found.refused] + writer.refused
     return Changes(
-        counts["added"], counts["updated"], counts["unchanged"], counts["reused"],
-        refused + writer.refused, found.others, found.system, counts["damaged_metadata"],
-        found.links, gone, time.monotonic() - began,
+        counts["added"], counts["updated"], counts["unchanged"], counts["reused"], refused,
+        [name_of(video) for video in found.videos], found.others, found.system,
+        counts["damaged_metadata"], found.links, state.gone(found.places),
+        time.monotonic() - began,
     )  # fmt: skip
+
+
+def _to_read(
+    found: Found,
+    state: "_State",
+    counts: collections.Counter[str],
+    refused: list[tuple[str, str]],
+) -> Iterator[_Work]:
+    """The photos to read; the others are counted as unchanged, or listed as refused before."""
+    for candidate in found:
+        one = identity(candidate.file)
+        place = state.places.get(one)
+        if place is not None:
+            state.seen[place] = True
+            if not state.described[place]:
+                yield _Work(candidate, one, True)
+                continue
+            if (state.sizes[place], state.times[place]) == candidate[1:]:
+                counts["unchanged"] += 1
+                continue
+        if one in state.refused and state.refused[one][:2] == candidate[1:]:
+            refused.append((name_of(candidate.file), state.refused[one][2]))
+        else:
+            yield _Work(candidate, one, place is not None)
 
 
 class _State:
     """The contents of the index before the addition.
 
     Attributes:
-      photos: id -> size and modification time of the file when it was encoded, and its name.
+      places: id -> place of a photo in the arrays below.
+      sizes, times: size and modification time of each photo's file when it was encoded.
+      described: whether `DESCRIPTION` is recorded; early versions did not.
+      seen: whether the file was found by this addition.
       digests: digest -> row number of a photo with this content.
       refused: id -> size, modification time, and reason.
     """
 
     def __init__(self, table: Tables):
-        names = "id", "size", "modified", "file", "digest", "_rowid"
-        columns = table.columns(*names)
-        ids, sizes, times, files, digests, rows = (columns.column(n).to_pylist() for n in names)
-        self.photos = dict(zip(ids, zip(sizes, times, files, strict=True), strict=True))
+        columns = table.columns("id", "size", "modified", "format", "digest", "_rowid")
+        self.places = {one: place for place, one in enumerate(columns["id"].to_pylist())}
+        self.sizes, self.times = (
+            columns[name].fill_null(_NO_STATE).to_numpy() for name in ("size", "modified")
+        )
+        self.described = columns["format"].is_valid().to_numpy()
+        self.seen = np.zeros(len(self.places), bool)
+        digests, rows = (columns[name].to_pylist() for name in ("digest", "_rowid"))
         self.digests: dict[bytes, int] = dict(zip(digests, rows, strict=True))
-        found = table.columns("id", "size", "modified", "reason", table=REFUSED).to_pylist()
-        self.refused = {row["id"]: (row["size"], row["modified"], row["reason"]) for row in found}
+        refused = table.columns("id", "size", "modified", "reason", table=REFUSED).to_pylist()
+        self.refused = {row["id"]: (row["size"], row["modified"], row["reason"]) for row in refused}
+        self._table = table
+
+    def gone(self, places: Sequence[Path]) -> int:
+        """The number of files in these places that were not seen and no longer exist."""
+        unseen = {one for one, place in self.places.items() if not self.seen[place]}
+        if not unseen:
+            return 0
+        columns = self._table.columns("id", "file")
+        ids, files = columns["id"].to_pylist(), columns["file"].to_pylist()
+        left = (Path(os.fsdecode(f)) for i, f in zip(ids, files, strict=True) if i in unseen)
+        return sum(photos.within(file, places) and is_gone(file) for file in left)
 
 
 class _Writer:
@@ -192,7 +236,7 @@ class _Writer:
         if any(row["id"] in self._state.refused for row in self._rows):
             self._table.delete([row["id"] for row in self._rows], REFUSED)
         self._table.refuse(self._refused)
-        if bad := [row["id"] for row in self._refused if row["id"] in self._state.photos]:
+        if bad := [row["id"] for row in self._refused if row["id"] in self._state.places]:
             self._table.delete(bad)
         self._rows, self._refused, self._replaced = [], [], []
         self._began = time.monotonic()
@@ -227,7 +271,8 @@ class _Writer:
         self._known = []
 
     def _row(self, work: _Work, photo: Photo, **values: Any) -> None:
-        self._rows.append(_described(work) | {"digest": photo.digest} | values)
+        about = {"digest": photo.digest, "format": photo.format, "taken": photo.taken}
+        self._rows.append(_described(work) | about | values)
         self.counts["updated" if work.known else "added"] += 1
         if work.known:
             self._replaced.append(work.id)

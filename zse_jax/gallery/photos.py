@@ -6,25 +6,34 @@ reported with the reason.
 """
 
 import collections
+import contextlib
+import datetime
 import hashlib
 import io
 import os
 import stat
 import warnings
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
 from pathlib import Path
 from typing import NamedTuple
 
 import numpy as np
 from jaxtyping import UInt8
-from PIL import Image
+from PIL import ExifTags, Image
 
 from data_pipelines import images, paths
-from data_pipelines.files import is_system, message
+from data_pipelines.files import Entry, is_system, message
 from data_pipelines.files import walk as walked
 from data_pipelines.images import Preprocessing, UnreadableImageError
 from data_pipelines.terminal import printable
+from zse_jax.gallery import raw
+
+VIDEOS = (
+    *(".mp4", ".mov", ".m4v", ".avi", ".mkv", ".webm", ".3gp", ".mts", ".m2ts", ".mpg", ".mpeg"),
+    *(".wmv", ".flv", ".ogv"),
+)
+"""File name extensions of videos, in lower case."""
 
 READ_AHEAD = 64
 """Photos that are read ahead of the caller."""
@@ -32,11 +41,19 @@ READ_AHEAD = 64
 SMALLEST = 32
 """Minimum side of a photo, in pixels."""
 
+ENOUGH = 1.5
+"""A JPEG may be scaled down while it is decoded, to this multiple of the prepared image at least.
+That takes half the time for 1 megapixel, and an eighth for 12."""
+
 THUMBNAIL = 160
 """Longest side of a thumbnail, in pixels."""
 
 Places = Sequence[str | os.PathLike] | str | os.PathLike
 """Folders (searched recursively, links followed), glob patterns and files."""
+
+
+INCLUDE_HIDDEN = "Also index hidden files, and folders of trash, thumbnails and version control."
+"""The help of the flag --include_hidden."""
 
 
 class Candidate(NamedTuple):
@@ -47,25 +64,98 @@ class Candidate(NamedTuple):
     modified: int
 
 
-class Found(NamedTuple):
-    """The result of `find`.
+class Found:
+    """The photo files in folders (searched recursively, links followed), patterns and names.
+
+    Iterating searches, so that any number of files takes little memory; do it once. The other
+    attributes are complete after that.
 
     Attributes:
-      files: in order, without duplicates.
+      files: all of them, if `find` has searched.
       refused: paths that could not be inspected, each with the reason.
+      videos: paths of videos.
       others: number of files whose names are not those of photos.
       system: number of files and folders that were left out because they are not the user's:
-        hidden, trash, thumbnails (`data_pipelines.files.is_system`).
+        hidden, trash, thumbnails, version control (`data_pipelines.files.is_system`).
       links: number of links to folders that were already searched.
-      places: absolute paths of the places that were searched.
+      places: absolute paths of the places that are searched.
     """
 
-    files: list[Candidate]
-    refused: list[tuple[Path, str]]
-    others: int
-    system: int
-    links: int
-    places: list[Path]
+    def __init__(self, places: "Places", include_hidden: bool = False):
+        """Finds the places, and searches nothing yet.
+
+        Args:
+          places: of the user.
+          include_hidden: leave nothing out, so that `system` is 0.
+
+        Raises:
+          ValueError: no place is given.
+          FileNotFoundError: a name does not exist, or a pattern matches nothing.
+        """
+        self.files: list[Candidate] = []
+        self.refused: list[tuple[Path, str]] = []
+        self.videos: list[Path] = []
+        self.others = self.system = self.links = 0
+        self.places = [absolute(place) for place in listed(places)]
+        if not self.places:
+            raise ValueError("--photos is missing: give, for example, --photos=album.")
+        self._include_hidden = include_hidden
+        self._matches: list[Path] = []
+        for place, path in zip(listed(places), self.places, strict=True):
+            matches, system = ([path], 0) if path.exists() else _matching(path, include_hidden)
+            self.system += system
+            if not matches:
+                raise FileNotFoundError(
+                    f"--photos={place}: no file, folder or match with this name."
+                )
+            self._matches += matches
+
+    def __iter__(self) -> Iterator[Candidate]:
+        """The files, in order and without duplicates."""
+        seen: set[Path] = set()
+        for found in self._found():
+            if found.file in seen:
+                continue
+            if len(self._matches) > 1:  # a folder is walked once, so it has no file twice
+                seen.add(found.file)
+            yield found
+
+    def _found(self) -> Iterator[Candidate]:
+        visited: set[tuple[int, int]] = set()
+        for match in self._matches:
+            try:
+                status = match.stat()
+            except OSError as error:
+                self.refused.append((match, message(error)))
+                continue
+            if not stat.S_ISDIR(status.st_mode):
+                yield from self._file(match, status)
+                continue
+            for entry in walked(match, visited, system=self._include_hidden):
+                yield from self._entry(entry)
+
+    def _file(self, path: Path, status: os.stat_result) -> Iterator[Candidate]:
+        if stat.S_ISREG(status.st_mode):
+            yield Candidate(path, *state_of(status))
+        else:
+            self.refused.append((path, "it is not a regular file"))
+
+    def _entry(self, entry: Entry) -> Iterator[Candidate]:
+        """The photo of an entry of a folder, or none: then it is counted."""
+        name = entry.path.name.lower()
+        named = name.endswith((*images.SUFFIXES, *raw.SUFFIXES))
+        if entry.kind == "closed" or (entry.kind == "failed" and named):
+            self.refused.append((entry.path, entry.reason))
+        elif entry.status is not None and named:
+            yield from self._file(entry.path, entry.status)
+        elif entry.kind == "file" and name.endswith(VIDEOS):
+            self.videos.append(entry.path)
+        elif entry.kind == "system":
+            self.system += 1
+        elif entry.kind == "again":
+            self.links += 1
+        else:
+            self.others += 1
 
 
 class Photo(NamedTuple):
@@ -77,6 +167,8 @@ class Photo(NamedTuple):
       thumbnail: JPEG.
       width, height: of the full image in pixels, after EXIF rotation.
       damaged_metadata: whether its metadata could not be read, so that it may lie on its side.
+      format: the type of the file in lower case, such as "jpeg".
+      taken: when it was taken, in the local time of the camera; None if it is not recorded.
     """
 
     digest: bytes
@@ -85,6 +177,8 @@ class Photo(NamedTuple):
     width: int = 0
     height: int = 0
     damaged_metadata: bool = False
+    format: str = ""
+    taken: datetime.datetime | None = None
 
 
 def name_of(file: Path) -> str:
@@ -116,60 +210,14 @@ def listed(places: "Places") -> list[str | os.PathLike]:
 
 
 def find(places: "Places") -> Found:
-    """Finds the photo files in folders (searched recursively, links followed), patterns and names.
+    """Searches places completely, as `Found` describes.
 
     Raises:
-      ValueError: no place is given.
-      FileNotFoundError: a name does not exist, or a pattern matches nothing.
+      ValueError, FileNotFoundError: as `Found`.
     """
-    places = listed(places)
-    if not places:
-        raise ValueError("--photos is missing: give, for example, --photos=album.")
-    files: dict[Path, Candidate] = {}
-    refused: list[tuple[Path, str]] = []
-    visited: set[tuple[int, int]] = set()
-    counts: collections.Counter[str] = collections.Counter()
-
-    def add(path: Path, status: os.stat_result) -> None:
-        if stat.S_ISREG(status.st_mode):
-            files[path] = Candidate(path, *state_of(status))
-        else:
-            refused.append((path, "it is not a regular file"))
-
-    def walk(folder: Path) -> None:
-        for entry in walked(folder, visited):
-            named = entry.path.name.lower().endswith(images.SUFFIXES)
-            if entry.kind == "closed" or (entry.kind == "failed" and named):
-                refused.append((entry.path, entry.reason))
-            elif entry.status is not None and named:
-                add(entry.path, entry.status)
-            else:
-                counts[entry.kind] += 1
-
-    for place in places:
-        path = absolute(place)
-        matches, system = ([path], 0) if path.exists() else _matching(path)
-        counts["system"] += system
-        if not matches:
-            raise FileNotFoundError(f"--photos={place}: no file, folder or match with this name.")
-        for match in matches:
-            try:
-                status = match.stat()
-            except OSError as error:
-                refused.append((match, message(error)))
-                continue
-            if stat.S_ISDIR(status.st_mode):
-                walk(match)
-            else:
-                add(match, status)
-    return Found(
-        [*files.values()],
-        refused,
-        others=counts["file"] + counts["other"] + counts["failed"],
-        system=counts["system"],
-        links=counts["again"],
-        places=[absolute(place) for place in places],
-    )
+    found = Found(places)
+    found.files = [*found]
+    return found
 
 
 def within(file: Path, places: Sequence[Path]) -> bool:
@@ -177,7 +225,7 @@ def within(file: Path, places: Sequence[Path]) -> bool:
     return any(file == place or place in file.parents for place in places)
 
 
-def _matching(pattern: Path) -> tuple[list[Path], int]:
+def _matching(pattern: Path, include_hidden: bool) -> tuple[list[Path], int]:
     """The paths that match a pattern such as album/**/*.jpg, and how many others are the system's.
 
     Brackets in the name of an existing folder are part of the name: "album [2020]/*.jpg".
@@ -189,7 +237,11 @@ def _matching(pattern: Path) -> tuple[list[Path], int]:
         return [], 0
     for form in ("/".join(rest), "/".join(rest).replace("[", "[[]")):
         found = sorted(folder.glob(form))
-        kept = [path for path in found if not any(map(is_system, path.relative_to(folder).parts))]
+        kept = [
+            path
+            for path in found
+            if include_hidden or not any(map(is_system, path.relative_to(folder).parts))
+        ]
         if found:
             return kept, len(found) - len(kept)
     return [], 0
@@ -211,13 +263,16 @@ def read(
 
     Raises:
       UnreadableImageError: the file cannot be used as a photo; the message is the reason.
+      MissingDecoderError: it is a RAW file, see `zse_jax.gallery.raw`.
       OSError: the file cannot be read.
     """
     encoded = images.read_file(file)
     digest = hashlib.sha256(encoded).digest()
+    encoded, kind = _picture(file, encoded)
+    kind, taken = described(encoded, kind)
     if known(digest):
-        return Photo(digest)
-    found = images.decode_file(encoded, smallest=SMALLEST)
+        return Photo(digest, format=kind, taken=taken)
+    found = images.decode_file(encoded, smallest=SMALLEST, at_least=_enough(size))
     small = Image.fromarray(found.rgb)
     small.thumbnail((THUMBNAIL, THUMBNAIL), Image.Resampling.BILINEAR, reducing_gap=2.0)
     buffer = io.BytesIO()
@@ -229,11 +284,48 @@ def read(
         found.width,
         found.height,
         found.damaged_metadata,
+        kind,
+        taken,
     )
 
 
+def _picture(file: Path, encoded: bytes) -> tuple[bytes, str]:
+    """The image in the contents of a file, and the type of a RAW file; of others, they are it."""
+    suffix = file.suffix.lower()
+    if suffix not in raw.SUFFIXES or encoded[:3] == b"\xff\xd8\xff":
+        return encoded, ""
+    return raw.preview(encoded), suffix[1:]
+
+
+def described(encoded: bytes, kind: str = "") -> tuple[str, datetime.datetime | None]:
+    """The type of an image in lower case (`kind`, if given), and when it was taken (EXIF).
+
+    Raises:
+      UnreadableImageError: as `read`.
+    """
+    try:
+        head = images.opened(encoded)
+    except UnreadableImageError:
+        head = images.opened(images.without_metadata(encoded))
+    with head:
+        kind = kind or (head.format or "").lower()
+        times: list[str] = []
+        with contextlib.suppress(Exception):  # damaged metadata must not hide the image
+            exif = head.getexif()
+            inner = exif.get_ifd(ExifTags.IFD.Exif)
+            times = [
+                str(inner.get(ExifTags.Base.DateTimeOriginal, "")),
+                str(inner.get(ExifTags.Base.DateTimeDigitized, "")),
+                str(exif.get(ExifTags.Base.DateTime, "")),
+            ]
+    for time in times:
+        with contextlib.suppress(ValueError):  # also of cameras whose clock was not set
+            return kind, datetime.datetime.strptime(time[:19], "%Y:%m:%d %H:%M:%S")
+    return kind, None
+
+
 def read_all(
-    files: Sequence[Path],
+    files: Iterable[Path],
     size: int,
     preprocessing: Preprocessing = "crop",
     known: Callable[[bytes], bool] = lambda digest: False,
@@ -268,7 +360,7 @@ def read_all(
 
 def reason(error: Exception) -> str:
     """Why a photo could not be read, for the user."""
-    if isinstance(error, UnreadableImageError):
+    if isinstance(error, UnreadableImageError | raw.MissingDecoderError):
         return str(error)
     if isinstance(error, FileNotFoundError):
         return "it was deleted before it was read"
@@ -285,7 +377,14 @@ def prepared(
     Raises:
       UnreadableImageError, OSError: as `read`.
     """
-    return images.prepare_photo(decoded(file), size, preprocessing)
+    encoded, _ = _picture(file, images.read_file(file))
+    found = images.decode_file(encoded, smallest=SMALLEST, at_least=_enough(size))
+    return images.prepare_photo(found.rgb, size, preprocessing)
+
+
+def _enough(size: int) -> int:
+    """The pixels that each side of a photo needs for a prepared image of `size` pixels."""
+    return max(THUMBNAIL, round(ENOUGH * size))
 
 
 def decoded(file: Path) -> UInt8[np.ndarray, "h w 3"]:
@@ -294,4 +393,5 @@ def decoded(file: Path) -> UInt8[np.ndarray, "h w 3"]:
     Raises:
       UnreadableImageError, OSError: as `read`.
     """
-    return images.decode_file(images.read_file(file), smallest=SMALLEST).rgb
+    encoded, _ = _picture(file, images.read_file(file))
+    return images.decode_file(encoded, smallest=SMALLEST).rgb

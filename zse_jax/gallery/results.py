@@ -99,9 +99,9 @@ class Results:
             table.add_row(str(hit.rank), similarity, by, name)
         return table
 
-    def to_json(self) -> str:
-        """The hits, without thumbnails, and facts about the search as JSON."""
-        return json.dumps(self._plain(), indent=2, ensure_ascii=False)
+    def to_json(self, indent: int | None = 2) -> str:
+        """The hits, without thumbnails, and facts about the search as JSON; None: in one line."""
+        return json.dumps(self._plain(), indent=indent, ensure_ascii=False)
 
     def to_html(
         self, explained: Sequence[pages.Explained] = (), warnings: Sequence[str] = ()

@@ -5,9 +5,11 @@
 prints the nearest photos: a shortlist by embedding, of which the first --rerank are ordered by the
 score of each pair (for systems that have one, such as ZSE's relation network). --expand=30 moves
 the query towards the 30 photos that it finds before the final search (query expansion), which
-helps if the album has many photos of the object. --output=found.json or found.html also writes the
+helps if the album has many photos of the object. --folder, --after, --before, --orientation and
+--type limit the photos that are searched. --output=found.json or found.html also writes the
 results to a file; --explain adds to the page why the first ones were found.
---sketch can be repeated: each sketch is searched with. From Python:
+--sketch can be repeated, and can be a folder: each sketch is searched with. --interactive answers
+the sketches whose names another program writes to it, one after another. From Python:
 
     gallery = index.open("my-index")
     searcher = search.Searcher(gallery)
@@ -16,10 +18,14 @@ results to a file; --explain adds to the page why the first ones were found.
 """
 
 import collections
+import contextlib
+import functools
+import json
 import os
+import sys
 import threading
 import time
-from collections.abc import Sequence
+from collections.abc import Callable, Iterable, Sequence
 from pathlib import Path
 
 import jax
@@ -33,12 +39,13 @@ from data_pipelines.suggestions import counted
 from data_pipelines.terminal import printable
 from zse_jax.explain import pages
 from zse_jax.explain.correspondence import Explainer
-from zse_jax.gallery import album, photos, sketch_input
+from zse_jax.gallery import album, filters, photos, sketch_input
 from zse_jax.gallery.encoder import CompiledEncoder
+from zse_jax.gallery.filters import EVERYTHING, Filter
 from zse_jax.gallery.index import Index
 from zse_jax.gallery.results import Hit, Results, to_html, to_json
 from zse_jax.gallery.shortlist import EXPANDED_AMONG, Shortlister
-from zse_jax.gallery.sketch_input import Sketch
+from zse_jax.gallery.sketch_input import Sketch, SketchError
 from zse_jax.retrieval.expansion import EXPANDED
 from zse_jax.retrievers.base import Explainable, Features
 from zse_jax.runtime import cli
@@ -103,6 +110,7 @@ class Searcher:
         *,
         expand: int = 0,
         name: str = "",
+        where: Filter = EVERYTHING,
     ) -> Results:
         """The photos that are nearest to a sketch.
 
@@ -113,10 +121,12 @@ class Searcher:
             none. None: `RERANK`, if the system scores pairs.
           expand: how many photos expand the query, see `Shortlister.expanded`; 0: none.
           name: the name of the sketch in the results; "": its file, or "drawing".
+          where: which photos are searched, see `zse_jax.gallery.filters`.
 
         Raises:
           ValueError: the sketch is not an image or has no strokes, k, rerank or expand is out of
-            range, or rerank is given and the system does not score pairs.
+            range, rerank is given and the system does not score pairs, or the index does not
+            record what the filter needs.
           FileNotFoundError: the file does not exist.
         """
         if k < 1 or (rerank or 0) < 0 or expand < 0:
@@ -134,7 +144,7 @@ class Searcher:
             sketch, self.retriever.image_size, self.retriever.preprocessing, name
         )
         with self._lock:
-            return self._search(prepared, k, rerank, expand, name, began)
+            return self._search(prepared, k, rerank, expand, name, where, began)
 
     def _search(
         self,
@@ -143,6 +153,7 @@ class Searcher:
         rerank: int | None,
         expand: int,
         name: str,
+        where: Filter,
         began: float,
     ) -> Results:
         timings: dict[str, float] = {}
@@ -151,11 +162,13 @@ class Searcher:
             timings[part] = time.perf_counter() - began - sum(timings.values())
 
         self._refresh()
+        searched = filters.check(where, self.gallery.tables) if where else self.gallery.photos
         encoded = self._encoder(prepared[None], "sketch", 1)
         lap("sketch")
         rerank = (RERANK if rerank is None else rerank) if self.reranks else 0
         query, count = encoded.embedding[0], max(k, rerank)
-        found = self._shortlist(query, max(count, EXPANDED_AMONG) if expand else count)
+        among = max(count, EXPANDED_AMONG) if expand else count
+        found = self._shortlist(query, among, where.sql)
         lap("shortlist")
         if expand:
             found = self._shortlist.expanded(query, found, expand)
@@ -183,15 +196,22 @@ class Searcher:
                 for stage, name in self._names.items()
                 if stage == "shortlist" or rerank
             },
-            photos=self.gallery.photos,
+            photos=searched,
             skipped=skipped,
             about={
                 "sketch": printable(name),
                 "index": printable(self.gallery.uri),
                 "checkpoint": printable(f"{self.gallery.checkpoint}, step {self.gallery.step}"),
             }
+            | ({"filter": str(where)} if where else {})
             | ({"expansion": f"by {counted(expand, 'photo', 'photos')}"} if expand else {}),
         )
+
+    def choices(self) -> filters.Choices:
+        """The values that filters of this index can have."""
+        with self._lock:
+            self._refresh()
+            return filters.choices(self.gallery.tables)
 
     def explain(self, sketch: Sketch, hit: Hit, *, shown: bool = True) -> pages.Explained:
         """Why a photo was found: lines between the places that match, heat maps, a synthesis.
@@ -303,56 +323,120 @@ def _merged(
 
 def define_flags(options: flags.FlagValues, argv: Sequence[str]) -> None:
     """The command line."""
-    help_ = "The index: a folder, or a location in a bucket. Default with --photos: a cache folder."
-    flags.DEFINE_string("index", None, help_, options)
-    help_ = "An image file: dark lines on white; can be repeated."
+    album.define_flags(options)
+    help_ = "An image file, dark lines on white, or a folder of them; can be repeated."
     flags.DEFINE_multi_string("sketch", [], help_, options)
-    help_ = "A folder of photos, a pattern or a file, which the index gets first; can be repeated."
-    flags.DEFINE_multi_string("photos", [], help_, options)
-    help_ = (
-        "With --photos, the checkpoint of a new index (default: the model of this package); else "
-    )
-    help_ += "the current location of the index's checkpoint, if it was moved."
-    flags.DEFINE_string("checkpoint", None, help_, options)
     flags.DEFINE_integer("k", 20, "Number of photos to show.", 1, None, options)
     help_ = f"Number of photos to score pair by pair. Default: {RERANK}, if the system can."
     flags.DEFINE_integer("rerank", None, help_, 0, None, options)
     help_ = "Expand the query by this number of photos that it finds, such as 30; 0: do not."
     flags.DEFINE_integer("expand", 0, help_, 0, None, options)
+    filters.define_flags(options)
+    help_ = (
+        "Read names of sketches from standard input, one a line, and write the results of each as "
+        "one line of JSON, until the input ends."
+    )
+    flags.DEFINE_bool("interactive", False, help_, options)
     help_ = f"Explain the first {EXPLAINED} photos; requires --output=FILE.html."
     flags.DEFINE_bool("explain", False, help_, options)
     flags.DEFINE_string("output", None, "Also write the results to this .json or .html.", options)
 
 
 def main(options: flags.FlagValues) -> None:
-    """Runs one search."""
-    cli.require(options, sketch="cat.png")
+    """Runs one search, several, or those of another program."""
+    if not options.interactive:
+        cli.require(options, sketch="cat.png")
+    elif options.sketch or options.output or options.explain:
+        raise ValueError(
+            "--interactive reads the names of sketches from standard input and writes the results "
+            "to standard output: leave out --sketch, --output and --explain."
+        )
     cli.require_suffix(options, output=".json .html")
     output = paths.located(options.output) if options.output else None
     if options.explain and (output is None or output.suffix.lower() != ".html"):
         raise ValueError("--explain draws pictures, so it requires a page: --output=found.html.")
-    searcher = Searcher(Index(album.from_flags(options)), options.checkpoint)
+    sketches = sketch_files(options.sketch)
+    where = filters.from_flags(options)
+    with contextlib.redirect_stdout(sys.stderr if options.interactive else sys.stdout):
+        searcher = Searcher(Index(album.from_flags(options)), options.checkpoint)
     if options.explain and not isinstance(searcher.retriever, Explainable):
         raise ValueError(
             f"--explain: {type(searcher.retriever).__name__} compares whole images and has no "
             "local evidence."
         )
-    found = [
-        searcher(sketch, options.k, options.rerank, expand=options.expand)
-        for sketch in options.sketch
-    ]
+    if not searcher.gallery.photos:
+        raise ValueError(
+            f"The index {searcher.gallery.uri} contains no photos, so there is nothing to search. "
+            "Name a folder of photos with --photos."
+        )
+    search = functools.partial(
+        searcher, k=options.k, rerank=options.rerank, expand=options.expand, where=where
+    )
+    if options.interactive:
+        answer(search, sys.stdin)
+        return
+    found, failed = [], []
+    for sketch in sketches:
+        try:
+            found.append(search(sketch))
+        except (SketchError, OSError) as error:
+            if len(sketches) == 1:
+                raise
+            failed.append(str(error))
+    if where and found and not found[0].photos:
+        raise ValueError(f"No photo of the index {searcher.gallery.uri} is {where}.")
     for results in found:
+        if len(sketches) > 1:
+            say(results.about["sketch"])
         show(results.table())
         if results.skipped:
             say(results.skipped_text)
-    if output is None:
-        return
-    if output.suffix.lower() == ".json":
-        text = to_json(found)
-    else:
-        text = to_html([(results, _explained(searcher, results, options)) for results in found])
-    paths.replace(output, text)
-    say(f"wrote {output}")
+    if output is not None and found:
+        if output.suffix.lower() == ".json":
+            text = to_json(found)
+        else:
+            text = to_html([(results, _explained(searcher, results, options)) for results in found])
+        paths.replace(output, text)
+        say(f"wrote {output}")
+    if failed:
+        raise ValueError(
+            f"{len(failed):,} of {len(sketches):,} sketches cannot be used: "
+            f"{' '.join(failed[:5])}{' ...' if len(failed) > 5 else ''}"
+        )
+
+
+def sketch_files(given: Sequence[str]) -> list[str | Path]:
+    """The sketches that a user names: files, and all images in folders and below them.
+
+    Raises:
+      ValueError: a folder contains no image.
+    """
+    found: list[str | Path] = []
+    for name in given:
+        folder = Path(paths.local(name, "--sketch"))
+        if not folder.is_dir():
+            found.append(name)
+            continue
+        files = [candidate.file for candidate in photos.find(folder).files]
+        if not files:
+            raise ValueError(f"--sketch={name}: this folder contains no image.")
+        found += files
+    return found
+
+
+def answer(search: Callable[[str], Results], lines: Iterable[str]) -> None:
+    """Searches with the sketch that each line names, and prints the results as one line of JSON.
+
+    An error is a line with the keys "sketch" and "error". Empty lines are skipped.
+    """
+    for line in lines:
+        if not (sketch := line.rstrip("\r\n")):
+            continue
+        try:
+            text = search(sketch).to_json(indent=None)
+        except cli.USER_ERRORS as error:
+            text = json.dumps({"sketch": printable(sketch), "error": str(error)})
+        print(text, flush=True)
 
 
 def _explained(

@@ -1,7 +1,8 @@
 """Finds the photos whose embeddings are nearest to a sketch's.
 
 Up to `tables.EXACT_UP_TO` photos, all embeddings are in memory and compared (a matrix-vector
-product). Above, LanceDB's partitioned index is used, which needs little memory.
+product). Above, LanceDB's partitioned index is used, which needs little memory. A search with a
+filter is LanceDB's in both cases, which ranks only the photos that pass it.
 """
 
 import numpy as np
@@ -35,10 +36,10 @@ class Shortlister:
             self._vectors = vectors, rows
             self._order, self._sorted = order, rows[order]
 
-    def __call__(self, embedding: Float[np.ndarray, " d"], count: int) -> Found:
-        """The `count` nearest photos."""
-        if self._vectors is None:
-            return self._tables.nearest(embedding, count, PROBES)
+    def __call__(self, embedding: Float[np.ndarray, " d"], count: int, where: str = "") -> Found:
+        """The `count` nearest photos; with a condition `where` in SQL, of those that pass it."""
+        if self._vectors is None or where:
+            return self._tables.nearest(embedding, count, PROBES, where)
         vectors, rows = self._vectors
         similarity = vectors @ embedding
         top = _largest(similarity, count)

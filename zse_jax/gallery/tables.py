@@ -32,6 +32,12 @@ VERSION = "1"
 EXACT_UP_TO = 100_000
 """Photos up to which a search compares all embeddings; above, those of the nearest partitions."""
 
+DESCRIPTION = "taken", "format"
+"""The columns with which photos are filtered. Indexes of early versions do not have them.
+
+`taken` is the local time of the camera, or null; `format` the type of the file in lower case.
+"""
+
 LOCK = "writer.lock"
 
 _KEEP_VERSIONS = datetime.timedelta(hours=1)  # readers may still use them
@@ -132,9 +138,21 @@ class Tables:
             self._photos.checkout_latest()
             self._refused.checkout_latest()
 
-    def count(self, table: str = PHOTOS) -> int:
-        """The number of photos, or of refused files."""
-        return self._table(table).count_rows()
+    @property
+    def is_described(self) -> bool:
+        """Whether the table of photos has the columns of `DESCRIPTION`."""
+        return {*DESCRIPTION} <= {*self._photos.schema.names}
+
+    def upgrade(self) -> None:
+        """Adds the columns of `DESCRIPTION`, empty, to an index of an early version."""
+        if not self.is_described:
+            with opening(self.uri):
+                self._photos.add_columns(_description())
+
+    def count(self, table: str = PHOTOS, *, where: str = "") -> int:
+        """The number of photos, or of refused files, that pass the condition `where` in SQL."""
+        with opening(self.uri):
+            return self._table(table).count_rows(where or None)
 
     def columns(self, *names: str, table: str = PHOTOS) -> "pa.Table":
         """Entire columns; "_rowid" gives the row numbers that `rows` takes."""
@@ -172,19 +190,29 @@ class Tables:
                 yield flat.reshape(-1, self.width), rows
 
     def nearest(
-        self, embedding: Float[np.ndarray, " d"], count: int, probes: int
+        self, embedding: Float[np.ndarray, " d"], count: int, probes: int, where: str = ""
     ) -> tuple[Int[np.ndarray, " k"], Float[np.ndarray, " k"]]:
-        """Row numbers and similarities of the nearest photos by the approximate index."""
+        """Row numbers and similarities of the nearest photos, by the approximate index if any.
+
+        Args:
+          embedding: of the query.
+          count: how many photos.
+          probes: partitions of the approximate index that are searched.
+          where: a condition in SQL: only photos that pass it are searched. If these partitions
+            have fewer than `count` of them, more partitions are searched.
+        """
         with opening(self.uri):
-            found = (
+            query = (
                 self._photos.search(embedding, vector_column_name="embedding")
                 .distance_type("dot")
                 .nprobes(probes)
                 .limit(count)
                 .select(["_distance"])
                 .with_row_id(True)
-                .to_arrow()
             )
+            if where:
+                query = query.where(where, prefilter=True).maximum_nprobes(0)  # 0: no limit
+            found = query.to_arrow()
         rows = found.column("_rowid").to_numpy().astype(np.int64)
         return rows, (1 - found.column("_distance").to_numpy()).astype(np.float32)
 
@@ -364,6 +392,13 @@ def _names(database: Any) -> list[str]:
     return list(database.list_tables().tables)
 
 
+def _description() -> "pa.Schema":
+    import pyarrow as pa
+
+    types = pa.timestamp("s"), pa.string()
+    return pa.schema(map(pa.field, DESCRIPTION, types))
+
+
 def _photos_schema(about: Mapping[str, Any], width: int) -> "pa.Schema":
     import pyarrow as pa
 
@@ -380,6 +415,7 @@ def _photos_schema(about: Mapping[str, Any], width: int) -> "pa.Schema":
             pa.field("thumbnail", pa.binary()),
             pa.field("embedding", pa.list_(pa.float32(), width)),
             pa.field("features", pa.binary()),
+            *_description(),
         ],
         metadata={"zse_jax": json.dumps(about)},
     )

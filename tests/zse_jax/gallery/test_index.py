@@ -4,6 +4,8 @@ import os
 import shutil
 import subprocess
 import sys
+import threading
+import types
 import zlib
 from pathlib import Path
 
@@ -17,7 +19,7 @@ from data_pipelines import images
 from tests.source import ROOT
 from tests.zse_jax.gallery import kills
 from tests.zse_jax.gallery.conftest import photo, written_checkpoint
-from zse_jax.gallery import index, ingest, tables
+from zse_jax.gallery import index, ingest, photos, tables
 from zse_jax.gallery.encoder import CompiledEncoder
 from zse_jax.runtime import cli
 
@@ -209,6 +211,107 @@ def test_deleted_photos_are_reported_and_removed_on_request(built, album):
     assert index.remove(built, album) == 3
 
 
+def test_photos_of_a_place_that_vanished_are_kept(built, album, zse, tmp_path):
+    other = photo(tmp_path / "disk/a.png", 31).parent
+    assert index.sync([album, other], built, zse)[0].added == 1
+    (other / "a.png").unlink()  # the mount point of a disk that is not mounted
+    (album / "p0.png").unlink()
+    with pytest.raises(ValueError, match=r"None of the files of the 1 photos .* exists in .*disk:"):
+        index.sync([album, other], built, zse)
+    assert index.sync([album], built, zse)[1] == 1  # of this place only
+    assert paths(built) == ["a.png", "p1.png", "p2.png", "p3.png", "p4.png"]
+    other.rmdir()
+    with pytest.raises(FileNotFoundError, match=r"--photos=.*disk: no file, folder or match"):
+        index.sync([album, other], built, zse)
+    assert index.open(built).photos == 5
+
+
+def test_photos_are_found_while_others_are_encoded(built, album, monkeypatch, zse):
+    """So that the paths of a million files are not in memory at once."""
+    for number in range(20):
+        photo(album / f"new{number:02}.png", 100 + number)
+    monkeypatch.setattr(ingest, "HELD", 4)
+    monkeypatch.setattr(photos, "READ_AHEAD", 2)
+    monkeypatch.setattr(os, "cpu_count", lambda: 1)
+    found, ahead = [], []
+    search, add = photos.Found.__iter__, ingest._Writer.add
+    monkeypatch.setattr(
+        photos.Found, "__iter__", lambda self: (found.append(one) or one for one in search(self))
+    )
+
+    def adding(self, work, result):
+        ahead.append(len(found))
+        add(self, work, result)
+
+    monkeypatch.setattr(ingest._Writer, "add", adding)
+    assert index.add(built, album).added == 20
+    assert ahead[:10] == [*range(5, 15)]  # two ahead, two in threads, and the one that is read
+
+
+def test_a_photo_that_changes_while_it_is_read_is_read_again_the_next_time(
+    built, album, monkeypatch
+):
+    photo(album / "new.png", 50)
+    read_file = images.read_file
+
+    def changing(file):
+        encoded = read_file(file)
+        if file.name == "new.png":
+            photo(file, 51, (60, 50))
+        return encoded
+
+    with monkeypatch.context() as patch:
+        patch.setattr(images, "read_file", changing)
+        assert index.add(built, album).added == 1
+    assert index.add(built, album).updated == 1
+    rows = index.open(built).tables.columns("path", "width").to_pylist()
+    assert {row["width"] for row in rows if row["path"].endswith("new.png")} == {60}
+    assert index.add(built, album).unchanged == 6
+
+
+def test_an_album_without_photos(tmp_path, zse, capsys):
+    (tmp_path / "empty").mkdir()
+    assert index.sync(tmp_path / "empty", tmp_path / "index", zse)[0].added == 0
+    assert index.verify(tmp_path / "index").photos == 0
+
+
+def test_an_index_is_kept_up_to_date_while_it_is_watched(album, zse, tmp_path, monkeypatch, capsys):
+    stop = threading.Event()
+    updates = []
+
+    def watch(folders, update, stop, *, ignored, changes):
+        assert (folders, ignored) == ([album], [tmp_path / "index"])
+        photo(album / "new.png", 60)
+        (album / "p0.png").unlink()
+        update()
+        with tables.locked(str(tmp_path / "index")):
+            update()
+        updates.append(changes.take(float("inf")))  # it is tried again
+        album.rename(tmp_path / "unplugged")
+        update()
+        (tmp_path / "unplugged").rename(album)
+        (album / "p1.png").unlink()
+        update()
+
+    monkeypatch.setattr(index.watching, "watch", watch)
+    index.watch(album, tmp_path / "index", zse, stop=stop)
+    assert paths(tmp_path / "index") == ["new.png", "p2.png", "p3.png", "p4.png"]
+    output = capsys.readouterr().out
+    assert "1 photos added, 0 updated, 1 removed, 4 unchanged" in output
+    assert "0 photos added, 0 updated, 1 removed, 4 unchanged" in output
+    assert updates == [True]
+
+
+@pytest.mark.parametrize("command", index.COMMANDS)
+def test_the_help_of_a_command_lists_its_flags(command, monkeypatch):
+    main = types.SimpleNamespace(__doc__="of all")
+    monkeypatch.setitem(sys.modules, "__main__", main)
+    options = flags.FlagValues()
+    index.define_flags(options, ["index", command, "--help"])
+    assert set(options) == {"index", *index.COMMANDS[command].flags}
+    assert main.__doc__ == index.COMMANDS[command].summary
+
+
 @pytest.mark.slow
 def test_an_index_of_another_checkpoint_is_refused(built, album, zse, tmp_path):
     other = written_checkpoint(tmp_path / "other", seed=3)
@@ -345,7 +448,9 @@ def test_the_program_reports_what_it_did(album, zse, tmp_path, capsys):
 @pytest.mark.parametrize(
     ("arguments", "message"),
     [
-        (["make", "--index=x"], "no command 'make': choose one of build, sync, add, remove"),
+        (["make", "--index=x"], "no command 'make': choose one of build, sync, watch, add, remove"),
+        (["snyc", "--index=x"], r"no command 'snyc' \(did you mean sync\?\)"),
+        (["remove", "--index=x", "--include_hidden"], "--include_hidden has no effect on remove"),
         (["build"], "--index is missing"),
         (["build", "--index=x"], "--photos is missing"),
         (["sync", "--index=x"], "--photos is missing"),

@@ -1,8 +1,10 @@
 """Search: the order is that of the system's rankings, and every hit has its file."""
 
 import dataclasses
+import io
 import json
 import os
+import shutil
 from pathlib import Path
 
 import numpy as np
@@ -211,6 +213,40 @@ def test_sketches_that_cannot_be_searched_with(searcher, tmp_path):
         searcher(np.zeros((4, 4, 3)))
     with pytest.raises(ValueError, match="k=0 must be at least 1"):
         searcher(np.zeros((40, 40, 3), np.uint8), k=0)
+
+
+def test_a_folder_of_sketches_of_which_one_cannot_be_used(gallery, drawing, tmp_path, capsys):
+    for name in ("a.png", "deep/b.png"):
+        (tmp_path / "sketches/deep").mkdir(parents=True, exist_ok=True)
+        shutil.copy(drawing, tmp_path / "sketches" / name)
+    (tmp_path / "sketches/page.png").write_bytes(b"<html>")
+    output = tmp_path / "found.json"
+    with pytest.raises(ValueError, match=r"1 of 3 sketches cannot be used: .*page.png"):
+        run(f"--index={gallery.uri}", f"--sketch={tmp_path}/sketches", f"--output={output}")
+    assert [Path(one["sketch"]).name for one in json.loads(output.read_text())] == [
+        "a.png", "b.png",
+    ]  # fmt: skip
+    assert capsys.readouterr().out.count("The nearest of 12 photos") == 2
+    (tmp_path / "none").mkdir()
+    with pytest.raises(ValueError, match="none: this folder contains no image"):
+        run(f"--index={gallery.uri}", f"--sketch={tmp_path}/none")
+
+
+def test_one_process_answers_many_sketches(gallery, drawing, tmp_path, capsys, monkeypatch):
+    monkeypatch.setattr("sys.stdin", io.StringIO(f"{drawing}\n\nnothing.png\n{drawing}"))
+    run(f"--index={gallery.uri}", "--interactive", "--k=2")
+    first, wrong, last = map(json.loads, capsys.readouterr().out.splitlines())
+    assert len(first["hits"]) == 2 and first["hits"] == last["hits"]
+    assert wrong["sketch"] == "nothing.png" and "does not exist" in wrong["error"]
+    with pytest.raises(ValueError, match="--interactive reads the names .* leave out --sketch"):
+        run(f"--index={gallery.uri}", "--interactive", f"--sketch={drawing}")
+
+
+def test_an_index_without_photos_is_not_searched(zse, drawing, tmp_path):
+    (tmp_path / "empty").mkdir()
+    index.build(tmp_path / "empty", tmp_path / "index", zse)
+    with pytest.raises(ValueError, match="contains no photos, so there is nothing to search"):
+        run(f"--index={tmp_path}/index", f"--sketch={drawing}")
 
 
 def run(*arguments):

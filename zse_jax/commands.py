@@ -1,0 +1,80 @@
+"""The command `zse-jax`: every program of the package under one name.
+
+    zse-jax search --photos=album --sketch=cat.png
+
+is the same as `python -m zse_jax.gallery.search --photos=album --sketch=cat.png`. Imports nothing
+but the program that it starts.
+"""
+
+import os
+import runpy
+import sys
+from typing import NamedTuple
+
+from data_pipelines.suggestions import suggest
+from data_pipelines.terminal import OUTPUT_CLOSED, output_is_closed
+from zse_jax.version import __version__
+
+
+class Command(NamedTuple):
+    """A command: its module, which runs as `python -m` runs it, and what it does."""
+
+    module: str
+    summary: str
+
+
+COMMANDS = {
+    "train": Command("zse_jax.main", "Train a system, evaluating it on unseen classes."),
+    "evaluate": Command(
+        "zse_jax.evaluate", "Evaluate a checkpoint on classes that it has not seen."
+    ),
+    "compare": Command("zse_jax.compare", "Compare training runs: configs, metrics, curves."),
+    "convert": Command("zse_jax.convert", "Convert published weights to a checkpoint, and back."),
+    "hashing": Command("zse_jax.hashing", "Learn and measure 64-bit codes of a checkpoint."),
+    "explain": Command("zse_jax.explain", "Show which of your photos a sketch finds, and why."),
+    "check": Command("data_pipelines.check", "Check the files of an unpacked data set."),
+    "prepared": Command("data_pipelines.prepared", "List and remove prepared data sets."),
+    "index": Command("zse_jax.gallery.index", "Index your own photos, and keep the index current."),
+    "search": Command("zse_jax.gallery.search", "Search your photos with a sketch."),
+    "app": Command("zse_jax.gallery.app", "Open a page that searches your photos as you draw."),
+}
+
+HELP = "\n".join(
+    [
+        f"zse_jax {__version__}: zero-shot sketch-based image retrieval",
+        "",
+        "usage: zse-jax COMMAND [flags]",
+        "",
+        *(f"  {name:9} {command.summary}" for name, command in COMMANDS.items()),
+        "",
+        "`zse-jax COMMAND --help` lists the flags. Each command starts a module:",
+        "`zse-jax search` is the same as `python -m zse_jax.gallery.search`.",
+    ]
+)
+
+
+def main() -> None:
+    """Runs the command that the command line names."""
+    name, arguments = next(iter(sys.argv[1:]), "--help"), sys.argv[2:]
+    if name in ("--help", "-h", "--helpfull", "help"):
+        try:
+            print(HELP, flush=True)
+        except BrokenPipeError:
+            sys.exit(OUTPUT_CLOSED if output_is_closed() else 1)
+    elif name == "--version":
+        print(__version__)
+    elif name in COMMANDS:
+        if not sys.flags.safe_path:
+            sys.path[0] = os.getcwd()  # noqa: PTH109 - as text, as `python -m` does
+        module = COMMANDS[name].module
+        sys.argv = [module, *arguments]  # the name is replaced by the module's file
+        runpy.run_module(module, run_name="__main__", alter_sys=True)
+    else:
+        sys.exit(
+            f"error: there is no command {name!r}{suggest(name, COMMANDS)}. "
+            "`zse-jax --help` lists the commands."
+        )
+
+
+if __name__ == "__main__":
+    main()
