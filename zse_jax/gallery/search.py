@@ -16,21 +16,24 @@ results to a file; --explain adds to the page why the first ones were found.
 """
 
 import collections
+import dataclasses
 import os
 import threading
 import time
 from collections.abc import Sequence
 from pathlib import Path
+from typing import NamedTuple
 
 import jax
 import numpy as np
 from absl import flags
-from jaxtyping import Float, Int, UInt8
+from jaxtyping import Float, Int
 
 from data_pipelines import paths
 from data_pipelines.images import UnreadableImageError
 from data_pipelines.suggestions import counted
 from data_pipelines.terminal import printable
+from zse_jax.checkpoints import reading
 from zse_jax.explain import pages
 from zse_jax.explain.correspondence import Explainer
 from zse_jax.gallery import album, photos, sketch_input
@@ -38,8 +41,10 @@ from zse_jax.gallery.encoder import CompiledEncoder
 from zse_jax.gallery.index import Index
 from zse_jax.gallery.results import Hit, Results, to_html, to_json
 from zse_jax.gallery.shortlist import EXPANDED_AMONG, Shortlister
-from zse_jax.gallery.sketch_input import Sketch
+from zse_jax.gallery.sketch_input import Prepared, Sketch
+from zse_jax.retrieval import calibration
 from zse_jax.retrieval.expansion import EXPANDED
+from zse_jax.retrieval.feedback import rocchio
 from zse_jax.retrievers.base import Explainable, Features
 from zse_jax.runtime import cli
 from zse_jax.runtime.console import say, show
@@ -60,6 +65,23 @@ REFRESH_SECONDS = 2.0
 """Interval at which a searcher checks for new commits of the index."""
 
 _SHOWN = ("id", "path", "file", "thumbnail", "width", "height")
+
+
+class Feedback(NamedTuple):
+    """What a user says about photos of earlier results, by their ids.
+
+    Attributes:
+      like: a photo that takes the place of the sketch: more like this; "": none.
+      more: photos that are right; the query moves towards them.
+      fewer: photos that are wrong; the query moves away, and they are left out.
+    """
+
+    like: str = ""
+    more: Sequence[str] = ()
+    fewer: Sequence[str] = ()
+
+
+NO_FEEDBACK = Feedback()
 
 
 class Searcher:
@@ -88,6 +110,7 @@ class Searcher:
             "rerank": next((n for n, kind in kinds.items() if kind == "score"), ""),
         }
         self.reranks = bool(self._names["rerank"])
+        self._calibration = calibration.of_record(reading.record_of(self.retriever))
         self._encoder = CompiledEncoder(self.retriever)
         self._explainer: Explainer | None = None
         self._cache: collections.OrderedDict[int, Features] = collections.OrderedDict()
@@ -102,6 +125,8 @@ class Searcher:
         rerank: int | None = None,
         *,
         expand: int = 0,
+        skip: int = 0,
+        feedback: Feedback = NO_FEEDBACK,
         name: str = "",
     ) -> Results:
         """The photos that are nearest to a sketch.
@@ -112,16 +137,21 @@ class Searcher:
           rerank: how many of the nearest by embedding are ordered by the score of each pair; 0:
             none. None: `RERANK`, if the system scores pairs.
           expand: how many photos expand the query, see `Shortlister.expanded`; 0: none.
+          skip: how many of the nearest photos to leave out, for the pages after the first.
+          feedback: changes the query (`zse_jax.retrieval.feedback`). Photos are then ordered by
+            embedding alone: a score of pairs compares with the sketch, not with the query.
           name: the name of the sketch in the results; "": its file, or "drawing".
 
         Raises:
-          ValueError: the sketch is not an image or has no strokes, k, rerank or expand is out of
-            range, or rerank is given and the system does not score pairs.
+          ValueError: the sketch is not an image or has no strokes, k, rerank, expand or skip is out
+            of range, or rerank is given and the system does not score pairs.
           FileNotFoundError: the file does not exist.
+          KeyError: a photo of the feedback is not in the index.
         """
-        if k < 1 or (rerank or 0) < 0 or expand < 0:
+        if k < 1 or (rerank or 0) < 0 or expand < 0 or skip < 0:
             raise ValueError(
-                f"k={k} must be at least 1, and rerank={rerank} and expand={expand} at least 0."
+                f"k={k} must be at least 1, and rerank={rerank}, expand={expand} and skip={skip} "
+                "at least 0."
             )
         if rerank and not self.reranks:
             raise ValueError(
@@ -130,16 +160,18 @@ class Searcher:
             )
         began = time.perf_counter()
         name = name or sketch_input.name_of(sketch)
-        prepared = sketch_input.read(sketch, self.retriever.image_size, name)
+        prepared = sketch_input.prepare(sketch, self.retriever.image_size, name)
         with self._lock:
-            return self._search(prepared, k, rerank, expand, name, began)
+            return self._search(prepared, k, rerank, expand, skip, feedback, name, began)
 
     def _search(
         self,
-        prepared: UInt8[np.ndarray, "s s 3"],
+        prepared: Prepared,
         k: int,
         rerank: int | None,
         expand: int,
+        skip: int,
+        feedback: Feedback,
         name: str,
         began: float,
     ) -> Results:
@@ -149,10 +181,13 @@ class Searcher:
             timings[part] = time.perf_counter() - began - sum(timings.values())
 
         self._refresh()
-        encoded = self._encoder(prepared[None], "sketch", 1)
+        encoded = self._encoder(prepared.pixels[None], "sketch", 1)
         lap("sketch")
         rerank = (RERANK if rerank is None else rerank) if self.reranks else 0
-        query, count = encoded.embedding[0], max(k, rerank)
+        query = encoded.embedding[0]
+        if any(feedback):
+            rerank, query = 0, self._moved(query, feedback)
+        count = max(skip + k + len(feedback.fewer), rerank)
         found = self._shortlist(query, max(count, EXPANDED_AMONG) if expand else count)
         lap("shortlist")
         if expand:
@@ -169,11 +204,20 @@ class Searcher:
                 scores = self._encoder.score(encoded.features, features)
                 rows, similarity, stages = _merged(rows, similarity, scored, scores)
             lap("rerank")
-        hits = self._hits(rows[:k], similarity, stages)
+        kept = self._without(rows, feedback.fewer)[skip : skip + k]
+        hits = self._hits(rows[kept], similarity[kept], [stages[i] for i in kept], skip)
+        if self._calibration and not feedback.like:
+            chances = self._calibration.probability(
+                self._shortlist.embeddings_of(rows[kept]) @ encoded.embedding[0]
+            )
+            hits = [
+                dataclasses.replace(hit, probability=float(chance))
+                for hit, chance in zip(hits, chances, strict=True)
+            ]
         lap("rows")
         return Results(
             hits=hits,
-            sketch=prepared,
+            sketch=prepared.pixels,
             seconds=time.perf_counter() - began,
             timings=timings,
             rankings={
@@ -189,7 +233,26 @@ class Searcher:
                 "checkpoint": printable(f"{self.gallery.checkpoint}, step {self.gallery.step}"),
             }
             | ({"expansion": f"by {counted(expand, 'photo', 'photos')}"} if expand else {}),
+            changes=prepared.changes,
+            doubt=prepared.doubt,
         )
+
+    def _moved(self, query: Float[np.ndarray, " d"], said: Feedback) -> Float[np.ndarray, " d"]:
+        """The query after feedback."""
+
+        def embeddings(ids: Sequence[str]) -> Float[np.ndarray, "n d"]:
+            found = [self.gallery.tables.by_id(one, ["embedding"])["embedding"] for one in ids]
+            return np.array(found, query.dtype).reshape(len(ids), len(query))
+
+        start = embeddings([said.like])[0] if said.like else query
+        return rocchio(start, embeddings(said.more), embeddings(said.fewer))
+
+    def _without(self, rows: Int[np.ndarray, " n"], ids: Sequence[str]) -> Int[np.ndarray, " m"]:
+        """The places in `rows` of the photos that do not have one of these ids."""
+        if not ids:
+            return np.arange(len(rows))
+        found = self.gallery.tables.rows(rows.tolist(), ["id"])
+        return np.flatnonzero([row["id"] not in ids for row in found])
 
     def explain(self, sketch: Sketch, hit: Hit, *, shown: bool = True) -> pages.Explained:
         """Why a photo was found: lines between the places that match, heat maps, a synthesis.
@@ -268,12 +331,16 @@ class Searcher:
             self._cache[number] = jax.tree.map(lambda leaf, at=place: leaf[at], features)
 
     def _hits(
-        self, rows: Int[np.ndarray, " n"], similarity: Float[np.ndarray, " m"], stages: list[str]
+        self,
+        rows: Int[np.ndarray, " n"],
+        similarity: Float[np.ndarray, " n"],
+        stages: list[str],
+        skip: int = 0,
     ) -> list[Hit]:
         found = self.gallery.tables.rows(rows.tolist(), _SHOWN)
         return [
             Hit(
-                rank=place + 1,
+                rank=skip + place + 1,
                 similarity=float(similarity[place]),
                 stage=stages[place],
                 **{name: row[name] for name in _SHOWN}
