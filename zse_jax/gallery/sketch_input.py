@@ -22,8 +22,8 @@ Sketch = str | os.PathLike | np.ndarray | Image.Image
 
 
 DOT, STRAIGHT = 0.025, 0.06
-"""A dot's extent as a share of the picture's longer side, and a line's width as a share of its
-length, at most: both as standard deviations."""
+"""A dot's extent as a share of the picture's longer side, and how far a line bends, beyond its
+width, as a share of its length, at most: all as standard deviations."""
 
 
 class SketchError(ValueError):
@@ -93,7 +93,11 @@ def says_too_little(pixels: UInt8[np.ndarray, "h w 3"]) -> bool:
     if len(points) < 2:
         return True
     across, along = np.sqrt(np.maximum(np.linalg.eigvalsh(np.cov(points.T)), 0))
-    return bool(along < DOT * max(pixels.shape) or across < STRAIGHT * along)
+    if along < DOT * max(pixels.shape):
+        return True
+    # A line of length l and width w has l = sqrt(12) along, w = ink / l, and w / sqrt(12) across.
+    width = len(points) / (12 * along)
+    return bool(max(0, across**2 - width**2) < (STRAIGHT * along) ** 2)
 
 
 def _pixels(sketch: Sketch) -> UInt8[np.ndarray, "h w 3"]:

@@ -94,8 +94,9 @@ def canvas(draw):
         lambda p: cv2.polylines(
             p, [np.array([(50, 250), (200, 256), (350, 247), (470, 252)], np.int32)], False, 0, 9
         ),
+        lambda p: cv2.line(p, (100, 100), (250, 280), (0, 0, 0), 30),
     ],
-    ids=["dot", "short", "line", "by hand"],
+    ids=["dot", "short", "line", "by hand", "thick"],
 )
 def test_a_dot_or_a_line_says_too_little(draw):
     assert sketch_input.says_too_little(canvas(draw))
