@@ -167,7 +167,13 @@ def test_published_sizes_are_those_of_the_configs():
         if "anchors" in default.model:
             default.model.anchors = default_anchors(14 * 14)
         differing = {k for k, v in config.model.items() if v != default.model[k]}
-        assert differing <= {"prompt_length", "pixels", "text_tower", "knowledge_weight"}, publisher
+        assert differing <= {
+            "prompt_length",
+            "pixels",
+            "text_tower",
+            "knowledge_weight",
+            "encoders",
+        }, publisher
 
 
 def test_exported_zse_weights_convert_back_exactly(drawn_systems, tmp_path, capsys):

@@ -60,25 +60,39 @@ def training_embeddings(
       most: images of each modality.
       progress: show progress bars.
     """
-    found = []
     modalities: tuple[Modality, ...] = ("sketch", "photo")
-    for modality, items in zip(modalities, data_selection.training_items(config), strict=True):
-        some = items.every(-(-len(items) // most))
-        batches = loading.evaluation_batches(
-            some,
-            image_size=encoder.image_size,
-            batch_size=config.evaluation.batch_size // jax.process_count(),
-            workers=config.data.workers if progress else 0,
-            shard_index=jax.process_index(),
-            shard_count=jax.process_count(),
-        )
-        where = sharding.batch_sharding(mesh)
-        bar = f"{len(some):,} of {len(items):,} training {modality}s" if progress else None
-        features, _ = encode(encoder, batches, modality, sharding=where, progress=bar)
-        embed = jax.jit(lambda features, modality=modality: embedding(features, modality))
-        parts = [
-            np.asarray(embed(jax.tree.map(lambda leaf, i=i: leaf[i : i + 4096], features)))
-            for i in range(0, len(some), 4096)
-        ]
-        found.append(np.concatenate(parts).astype(np.float32))
-    return found
+    return [
+        embeddings(encoder, embedding, items, modality, config, mesh, most, progress)
+        for modality, items in zip(modalities, data_selection.training_items(config), strict=True)
+    ]
+
+
+def embeddings(
+    encoder: Encoder,
+    embedding: Callable[[Features, Modality], Any],
+    items: loading.Items,
+    modality: Modality,
+    config: ConfigDict,
+    mesh: Mesh,
+    most: int,
+    progress: bool = False,
+) -> Float[np.ndarray, "_ d"]:
+    """Embeddings of at most `most` of `items`, spread evenly; arguments as above."""
+    some = items.every(-(-len(items) // most))
+    batches = loading.evaluation_batches(
+        some,
+        image_size=encoder.image_size,
+        batch_size=config.evaluation.batch_size // jax.process_count(),
+        workers=config.data.workers if progress else 0,
+        shard_index=jax.process_index(),
+        shard_count=jax.process_count(),
+    )
+    where = sharding.batch_sharding(mesh)
+    bar = f"{len(some):,} of {len(items):,} {modality}s" if progress else None
+    features, _ = encode(encoder, batches, modality, sharding=where, progress=bar)
+    embed = jax.jit(lambda features: embedding(features, modality))
+    parts = [
+        np.asarray(embed(jax.tree.map(lambda leaf, i=i: leaf[i : i + 4096], features)))
+        for i in range(0, len(some), 4096)
+    ]
+    return np.concatenate(parts).astype(np.float32)

@@ -2,10 +2,10 @@
 
     python -m zse_jax.gallery.app --index=my-index
 
-Draw with mouse, pen or finger, or upload a sketch; click a photo to see why it was found. The page
-is served only to this machine unless --host is given (--share lets Gradio publish it for a week),
-needs no network, and sends only thumbnails of the photos and the small pictures of explanations. In
-a notebook:
+Draw with mouse, pen or finger, or upload, paste, drop or photograph a sketch; click a photo to see
+why it was found. The page is served only to this machine unless --host is given (--share lets
+Gradio publish it for a week), needs no network, and sends only thumbnails of the photos and the
+small pictures of explanations, and paths only to this machine. In a notebook:
 
     from zse_jax.gallery import app
     app.launch("my-index")
@@ -13,7 +13,6 @@ a notebook:
 
 import contextlib
 import functools
-import json
 import logging
 import os
 import tempfile
@@ -24,13 +23,16 @@ from absl import flags
 
 from zse_jax.gallery import album
 from zse_jax.gallery import index as indexes
-from zse_jax.gallery.app_backend import Backend, template_text
+from zse_jax.gallery.app_backend import Backend, template_html, template_text
 from zse_jax.gallery.results import Results
 from zse_jax.gallery.search import EXPAND, Searcher
 from zse_jax.runtime import cli
 from zse_jax.runtime.console import say
 
 TITLE = "Find photos by drawing"
+
+LOCAL = ("127.0.0.1", "localhost", "::1")
+"""Addresses that other machines do not reach."""
 
 SESSIONS = 200
 """Number of browser sessions whose last results are kept for explanations."""
@@ -46,7 +48,7 @@ def _environment(through_proxy: bool = False) -> Iterator[None]:
     Args:
       through_proxy: use the proxy for other machines.
     """
-    local = "localhost,127.0.0.1,::1"
+    local = ",".join(LOCAL)
     direct = ",".join(filter(None, [os.environ.get("no_proxy"), local])) if through_proxy else "*"
     changed = {"no_proxy": direct, "NO_PROXY": direct, "GRADIO_TEMP_DIR": _temporary_folder().name}
     before = {name: os.environ.get(name) for name in changed}
@@ -73,16 +75,17 @@ def create(backend: Backend) -> Any:
     import gradio as gr
 
     @no_type_check  # a type-checking wrapper would hide the generator function from Gradio
-    def search(
-        drawing: str | None, rerank: int | float, expands: bool
-    ) -> Iterator[tuple[str, str, Results | None]]:
-        for answer in backend.search(drawing, rerank, expands):
-            yield answer.html, "", answer.results
+    def search(asked: str | None) -> Iterator[tuple[str, str, str, Results | None]]:
+        for answer in backend.search(asked):
+            html = f'<div data-answers="{answer.number}">{answer.html}</div>'
+            yield html, answer.seen, "", answer.results
 
     def explain(results: Results | None, event: gr.EventData) -> str:
         return backend.explain(results, str(event._data.get("photo")))
 
-    most = backend.most_pairs
+    def open_folder(results: Results | None, event: gr.EventData) -> str:
+        return backend.open_folder(results, str(event._data.get("photo")))
+
     with gr.Blocks(title=TITLE, analytics_enabled=False) as page:
         shown = gr.State(None, time_to_live=3600)
         gr.HTML(
@@ -94,28 +97,15 @@ def create(backend: Backend) -> Any:
             with gr.Column(scale=2, min_width=300):
                 pad = gr.HTML(
                     "",
-                    html_template=template_text("pad.html"),
+                    html_template=template_html(
+                        "pad.html", most_pairs=backend.most_pairs, expand=EXPAND
+                    ),
                     js_on_load=template_text("pad.js"),
-                    pen=backend.pen,
+                    settings={"pen": backend.pen, "pairs": backend.default_pairs},
                     apply_default_css=False,
                     elem_id="pad",
                 )
-                rerank = gr.Slider(
-                    0,
-                    max(1, most),
-                    backend.default_pairs,
-                    step=1 if most <= 100 else 10,
-                    label="Fast to exact",
-                    info="Number of photos compared with the drawing pair by pair; 0 is fastest.",
-                    visible=most > 0,
-                    elem_id="rerank",
-                )
-                expands = gr.Checkbox(
-                    False,
-                    label="Find more of the same",
-                    info=f"Searches with the {EXPAND} nearest photos as well: query expansion.",
-                    elem_id="expand",
-                )
+                seen = gr.HTML("", js_on_load=None, apply_default_css=False, elem_id="seen")
             with gr.Column(scale=3, min_width=300):
                 found = gr.HTML(
                     backend.empty().html,
@@ -127,21 +117,17 @@ def create(backend: Backend) -> Any:
             "", js_on_load=template_text("why.js"), apply_default_css=False, elem_id="why"
         )
         hidden: dict[str, Any] = {"show_progress": "hidden", "api_visibility": "private"}
-        search_event: dict[str, Any] = {
-            "fn": search,
-            "inputs": [pad, rerank, expands],
-            "outputs": [found, why, shown],
-            "trigger_mode": "always_last",
-            "concurrency_id": "searcher",
-            "concurrency_limit": 1,
+        pad.input(
+            search,
+            [pad],
+            [found, seen, why, shown],
+            trigger_mode="always_last",
+            concurrency_id="searcher",
+            concurrency_limit=1,
             **hidden,
-        }
-        pad.input(**search_event)
-        rerank.change(**search_event)
-        expands.change(**search_event)
-        waiting = json.dumps(template_text("waiting.html"))
-        found.select(None, None, [why], js=f"() => {waiting}", **hidden)
+        )
         found.select(explain, [shown], [why], concurrency_id="searcher", **hidden)
+        found.submit(open_folder, [shown], [why], **hidden)
     return page
 
 
@@ -172,7 +158,8 @@ def launch(
       FileNotFoundError, ValueError: as `Index` and `Searcher`.
       OSError: the port is in use.
     """
-    backend = Backend(Searcher(indexes.open(index), checkpoint), k)
+    local = not share and host in LOCAL
+    backend = Backend(Searcher(indexes.open(index), checkpoint), k, local)
     backend.warm_up()
     page = create(backend)
     address = serve(page, host=host, port=port, share=share, quiet=quiet)

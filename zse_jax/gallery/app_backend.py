@@ -1,30 +1,35 @@
-"""The backend of the page: takes a drawing as the browser sends it, returns HTML.
+"""The backend of the page: takes a query as the browser sends it, returns HTML.
 
-Photos appear as the thumbnails in the index, inside the HTML. The browser never receives a path,
-and only files of the index are read, to explain a photo. Errors reach the browser only if they are
-about the drawing; others are printed, because their messages name files of this machine.
+Photos appear as the thumbnails in the index, inside the HTML. Only a browser of this machine gets
+paths, and only files of the index are read, to explain a photo. Errors reach the browser only if
+they are about the query; others are printed, because their messages name files of this machine.
 """
 
 import base64
 import binascii
+import os
 import re
 import traceback
 from collections.abc import Iterator
 from pathlib import PurePath
-from typing import Any, NamedTuple
+from typing import Annotated, Any, Literal, NamedTuple
 
+import click
 import jinja2
 import numpy as np
+import pydantic
 from jaxtyping import UInt8
 
 from data_pipelines import images
 from data_pipelines.images import UnreadableImageError
+from data_pipelines.terminal import printable
 from zse_jax.explain import pages
 from zse_jax.explain.correspondence import ink_share
 from zse_jax.explain.pair_figures import LINE_STYLES
-from zse_jax.gallery.results import Results
-from zse_jax.gallery.search import EXPAND, RERANK, Searcher
-from zse_jax.gallery.sketch_input import SketchError
+from zse_jax.gallery.results import Hit, Results
+from zse_jax.gallery.search import EXPAND, RERANK, Feedback, Searcher
+from zse_jax.gallery.sketch_input import SketchError, says_too_little
+from zse_jax.retrieval.calibration import LIKELY
 from zse_jax.retrievers.base import Explainable
 from zse_jax.runtime.console import say
 
@@ -37,9 +42,20 @@ MOST_RERANKED = 1000
 FEWEST = 20
 """Smallest default number of pairs, on slow machines."""
 
+MOST_THUMBS = 100
+"""Limit of the photos that are marked as right, and as wrong, in one query."""
+
 BUDGET, SLOW = 0.3, 0.5
 """Seconds that scoring takes by default, and seconds above which the order by embedding is shown
 until the pairs are scored."""
+
+SEEN = 160
+"""Side of the picture of what the model sees, in pixels."""
+
+TOO_LITTLE = {
+    "title": "This says too little",
+    "text": "A dot or a single line can be part of anything: draw more of the object.",
+}
 
 _PACKAGE = "zse_jax.gallery"
 
@@ -47,10 +63,52 @@ _DATA_URL = re.compile(r"data:image/(?:png|jpeg|webp);base64,")
 
 
 class Answer(NamedTuple):
-    """What the page shows for a drawing: HTML, and the results in it, or None."""
+    """What the page shows for a query.
+
+    Attributes:
+      html: photos, or a message.
+      results: those in `html`, or None.
+      seen: HTML with what the model sees of the drawing, or "".
+      number: that of the query; 0 for a preview.
+    """
 
     html: str
     results: Results | None = None
+    seen: str = ""
+    number: int = 0
+
+
+Id = Annotated[str, pydantic.Field(pattern=r"^[0-9a-z]{1,64}$")]
+
+
+class Query(pydantic.BaseModel):
+    """What the browser asks for.
+
+    Attributes:
+      drawing: data URL of the drawing; "": nothing is drawn.
+      rerank: number of pairs to score.
+      expand: expand the query by `EXPAND` photos, see `zse_jax.retrieval.expansion`.
+      page: page of the results, counted from 0.
+      like, more, fewer: see `search.Feedback`.
+      number: counts the queries of a page, so that it knows which one an answer belongs to.
+    """
+
+    model_config = pydantic.ConfigDict(frozen=True)
+
+    drawing: str = ""
+    rerank: int = pydantic.Field(0, ge=0, le=10**9)
+    expand: bool = False
+    page: int = pydantic.Field(0, ge=0, le=10**6)
+    like: Id | Literal[""] = ""
+    more: tuple[Id, ...] = pydantic.Field((), max_length=MOST_THUMBS)
+    fewer: tuple[Id, ...] = pydantic.Field((), max_length=MOST_THUMBS)
+
+    number: int = pydantic.Field(0, ge=0)
+
+    @property
+    def feedback(self) -> Feedback:
+        """What the user said about photos."""
+        return Feedback(self.like, self.more, self.fewer)
 
 
 def decoded(drawing: str) -> UInt8[np.ndarray, "h w 3"] | None:
@@ -92,9 +150,15 @@ class Backend:
       default_pairs: pairs that are scored by default: as many as this machine scores in `BUDGET`.
     """
 
-    def __init__(self, searcher: Searcher, k: int = 24):
-        """Uses `searcher`, and shows `k` photos."""
-        self.searcher, self._k = searcher, k
+    def __init__(self, searcher: Searcher, k: int = 24, local: bool = False):
+        """Uses `searcher`, and shows `k` photos at a time.
+
+        Args:
+          searcher: the searcher.
+          k: photos on a page of results.
+          local: only browsers of this machine see the page, and may get paths of photos.
+        """
+        self.searcher, self._k, self._local = searcher, k, local
         self.most_pairs = min(searcher.gallery.photos, MOST_RERANKED) if searcher.reranks else 0
         self.default_pairs = min(RERANK, self.most_pairs)
         self._explains = isinstance(searcher.retriever, Explainable)
@@ -133,46 +197,109 @@ class Backend:
             text += " Click one to see why it was found."
         return Answer(_message(title="Nothing drawn yet", text=text))
 
-    def search(
-        self, drawing: str | None, rerank: int | float = RERANK, expands: bool = False
-    ) -> Iterator[Answer]:
-        """Searches with a drawing: yields the final answer, and if it is slow, first a preview.
+    def search(self, asked: str | None) -> Iterator[Answer]:
+        """Searches: yields the final answer, and if it is slow, first a preview.
 
         Args:
-          drawing: data URL.
-          rerank: number of pairs to score.
-          expands: expand the query by `EXPAND` photos, see `zse_jax.retrieval.expansion`.
+          asked: a `Query` as JSON; None or "": nothing is drawn yet.
         """
-        expand = EXPAND if expands else 0
         try:
-            sketch = decoded(drawing or "")
-            if sketch is None or not self.searcher.gallery.photos:
-                yield self.empty()
-                return
-            wanted = int(min(max(0, rerank or 0), self.most_pairs))
-            if wanted * self._seconds_of_pair > SLOW:
-                preview = self.searcher(sketch, self._k, 0, expand=expand)
-                yield self._answer(preview, 0, unfinished=True)
-            results = self.searcher(sketch, self._k, wanted, expand=expand)
+            query = Query.model_validate_json(asked) if asked else Query()
+        except pydantic.ValidationError:
+            text = "The browser sent something that is not a query: reload the page."
+            yield Answer(_message(problem=True, text=text))
+            return
+        try:
+            sketch = decoded(query.drawing)
+            wanted = 0 if any(query.feedback) else min(query.rerank, self.most_pairs)
+            if self._is_slow(wanted) and sketch is not None:
+                yield self._answer(query, sketch, 0, unfinished=True)
+            answer = self._answer(query, sketch, wanted)
         except SketchError as error:
-            yield Answer(_message(problem=True, text=str(error)))
-            return
+            answer = Answer(_message(problem=True, text=str(error)))
+        except KeyError:
+            text = "A photo that this query names is not in the index any more: undo, or draw."
+            answer = Answer(_message(problem=True, text=text))
         except Exception:
-            yield Answer(_failed("The search"))
-            return
-        if wanted:
-            self._seconds_of_pair = results.seconds / wanted
-        yield self._answer(results, min(wanted, results.photos) - results.skipped)
+            answer = Answer(_failed("The search"))
+        yield answer._replace(number=query.number)
 
-    def _answer(self, results: Results, scored: int, unfinished: bool = False) -> Answer:
-        html = _template("found.html").render(
+    def _is_slow(self, pairs: int) -> bool:
+        return pairs * self._seconds_of_pair > SLOW
+
+    def _answer(
+        self,
+        query: Query,
+        sketch: UInt8[np.ndarray, "h w 3"] | None,
+        rerank: int,
+        unfinished: bool = False,
+    ) -> Answer:
+        """The answer to a query with a drawing; None: nothing is drawn."""
+        if sketch is None or not self.searcher.gallery.photos:
+            return self.empty()
+        if says_too_little(sketch):
+            return Answer(_message(**TOO_LITTLE))
+        results = self.searcher(
+            sketch,
+            self._k,
+            rerank,
+            expand=EXPAND if query.expand else 0,
+            skip=query.page * self._k,
+            feedback=query.feedback,
+        )
+        if rerank:
+            self._seconds_of_pair = results.seconds / rerank
+        seen = _template("seen.html").render(
+            src=pages.image_uri(results.sketch, SEEN),
+            changes=results.changes,
+            doubt=results.doubt,
+        )
+        if not results.hits:
+            text = "There are no more photos. Go back with Undo, or draw."
+            return Answer(_message(title="No photos here", text=text), None, seen)
+        scored = min(rerank, results.photos) - results.skipped
+        return Answer(self._shown(query, results, scored, unfinished), results, seen)
+
+    def _shown(self, query: Query, results: Results, scored: int, unfinished: bool) -> str:
+        """The photos as HTML."""
+        hits = results.hits
+        chances = [hit.probability for hit in hits if hit.probability is not None]
+        best = max(hit.similarity for hit in hits)
+        if chances:
+            shares = chances
+            scores = [f"{100 * chance:.0f} %" for chance in chances]
+            values = [f"{score} likely" for score in scores]
+        else:
+            shares = [max(0.0, hit.similarity) / max(best, 1e-9) for hit in hits]
+            scores = [f"{hit.similarity:.2f}" for hit in hits]
+            values = [f"similarity {score}" for score in scores]
+        return _template("found.html").render(
             results=results,
+            query=query,
             scored=scored,
             unfinished=unfinished,
-            names=[PurePath(hit.path).stem for hit in results.hits],
+            names=[PurePath(hit.path).name for hit in hits],
+            likely=sum(chance >= LIKELY for chance in chances) if chances else None,
+            bars=[round(100 * share) for share in shares],
+            scores=scores,
+            values=values,
+            said=self._said(query),
+            more=hits[-1].rank + len(query.fewer) < results.photos,
             explains=self._explains,
+            local=self._local,
         )
-        return Answer(html, results)
+
+    def _said(self, query: Query) -> str:
+        """What the user said about photos, in words; "" if nothing."""
+        parts = []
+        if query.like:
+            path = self.searcher.gallery.tables.by_id(query.like, ["path"])["path"]
+            parts.append(f"Like {printable(PurePath(path).name)}, not like the drawing.")
+        if query.more:
+            parts.append(f"Marked as right: {len(query.more)}.")
+        if query.fewer:
+            parts.append(f"Left out as wrong: {len(query.fewer)}.")
+        return " ".join(parts)
 
     def explain(self, results: Results | None, photo: str) -> str:
         """Why a photo of the results was found.
@@ -181,17 +308,32 @@ class Backend:
           results: the current results.
           photo: the photo's id.
         """
-        hit = next((hit for hit in results.hits if hit.id == photo), None) if results else None
+        hit = _chosen(results, photo)
         if results is None or hit is None:
-            return _message(problem=True, text="Draw first, then choose one of the photos.")
+            return _said_of(photo, "Draw first, then choose one of the photos.", problem=True)
+        if not self._explains:
+            return _said_of(photo, "This system compares whole images and has no local evidence.")
         try:
             part = self.searcher.explain(results.sketch, hit)
         except FileNotFoundError:
             text = "The file of this photo no longer exists, so it cannot be explained."
-            return _message(problem=True, text=text)
+            return _said_of(photo, text, problem=True)
         except Exception:
-            return _failed("The explanation")
-        return _template("why.html").render(part=part, line_styles=LINE_STYLES)
+            return _said_of(photo, _reported("The explanation"), problem=True)
+        return _template("why.html").render(photo=photo, part=part, line_styles=LINE_STYLES)
+
+    def open_folder(self, results: Results | None, photo: str) -> str:
+        """Opens the folder of a photo of the results in the file manager; returns a message.
+
+        Only for a browser of this machine.
+        """
+        hit = _chosen(results, photo)
+        if hit is None or not self._local:
+            return _said_of(photo, "Only a photo among the results can be opened.", problem=True)
+        if not hit.file.exists() or click.launch(os.fspath(hit.file), locate=True):
+            text = f"The folder of {hit.path} cannot be opened on this machine."
+            return _said_of(photo, text, problem=True)
+        return _said_of(photo, "The folder opens in the file manager.")
 
 
 def template_text(name: str) -> str:
@@ -201,11 +343,27 @@ def template_text(name: str) -> str:
     return environment.loader.get_source(environment, name)[0]
 
 
+def template_html(name: str, **values: Any) -> str:
+    """A template of the page with values."""
+    return _template(name).render(**values)
+
+
+def _chosen(results: Results | None, photo: str) -> Hit | None:
+    return next((hit for hit in results.hits if hit.id == photo), None) if results else None
+
+
+def _said_of(photo: str, text: str, problem: bool = False) -> str:
+    return _template("why.html").render(photo=photo, part=None, text=text, problem=problem)
+
+
 def _failed(what: str) -> str:
-    """Reports the current exception: in full on standard error, and without a path in the page."""
+    return _message(problem=True, text=_reported(what))
+
+
+def _reported(what: str) -> str:
+    """Prints the current exception on standard error; returns a message without a path."""
     say(f"{what} failed.\n{traceback.format_exc()}", error=True, keep="\n\t")
-    text = f"{what} failed. The output of the program that serves this page has the reason."
-    return _message(problem=True, text=text)
+    return f"{what} failed. The output of the program that serves this page has the reason."
 
 
 def _message(**values: Any) -> str:

@@ -29,6 +29,8 @@ class Hit:
       stage: "rerank" if the pair was scored, "shortlist" if embeddings were compared.
       thumbnail: JPEG.
       width, height: size of the photo in pixels.
+      probability: that it shows what was drawn, 0 to 1, by the calibration of the model; None if
+        the model has none, or the query is a photo.
     """
 
     rank: int
@@ -40,6 +42,7 @@ class Hit:
     thumbnail: bytes = dataclasses.field(repr=False)
     width: int
     height: int
+    probability: float | None = None
 
     @property
     def thumbnail_uri(self) -> str:
@@ -66,6 +69,8 @@ class Results:
       skipped: number of photos of the shortlist that could not be scored, because their files were
         deleted or changed.
       about: facts about the search, by name.
+      changes: what cleaning the sketch did, one short phrase each.
+      doubt: a sentence, if the sketch is probably not a line drawing; else "".
     """
 
     hits: Sequence[Hit]
@@ -76,6 +81,8 @@ class Results:
     photos: int
     skipped: int
     about: Mapping[str, str]
+    changes: Sequence[str] = ()
+    doubt: str = ""
 
     @property
     def skipped_text(self) -> str:

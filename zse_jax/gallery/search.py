@@ -19,6 +19,7 @@ the sketches whose names another program writes to it, one after another. From P
 
 import collections
 import contextlib
+import dataclasses
 import functools
 import json
 import os
@@ -27,16 +28,18 @@ import threading
 import time
 from collections.abc import Callable, Iterable, Sequence
 from pathlib import Path
+from typing import NamedTuple
 
 import jax
 import numpy as np
 from absl import flags
-from jaxtyping import Float, Int, UInt8
+from jaxtyping import Float, Int
 
 from data_pipelines import paths
 from data_pipelines.images import UnreadableImageError
 from data_pipelines.suggestions import counted
 from data_pipelines.terminal import printable
+from zse_jax.checkpoints import reading
 from zse_jax.explain import pages
 from zse_jax.explain.correspondence import Explainer
 from zse_jax.gallery import album, filters, photos, sketch_input
@@ -45,8 +48,10 @@ from zse_jax.gallery.filters import EVERYTHING, Filter
 from zse_jax.gallery.index import Index
 from zse_jax.gallery.results import Hit, Results, to_html, to_json
 from zse_jax.gallery.shortlist import EXPANDED_AMONG, Shortlister
-from zse_jax.gallery.sketch_input import Sketch, SketchError
+from zse_jax.gallery.sketch_input import Prepared, Sketch, SketchError
+from zse_jax.retrieval import calibration
 from zse_jax.retrieval.expansion import EXPANDED
+from zse_jax.retrieval.feedback import rocchio
 from zse_jax.retrievers.base import Explainable, Features
 from zse_jax.runtime import cli
 from zse_jax.runtime.console import say, show
@@ -67,6 +72,23 @@ REFRESH_SECONDS = 2.0
 """Interval at which a searcher checks for new commits of the index."""
 
 _SHOWN = ("id", "path", "file", "thumbnail", "width", "height")
+
+
+class Feedback(NamedTuple):
+    """What a user says about photos of earlier results, by their ids.
+
+    Attributes:
+      like: a photo that takes the place of the sketch: more like this; "": none.
+      more: photos that are right; the query moves towards them.
+      fewer: photos that are wrong; the query moves away, and they are left out.
+    """
+
+    like: str = ""
+    more: Sequence[str] = ()
+    fewer: Sequence[str] = ()
+
+
+NO_FEEDBACK = Feedback()
 
 
 class Searcher:
@@ -95,6 +117,7 @@ class Searcher:
             "rerank": next((n for n, kind in kinds.items() if kind == "score"), ""),
         }
         self.reranks = bool(self._names["rerank"])
+        self._calibration = calibration.of_record(reading.record_of(self.retriever))
         self._encoder = CompiledEncoder(self.retriever)
         self._explainer: Explainer | None = None
         self._cache: collections.OrderedDict[int, Features] = collections.OrderedDict()
@@ -109,6 +132,8 @@ class Searcher:
         rerank: int | None = None,
         *,
         expand: int = 0,
+        skip: int = 0,
+        feedback: Feedback = NO_FEEDBACK,
         name: str = "",
         where: Filter = EVERYTHING,
     ) -> Results:
@@ -120,18 +145,23 @@ class Searcher:
           rerank: how many of the nearest by embedding are ordered by the score of each pair; 0:
             none. None: `RERANK`, if the system scores pairs.
           expand: how many photos expand the query, see `Shortlister.expanded`; 0: none.
+          skip: how many of the nearest photos to leave out, for the pages after the first.
+          feedback: changes the query (`zse_jax.retrieval.feedback`). Photos are then ordered by
+            embedding alone: a score of pairs compares with the sketch, not with the query.
           name: the name of the sketch in the results; "": its file, or "drawing".
           where: which photos are searched, see `zse_jax.gallery.filters`.
 
         Raises:
-          ValueError: the sketch is not an image or has no strokes, k, rerank or expand is out of
-            range, rerank is given and the system does not score pairs, or the index does not
+          ValueError: the sketch is not an image or has no strokes, k, rerank, expand or skip is out
+            of range, rerank is given and the system does not score pairs, or the index does not
             record what the filter needs.
           FileNotFoundError: the file does not exist.
+          KeyError: a photo of the feedback is not in the index.
         """
-        if k < 1 or (rerank or 0) < 0 or expand < 0:
+        if k < 1 or (rerank or 0) < 0 or expand < 0 or skip < 0:
             raise ValueError(
-                f"k={k} must be at least 1, and rerank={rerank} and expand={expand} at least 0."
+                f"k={k} must be at least 1, and rerank={rerank}, expand={expand} and skip={skip} "
+                "at least 0."
             )
         if rerank and not self.reranks:
             raise ValueError(
@@ -140,18 +170,20 @@ class Searcher:
             )
         began = time.perf_counter()
         name = name or sketch_input.name_of(sketch)
-        prepared = sketch_input.read(
+        prepared = sketch_input.prepare(
             sketch, self.retriever.image_size, self.retriever.preprocessing, name
         )
         with self._lock:
-            return self._search(prepared, k, rerank, expand, name, where, began)
+            return self._search(prepared, k, rerank, expand, skip, feedback, name, where, began)
 
     def _search(
         self,
-        prepared: UInt8[np.ndarray, "s s 3"],
+        prepared: Prepared,
         k: int,
         rerank: int | None,
         expand: int,
+        skip: int,
+        feedback: Feedback,
         name: str,
         where: Filter,
         began: float,
@@ -163,10 +195,13 @@ class Searcher:
 
         self._refresh()
         searched = filters.check(where, self.gallery.tables) if where else self.gallery.photos
-        encoded = self._encoder(prepared[None], "sketch", 1)
+        encoded = self._encoder(prepared.pixels[None], "sketch", 1)
         lap("sketch")
         rerank = (RERANK if rerank is None else rerank) if self.reranks else 0
-        query, count = encoded.embedding[0], max(k, rerank)
+        query = encoded.embedding[0]
+        if any(feedback):
+            rerank, query = 0, self._moved(query, feedback)
+        count = max(skip + k + len(feedback.fewer), rerank)
         among = max(count, EXPANDED_AMONG) if expand else count
         found = self._shortlist(query, among, where.sql)
         lap("shortlist")
@@ -184,11 +219,20 @@ class Searcher:
                 scores = self._encoder.score(encoded.features, features)
                 rows, similarity, stages = _merged(rows, similarity, scored, scores)
             lap("rerank")
-        hits = self._hits(rows[:k], similarity, stages)
+        kept = self._without(rows, feedback.fewer)[skip : skip + k]
+        hits = self._hits(rows[kept], similarity[kept], [stages[i] for i in kept], skip)
+        if self._calibration and not feedback.like:
+            chances = self._calibration.probability(
+                self._shortlist.embeddings_of(rows[kept]) @ encoded.embedding[0]
+            )
+            hits = [
+                dataclasses.replace(hit, probability=float(chance))
+                for hit, chance in zip(hits, chances, strict=True)
+            ]
         lap("rows")
         return Results(
             hits=hits,
-            sketch=prepared,
+            sketch=prepared.pixels,
             seconds=time.perf_counter() - began,
             timings=timings,
             rankings={
@@ -205,6 +249,8 @@ class Searcher:
             }
             | ({"filter": str(where)} if where else {})
             | ({"expansion": f"by {counted(expand, 'photo', 'photos')}"} if expand else {}),
+            changes=prepared.changes,
+            doubt=prepared.doubt,
         )
 
     def choices(self) -> filters.Choices:
@@ -212,6 +258,23 @@ class Searcher:
         with self._lock:
             self._refresh()
             return filters.choices(self.gallery.tables)
+
+    def _moved(self, query: Float[np.ndarray, " d"], said: Feedback) -> Float[np.ndarray, " d"]:
+        """The query after feedback."""
+
+        def embeddings(ids: Sequence[str]) -> Float[np.ndarray, "n d"]:
+            found = [self.gallery.tables.by_id(one, ["embedding"])["embedding"] for one in ids]
+            return np.array(found, query.dtype).reshape(len(ids), len(query))
+
+        start = embeddings([said.like])[0] if said.like else query
+        return rocchio(start, embeddings(said.more), embeddings(said.fewer))
+
+    def _without(self, rows: Int[np.ndarray, " n"], ids: Sequence[str]) -> Int[np.ndarray, " m"]:
+        """The places in `rows` of the photos that do not have one of these ids."""
+        if not ids:
+            return np.arange(len(rows))
+        found = self.gallery.tables.rows(rows.tolist(), ["id"])
+        return np.flatnonzero([row["id"] not in ids for row in found])
 
     def explain(self, sketch: Sketch, hit: Hit, *, shown: bool = True) -> pages.Explained:
         """Why a photo was found: lines between the places that match, heat maps, a synthesis.
@@ -291,12 +354,16 @@ class Searcher:
             self._cache[number] = jax.tree.map(lambda leaf, at=place: leaf[at], features)
 
     def _hits(
-        self, rows: Int[np.ndarray, " n"], similarity: Float[np.ndarray, " m"], stages: list[str]
+        self,
+        rows: Int[np.ndarray, " n"],
+        similarity: Float[np.ndarray, " n"],
+        stages: list[str],
+        skip: int = 0,
     ) -> list[Hit]:
         found = self.gallery.tables.rows(rows.tolist(), _SHOWN)
         return [
             Hit(
-                rank=place + 1,
+                rank=skip + place + 1,
                 similarity=float(similarity[place]),
                 stage=stages[place],
                 **{name: row[name] for name in _SHOWN}

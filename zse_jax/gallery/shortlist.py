@@ -58,7 +58,7 @@ class Shortlister:
         rows, similarity = found
         if not len(rows):
             return found
-        vectors = self._embeddings(rows)
+        vectors = self.embeddings_of(rows)
         for _ in range(expansion.ROUNDS):
             top = _largest(similarity, k)
             query = expansion.blended(embedding[None], vectors[top][None], similarity[top][None])
@@ -67,7 +67,7 @@ class Shortlister:
         order = _largest(similarity, len(rows))
         return rows[order], similarity[order]
 
-    def _embeddings(self, rows: Int[np.ndarray, " n"]) -> Float[np.ndarray, "n d"]:
+    def embeddings_of(self, rows: Int[np.ndarray, " n"]) -> Float[np.ndarray, "n d"]:
         """The embeddings of photos by their row numbers."""
         if self._vectors is None:
             return self._tables.embeddings_of(rows)

@@ -2,6 +2,7 @@
 
 import logging
 import os
+from typing import NamedTuple
 
 import numpy as np
 from jaxtyping import UInt8
@@ -20,6 +21,11 @@ Sketch = str | os.PathLike | np.ndarray | Image.Image
 """An image file, an image of Pillow, or uint8 [H, W, 3]: dark lines on white."""
 
 
+DOT, STRAIGHT = 0.025, 0.06
+"""A dot's extent as a share of the picture's longer side, and how far a line bends, beyond its
+width, as a share of its length, at most: all as standard deviations."""
+
+
 class SketchError(ValueError):
     """A sketch cannot be used. The message names no file but the sketch."""
 
@@ -29,10 +35,33 @@ def name_of(sketch: Sketch) -> str:
     return printable(sketch) if isinstance(sketch, str | os.PathLike) else "drawing"
 
 
+class Prepared(NamedTuple):
+    """A sketch as a system gets it.
+
+    Attributes:
+      pixels: uint8 [s, s, 3].
+      changes: what cleaning did, one short phrase each; empty if nothing.
+      doubt: a sentence, if it is probably not a line drawing, and was left as it is; else "".
+    """
+
+    pixels: UInt8[np.ndarray, "s s 3"]
+    changes: tuple[str, ...] = ()
+    doubt: str = ""
+
+
 def read(
     sketch: Sketch, size: int, preprocessing: Preprocessing = "crop", name: str = ""
 ) -> UInt8[np.ndarray, "s s 3"]:
+    """The pixels of `prepare`."""
+    return prepare(sketch, size, preprocessing, name).pixels
+
+
+def prepare(
+    sketch: Sketch, size: int, preprocessing: Preprocessing = "crop", name: str = ""
+) -> Prepared:
     """A sketch, cleaned (`sketch_cleaning`) and prepared for a system.
+
+    Logs a warning about what cleaning changed in a file.
 
     Args:
       sketch: a file or an array.
@@ -53,7 +82,27 @@ def read(
             f"The sketch {name} contains no strokes, so there is nothing to search for. Draw lines "
             "that stand out from plain paper."
         )
-    return images.prepare_sketch(pixels, size, preprocessing)
+    return Prepared(images.prepare_sketch(pixels, size, preprocessing), changes, doubt)
+
+
+def says_too_little(pixels: UInt8[np.ndarray, "h w 3"]) -> bool:
+    """Whether a drawing with strokes is only a dot or one straight line.
+
+    Ink is measured by its principal axes, as standard deviations: that of a dot is short in both
+    directions, that of a line in one. Our reading of what is too little.
+
+    Args:
+      pixels: dark lines on white.
+    """
+    points = np.argwhere(pixels.mean(axis=2) < 128).astype(np.float64)
+    if len(points) < 2:
+        return True
+    across, along = np.sqrt(np.maximum(np.linalg.eigvalsh(np.cov(points.T)), 0))
+    if along < DOT * max(pixels.shape):
+        return True
+    # A line of length l and width w has l = sqrt(12) along, w = ink / l, and w / sqrt(12) across.
+    width = len(points) / (12 * along)
+    return bool(max(0, across**2 - width**2) < (STRAIGHT * along) ** 2)
 
 
 def _pixels(sketch: Sketch) -> UInt8[np.ndarray, "h w 3"]:

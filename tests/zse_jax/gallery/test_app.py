@@ -4,6 +4,7 @@ import base64
 import contextlib
 import http.client
 import io
+import json
 import os
 import re
 import struct
@@ -58,8 +59,12 @@ def backend(zse, album, tmp_path_factory):
     return Backend(Searcher(index.open(where)), k=5)
 
 
-def final(backend, drawing, rerank=3.0):
-    *_, last = backend.search(drawing, rerank)
+def query(drawing, rerank=3, **other):
+    return json.dumps({"drawing": drawing, "rerank": rerank, **other})
+
+
+def final(backend, drawing, rerank=3, **other):
+    *_, last = backend.search(query(drawing, rerank, **other))
     return last
 
 
@@ -72,6 +77,21 @@ def test_photos_appear_as_thumbnails_and_nothing_else(backend, album):
     assert str(album) not in answer.html
     assert "of 7 photos, 3 of them compared pair by pair" in answer.html
     assert "src=" not in re.sub(r'src="data:image/jpeg;base64,[\w+/=]+"', "", answer.html)
+    assert answer.seen.count("data:image/webp;base64,") == 1
+
+
+@pytest.mark.slow
+def test_only_a_page_of_this_machine_has_paths(backend, album, monkeypatch):
+    opened = []
+    monkeypatch.setattr(app_backend.click, "launch", lambda *given, **_: opened.append(given))
+    results = final(backend, circle()).results
+    assert "among the results" in backend.open_folder(results, results.hits[0].id)
+    assert not opened
+    local = Backend(backend.searcher, k=5, local=True)
+    assert final(local, circle()).html.count(f'data-path="{album}') == 5
+    assert "opens in the file manager" in local.open_folder(results, results.hits[0].id)
+    assert opened == [(str(results.hits[0].file),)]
+    assert "among the results" in local.open_folder(results, "other")
 
 
 @pytest.mark.slow
@@ -88,16 +108,14 @@ def test_the_slider_decides_how_many_are_compared(backend):
     fast = final(backend, circle(), 0)
     assert {hit.stage for hit in fast.results.hits} == {"shortlist"}
     assert "by embedding alone" in fast.html
-    exact = final(backend, circle(), 1e9)
+    exact = final(backend, circle(), 10**9)
     assert {hit.stage for hit in exact.results.hits} == {"rerank"}
-    assert final(backend, circle(), -5.0).results.hits == fast.results.hits
 
 
 def test_the_switch_expands_the_query(backend):
-    *_, plain = backend.search(circle(), 0)
-    *_, expanded = backend.search(circle(), 0, True)
+    plain, expanded = final(backend, circle(), 0), final(backend, circle(), 0, expand=True)
     assert "query expanded by 30 photos" in expanded.html
-    assert "expanded" not in plain.html
+    assert "query expanded" not in plain.html
     asked = [
         hit.similarity for hit in backend.searcher(expanded.results.sketch, 5, 0, expand=30).hits
     ]
@@ -108,7 +126,7 @@ def test_the_switch_expands_the_query(backend):
 @pytest.mark.slow
 def test_slow_scoring_is_preceded_by_a_preview(backend, monkeypatch):
     monkeypatch.setattr(backend, "_seconds_of_pair", 1.0)
-    first, last = backend.search(circle(), 3)
+    first, last = backend.search(query(circle(), 3))
     assert "comparing pairs" in first.html
     assert {hit.stage for hit in first.results.hits} == {"shortlist"}
     assert "comparing pairs" not in last.html
@@ -116,9 +134,11 @@ def test_slow_scoring_is_preceded_by_a_preview(backend, monkeypatch):
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("drawing", [None, "", data_url(paper())], ids=["none", "empty", "white"])
-def test_an_empty_drawing_is_not_an_error(backend, drawing):
-    answer = final(backend, drawing)
+@pytest.mark.parametrize(
+    "asked", [None, "", "{}", query(data_url(paper()))], ids=["none", "empty", "plain", "white"]
+)
+def test_an_empty_drawing_is_not_an_error(backend, asked):
+    [answer] = backend.search(asked)
     assert answer == backend.empty()
     assert "Draw an object, and the most similar of 7 photos appear here" in answer.html
 
@@ -152,11 +172,40 @@ def test_invalid_drawings_are_reported(backend, drawing, problem):
 
 
 @pytest.mark.slow
+@pytest.mark.parametrize(
+    "asked",
+    ["no json", "[]", "1", "null", '{"page": -1}', '{"page": 1e300}', '{"rerank": NaN}', "[" * 9999,
+     '{"drawing": {"a": 1}}', '{"like": "x\' OR 1"}', '{"more": "abc"}', '{"rerank": -5}',
+     json.dumps({"fewer": ["a"] * 101}), '{"expand": "maybe"}', "\ud800"],
+)  # fmt: skip
+def test_what_is_no_query_is_reported(backend, asked):
+    [answer] = backend.search(asked)
+    assert "not a query: reload the page" in answer.html
+    assert answer.results is None
+
+
+@pytest.mark.slow
+def test_a_dot_says_too_little_and_a_photo_that_is_gone_is_reported(backend):
+    dot = paper()
+    ImageDraw.Draw(dot).ellipse((100, 100, 110, 110), fill="black")
+    assert "says too little" in final(backend, data_url(dot)).html
+    assert "not in the index any more" in final(backend, circle(), like="0" * 24).html
+
+
+@pytest.mark.slow
+def test_the_page_after_the_last_photo_is_empty(backend):
+    assert [hit.rank for hit in final(backend, circle(), 0, page=1).results.hits] == [6, 7]
+    answer = final(backend, circle(), 0, page=10**6)
+    assert "no more photos" in answer.html
+    assert answer.results is None
+
+
+@pytest.mark.slow
 def test_a_photo_that_was_found_is_explained(backend):
     results = final(backend, circle()).results
     html = backend.explain(results, results.hits[1].id)
-    assert "Why photo 2" in html
-    assert html.count("<img") > 4
+    assert f'data-photo="{results.hits[1].id}"' in html
+    assert html.count("<img") > 3
     assert "src=" not in re.sub(r'src="data:image/webp;base64,[\w+/=]+"', "", html)
 
 

@@ -22,17 +22,42 @@ class Visitor:
 
     def __init__(self, browser, address, **context):
         self.page = browser.new_context(**context).new_page()
-        self.page.set_default_timeout(20_000)
+        self.page.set_default_timeout(60_000)
         self.asked, self.problems = [], []
         self.page.on("request", lambda request: self.asked.append(request.url))
         self.page.on("pageerror", lambda error: self.problems.append(str(error)))
         self.page.on(
             "console", lambda line: line.type == "error" and self.problems.append(line.text)
         )
-        self.page.goto(address)
+        self.address = address
+        self.open()
+
+    def open(self, address=None):
+        """Loads the page, at its own address or at that of a query."""
+        self.page.goto("about:blank")
+        self.page.goto(address or self.address)
         self.page.wait_for_selector("#pad canvas")
-        self.page.wait_for_selector(".zse-empty")
+        self.page.wait_for_selector("#found p, .zse-empty")
         self.page.evaluate(WATCH)
+
+    def draw(self, strokes):
+        """Draws, and waits for the photos."""
+        for points in strokes:
+            self.stroke(points)
+        self.settle()
+
+    def press(self, name):
+        """Presses a button of the tools."""
+        self.page.locator(f"[data-tool={name}]").click()
+
+    def act(self, name, place=0):
+        """Presses a button of the results, that of one photo if there are several."""
+        self.page.locator(f"[data-act={name}]").nth(place).click()
+
+    def photos(self):
+        """The ids of the photos that are shown."""
+        tiles = self.page.locator(".zse-tile")
+        return tiles.evaluate_all("tiles => tiles.map(tile => tile.dataset.photo)")
 
     def at(self, x, y):
         """The page coordinates of a point on the canvas, given from 0 to 1."""
@@ -67,11 +92,8 @@ class Visitor:
         )
 
     def settle(self):
-        """Waits for photos, and until nothing has changed for a while."""
-        self.page.wait_for_selector(".zse-tile")
-        self.page.wait_for_function(
-            "performance.now() - Math.max(window.lifted, window.answered) > 1200"
-        )
+        """Waits until the photos of the last query are shown."""
+        self.page.wait_for_selector("#found[aria-busy=false] .zse-tile")
 
     def status(self, wanted):
         """Waits until the line above the photos contains `wanted`."""

@@ -1,68 +1,154 @@
-// The drawing area. Sends the drawing as a PNG data URL when a stroke pauses or ends, and an empty
-// string if nothing is drawn. Uploaded pictures are scaled down here; the files are not sent.
-const PAUSE = 200, WHILE_DRAWING = 600, PEN = props.pen, RUBBER = 5 * PEN, LARGEST = 20 * 2 ** 20;
+// The drawing area and the options. A query is what is drawn, what was said about photos, the options
+// and the page of results. It is sent as JSON when a stroke pauses or ends and when anything else
+// changes, and it is kept in the address of the page, so that it survives a reload and can be shared.
+// Uploaded pictures are scaled down here; the files are not sent.
+const PAUSE = 200, WHILE_DRAWING = 600, LARGEST = 20 * 2 ** 20, MOST_UNDONE = 200, RUBBER = 5;
+const {pen: PEN, pairs: PAIRS} = props.settings;
 const canvas = element.querySelector("canvas"), context = canvas.getContext("2d");
+const SIDE = canvas.width;
 const hint = element.querySelector(".zse-hint"), note = element.querySelector(".zse-note");
 const tool = name => element.querySelector(`[data-tool=${name}]`);
-let strokes = [], stroke = null, erasing = false, timer = 0, lastSent = 0;
+const option = name => element.querySelector(`[data-option=${name}]`);
+
+// A state is never changed, only replaced; the earlier and the later ones are for undo and redo.
+const EMPTY = {parts: [], like: "", more: [], fewer: []};
+let state = EMPTY, earlier = [], later = [], page = 0;
+let stroke = null, timer = 0, lastSent = 0, number = 0, width = 1, erasing = false, mirrored = false;
 
 const point = event => {
   const box = canvas.getBoundingClientRect();
-  return [(event.clientX - box.left) / box.width * canvas.width,
-          (event.clientY - box.top) / box.height * canvas.height];
+  return [(event.clientX - box.left) / box.width * SIDE, (event.clientY - box.top) / box.height * SIDE];
 };
 
 const trace = (part, from) => {
   context.strokeStyle = part.erases ? "#fff" : "#000";
-  context.lineWidth = part.erases ? RUBBER : PEN;
+  context.lineWidth = PEN * part.width * (part.erases ? RUBBER : 1);
   context.lineCap = context.lineJoin = "round";
-  context.beginPath();
-  context.moveTo(...part.points[Math.max(0, from - 1)]);
-  for (const next of part.points.slice(from)) context.lineTo(...next);
-  context.stroke();
+  for (const flip of part.mirrored ? [false, true] : [false]) {
+    const place = ([x, y]) => [flip ? SIDE - x : x, y];
+    context.beginPath();
+    context.moveTo(...place(part.points[Math.max(0, from - 1)]));
+    for (const next of part.points.slice(from)) context.lineTo(...place(next));
+    context.stroke();
+  }
 };
 
 const redraw = () => {
   context.fillStyle = "#fff";
-  context.fillRect(0, 0, canvas.width, canvas.height);
-  for (const part of strokes) {
-    if (part.picture) {
-      const scale = Math.min(canvas.width / part.picture.width, canvas.height / part.picture.height);
-      const width = part.picture.width * scale, height = part.picture.height * scale;
-      context.fillRect(0, 0, canvas.width, canvas.height);
-      context.drawImage(part.picture, (canvas.width - width) / 2, (canvas.height - height) / 2, width, height);
-    } else trace(part, 0);
-    context.fillStyle = "#fff";
+  context.fillRect(0, 0, SIDE, SIDE);
+  for (const part of state.parts) {
+    if (part.picture) context.drawImage(part.picture, 0, 0, SIDE, SIDE);
+    else trace(part, 0);
   }
-  hint.hidden = strokes.length > 0;
+  hint.hidden = state.parts.length > 0;
+  tool("undo").disabled = !earlier.length;
+  tool("redo").disabled = !later.length;
+  tool("clear").disabled = state === EMPTY;
+};
+
+// The query in the address: a picture hides what was drawn before it, so that this is left out.
+const packed = () => JSON.stringify({
+  parts: state.parts.slice(Math.max(0, state.parts.findLastIndex(part => part.picture))).map(part =>
+    part.picture ? part.source : [part.erases ? 1 : 0, part.mirrored ? 1 : 0, part.width,
+                                  ...part.points.flat().map(Math.round)]),
+  like: state.like, more: state.more, fewer: state.fewer, page, options: options(),
+});
+
+const unpacked = async text => {
+  const found = JSON.parse(text), finite = list => list.every(Number.isFinite);
+  const ids = list => list.filter(id => typeof id === "string");
+  const parts = await Promise.all(found.parts.map(async part => {
+    if (typeof part === "string") return pictured(await decoded(part));
+    const [erases, mirrored, width, ...flat] = part;
+    if (!finite(part) || flat.length < 2 || flat.length % 2) throw new Error("no stroke");
+    const points = flat.flatMap((x, i) => i % 2 ? [] : [[x, flat[i + 1]]]);
+    return {erases: !!erases, mirrored: !!mirrored, width, points};
+  }));
+  return {
+    state: {parts, like: String(found.like || ""), more: ids(found.more), fewer: ids(found.fewer)},
+    page: Math.max(0, Math.floor(found.page) || 0), options: found.options,
+  };
+};
+
+const options = () => ({
+  expand: option("expand").checked,
+  rerank: Number(option("rerank")?.value ?? 0),
+});
+
+const setOptions = given => {
+  option("expand").checked = !!given?.expand;
+  if (!option("rerank")) return;
+  option("rerank").value = given?.rerank ?? PAIRS;
+  element.querySelector("output").textContent = option("rerank").value;
+};
+
+const remember = () => {
+  const plain = state === EMPTY && !page;
+  const address = plain ? location.pathname + location.search : `#q=${encodeURIComponent(packed())}`;
+  try { history.replaceState(null, "", address); } catch { /* too often, or too long */ }
+};
+
+// Until the answer to the last query is shown (found.js), the photos are marked as busy.
+const outdated = () => {
+  const found = document.querySelector("#found");
+  found.dataset.asked = ++number;
+  found.setAttribute("aria-busy", "true");
 };
 
 const send = () => {
+  outdated();
   clearTimeout(timer);
   timer = 0;
   lastSent = performance.now();
-  props.value = strokes.some(part => !part.erases) ? canvas.toDataURL("image/png") : "";
+  const drawn = state.parts.some(part => !part.erases);
+  const {like, more, fewer} = state;
+  props.value = JSON.stringify({
+    drawing: drawn ? canvas.toDataURL("image/png") : "", like, more, fewer, page, number, ...options(),
+  });
+  remember();
   trigger("input");
 };
 
 const sendSoon = (wait = PAUSE) => {
+  outdated();
   clearTimeout(timer);
   timer = setTimeout(send, wait);
 };
 
-const changed = () => { note.textContent = ""; redraw(); sendSoon(); };
+const replace = (next, wait = PAUSE) => {
+  earlier = [...earlier, state].slice(-MOST_UNDONE);
+  later = [];
+  state = next;
+  page = 0;
+  note.textContent = "";
+  redraw();
+  sendSoon(wait);
+};
+
+const undo = () => {
+  if (!earlier.length) return;
+  later.push(state);
+  state = earlier.pop();
+  changed();
+};
+
+const redo = () => {
+  if (!later.length) return;
+  earlier.push(state);
+  state = later.pop();
+  changed();
+};
+
+const changed = () => { page = 0; note.textContent = ""; redraw(); sendSoon(); };
 
 canvas.addEventListener("pointerdown", event => {
-  if (event.button || !event.isPrimary) return;
+  const rubber = event.button === 5 || !!(event.buttons & 32);  // the eraser end of a stylus
+  if (event.button && !rubber || !event.isPrimary) return;
   event.preventDefault();
   canvas.focus({preventScroll: true});
   try { canvas.setPointerCapture(event.pointerId); } catch { /* the pointer no longer exists */ }
-  stroke = {erases: erasing, points: [point(event)]};
-  strokes.push(stroke);
-  hint.hidden = true;
-  note.textContent = "";
-  trace(stroke, 0);
-  if (!timer) sendSoon(WHILE_DRAWING);
+  stroke = {erases: erasing || rubber, mirrored, width, points: [point(event)]};
+  replace({...state, like: "", parts: [...state.parts, stroke]}, WHILE_DRAWING);
 });
 
 canvas.addEventListener("pointermove", event => {
@@ -83,33 +169,116 @@ for (const name of ["pointerup", "pointercancel"]) {
   });
 }
 
-const undo = () => { if (strokes.pop()) changed(); };
-tool("undo").addEventListener("click", undo);
-tool("clear").addEventListener("click", () => { strokes = []; erase(false); changed(); });
-const erase = on => { erasing = on; tool("erase").setAttribute("aria-pressed", on); };
+const press = (name, on) => tool(name).setAttribute("aria-pressed", on);
+const erase = on => { erasing = on; press("erase", on); };
 tool("erase").addEventListener("click", () => erase(!erasing));
-canvas.addEventListener("keydown", event => {
-  if ((event.ctrlKey || event.metaKey) && event.key.toLowerCase() === "z") {
-    event.preventDefault();
-    undo();
-  }
+tool("mirror").addEventListener("click", () => { mirrored = !mirrored; press("mirror", mirrored); });
+tool("undo").addEventListener("click", undo);
+tool("redo").addEventListener("click", redo);
+tool("clear").addEventListener("click", () => { erase(false); replace(EMPTY); });
+for (const button of element.querySelectorAll("[data-pen]")) {
+  button.addEventListener("click", () => {
+    width = Number(button.dataset.pen);
+    erase(false);
+    for (const other of element.querySelectorAll("[data-pen]"))
+      other.setAttribute("aria-pressed", other === button);
+  });
+}
+document.addEventListener("keydown", event => {
+  const key = event.key.toLowerCase();
+  if (!(event.ctrlKey || event.metaKey) || !["z", "y"].includes(key)) return;
+  if (event.target.matches?.("input:not([type=checkbox]):not([type=range]), textarea, select")) return;
+  event.preventDefault();
+  (key === "y" || event.shiftKey ? redo : undo)();
 });
 
-element.querySelector("input[type=file]").addEventListener("change", async event => {
-  const file = event.target.files[0];
-  event.target.value = "";
+const decoded = async source => {
+  if (!source.startsWith("data:image/")) throw new Error("no picture");
+  const image = new Image();
+  image.src = source;
+  await image.decode();
+  return image;
+};
+
+// A picture as large as the canvas, with white around it, and its text for the address.
+const pictured = image => {
+  const sheet = document.createElement("canvas"), brush = sheet.getContext("2d");
+  sheet.width = sheet.height = SIDE;
+  brush.fillStyle = "#fff";
+  brush.fillRect(0, 0, SIDE, SIDE);
+  const scale = SIDE / Math.max(image.width, image.height);
+  const wide = image.width * scale, high = image.height * scale;
+  brush.drawImage(image, (SIDE - wide) / 2, (SIDE - high) / 2, wide, high);
+  return {picture: sheet, source: sheet.toDataURL("image/webp", 0.8)};
+};
+
+const read = async file => {
   if (!file) return;
   if (file.size > LARGEST) {
     note.textContent = "That file is larger than 20 MB: use a smaller picture.";
     return;
   }
   try {
-    strokes.push({picture: await createImageBitmap(file)});
+    const part = pictured(await createImageBitmap(file));
     erase(false);
-    changed();
+    replace({...state, like: "", parts: [...state.parts, part]});
   } catch {
     note.textContent = "That file is not a picture that this browser can read.";
   }
+};
+
+for (const input of element.querySelectorAll("input[type=file]")) {
+  input.addEventListener("change", event => {
+    const file = event.target.files[0];
+    read(file).then(() => { input.value = ""; });
+  });
+}
+document.addEventListener("paste", event => {
+  const file = event.clipboardData?.files[0];
+  if (file) { event.preventDefault(); read(file); }
+});
+const paper = element.querySelector(".zse-paper");
+for (const name of ["dragover", "dragleave", "drop"]) {
+  paper.addEventListener(name, event => {
+    event.preventDefault();
+    paper.classList.toggle("zse-over", name === "dragover");
+    if (name === "drop") read(event.dataTransfer.files[0]);
+  });
+}
+
+for (const input of element.querySelectorAll("[data-option]")) {
+  input.addEventListener("input", () => {
+    page = 0;
+    setOptions(options());
+    sendSoon();
+  });
+}
+
+// What was clicked among the results.
+const without = (ids, id) => ids.filter(other => other !== id);
+const toggled = (ids, id) => ids.includes(id) ? without(ids, id) : [...ids, id];
+document.addEventListener("zse", ({detail: {act, photo, to}}) => {
+  if (act === "like") replace({...state, like: photo}, 0);
+  if (act === "more") replace({...state, more: toggled(state.more, photo), fewer: without(state.fewer, photo)}, 0);
+  if (act === "fewer") replace({...state, fewer: toggled(state.fewer, photo), more: without(state.more, photo)}, 0);
+  if (act === "forget") replace({...state, like: "", more: [], fewer: []}, 0);
+  if (act === "page") { page = to; send(); }
 });
 
+const restore = async () => {
+  const text = location.hash.startsWith("#q=") ? location.hash.slice(3) : "";
+  if (!text) return;
+  try {
+    const found = await unpacked(decodeURIComponent(text));
+    replace(found.state);
+    page = found.page;
+    setOptions(found.options);
+  } catch {
+    note.textContent = "The address of this page contains no query that can be read: draw again.";
+  }
+};
+
+setOptions();
 redraw();
+restore();
+addEventListener("hashchange", restore);
