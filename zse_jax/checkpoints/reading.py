@@ -33,7 +33,7 @@ from zse_jax.checkpoints.arrays import (
     merge_for_inference,
 )
 from zse_jax.pretrained import sources
-from zse_jax.retrievers.base import Retriever
+from zse_jax.retrievers.base import Encoder, Retriever
 from zse_jax.runtime import config_io
 from zse_jax.runtime.console import first_line
 
@@ -50,7 +50,7 @@ Read = TypeVar("Read")
 _CONFIGS: MutableMapping[Retriever, ConfigDict] = weakref.WeakKeyDictionary()
 """The configs of the retrievers that were loaded and still exist."""
 
-_RECORDS: MutableMapping[Retriever, dict[str, Any] | None] = weakref.WeakKeyDictionary()
+_RECORDS: MutableMapping[Encoder, dict[str, Any] | None] = weakref.WeakKeyDictionary()
 """The records of the training data of these retrievers."""
 
 
@@ -137,7 +137,7 @@ def config_of(retriever: Retriever) -> ConfigDict | None:
     return _CONFIGS.get(retriever)
 
 
-def record_of(retriever: Retriever) -> dict[str, Any] | None:
+def record_of(retriever: Encoder) -> dict[str, Any] | None:
     """What a retriever that was loaded from a checkpoint was trained on; None if not recorded."""
     return _RECORDS.get(retriever)
 

@@ -69,22 +69,20 @@ def measure(encoder: Encoder, config: ConfigDict, most: int) -> dict[str, Any]:
     """
     chosen = data_selection.evaluated_items(config, 1, 1)
     mesh = sharding.make_mesh(**config.mesh)
-    vectors, labels = [], []
-    for modality, items in (("sketch", chosen.sketches), ("photo", chosen.photos)):
-        some = items.every(-(-len(items) // most))
-        vectors.append(
-            domain_means.embeddings(
-                encoder, encoder.embed, some, modality, config, mesh, most, progress=True
-            )
+    some = [items.every(-(-len(items) // most)) for items in (chosen.sketches, chosen.photos)]
+    sketches, photos = (
+        domain_means.embeddings(
+            encoder, encoder.embed, items, items.modality, config, mesh, most, progress=True
         )
-        labels.append(some.labels)
-    found = fit(vectors[0] @ vectors[1].T, *labels)
+        for items in some
+    )
+    found = fit(sketches @ photos.T, some[0].labels, some[1].labels)
     return {
         **found._asdict(),
         "data": chosen.notes["data"],
         "split": chosen.notes["split"],
-        "sketches": len(labels[0]),
-        "photos": len(labels[1]),
+        "sketches": len(some[0]),
+        "photos": len(some[1]),
     }
 
 

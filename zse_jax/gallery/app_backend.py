@@ -79,6 +79,7 @@ class Answer(NamedTuple):
 
 
 Id = Annotated[str, pydantic.Field(pattern=r"^[0-9a-z]{1,64}$")]
+Thumbs = Annotated[tuple[Id, ...], pydantic.Field(max_length=MOST_THUMBS)]
 
 
 class Query(pydantic.BaseModel):
@@ -96,14 +97,13 @@ class Query(pydantic.BaseModel):
     model_config = pydantic.ConfigDict(frozen=True)
 
     drawing: str = ""
-    rerank: int = pydantic.Field(0, ge=0, le=10**9)
+    rerank: Annotated[int, pydantic.Field(ge=0, le=10**9)] = 0
     expand: bool = False
-    page: int = pydantic.Field(0, ge=0, le=10**6)
+    page: Annotated[int, pydantic.Field(ge=0, le=10**6)] = 0
     like: Id | Literal[""] = ""
-    more: tuple[Id, ...] = pydantic.Field((), max_length=MOST_THUMBS)
-    fewer: tuple[Id, ...] = pydantic.Field((), max_length=MOST_THUMBS)
-
-    number: int = pydantic.Field(0, ge=0)
+    more: Thumbs = ()
+    fewer: Thumbs = ()
+    number: Annotated[int, pydantic.Field(ge=0)] = 0
 
     @property
     def feedback(self) -> Feedback:

@@ -30,7 +30,7 @@ class Calibration(NamedTuple):
 
 def of_record(record: Mapping[str, Any] | None) -> Calibration | None:
     """The calibration in a model's record; None if it has none, or one that is no numbers."""
-    found = (record or {}).get("calibration")
+    found: Any = (record or {}).get("calibration")
     try:
         made = Calibration(float(found["slope"]), float(found["intercept"]))
     except (TypeError, KeyError, ValueError):
