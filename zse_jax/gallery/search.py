@@ -423,6 +423,8 @@ def main(options: flags.FlagValues) -> None:
     if options.explain and (output is None or output.suffix.lower() != ".html"):
         raise ValueError("--explain draws pictures, so it requires a page: --output=found.html.")
     sketches = sketch_files(options.sketch)
+    if options.photos and len(sketches) == 1:
+        sketch_input.existing(sketches[0])  # before the photos are indexed
     where = filters.from_flags(options)
     with contextlib.redirect_stdout(sys.stderr if options.interactive else sys.stdout):
         searcher = Searcher(Index(album.from_flags(options)), options.checkpoint)

@@ -2,6 +2,7 @@
 
 import logging
 import os
+from pathlib import Path
 from typing import NamedTuple
 
 import numpy as np
@@ -33,6 +34,14 @@ class SketchError(ValueError):
 def name_of(sketch: Sketch) -> str:
     """The name of a sketch in results and errors: its file name as given, or "drawing"."""
     return printable(sketch) if isinstance(sketch, str | os.PathLike) else "drawing"
+
+
+def existing(sketch: str | os.PathLike) -> Path:
+    """The file of a sketch; raises FileNotFoundError if there is none."""
+    file = paths.local(sketch, "--sketch")
+    if not file.is_file():
+        raise FileNotFoundError(f"The sketch {file} does not exist: give an image file.")
+    return file
 
 
 class Prepared(NamedTuple):
@@ -114,9 +123,7 @@ def _pixels(sketch: Sketch) -> UInt8[np.ndarray, "h w 3"]:
                 f"The image of Pillow cannot be used as a sketch: {error}."
             ) from error
     if isinstance(sketch, str | os.PathLike):
-        file = paths.local(sketch, "--sketch")
-        if not file.is_file():
-            raise FileNotFoundError(f"The sketch {file} does not exist: give an image file.")
+        file = existing(sketch)
         try:
             return photos.decoded(file)
         except UnreadableImageError as error:

@@ -249,6 +249,12 @@ def test_an_index_without_photos_is_not_searched(zse, drawing, tmp_path):
         run(f"--index={tmp_path}/index", f"--sketch={drawing}")
 
 
+def test_a_missing_sketch_is_named_before_photos_are_indexed(album, tmp_path):
+    with pytest.raises(FileNotFoundError, match="nothing.png does not exist"):
+        run(f"--photos={album}", f"--index={tmp_path}/index", f"--sketch={tmp_path}/nothing.png")
+    assert not (tmp_path / "index").exists()
+
+
 def run(*arguments):
     options = flags.FlagValues()
     argv = ["search", *map(str, arguments)]
