@@ -158,9 +158,8 @@ def from_flags(options: flags.FlagValues) -> Filter:
     Raises:
       ValueError: as `parse`.
     """
-    return parse(
-        options.folder, options.after, options.before, options.orientation, options["type"].value
-    )
+    types: list[str] = options["type"].value or []
+    return parse(options.folder, options.after, options.before, options.orientation, types)
 
 
 def check(where: Filter, tables: Tables) -> int:

@@ -498,7 +498,8 @@ def main(options: flags.FlagValues, command: str) -> None:
     if "photos" in COMMANDS[command].flags and command != "remove":
         cli.require(options, photos="album")
     place, photos = options.index, options.photos
-    given = {name: options[name].value for name in COMMANDS[command].flags if name != "photos"}
+    given: dict[str, Any] = {name: options[name].value for name in COMMANDS[command].flags}
+    given.pop("photos", None)
     if command == "sync":
         show(*sync(photos, place, progress=True, **given), place=place)
     elif command == "watch":
