@@ -57,6 +57,7 @@ def test_draw_find_and_see_why(browser, address, tmp_path):
     assert len(loaded) > 28
     assert all(loaded)
     assert len(np.unique(visitor.shot(tmp_path, "app.png").reshape(-1, 3), axis=0)) > 1000
+    page.evaluate("scrollTo({top: 0, behavior: 'instant'})")
     visitor.stroke([(0.1, 0.1), (0.9, 0.1)])
     page.locator(".zse-panel").wait_for(state="detached")
     check_calm(visitor, address)
