@@ -5,6 +5,7 @@ import unicodedata
 from pathlib import Path
 
 import numpy as np
+import pillow_heif
 import pytest
 from PIL import Image
 
@@ -54,6 +55,7 @@ def test_images_of_any_depth_and_type_are_loaded(root, tmp_path):
 
 @pytest.mark.parametrize("suffix", images.SUFFIXES)
 def test_every_suffix_is_a_type_that_decodes(tmp_path, suffix):
+    pillow_heif.register_heif_opener()
     for modality in ("sketch", "photo"):
         path = tmp_path / modality / "cat" / f"1{suffix.upper()}"
         path.parent.mkdir(parents=True)

@@ -106,6 +106,7 @@ def test_rub_out_undo_clear_slide_expand_and_upload(browser, address, tmp_path):
     page.wait_for_selector(".zse-empty")
     drawing = np.full((300, 200, 3), 255, np.uint8)
     drawing[100:200, 95:105] = 0
+    drawing[145:155, 50:150] = 0
     Image.fromarray(drawing).save(tmp_path / "sketch.jpg")
     page.set_input_files(UPLOAD, tmp_path / "sketch.jpg")
     page.wait_for_selector(".zse-tile")
