@@ -71,9 +71,7 @@ def measure(encoder: Encoder, config: ConfigDict, most: int) -> dict[str, Any]:
     mesh = sharding.make_mesh(**config.mesh)
     some = [items.every(-(-len(items) // most)) for items in (chosen.sketches, chosen.photos)]
     sketches, photos = (
-        domain_means.embeddings(
-            encoder, encoder.embed, items, items.modality, config, mesh, most, progress=True
-        )
+        domain_means.embeddings(encoder, encoder.embed, items, config, mesh, progress=True)
         for items in some
     )
     found = fit(sketches @ photos.T, some[0].labels, some[1].labels)

@@ -60,10 +60,9 @@ def training_embeddings(
       most: images of each modality.
       progress: show progress bars.
     """
-    modalities: tuple[Modality, ...] = ("sketch", "photo")
     return [
-        embeddings(encoder, embedding, items, modality, config, mesh, most, progress)
-        for modality, items in zip(modalities, data_selection.training_items(config), strict=True)
+        embeddings(encoder, embedding, items.every(-(-len(items) // most)), config, mesh, progress)
+        for items in data_selection.training_items(config)
     ]
 
 
@@ -71,16 +70,13 @@ def embeddings(
     encoder: Encoder,
     embedding: Callable[[Features, Modality], Any],
     items: loading.Items,
-    modality: Modality,
     config: ConfigDict,
     mesh: Mesh,
-    most: int,
     progress: bool = False,
 ) -> Float[np.ndarray, "_ d"]:
-    """Embeddings of at most `most` of `items`, spread evenly; arguments as above."""
-    some = items.every(-(-len(items) // most))
+    """Embeddings of all `items`; the other arguments are as above."""
     batches = loading.evaluation_batches(
-        some,
+        items,
         image_size=encoder.image_size,
         batch_size=config.evaluation.batch_size // jax.process_count(),
         workers=config.data.workers if progress else 0,
@@ -88,11 +84,11 @@ def embeddings(
         shard_count=jax.process_count(),
     )
     where = sharding.batch_sharding(mesh)
-    bar = f"{len(some):,} of {len(items):,} {modality}s" if progress else None
-    features, _ = encode(encoder, batches, modality, sharding=where, progress=bar)
-    embed = jax.jit(lambda features: embedding(features, modality))
+    bar = f"{len(items):,} {items.modality}s" if progress else None
+    features, _ = encode(encoder, batches, items.modality, sharding=where, progress=bar)
+    embed = jax.jit(lambda features: embedding(features, items.modality))
     parts = [
         np.asarray(embed(jax.tree.map(lambda leaf, i=i: leaf[i : i + 4096], features)))
-        for i in range(0, len(some), 4096)
+        for i in range(0, len(items), 4096)
     ]
     return np.concatenate(parts).astype(np.float32)

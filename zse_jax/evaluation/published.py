@@ -81,7 +81,7 @@ PAPERS: Mapping[str, tuple[Paper, ...]] = {
     "https://arxiv.org/abs/2303.13440": (
         Paper(
             "CLIP-AT (Sain et al., CVPR 2023)",
-            "arXiv 2303.13440, which names no convention; that of torchmetrics' top_k",
+            "arXiv 2303.13440, which names no convention; compared by that of torchmetrics' top_k",
             "hits",
             {
                 "sketchy_split2": {"embedding": (72.3, 72.5)},

@@ -18,7 +18,7 @@ import base64
 import hashlib
 import logging
 import os
-from collections.abc import Collection, Mapping
+from collections.abc import Collection, Mapping, Sequence
 from pathlib import PurePath
 from typing import Any
 
@@ -105,9 +105,7 @@ def untrained(config: ConfigDict) -> str:
     *preferred, last = initial_weights.alternatives(config.init_from)
     unseen = data_selection.split_of(config, config.data).unseen if preferred else ()
     for path in preferred:
-        known: dict[str, str] = {}
-        for source in of_checkpoint(path)["sources"]:
-            known |= splits.same_classes(unseen, source["classes"])
+        known = _trained(of_checkpoint(path), unseen)
         if not known:
             return str(path)
         names = ", ".join(known)
@@ -159,9 +157,7 @@ def compare(
     if record["unknown"]:
         notes["training_data_unknown"] = [*record["unknown"]]
     ranked = evaluated.sketches.class_names
-    classes: dict[str, str] = {}
-    for source in record["sources"]:
-        classes |= splits.same_classes(ranked, source["classes"])
+    classes = _trained(record, ranked)
     images = {
         text[i : i + DIGEST]
         for text in (source["images"] for source in record["sources"])
@@ -189,6 +185,14 @@ def compare(
             "measure it anyway, with marked results, set --config.evaluation.allow_trained=true."
         )
     return notes | {"not_zero_shot": f"trained on {leak}"}
+
+
+def _trained(record: Record, classes: Sequence[str]) -> dict[str, str]:
+    """Those of `classes` that trained, each with its name in the training."""
+    found: dict[str, str] = {}
+    for source in record["sources"]:
+        found |= splits.same_classes(classes, source["classes"])
+    return found
 
 
 def _among(items: Items, images: Collection[str]) -> int:

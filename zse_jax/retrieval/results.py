@@ -410,9 +410,9 @@ class Evaluation:
         ]
         if self.queries_without_match:
             parts.append(f"{self.queries_without_match} sketches without {self.missing} excluded")
-        notes = self.notes.items()
-        parts.extend(f"{NOTED.get(name, name.replace('_', ' '))} {as_text(value)}"
-                     for name, value in notes)  # fmt: skip
+        for key, value in self.notes.items():
+            name = NOTED.get(key, key.replace("_", " "))
+            parts.append(f"{name} {as_text(value)}")
         return "; ".join(parts)
 
 

@@ -151,4 +151,5 @@ def _rates(model: Any, evaluator: Evaluator | None, config: ConfigDict) -> Rates
         for name in scored:
             similarity(model, few, more, name, sharding=evaluator.sharding)
         done = time.monotonic()
-    return Rates((encoded - began) / len(some), (done - encoded) / math.prod(SCORED))
+    pairs = math.prod(min(n, len(some)) for n in SCORED)
+    return Rates((encoded - began) / len(some), (done - encoded) / pairs)

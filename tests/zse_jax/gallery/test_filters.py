@@ -1,6 +1,7 @@
 """A search can be limited to photos of folders, dates, orientations and file types."""
 
 import datetime
+import operator
 from pathlib import Path
 
 import numpy as np
@@ -167,8 +168,8 @@ def test_an_index_of_an_early_version_is_upgraded_without_encoding(album, zse, t
     assert (changes.updated, changes.reused) == (5, 5)
     after = index.open(place).tables.columns("path", "embedding", "format").to_pylist()
     assert {row.pop("format") for row in after} == {"png"}
-    key = lambda row: row["path"]  # noqa: E731 - one place
-    assert sorted(after, key=key) == sorted(before, key=key)
+    by_path = operator.itemgetter("path")
+    assert sorted(after, key=by_path) == sorted(before, key=by_path)
     assert index.sync(album, place, zse)[0].unchanged == 5
     searcher._refreshed = -1e9
     assert len(searcher(drawing, where=Filter(types=("png",))).hits) == 5

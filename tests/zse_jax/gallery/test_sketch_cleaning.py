@@ -4,6 +4,7 @@ import cv2
 import numpy as np
 import pytest
 
+from tests.benchmarks.distorted_sketches import chalk, photographed
 from zse_jax.gallery.sketch_cleaning import WIDTH, clean
 
 SIDE = 400
@@ -20,20 +21,6 @@ def drawing(side=SIDE, width=6):
     for x in range(320, 380, 15):
         cv2.circle(image, (int(x * scale), int(140 * scale)), width, (0, 0, 0), -1)
     return image
-
-
-def uneven_light(image, rng):
-    """Pencil on grey paper, photographed by a window."""
-    y, x = np.mgrid[0:SIDE, 0:SIDE] / SIDE
-    ink = 1 - cv2.GaussianBlur(image[..., 0], (0, 0), 1) / 255
-    grey = (0.5 + 0.35 * x + 0.1 * y) * (1 - 0.5 * ink) * 230 + rng.normal(0, 3, ink.shape)
-    return np.repeat(np.clip(grey, 0, 255).astype(np.uint8)[..., None], 3, axis=2)
-
-
-def chalk(image, rng):
-    """Grainy light lines on a blackboard."""
-    grey = 35 + 0.65 * (255.0 - image[..., 0]) + rng.normal(0, 4, image.shape[:2])
-    return np.repeat(np.clip(grey, 0, 255).astype(np.uint8)[..., None], 3, axis=2)
 
 
 def ruled(image, rng):
@@ -65,7 +52,7 @@ def test_a_clean_drawing_is_unchanged(width):
 
 @pytest.mark.parametrize(
     ("distort", "change"),
-    [(uneven_light, "the paper was made white"), (chalk, "inverted"), (ruled, "made white"),
+    [(photographed, "the paper was made white"), (chalk, "inverted"), (ruled, "made white"),
      (lambda image, rng: 255 - image, "inverted")],
 )  # fmt: skip
 def test_strokes_survive_and_the_ground_does_not(distort, change):

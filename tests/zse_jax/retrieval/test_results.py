@@ -211,10 +211,12 @@ def test_the_table_shows_intervals_when_asked():
 
 
 def test_the_caption_names_what_was_measured_and_what_was_excluded():
-    result = random_evaluation(classes=4, notes={"seed": 7, "excluded": ["cat", "dog"]})
+    notes = {"seed": 7, "excluded": ["cat", "dog"], "training_data_unknown": ["vit.npz"]}
+    result = random_evaluation(classes=4, notes=notes)
     text = " ".join(printed(result.table()).split())
     left_out = f"{result.queries_without_match} sketches without a photo of their class excluded"
-    for words in (f"chance {100 * result.chance:.1f}", left_out, "seed 7", "excluded cat, dog"):
+    for words in (f"chance {100 * result.chance:.1f}", left_out, "seed 7", "excluded cat, dog",
+                  "without a record of the training data of vit.npz"):  # fmt: skip
         assert words in text
 
 
