@@ -85,7 +85,7 @@ def test_convert_index_search_and_draw(sketchy_folder, browser, tmp_path):
             )
             assert visitor.page.locator(".zse-tile").count() == 10
             visitor.page.locator(".zse-tile").first.click()
-            visitor.page.wait_for_selector(".zse-why img")
+            visitor.page.wait_for_selector(".zse-panel img")
             visitor.shot(tmp_path, "whole-path.png")
             check_calm(visitor, address)
             page.send_signal(signal.SIGINT)
