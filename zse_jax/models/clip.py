@@ -23,7 +23,7 @@ from jaxtyping import Array, Bool, Float, Int, Int32
 
 from zse_jax.models.layers import Linear, gelu, layer_norm, linear, patches, torch_uniform
 from zse_jax.models.rematerialisation import rematerialisable
-from zse_jax.models.vit import SelfAttention
+from zse_jax.models.vit import SelfAttention, rollout
 
 VOCABULARY = 49408
 """Size of CLIP's byte-pair vocabulary; the two largest ids mark the start and end of a text."""
@@ -186,12 +186,8 @@ class VisionTower(nnx.Module):
             steps.append(weights.mean(axis=1))
         count = self.positions.shape[0]
         embedded = self._project(tokens[:, :count])
-        # From the class token back to the input; half of each block's output is its residual.
-        reached = jnp.zeros(tokens.shape[:2]).at[:, 0].set(1)
-        for weights in reversed(steps):
-            reached = (reached + jnp.einsum("bn,bnm->bm", reached, weights)) / 2
-        rollout = reached[:, 1:count]
-        share = rollout / jnp.maximum(rollout.sum(axis=1, keepdims=True), 1e-12)
+        reached = rollout(steps)[:, 1:count]
+        share = reached / jnp.maximum(reached.sum(axis=1, keepdims=True), 1e-12)
         return LocalImage(embedded[:, 0], embedded[:, 1:], share)
 
     def _project(self, tokens: Array) -> Array:
