@@ -14,8 +14,9 @@ The part after the colon names a system, then variants of it and overrides (`cnn
 - `zse-hybrid`: ZSE on the same network's map, half an hour on two CPU cores;
 - `zse`: ZSE as published, or smaller (`zse,S/16`); needs an accelerator;
 - `clip`: CLIP-AT; needs an accelerator;
-- `cnn-tiny`, `zse-tiny`, `clip-tiny`: 64 pixels, from random values: to try a folder, not to
-  find photos.
+- `cmca`: CMCA, low-rank adapters on DINOv2, or smaller (`cmca,S/14`); needs an accelerator;
+- `cnn-tiny`, `zse-tiny`, `clip-tiny`, `cmca-tiny`: 64 pixels, from random values: to try a folder,
+  not to find photos.
 
 Published: none. Measured here: docs/tutorial.md.
 """
@@ -25,7 +26,7 @@ from typing import Any
 
 from ml_collections import ConfigDict
 
-from configs import clip_default, default, demo, efficient_default
+from configs import clip_default, cmca_default, default, demo, efficient_default
 
 # One image of each modality for each class, or several if there are fewer than 48 classes.
 _CNN: dict[str, Any] = {"train.batch_size": None, "train.sampler": None}
@@ -44,12 +45,14 @@ SYSTEMS: dict[str, tuple[Callable[[], ConfigDict], Callable[..., ConfigDict], st
     "zse-hybrid": (default.get_config, default.with_arg, "hybrid", {}),
     "zse": (default.get_config, default.with_arg, "", {}),
     "clip": (clip_default.get_config, clip_default.with_arg, "", {}),
+    "cmca": (cmca_default.get_config, cmca_default.with_arg, "", {}),
     "cnn-tiny": (
         efficient_default.get_config, efficient_default.with_arg, "tiny",
         _CNN | {"model.seen_classes": None},
     ),
     "zse-tiny": (demo.get_config, default.with_arg, "", {}),
     "clip-tiny": (clip_default.get_config, clip_default.with_arg, "tiny", {}),
+    "cmca-tiny": (cmca_default.get_config, cmca_default.with_arg, "tiny", {}),
 }  # fmt: skip
 """Name -> default values, the function that applies variants, a variant, and other values."""
 

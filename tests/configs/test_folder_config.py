@@ -12,9 +12,8 @@ def test_every_system_trains_on_the_folder(name):
     assert (config.data.name, config.data.split, config.train.steps) == ("folder", None, 7)
     assert (config.model.image_size == 64) == name.endswith("-tiny")
     assert (config.init_from == "random") == name.endswith("-tiny")
-    assert config.model.system == {"z": "zse", "c": "efficient_cnn"}.get(
-        name[0] if not name.startswith("clip") else "", "clip_prompt"
-    )
+    systems = {"zse": "zse", "cnn": "efficient_cnn", "clip": "clip_prompt", "cmca": "cmca"}
+    assert config.model.system == systems[name.partition("-")[0]]
 
 
 def test_the_default_is_the_small_cnn_and_takes_variants_of_its_system():

@@ -29,7 +29,9 @@ EFFICIENT = {
     "image_size": SIZE, "depths": (1, 1), "width": 8, "imagenet_classes": 12,
     "embedding_width": 16, "seen_classes": 4, "knowledge_weight": 0.0,
 }  # fmt: skip
-SIZES = {"zse": ZSE, "clip_prompt": CLIP, "efficient_cnn": EFFICIENT}
+CMCA = {"image_size": SIZE, "backbone": "dinov2_tiny", "rank": 2}
+SIZES = {"zse": ZSE, "clip_prompt": CLIP, "efficient_cnn": EFFICIENT, "cmca": CMCA}
+IMAGES = {"zse": (2, 2), "clip_prompt": (1, 2), "efficient_cnn": (2, 2), "cmca": (1, 2)}
 
 
 def config(system: str, **flat: Any) -> ConfigDict:
@@ -51,7 +53,7 @@ def built(system: str, seed: int = 0) -> Retriever:
 def batch(system: str, samples: int = 16) -> dict[str, np.ndarray]:
     """Random images in the shape that `system` trains on."""
     rng = np.random.default_rng(0)
-    sketches, photos = {"zse": (2, 2), "clip_prompt": (1, 2), "efficient_cnn": (2, 2)}[system]
+    sketches, photos = IMAGES[system]
     return {
         "sketches": rng.integers(0, 256, (samples, sketches, SIZE, SIZE, 3), np.uint8),
         "photos": rng.integers(0, 256, (samples, photos, SIZE, SIZE, 3), np.uint8),

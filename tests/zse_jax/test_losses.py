@@ -132,3 +132,11 @@ def test_images_that_do_not_divide_into_patches_are_an_error(size, patches):
         losses.shuffle_patches(
             jnp.zeros((1, size, size, 3)), jnp.arange(patches, dtype=jnp.int32)[None]
         )
+
+
+@given(st.integers(0, 10**6), st.floats(0, 1))
+def test_mean_similarity_is_the_distance_of_the_mean_cosine_from_its_target(seed, target):
+    x = np.random.default_rng(seed).standard_normal((5, 3), np.float32)
+    unit = x / np.linalg.norm(x, axis=1, keepdims=True)
+    found = losses.mean_similarity(jnp.asarray(x), target)
+    assert float(found) == pytest.approx(abs((unit @ unit.T).mean() - target), abs=1e-5)

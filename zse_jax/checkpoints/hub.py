@@ -1,7 +1,8 @@
 """Published models: a folder with the weights in one file, without the state of a training run.
 
     FOLDER/model.safetensors   the parameters, named by the path of their module
-           config.json         version, step, config, metrics, and checksums of the weights
+           config.json         version, step, config, metrics, and checksums of the weights; and,
+                               if only trained parameters are saved, name and checksums of the base
            trained.json        the classes and images that trained, if recorded
            README.md           the model card
 
@@ -20,18 +21,21 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 from etils import epath
+from flax import nnx
 from ml_collections import ConfigDict
 
 from data_pipelines import paths
 from zse_jax.checkpoints.arrays import (
+    Arrays,
     abstract_model,
     array_name,
     checksums,
     compare,
     flat_arrays,
     merge_for_inference,
+    split_model,
 )
-from zse_jax.pretrained import sources
+from zse_jax.pretrained import publishers, sources
 from zse_jax.pretrained.sources import Repository
 from zse_jax.retrievers.base import Retriever
 from zse_jax.runtime import config_io
@@ -169,22 +173,64 @@ def read_record(folder: epath.Path) -> dict[str, Any] | None:
     return _parsed(file) if file.exists() else None  # a model of an earlier version has none
 
 
-def load(folder: epath.Path) -> Retriever:
+def load(folder: epath.Path, base: str | os.PathLike | None = None) -> Retriever:
     """The retriever in a folder, ready to encode and score (dropout off).
 
+    Args:
+      folder: as `find` returns it.
+      base: where the base weights of a model are that was saved without them, as in
+        `zse_jax.pretrained.sources`; None: as the folder names them.
+
     Raises:
-      ValueError: its weights are damaged, or do not fit its config; lists the arrays.
+      FileNotFoundError: the base weights are not available.
+      ValueError: the weights are damaged, do not fit the config, or need another base; lists the
+        arrays.
     """
     about = read_about(folder)
     definition, state = abstract_model(config_io.from_plain(about["config"]))
     arrays = _arrays(folder / WEIGHTS)
+    if "base" in about:
+        arrays |= _base(folder, about, nnx.merge(definition, *_zeros(state)), base)
+    elif base is not None:
+        raise ValueError(f"{folder} contains all weights of its model, and needs no base {base}.")
     compare(arrays, flat_arrays(state["model"]), os.fspath(folder))
     parameters = jax.tree_util.tree_map_with_path(
         lambda path, leaf: jnp.asarray(arrays[array_name(path)], leaf.dtype), state["model"]
     )
     _check(folder, about, flat_arrays(parameters))
-    random = jax.tree.map(_initial, state["random"])
+    random = _zeros(state)[0]
     return merge_for_inference(definition, {"model": parameters, "random": random})
+
+
+def _zeros(state: Mapping[str, nnx.State]) -> tuple[nnx.State, nnx.State]:
+    """Values in place of the shapes of `abstract_model`."""
+    return jax.tree.map(_initial, state["random"]), jax.tree.map(_initial, state["model"])
+
+
+def _base(
+    folder: epath.Path, about: Mapping[str, Any], model: Retriever, path: str | os.PathLike | None
+) -> Arrays:
+    """The arrays of the base weights that the model in `folder` was trained on; fills `model`."""
+    name, saved = about["base"]["name"], about["base"]["digests"]
+    path = os.fspath(path or name)
+    try:
+        publishers.start(model, path, about["config"]["model"]["system"])
+    except (FileNotFoundError, ValueError) as error:
+        kind = FileNotFoundError if isinstance(error, FileNotFoundError) else ValueError
+        raise kind(
+            f"{folder} contains only the parameters that were trained on top of {name}, which "
+            f"cannot be used: {error} zse_jax.load(..., base=FILE) reads them from another place."
+        ) from error
+    flat = flat_arrays(split_model(model)[1]["model"])
+    arrays = {name: np.asarray(flat[name]) for name in saved}
+    differ = [key for key, found in checksums(arrays).items() if found != saved[key]]
+    if differ:
+        raise ValueError(
+            f"{folder} was trained on top of {name}, but {path} has other values in "
+            f"{len(differ)} of {len(saved)} arrays, such as {', '.join(differ[:3])}: use the base "
+            "weights that it was trained on."
+        )
+    return arrays
 
 
 def _arrays(file: epath.Path) -> dict[str, np.ndarray]:

@@ -18,6 +18,7 @@ from typing import Any, Literal
 import jinja2
 import numpy as np
 from etils import epath
+from flax import nnx
 from ml_collections import ConfigDict
 
 from data_pipelines import class_names, paths, splits
@@ -56,6 +57,7 @@ def save_pretrained(
     license: str | None = None,
     private: bool = True,
     dtype: Literal["float16"] | None = None,
+    adapters_only: bool = False,
 ) -> str:
     """Writes a model for `zse_jax.load`, with its card; returns its path.
 
@@ -69,12 +71,16 @@ def save_pretrained(
       private: whether a new repository on the hub is private.
       dtype: "float16" rounds the arrays, which halves the file; they are read as float32 again.
         None: as they are.
+      adapters_only: leave out the parameters that did not train, such as those beside which CMCA's
+        adapters are. `zse_jax.load` reads them from the base weights, `config.init_from`, and
+        compares their checksums.
 
     Raises:
-      FileNotFoundError: `source` contains no checkpoint.
+      FileNotFoundError: `source` contains no checkpoint, or the base weights are not available.
       FileExistsError: `target` is not empty.
-      ValueError: the config of `source` is not known; values exceed the range of float16; or the
-        hub's client is missing.
+      ValueError: the config of `source` is not known; values exceed the range of float16; the
+        hub's client is missing; or, with `adapters_only`, all parameters trained, or the others are
+        not those of a publisher's weights.
       OSError: it could not be written or uploaded.
     """
     repository = hub.repository(target)
@@ -83,6 +89,10 @@ def save_pretrained(
     name = repository.name if repository else epath.Path(os.fspath(target)).name
     retriever, about = _about(source, config, metrics)
     arrays = {name: np.asarray(leaf) for name, leaf in _parameters(retriever).items()}
+    if adapters_only:
+        about["base"] = base = _base(retriever, arrays, about["config"])
+        arrays = {name: array for name, array in arrays.items() if name not in base["digests"]}
+        about["digests"] = checksums(arrays)
     if dtype is not None:
         arrays = {name: _rounded(name, array, np.dtype(dtype)) for name, array in arrays.items()}
         wide = {name: array.astype(np.float32) for name, array in arrays.items()}
@@ -92,6 +102,8 @@ def save_pretrained(
     with tempfile.TemporaryDirectory() as written:
         text = card(about, name=name, license=license)
         _write(Path(written), arrays, about, record, text)
+        if adapters_only:
+            hub.load(epath.Path(written))  # an error, if these are not the base weights
         if repository:
             return _upload(client, repository, written, private)
         assert folder is not None
@@ -215,6 +227,28 @@ def _trained_on_unseen(trained: Mapping[str, Any], unseen: Sequence[str]) -> str
 
 def _parameters(retriever: Retriever) -> Arrays:
     return flat_arrays(split_model(retriever)[1]["model"])
+
+
+def _base(
+    retriever: Retriever, arrays: Mapping[str, np.ndarray], config: Mapping[str, Any]
+) -> dict[str, Any]:
+    """Name and checksums of the weights that training did not change."""
+    paths_of = nnx.to_flat_state(nnx.state(retriever, nnx.Param))
+    frozen = [
+        "/".join(map(str, path)) for path, _ in paths_of if retriever.parameter_group(path) is None
+    ]
+    if not frozen:
+        raise ValueError(
+            f"All parameters of this {type(retriever).__name__} train: save it without "
+            "adapters_only."
+        )
+    name = config.get("init_from")
+    if name is None or name == initial_weights.RANDOM or not hub.is_weights(name):
+        raise ValueError(
+            f"The model started from {name}, which is not a publisher's weights that a reader "
+            "could load adapters onto (config.init_from): save it without adapters_only."
+        )
+    return {"name": name, "digests": checksums({key: arrays[key] for key in frozen})}
 
 
 def _rounded(name: str, array: np.ndarray, dtype: np.dtype) -> np.ndarray:

@@ -58,7 +58,12 @@ class DamagedError(ValueError):
     """A checkpoint with missing or changed files."""
 
 
-def load(path: str | os.PathLike, *, allow_fallback: bool = False) -> Retriever:
+def load(
+    path: str | os.PathLike,
+    *,
+    allow_fallback: bool = False,
+    base: str | os.PathLike | None = None,
+) -> Retriever:
     """The trained retriever in a checkpoint, ready to encode and score (dropout off).
 
     Nothing else is needed: the checkpoint contains its config. Never imports TensorFlow.
@@ -70,17 +75,23 @@ def load(path: str | os.PathLike, *, allow_fallback: bool = False) -> Retriever:
         publisher's weights (`zse_jax.pretrained.sources`); see `conversion.load`.
       allow_fallback: if the best checkpoint of a workdir is damaged, read the next best, with a
         warning.
+      base: where the base weights of a model are that `save_pretrained` wrote without them
+        (`adapters_only`); None: as it names them.
 
     Raises:
-      FileNotFoundError: there is no checkpoint at `path`.
+      FileNotFoundError: there is no checkpoint at `path`, or no base weights.
       DamagedError: it cannot be read.
-      ValueError: the checkpoint is of another version of its model.
+      ValueError: the checkpoint is of another version of its model, or was trained on another base.
     """
-    return load_step(path, allow_fallback=allow_fallback)[1]
+    return load_step(path, allow_fallback=allow_fallback, base=base)[1]
 
 
 def load_step(
-    path: str | os.PathLike, step: int | None = None, *, allow_fallback: bool = False
+    path: str | os.PathLike,
+    step: int | None = None,
+    *,
+    allow_fallback: bool = False,
+    base: str | os.PathLike | None = None,
 ) -> tuple[int, Retriever]:
     """The step that is read, and the retriever; as `load`, or a given `step` of a workdir."""
     if hub.is_weights(path):
@@ -88,10 +99,12 @@ def load_step(
         _CONFIGS[retriever] = config
         return 0, retriever
     if folder := hub.find(path):
-        retriever = hub.load(folder)
+        retriever = hub.load(folder, base)
         _CONFIGS[retriever] = hub.read_config(folder)
         _RECORDS[retriever] = hub.read_record(folder)
         return hub.read_about(folder)["step"], retriever
+    if base is not None:
+        raise ValueError(f"{path} is a checkpoint with all its weights, and needs no base {base}.")
     return _first_readable(path, _load, step, allow_fallback)
 
 

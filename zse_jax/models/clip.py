@@ -23,7 +23,7 @@ from jaxtyping import Array, Bool, Float, Int, Int32
 
 from zse_jax.models.layers import Linear, gelu, layer_norm, linear, patches, torch_uniform
 from zse_jax.models.rematerialisation import rematerialisable
-from zse_jax.models.vit import SelfAttention
+from zse_jax.models.vit import SelfAttention, rollout
 
 Prompts = Float[Array, "p d"] | Float[Array, "layers p d"]
 """Learned tokens at the input of the image tower, or of each of its first blocks."""
@@ -182,12 +182,8 @@ class VisionTower(nnx.Module):
         tokens, attention = self._blocks(images, prompts)
         count = self.positions.shape[0]
         embedded = self._project(tokens[:, :count])
-        # From the class token back to the input; half of each block's output is its residual.
-        reached = jnp.zeros(tokens.shape[:2]).at[:, 0].set(1)
-        for weights in (each.mean(axis=1) for each in reversed(attention)):
-            reached = (reached + jnp.einsum("bn,bnm->bm", reached, weights)) / 2
-        rollout = reached[:, 1:count]
-        share = rollout / jnp.maximum(rollout.sum(axis=1, keepdims=True), 1e-12)
+        reached = rollout([weights.mean(axis=1) for weights in attention])[:, 1:count]
+        share = reached / jnp.maximum(reached.sum(axis=1, keepdims=True), 1e-12)
         return LocalImage(embedded[:, 0], embedded[:, 1:], share)
 
     def _blocks(self, images: Array, prompts: Array | None) -> tuple[Array, list[Array]]:

@@ -24,31 +24,45 @@ from zse_jax.models.layers import (
     patches,
 )
 from zse_jax.models.rematerialisation import rematerialisable
-from zse_jax.models.vit import attend, merge_heads, split_heads
+from zse_jax.models.vit import attend, merge_heads, rollout, split_heads
 
 PATCH = 14
-"""Side of a patch, in pixels."""
+"""Side of a patch of the published networks, in pixels."""
 
 GRID = 37
-"""Side of the grid of patches for which positions are stored: images of 518 pixels."""
+"""Side of their grid of patches with stored positions: images of 518 pixels."""
 
 _EPSILON = 1e-6
 
 
 class Variant(NamedTuple):
-    """The size of a network; `registers` is 0 or 4."""
+    """The size of a network.
+
+    Attributes:
+      width, depth, heads: of the tokens, in blocks, and of a block's attention.
+      registers: 0 or 4.
+      patch: side of a patch, in pixels.
+      grid: side of the grid of patches for which positions are stored.
+      position_std: of the initial positions and class token; 0.02 is DINOv2's, which is too small
+        to train a small network.
+    """
 
     width: int
     depth: int
     heads: int
     registers: int = 0
+    patch: int = PATCH
+    grid: int = GRID
+    position_std: float = 0.02
 
 
 _SIZES = {"vits14": (384, 12, 6), "vitb14": (768, 12, 12), "vitl14": (1024, 24, 16)}
 VARIANTS = {name: Variant(*size) for name, size in _SIZES.items()} | {
     f"{name}_reg": Variant(*size, registers=4) for name, size in _SIZES.items()
 }
-"""The published networks but the largest one, ViT-g/14, whose MLP differs."""
+VARIANTS["tiny"] = Variant(64, 4, 4, patch=8, grid=8, position_std=1.0)
+"""The published networks but the largest one, ViT-g/14, whose MLP differs; and `tiny`, ours, to
+train from random values on images of 64 pixels."""
 
 
 class Block(nnx.Module):
@@ -69,20 +83,23 @@ class Block(nnx.Module):
         self.scale_mlp = nnx.Param(jnp.ones(width))
 
     @rematerialisable
-    def __call__(self, tokens: Float[Array, "b n d"]) -> Float[Array, "b n d"]:
-        """The tokens after attention and MLP."""
+    def __call__(
+        self, tokens: Float[Array, "b n d"]
+    ) -> tuple[Float[Array, "b n d"], Float[Array, "b heads n n"]]:
+        """The tokens after attention and MLP, and the attention weights."""
         x = self.norm_attention(tokens)
         query, key, value = (
             split_heads(layer(x), self.heads) for layer in (self.query, self.key, self.value)
         )
-        attended = self.out(merge_heads(attend(query, key, value)[0]))
+        attended, weights = attend(query, key, value)
+        attended = self.out(merge_heads(attended))
         tokens = tokens + attended * self.scale_attention[...].astype(tokens.dtype)
         x = self.mlp_out(gelu(self.mlp_in(self.norm_mlp(tokens))))
-        return tokens + x * self.scale_mlp[...].astype(tokens.dtype)
+        return tokens + x * self.scale_mlp[...].astype(tokens.dtype), weights
 
 
 class DINOv2(nnx.Module):
-    """DINOv2 (`backbone.Backbone`), for images whose sides are multiples of 14 pixels.
+    """DINOv2 (`backbone.Backbone`), for images whose sides are multiples of its patches.
 
     Attributes:
       variant: key of `VARIANTS`.
@@ -93,7 +110,7 @@ class DINOv2(nnx.Module):
     image_size: int | None = None
     mean: Sequence[float] = IMAGENET_MEAN
     std: Sequence[float] = IMAGENET_STD
-    publishers: Sequence[str] = ("dinov2", "huggingface_dinov2")
+    publishers: Sequence[str] = ("dinov2", "huggingface_dinov2", "published_cmca")
     classes: int = 0
 
     def __init__(self, variant: str = "vits14", *, dtype: DTypeLike = jnp.float32, rngs: nnx.Rngs):
@@ -111,13 +128,14 @@ class DINOv2(nnx.Module):
             raise ValueError(
                 f"DINOv2 has no variant {variant!r}: choose one of {', '.join(VARIANTS)}."
             )
-        width, depth, heads, registers = VARIANTS[variant]
+        width, depth, heads, registers, patch, grid, deviation = VARIANTS[variant]
         self.variant, self.features, self.dtype = variant, width, jnp.dtype(dtype)
+        self.patch = patch
         settings: dict[str, Any] = {"dtype": self.dtype, "rngs": rngs}
-        init = nnx.initializers.truncated_normal(0.02)
-        self.patch_embedding = linear(3 * PATCH**2, width, **settings)
+        init = nnx.initializers.truncated_normal(deviation)
+        self.patch_embedding = linear(3 * patch**2, width, **settings)
         self.class_token = nnx.Param(init(rngs.params(), (1, 1, width)))
-        self.positions = nnx.Param(init(rngs.params(), (1, 1 + GRID**2, width)))
+        self.positions = nnx.Param(init(rngs.params(), (1, 1 + grid**2, width)))
         self.registers = (
             nnx.Param(init(rngs.params(), (1, registers, width))) if registers else None
         )
@@ -128,9 +146,28 @@ class DINOv2(nnx.Module):
         """The class token, the registers, and the patches by rows, after the final LayerNorm.
 
         Raises:
-          ValueError: a side of the images is not a multiple of 14.
+          ValueError: a side of the images is not a multiple of the patches'.
         """
-        x = self.patch_embedding(patches(images.astype(self.dtype), PATCH))
+        return self.attended(images)[0]
+
+    def attended(
+        self, images: Float[Array, "b h w 3"]
+    ) -> tuple[Float[Array, "b n d"], Float[Array, "b t"]]:
+        """`tokens`, and the attention rollout from the class token to each patch, which sums to 1.
+
+        Raises:
+          ValueError: as for `tokens`.
+        """
+        x, steps = self._input(images), []
+        for block in self.blocks:
+            x, weights = block(x)
+            steps.append(weights.mean(axis=1))
+        reached = rollout(steps)[:, x.shape[1] - self._patches(images) :]
+        return self.norm(x).astype(jnp.float32), reached / reached.sum(axis=1, keepdims=True)
+
+    def _input(self, images: Float[Array, "b h w 3"]) -> Float[Array, "b n d"]:
+        """The tokens before the first block."""
+        x = self.patch_embedding(patches(images.astype(self.dtype), self.patch))
         count, rows, columns, width = x.shape
         first = jnp.broadcast_to(self.class_token[...], (count, 1, width))
         x = jnp.concatenate([first, x.reshape(count, -1, width)], axis=1)
@@ -138,10 +175,10 @@ class DINOv2(nnx.Module):
         if self.registers is not None:
             registers = jnp.broadcast_to(self.registers[...], (count, *self.registers.shape[1:]))
             x = jnp.concatenate([x[:, :1], registers, x[:, 1:]], axis=1)
-        x = x.astype(self.dtype)
-        for block in self.blocks:
-            x = block(x)
-        return self.norm(x).astype(jnp.float32)
+        return x.astype(self.dtype)
+
+    def _patches(self, images: Float[Array, "b h w 3"]) -> int:
+        return (images.shape[1] // self.patch) * (images.shape[2] // self.patch)
 
     def __call__(self, images: Float[Array, "b h w 3"]) -> tuple[Float[Array, "b features"], None]:
         """The class token after the final LayerNorm, float32; no logits.
@@ -162,15 +199,15 @@ class DINOv2(nnx.Module):
         return grid + (tokens[:, 0] - grid.mean(axis=(1, 2)))[:, None, None]
 
     def feature_maps(self, images: Float[Array, "b h w 3"]) -> dict[int, Float[Array, "b u v _"]]:
-        """The patches after the final LayerNorm, float32, with stride 14.
+        """The patches after the final LayerNorm, float32, with the patches' side as stride.
 
         Raises:
           ValueError: as for `tokens`.
         """
-        return {PATCH: self._grid(self.tokens(images), images)}
+        return {self.patch: self._grid(self.tokens(images), images)}
 
     def _grid(self, tokens: Array, images: Array) -> Array:
-        rows, columns = (side // PATCH for side in images.shape[1:3])
+        rows, columns = (side // self.patch for side in images.shape[1:3])
         return tokens[:, -rows * columns :].reshape(len(tokens), rows, columns, -1)
 
 

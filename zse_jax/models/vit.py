@@ -7,7 +7,7 @@ follows the attention, as the paper describes.
 """
 
 import math
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from typing import NamedTuple
 
 import jax
@@ -65,6 +65,21 @@ def split_heads(x: Float[Array, "b t d"], heads: int) -> Float[Array, "b heads t
 def merge_heads(x: Float[Array, "b heads t d"]) -> Float[Array, "b t c"]:
     """Inverse of `split_heads`."""
     return x.transpose(0, 2, 1, 3).reshape(x.shape[0], x.shape[2], -1)
+
+
+def rollout(steps: Sequence[Float[Array, "b n n"]]) -> Float[Array, "b n"]:
+    """Attention rollout (Abnar and Zuidema, ACL 2020): how much of each token is in the first one.
+
+    From the first token of the last block back to the input of the first block; half of each
+    block's output is its residual. The result sums to 1.
+
+    Args:
+      steps: the attention weights of each block, mean over the heads; rows sum to 1.
+    """
+    reached = jnp.zeros(steps[0].shape[:2]).at[:, 0].set(1)
+    for weights in reversed(steps):
+        reached = (reached + jnp.einsum("bn,bnm->bm", reached, weights)) / 2
+    return reached
 
 
 class SelfAttention(nnx.Module):

@@ -10,19 +10,25 @@ from typing import Any
 import numpy as np
 
 from zse_jax.models.dinov2 import VARIANTS, DINOv2
+from zse_jax.models.lora import is_adapter
 from zse_jax.pretrained.mapping import Path, Source, count, fill, linear, norm, patch_matrix
 
 _IGNORED = ("mask_token", "embeddings.mask_token")
 
 
 def load(model: DINOv2, arrays: Mapping[str, np.ndarray]) -> None:
-    """Fills parameters of `model` in place, e.g. from `blocks.0.ls1.gamma`.
+    """Fills parameters of `model` in place, e.g. from `blocks.0.ls1.gamma`; adapters stay.
 
     Raises:
       ValueError: unused names, or parameters without a source or of another shape, listed.
     """
     names = hugging_face if _from_hugging_face(arrays) else facebook
-    fill(model, arrays, names(model), ignored=lambda name: name in _IGNORED)
+    fill(model, arrays, names(model), ignored=is_ignored, kept=is_adapter)
+
+
+def is_ignored(name: str) -> bool:
+    """Whether the publisher's file contains `name`, but the networks here do not use it."""
+    return name in _IGNORED
 
 
 def settings(arrays: Mapping[str, np.ndarray]) -> dict[str, Any]:

@@ -39,8 +39,8 @@ _NESTS = ("state_dict", "model_state_dict", "model", "model_state", "net", "netw
 _AVERAGES = ("model_ema", "state_dict_ema", "model_ema_state_dict", "ema_state_dict", "ema_model",
              "ema", "averaged_model")  # fmt: skip
 
-# What wrappers put before the names: DataParallel, Lightning and others, torch.compile.
-_PREFIXES = ("module.", "model.", "_orig_mod.", "net.", "backbone.")
+# What wrappers put before the names: DataParallel, Lightning and others, torch.compile, CMCA.
+_PREFIXES = ("module.", "model.", "_orig_mod.", "net.", "backbone.", "model_dino.")
 
 _MODULES = 100_000
 """The most modules of a TorchScript archive."""

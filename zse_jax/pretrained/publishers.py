@@ -42,6 +42,10 @@ PUBLISHERS: Mapping[str, Publisher] = {
         "Transformer/encoder_norm/scale",
         "Google's sam/ViT-B_16.npz, from which ZSE starts",
     ),
+    # Before DINOv2, whose names it also has.
+    "published_cmca": Publisher(
+        "cmca", "blocks.0.attn.w_a_linear_q.weight", "the published CMCA code's *.ckpt"
+    ),
     "dinov2": Publisher("dinov2", "blocks.0.ls1.gamma", "Facebook's dinov2_vit*_pretrain.pth"),
     "huggingface_dinov2": Publisher(
         "dinov2",

@@ -129,6 +129,17 @@ SYSTEMS: Mapping[str, System] = {
         initialization="distillation",
         copy_parameters="zse_jax.retrievers.efficient_cnn:copy_parameters",
     ),
+    "cmca": System(
+        "zse_jax.retrievers.cmca:CMCA",
+        title="CMCA: DINOv2 with low-rank adapters for sketches and photos",
+        paper="https://github.com/zermatt-luo/CMCA",
+        config="cmca_default",
+        pretrained={
+            # Without adapters they are DINOv2 itself: new adapters change nothing.
+            name: Pretrained(part="backbone", uninferred=("image_size",))
+            for name in ("published_cmca", "dinov2", "huggingface_dinov2")
+        },
+    ),
 }
 """Name in `config.model.system` -> the system."""
 
