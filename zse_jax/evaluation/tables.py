@@ -11,6 +11,7 @@ from ml_collections import ConfigDict
 from rich.table import Table
 from rich.text import Text
 
+from data_pipelines.suggestions import counted
 from zse_jax.evaluation import published
 from zse_jax.retrieval.expansion import EXPANDED
 from zse_jax.retrieval.results import Evaluation
@@ -54,8 +55,11 @@ class Ranked(NamedTuple):
         else:
             kind = "Validation subset"
         numbers = (
-            f"{used:,} {what}" if used == all_ else f"{used:,} of {all_:,} {what}"
-            for what, (used, all_) in (("sketches", self.sketches), ("photos", self.photos))
+            ("" if used == all_ else f"{used:,} of ") + counted(all_, *nouns)
+            for nouns, (used, all_) in (
+                (("sketch", "sketches"), self.sketches),
+                (("photo", "photos"), self.photos),
+            )
         )
         gallery = f", {self.gallery}" if self.gallery else ""
         leak = " (NOT ZERO-SHOT)" if self.not_zero_shot else ""
@@ -67,6 +71,8 @@ def first_table(
 ) -> Table:
     """The first table of an evaluation, with 95 % intervals.
 
+    Without a paper, it leaves out the metrics that `results.shown` leaves out.
+
     Args:
       config: of the evaluation.
       system: the system that was evaluated, as in `config.model.system`.
@@ -75,6 +81,8 @@ def first_table(
       subject: what was evaluated, for the title.
     """
     found = published.reported(config, system)
+    if found.paper is None:
+        found = found._replace(metrics=tuple(x for x in found.metrics if x in results.shown))
     table = _table(found, ranked, subject, results.labels)
     bounds = results.intervals(over=results.over)
     for ranking, scopes in results.values.items():
@@ -123,8 +131,24 @@ def progress_table(
             cells.append(ARROW.join(DASH if x is None else f"{100 * x:.1f}" for x in both))
         table.add_row(ranking, found.scope, *cells, *_published(found, ranked, ranking))
     started = () if before else (f"started from {start}",)
-    table.caption = "; ".join([*_notes(found, ranked), "percent", *started])
+    table.caption = "; ".join(
+        [*_notes(found, ranked), "percent", *started, *_best_start(config, before, after, start)]
+    )
     return table
+
+
+def _best_start(
+    config: ConfigDict, before: Mapping[str, float], after: Mapping[str, float], start: str
+) -> list[str]:
+    """Says so where the start is better than the selected step: it cannot be selected."""
+    select = config.evaluation.select
+    both = before.get(select), after.get(select)
+    if None in both or before[select] <= after[select]:
+        return []
+    return [
+        f"the start ({start}) has the higher {select} and is not among the steps that can be "
+        "selected"
+    ]
 
 
 def _table(
