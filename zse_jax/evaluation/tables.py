@@ -14,7 +14,7 @@ from rich.text import Text
 from data_pipelines.suggestions import counted
 from zse_jax.evaluation import published
 from zse_jax.retrieval.expansion import EXPANDED
-from zse_jax.retrieval.results import Evaluation
+from zse_jax.retrieval.results import R_PRECISION, Evaluation
 
 COMPARE = "compare with the paper's"
 ARROW, DASH = "\N{RIGHTWARDS ARROW}", "\N{EN DASH}"
@@ -71,8 +71,6 @@ def first_table(
 ) -> Table:
     """The first table of an evaluation, with 95 % intervals.
 
-    Without a paper, it leaves out the metrics that `results.shown` leaves out.
-
     Args:
       config: of the evaluation.
       system: the system that was evaluated, as in `config.model.system`.
@@ -81,8 +79,7 @@ def first_table(
       subject: what was evaluated, for the title.
     """
     found = published.reported(config, system)
-    if found.paper is None:
-        found = found._replace(metrics=tuple(x for x in found.metrics if x in results.shown))
+    found = _without_r_precision(found, results.labels)
     table = _table(found, ranked, subject, results.labels)
     bounds = results.intervals(over=results.over)
     for ranking, scopes in results.values.items():
@@ -120,7 +117,7 @@ def progress_table(
       start: what the initial weights are.
       labels: the names of the metrics to show, see `results.metric_labels`.
     """
-    found = published.reported(config, system)
+    found = _without_r_precision(published.reported(config, system), labels or {})
     arrow = f"{start} {ARROW} " if before else ""
     table = _table(found, ranked, f"{arrow}step {step}", labels or {})
     for ranking in dict.fromkeys(key.partition("/")[0] for key in after):
@@ -135,6 +132,16 @@ def progress_table(
         [*_notes(found, ranked), "percent", *started, *_best_start(config, before, after, start)]
     )
     return table
+
+
+def _without_r_precision(
+    found: published.Reported, labels: Mapping[str, str]
+) -> published.Reported:
+    """Without a paper, the table leaves out P@k where every class has fewer than k photos."""
+    if found.paper is not None:
+        return found
+    names = (name for name in found.metrics if not labels.get(name, "").endswith(R_PRECISION))
+    return found._replace(metrics=tuple(names))
 
 
 def _best_start(

@@ -33,6 +33,9 @@ NOTED = {
 STATED = ("data", "split", "strides")
 """Notes that captions leave out: the first line of a table names the data and the numbers."""
 
+R_PRECISION = " (R-precision)"
+"""Ends the label of P@k where every query has fewer than k relevant photos, see `metric_labels`."""
+
 CONFUSION_DEPTH = 100
 """Number of first photos of a ranking that `Evaluation.confusion` counts, at most."""
 
@@ -462,7 +465,7 @@ def metric_labels(
     for name in names:
         kind, _, k = name.partition("@")
         few = relevant < int(k) if kind == "P" else np.zeros(1, bool)
-        whole = f"{name} (R-precision)" if few.all() else f"P@min({k}, R)"
+        whole = f"{name}{R_PRECISION}" if few.all() else f"P@min({k}, R)"
         labels[name] = whole if few.any() else name
     return labels
 
