@@ -334,8 +334,8 @@ def pairs(data: DataSet) -> Iterator[Finding]:
         yield Finding(
             "names",
             f"{len(sketches) - len(alone):,} of {len(sketches):,} sketches are paired with {of}. "
-            "Only fine-grained retrieval uses this; pairs.csv replaces it, and is checked. --json "
-            "lists the others.",
+            "Only fine-grained retrieval uses this; pairs.csv replaces it, and is checked."
+            + (" --json lists images without a pair." if alone or undrawn else ""),
             tuple((file.name,) for file in (*alone, *undrawn)),
         )
         return
