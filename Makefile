@@ -73,12 +73,13 @@ $(BIN)/pip:
 
 # The package itself is installed as well, so that scripts anywhere can import it.
 $(RUNTIME): requirements.txt pyproject.toml | $(BIN)/pip
-	@echo "Installing requirements.txt into $(VENV) (a minute or two)"
-	@$(BIN)/python -m pip install --quiet --disable-pip-version-check -r requirements.txt
+	@echo "Installing requirements.txt into $(VENV): 3.2 GB on disk, which takes minutes, on a slow network"
+	@echo "many. An interrupted installation is resumed by the same command."
+	@$(BIN)/python -m pip install --disable-pip-version-check -r requirements.txt
 	@$(BIN)/python -m pip install --quiet --disable-pip-version-check --no-deps --editable .
 	@touch $@
 
 $(DEV): requirements-dev.txt $(RUNTIME)
-	@echo "Installing requirements-dev.txt into $(VENV)"
-	@$(BIN)/python -m pip install --quiet --disable-pip-version-check -r requirements-dev.txt
+	@echo "Installing requirements-dev.txt into $(VENV): another 0.6 GB"
+	@$(BIN)/python -m pip install --disable-pip-version-check -r requirements-dev.txt
 	@touch $@

@@ -89,36 +89,38 @@ def get_config() -> ConfigDict:
     model.mlp_width = placeholder(int)  # of the image tower; None: 4 * width
     model.activation = placeholder(str)  # "quick_gelu" or "gelu"; None: of the weights
     model.text_tower = False  # True: keep it in checkpoints, for text queries
-    model.recipe = "category"  # or "fine_grained"
-    model.prompts = "separate"  # section 4: one for each modality; or "shared": section 5
-    model.prompt_length = 3  # tokens (section 6); 0: unchanged CLIP
+    model.recipe = "category"  # "category" or "fine_grained"
+    model.prompts = "separate"  # "separate" for each modality (section 4), or "shared" (section 5)
+    model.prompt_length = 3  # tokens; 0: unchanged CLIP [section 6]
     model.prompt_depth = 1  # blocks that get a prompt (section 3: shallow prompts)
     model.prompt_std = 1.0  # of the initial values; published code
-    model.encoders = "separate_norms"  # section 4; or "shared" (section 5), or "separate": copies
-    # Besides prompts: section 4; or "prompts" (nothing), "published", "all" image weights.
+    # "separate_norms" (section 4), "shared" (section 5), or "separate": copies.
+    model.encoders = "separate_norms"
+    # What trains: "prompts" only; "layer_norm": LayerNorms as well (section 4); "published": what
+    # the released code trains; or "all" image weights.
     model.trainable = "layer_norm"
-    model.preprocessing = "pad"  # to a square, as the published code; or "crop", as ZSE
-    model.pixels = "imagenet"  # normalisation statistics; published code; or "clip"
+    model.preprocessing = "pad"  # "pad" to a square, as the published code, or "crop", as ZSE
+    model.pixels = "imagenet"  # statistics that normalise: "imagenet", as published, or "clip"
     model.class_names = placeholder(tuple)  # None: the seen classes, set when training starts
-    model.template = "a photo of a {}"  # of the class texts (section 4)
+    model.template = "a photo of a {}"  # of the class texts [section 4]
     model.centred = False  # True: embeddings minus the mean of their modality in training
-    model.triplet_margin = 0.3  # in cosine distance (section 6)
-    model.classification_weight = 0.5  # of the loss against the class texts (section 6)
+    model.triplet_margin = 0.3  # in cosine distance [section 6]
+    model.classification_weight = 0.5  # of the loss against the class texts [section 6]
     model.delta_weight = 0.1  # fine-grained: of the loss of relative distances (section 6)
     model.shuffle_weight = 1.0  # fine-grained: of the loss of shuffled patches (section 6)
     model.hardest_negative = True  # fine-grained: the nearest other photo (ours); False: any
 
     config.data.split = "sketchy_split2"
-    config.train.steps = 58_860  # CLIP-AT (section 6): 60 epochs, here of 62,800 sketches
-    config.train.batch_size = 64  # CLIP-AT (section 6)
+    config.train.steps = 58_860  # [CLIP-AT (section 6): 60 epochs, here of 62,800 sketches]
+    config.train.batch_size = 64  # [CLIP-AT (section 6)]
 
     optimizer = config.optimizer
-    # Section 6 gives the rate of the prompts; that LayerNorms have the same one is our reading.
+    # [Section 6 gives the rate of the prompts; that LayerNorms have the same one is our reading]
     optimizer.learning_rate = 1e-5
-    optimizer.learning_rates = ConfigDict({"prompt": 1e-5})  # CLIP-AT (section 6); its code: 1e-4
-    optimizer.weight_decay = 0.0  # CLIP-AT (section 6): Adam
+    optimizer.learning_rates = ConfigDict({"prompt": 1e-5})  # of prompts [section 6; code: 1e-4]
+    optimizer.weight_decay = 0.0  # [CLIP-AT (section 6): Adam]
 
-    config.evaluation.every = config.checkpoint.every = 1000  # steps: about an epoch
+    config.evaluation.every = config.checkpoint.every = 1000  # [about an epoch]
     config.evaluation.batch_size = 64
     config.evaluation.select = "embedding/exact/mAP@all"
     return config

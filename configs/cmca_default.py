@@ -44,26 +44,26 @@ def get_config() -> ConfigDict:
     model.backbone = "dinov2_vitb14"  # see zse_jax/models/backbone.py
     model.image_size = 224  # pixels, square; a multiple of 14
     model.rank = 64  # of the adapters
-    model.trainable = "adapters"  # or "all" parameters (ours)
-    model.preprocessing = "pad"  # to a square, as the published code; or "crop", as ZSE
+    model.trainable = "adapters"  # "adapters", or "all" parameters (ours)
+    model.preprocessing = "pad"  # "pad" to a square, as the published code, or "crop", as ZSE
     model.triplet_margin = 0.2  # in cosine distance
     model.mcc_weights = (0.0, 0.0)  # of MCC's terms of sketches and photos; 0: without it
     model.mcc_targets = (0.1, 0.0)  # mean similarity of sketches and of photos
     model.centred = False  # True: embeddings minus the mean of their modality in training
 
     config.data.split = "sketchy_split2"
-    config.train.batch_size = 60  # 30 on each of two GPUs
-    config.train.steps = 20_900  # 20 epochs of the sketches of Sketchy
+    config.train.batch_size = 60  # [30 on each of two GPUs]
+    config.train.steps = 20_900  # [20 epochs of the sketches of Sketchy]
 
     optimizer = config.optimizer
     optimizer.learning_rate = 1e-6
-    optimizer.weight_decay = 0.0  # Adam
+    optimizer.weight_decay = 0.0  # [as published: Adam]
     optimizer.learning_rates = rates = ConfigDict()  # of single groups; None: learning_rate
     rates.backbone = placeholder(float)  # of DINOv2's parameters, if all train
 
-    config.evaluation.every = config.checkpoint.every = 1045  # steps: about an epoch
+    config.evaluation.every = config.checkpoint.every = 1045  # [about an epoch]
     config.evaluation.batch_size = 64
-    # The published code selects by the validation loss of the unseen classes.
+    # [The published code selects by the validation loss of the unseen classes]
     config.evaluation.select = "embedding/exact/mAP@all"
     return config
 

@@ -55,30 +55,31 @@ def get_config() -> ConfigDict:
     config.profile = ()  # (start, stop): steps to profile; the profile is written to the workdir
     # Initial weights: a file, hf://owner/name, package:NAME, a checkpoint, a workdir, or "random".
     # Of "A or B", the first that did not train on the unseen classes.
-    # ZSE: Google's sam/ViT-B_16.npz.
+    # [ZSE: Google's sam/ViT-B_16.npz]
     config.init_from = "hf://timm/vit_base_patch16_224.sam_in1k"
-    config.compute_dtype = "float32"  # or "bfloat16"; parameters are always float32
+    config.compute_dtype = "float32"  # of a step: "float32" or "bfloat16"; parameters are float32
 
     config.model = _model()
 
     config.data = data = ConfigDict()
-    data.name = "sketchy"  # the prepared data set
-    data.split = "sketchy_split1"  # defines the seen and unseen classes
+    data.name = "sketchy"  # the data set; "folder": your own images
+    data.split = "sketchy_split1"  # the published seen and unseen classes; None: see data.unseen
     # If split=None: comma-separated unseen classes, or a share of the classes, such as 20%, drawn
     # with held_out_seed; None: all classes train, and nothing is evaluated as unseen.
     data.unseen = placeholder(str)
     data.lists = placeholder(str)  # folder of published file lists; None: all images, by name
-    data.manual_dir = placeholder(str)  # folder of the downloaded and unpacked data set
+    data.manual_dir = placeholder(str)  # folder of your own images, or of an unpacked data set
     data.name_as = placeholder(str)  # name of your own images; None: made of manual_dir
-    # Which content of a folder of your own images; None, "present": what it contains now. Runs
-    # record it here.
+    # Which content of the folder of your own images: as a run recorded it; None, "present": what it
+    # contains now.
     data.content = placeholder(str)
     data.data_dir = placeholder(str)  # folder of prepared data sets; None: ~/tensorflow_datasets
     data.skip_unreadable = False  # True: skip and report unreadable images in preparation
     data.held_out = 0.0  # fraction of each seen class's photos not used in training
     # Sketches and photos of each seen class that train, drawn with held_out_seed; None: all.
     data.images_per_class = placeholder(int)
-    data.held_out_seed = 0  # of what is drawn: held-out photos and classes, images_per_class
+    # Seed of what is drawn: unseen and held-out classes, held-out photos, images_per_class.
+    data.held_out_seed = 0
     data.workers = 2  # decoding processes; 0: decode in this process
 
     config.target = target = ConfigDict()  # data set to evaluate on, if not that of data
@@ -86,37 +87,38 @@ def get_config() -> ConfigDict:
     target.split = placeholder(str)  # defines its unseen classes
     target.unseen = placeholder(str)  # if split=None: comma-separated unseen classes
     target.lists = placeholder(str)  # folder of its published file lists
-    target.manual_dir = placeholder(str)  # folder of the downloaded and unpacked data set
+    target.manual_dir = placeholder(str)  # as data.manual_dir
     target.name_as = placeholder(str)  # as data.name_as
     target.content = placeholder(str)  # as data.content
 
     config.train = train = ConfigDict()
-    train.steps = 20_000  # length of the run; ZSE: 30 epochs of 10,000 samples
-    train.batch_size = 15  # samples per step; ZSE: of two sketches and two photos each
+    train.steps = 20_000  # length of the run [ZSE: 30 epochs of 10,000 samples]
+    train.batch_size = 15  # samples per step [ZSE: of two sketches and two photos each]
     train.accumulate = 1  # micro-batches per batch, processed sequentially
-    train.remat = "none"  # or "blocks": recompute activations in the backward pass
+    train.remat = "none"  # "blocks": recompute activations in the backward pass; "none": keep them
     train.spike = 0.0  # stop if loss > spike * median of the last 100 losses; 0: never
     train.stall_seconds = 1800.0  # error if a step takes longer; 0: no limit
     train.mirror = False  # True: mirror half of the pairs
     train.variants = 1  # of each image: crops, colours, strokes; 1: only the image itself
     train.cache_frozen = False  # True: compute the frozen layers once per image, before training
-    train.frozen_dir = placeholder(str)  # keeps their output for other runs; None: for this one
+    train.frozen_dir = placeholder(str)  # keeps their outputs for other runs; None: for this one
     train.augment = 0.0  # > 0: mirror half of the pairs, shift all by up to this fraction
-    train.sampler = placeholder(str)  # None: system default; "instance_quadruplet": fine-grained
+    # How samples are drawn; None: as the system needs; "instance_quadruplet": fine-grained.
+    train.sampler = placeholder(str)
 
     config.optimizer = optimizer = ConfigDict()
-    optimizer.name = "adamw"  # the only one
+    optimizer.name = "adamw"  # no other is implemented
     optimizer.learning_rate = 1e-5  # peak rate of the schedule
     optimizer.weight_decay = 1e-2  # decoupled; 0: Adam
     optimizer.b1 = 0.9  # decay of the mean of gradients
     optimizer.b2 = 0.999  # decay of the mean of squared gradients
     optimizer.eps = 1e-8  # added to the denominator of an update
-    optimizer.schedule = "constant"  # or "cosine", down to final_fraction at train.steps
+    optimizer.schedule = "constant"  # "constant"; "cosine": down to final_fraction at the end
     optimizer.warmup_steps = 0  # steps in which the rate rises from 0
     optimizer.final_fraction = 0.0  # final / initial learning rate of "cosine"
-    optimizer.clip_norm = placeholder(float)  # maximum global gradient norm
+    optimizer.clip_norm = placeholder(float)  # maximum global gradient norm; None: no limit
     optimizer.learning_rates = rates = ConfigDict()  # of single groups; None: learning_rate
-    rates.backbone = placeholder(float)  # of a backbone; the rest has learning_rate
+    rates.backbone = placeholder(float)  # of the backbone; None: learning_rate
 
     config.evaluation = _evaluation()
 
@@ -151,10 +153,11 @@ def _model() -> ConfigDict:
     model.mlp_width = 3072  # hidden width of a block's MLP
     model.cross_heads = 8  # attention heads of the cross-attention
     model.cross_mlp_width = 1024  # hidden width of the MLP after the cross-attention
-    model.cross_value = "own"  # or "other": standard cross-attention
+    model.cross_value = "own"  # "own", as published, or "other": standard cross-attention
     model.anchors = placeholder(int)  # 49, 196; None: as published for the number of tokens
     model.anchor_width = 512  # output channels of the convolution that merges tokens to anchors
-    model.anchor_map = "published"  # or "spatial": anchors are positions in the image
+    # "published": as the released code; "spatial": anchors are positions in the image.
+    model.anchor_map = "published"
     model.keep_rate = 1.0  # 0.9: the paper's token selection, in keep_blocks
     model.keep_blocks = (4, 7, 10)  # blocks in which keep_rate applies
     model.dropout = 0.1  # share of activations set to 0 in training
@@ -171,24 +174,25 @@ def _model() -> ConfigDict:
 def _evaluation() -> ConfigDict:
     """Protocol, schedule and outputs of evaluation."""
     evaluation = ConfigDict()
-    evaluation.protocol = "category"  # or "fine_grained": retrieve the drawn photo
-    evaluation.seen_gallery = "none"  # "all" or "held_out": photos of seen classes in the gallery
+    evaluation.protocol = "category"  # "category", or "fine_grained": retrieve the drawn photo
+    # Photos of seen classes in the gallery: "none", "all", or "held_out": those that do not train.
+    evaluation.seen_gallery = "none"
     # By which classes checkpoints are selected: "unseen", as published, or "held_out": a tenth of
     # the seen classes, which then do not train (drawn with data.held_out_seed).
     evaluation.classes = "unseen"
     evaluation.expansion = 0  # photos that expand each query, in separate rows; 0: none
     evaluation.rankings = ()  # a subset of the system's rankings; (): all
     evaluation.shortlists = ()  # K of two-stage rankings, evaluated at the end as well
-    evaluation.storage = "auto"  # of features: "device", "host" or "disk"; auto: first that fits
+    evaluation.storage = "auto"  # of features: "device", "host", "disk"; "auto": first that fits
     evaluation.storage_dtype = placeholder(str)  # "bfloat16": half the memory
-    evaluation.queries = "sketch"  # or "text": class names, for systems with text queries
-    evaluation.every = 667  # steps between evaluations (an epoch); 0: never
+    evaluation.queries = "sketch"  # "sketch", or "text": class names, for systems with text
+    evaluation.every = 667  # steps between evaluations; 0: never [ZSE: an epoch]
     evaluation.batch_size = 16  # images that are encoded at a time
-    evaluation.sketch_stride = 20  # during training: every 20th sketch of the unseen classes
-    evaluation.photo_stride = 10  # during training: every 10th photo
-    evaluation.test_sketch_stride = 1  # at the end, and in zse_jax.evaluate; 1: all sketches
-    evaluation.test_photo_stride = 1  # at the end, and in zse_jax.evaluate; 1: all photos
-    evaluation.intervals = "sketches"  # or "classes": the uncertainty that tables show
+    evaluation.sketch_stride = 20  # during training, every n-th sketch is a query; 1: all
+    evaluation.photo_stride = 10  # during training, every n-th photo is in the gallery; 1: all
+    evaluation.test_sketch_stride = 1  # at the end and in zse_jax.evaluate, every n-th; 1: all
+    evaluation.test_photo_stride = 1  # at the end and in zse_jax.evaluate, every n-th; 1: all
+    evaluation.intervals = "sketches"  # of tables: for other "sketches", or other unseen "classes"
     evaluation.allow_trained = False  # True: rank classes and images that trained, and mark results
     evaluation.select = "relation/exact/mAP@all"  # ranking/convention/metric of the best step
     return evaluation

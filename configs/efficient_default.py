@@ -25,8 +25,9 @@ _LITE = {
     "train.batch_size": 48, "train.sampler": "class_group:1", "train.steps": 270,
     "optimizer.learning_rate": 3e-4, "optimizer.learning_rates.head": 1e-3,
     "optimizer.warmup_steps": 20,
-    "evaluation.classes": "held_out", "evaluation.expansion": 30, "evaluation.every": 54,
-    "evaluation.sketch_stride": 1, "evaluation.photo_stride": 1, "checkpoint.every": 54,
+    "evaluation.classes": "held_out", "evaluation.expansion": 30,
+    "evaluation.every": 54, "checkpoint.every": 54,  # a fifth of the steps
+    "evaluation.sketch_stride": 1, "evaluation.photo_stride": 1,
 }  # fmt: skip
 
 VARIANTS: dict[str, dict[str, Any]] = {
@@ -56,19 +57,17 @@ VARIANTS: dict[str, dict[str, Any]] = {
 def get_config() -> ConfigDict:
     """The shared defaults, for Sketchy, split 1."""
     config = default.get_config()
-    config.init_from = (
-        "hf://timm/resnet50.tv_in1k"  # EfficientCNN: torchvision's first ResNet-50, the teacher
-    )
+    config.init_from = "hf://timm/resnet50.tv_in1k"  # [torchvision's first ResNet-50, the teacher]
 
     config.model = model = ConfigDict()
     model.system = "efficient_cnn"  # see docs/systems.md
     model.backbone = "resnet50"  # see zse_jax/models/backbone.py
     model.image_size = 224  # pixels, square
-    model.depths = (3, 4, 6, 3)  # blocks of the four stages: ResNet-50
-    model.width = 64  # channels after the stem
+    model.depths = (3, 4, 6, 3)  # of a ResNet: blocks of its stages; ResNet-50: 3, 4, 6, 3
+    model.width = 64  # of a ResNet: channels after the stem
     model.imagenet_classes = 1000  # of the classification head in the weights
     model.embedding_width = 512  # of the projection
-    model.seen_classes = 100  # of the split; None: counted when training starts
+    model.seen_classes = 100  # their number; None: counted when training starts
     model.frozen_statistics = False  # True: keep the batch statistics of the weights
     model.frozen_blocks = 0  # first blocks of the backbone that do not train
     model.margin = 0.3  # of the quadruplet loss, in Euclidean distance of unit vectors
@@ -77,29 +76,33 @@ def get_config() -> ConfigDict:
     model.quadruplet_weight = 1.0  # of the quadruplet loss; 0: without it, as for each weight
     model.classification_weight = 1.0  # of the classification loss
     model.knowledge_weight = 1.0  # of the loss that preserves the teacher's predictions
-    model.contrastive_weight = 0.0  # supervised contrastive loss; not part of the paper
+    model.contrastive_weight = 0.0  # of the supervised contrastive loss; not published
     model.temperature = 0.1  # of the contrastive loss
-    model.classifier_scale = 0.0  # of the normalised embedding; 0: it is not normalised
-    # Ranks photos: "projection", as published; "features", the pooled ones before it; their roots.
-    model.retrieval_layer = "projection"  # or "features", "root_features"
+    model.classifier_scale = 0.0  # factor of the normalised embedding; 0: not normalised
+    # What ranks photos: "projection", as published; "features": the pooled ones before it; or
+    # "root_features": their square roots.
+    model.retrieval_layer = "projection"
     model.centred = False  # True: embeddings minus the mean of their modality in training
 
     config.teacher = teacher = ConfigDict()  # the initial network, kept unchanged
-    teacher.weights = placeholder(str)  # of another teacher, named as init_from; None: its weights
-    # File of its mean prediction for each class; None: in the workdir.
+    # Of the network whose predictions are preserved, named as init_from; None: those of init_from.
+    teacher.weights = placeholder(str)
+    # File of the teacher's mean prediction for each class; None: in the workdir.
     teacher.knowledge = placeholder(str)
 
     config.train.steps = 10_000
-    config.train.batch_size = 16  # P, the classes of a batch
-    config.train.sampler = "class_group:4"  # K sketches and K photos of each: 128 images in all
+    config.train.batch_size = 16  # a sample is a class; None: by the number of seen classes
+    # "class_group:K": K sketches and K photos of each class; None: chosen with the batch size.
+    config.train.sampler = "class_group:4"
 
     optimizer = config.optimizer
     optimizer.learning_rate = 1e-4
     optimizer.schedule = "cosine"
     optimizer.warmup_steps = 500
     optimizer.learning_rates = rates = ConfigDict()  # of single groups; None: learning_rate
-    rates.head = placeholder(float)  # embedding and classifier
+    rates.head = placeholder(float)  # of the embedding and the classifier
 
+    # in lite0 and lite2, a fifth of the 270 steps; the last step is always due
     config.evaluation.every = config.checkpoint.every = 1000
     config.evaluation.batch_size = 64
     config.evaluation.select = "embedding/exact/mAP@all"

@@ -19,6 +19,7 @@ import pkgutil
 import sys
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
+from types import ModuleType
 from typing import Any, NamedTuple, get_args
 
 from rich.console import Console
@@ -28,11 +29,9 @@ from rich.text import Text
 from data_pipelines import builders, class_names, paths, splits
 from data_pipelines.builders import folders
 from data_pipelines.checking import contact_sheet, findings, inspection
-from data_pipelines.files import contents
-from data_pipelines.suggestions import suggest
+from data_pipelines.files import nothing_in
+from data_pipelines.suggestions import counted, suggest
 from data_pipelines.terminal import OUTPUT_CLOSED, WIDE, allow_any_name, output_is_closed, printable
-
-Scan = Callable[[Path], folders.Source]
 
 FIT, UNFIT, NOT_CHECKED, INTERRUPTED = 0, 1, 2, 130
 """Exit codes."""
@@ -85,6 +84,7 @@ def check(
     *,
     split: str | None = None,
     unseen: Sequence[str] = (),
+    held_out_seed: int = 0,
     purpose: splits.Purpose = "train",
     accept: Sequence[str] = (),
 ) -> Report:
@@ -94,7 +94,8 @@ def check(
       dataset: a package of `data_pipelines.builders` for unpacked data.
       manual_dir: folder of the unpacked data set.
       split: one of `splits.SPLITS`; the data set's first split if None.
-      unseen: the unseen classes of a data set without a published split.
+      unseen: the unseen classes of a data set without a published split, or a share of its classes.
+      held_out_seed: by which a share is drawn, as config.data.held_out_seed.
       purpose: "train" needs all classes, "evaluate" only the unseen ones.
       accept: checks of `findings.CHECKS` whose findings count as notes.
 
@@ -103,7 +104,7 @@ def check(
         accepted.
       FileNotFoundError: if `manual_dir` is empty or missing.
     """
-    scan = _scan_of(dataset)
+    package = _package_of(dataset)
     split_name = _split_name(dataset, split, unseen)
     for name in accept:
         if name not in findings.CHECKS:
@@ -114,19 +115,22 @@ def check(
                 "loading ends with the same error. If only the unseen classes are needed, check "
                 "with --for=evaluate."
             )
-    if not manual_dir.is_dir() or not contents(manual_dir):
-        raise FileNotFoundError(
-            f"{manual_dir} is empty or missing. Set --manual_dir to the folder of the unpacked "
-            f"data set {dataset!r}."
-        )
+    if problem := nothing_in(manual_dir):
+        wanted = f"of the unpacked data set {dataset!r}"
+        if layout := getattr(package, "LAYOUT", None):
+            wanted = f"that contains your images: {layout}"
+        raise FileNotFoundError(f"{manual_dir} {problem}. Set --manual_dir to the folder {wanted}.")
     source = folders.Source(manual_dir, {"sketch": [], "photo": []})
     broken: list[Exception] = []
     with splits.collecting_errors() as collected:
         try:
-            source = scan(manual_dir)
+            source = package.scan(manual_dir)
         except (ValueError, OSError) as error:
             broken.append(error)
-    setting = splits.SPLITS[split_name] if split_name else _own_split(dataset, source, unseen)
+    if split_name:
+        setting = splits.SPLITS[split_name]
+    else:
+        setting = _own_split(dataset, source, unseen, held_out_seed)
     files = [file for files in source.images.values() for file in files]
     data = findings.DataSet(source, inspection.inspect_all(files), setting, split_name, purpose)
     if broken:  # The files could not be listed, so other checks do not apply.
@@ -135,18 +139,19 @@ def check(
     return Report(data, findings.find_all(data, collected, accept))
 
 
-def _scan_of(dataset: str) -> Scan:
+def _package_of(dataset: str) -> ModuleType:
+    """The package of a data set that `scan` can list."""
     packages = [module.name for module in pkgutil.iter_modules(builders.__path__) if module.ispkg]
     modules = {name: importlib.import_module(f"{builders.__name__}.{name}") for name in packages}
-    scans = {name: module.scan for name, module in modules.items() if hasattr(module, "scan")}
-    if dataset in modules and dataset not in scans:
+    unpacked = {name: module for name, module in modules.items() if hasattr(module, "scan")}
+    if dataset in modules and dataset not in unpacked:
         raise ValueError(
             f"The data set {dataset!r} is generated or downloaded automatically; there is no "
             "folder to check."
         )
-    if dataset not in scans:
-        raise _unknown("data set", dataset, scans, "--dataset")
-    return scans[dataset]
+    if dataset not in unpacked:
+        raise _unknown("data set", dataset, unpacked, "--dataset")
+    return unpacked[dataset]
 
 
 def _split_name(dataset: str, split: str | None, unseen: Sequence[str]) -> str:
@@ -169,11 +174,13 @@ def _split_name(dataset: str, split: str | None, unseen: Sequence[str]) -> str:
     return split
 
 
-def _own_split(dataset: str, source: folders.Source, unseen: Sequence[str]) -> splits.Split:
+def _own_split(
+    dataset: str, source: folders.Source, unseen: Sequence[str], seed: int
+) -> splits.Split:
     found = {file.class_name for files in source.images.values() for file in files}
     unseen = [*map(class_names.normal, unseen)]
     if len(unseen) == 1 and (share := splits.share_of(unseen[0])) is not None and found:
-        unseen = [*splits.draw(found, share, seed=0)]
+        unseen = [*splits.draw(found, share, seed)]
     for name in unseen:
         if found and name not in found:
             raise _unknown("class", name, sorted(found), "--unseen")
@@ -195,6 +202,8 @@ def show(report: Report, console: Console) -> None:
         line = Text(f"{finding.severity} ", style=_STYLES[finding.severity])
         message = printable(f"{finding.check}: {finding.message}")
         console.print(line.append(message, style="default"))
+        if finding.check == "names":  # its files are not wrong
+            continue
         for item in finding.items[:_EXAMPLES]:
             separator = " = " if finding.check in ("leakage", "labels", "duplicates") else ": "
             console.print(Text(printable(f"    {separator.join(item)}")), soft_wrap=True)
@@ -230,7 +239,7 @@ def _counts_table(data: findings.DataSet) -> Table:
     for side in ("unseen", "seen"):
         within = [name for name in names if sides[name] == side]
         totals = (str(sum(found[name] for name in within)) for found in counts.values())
-        table.add_row(f"{len(within)} classes", side, *totals, style="bold")
+        table.add_row(counted(len(within), "class", "classes"), side, *totals, style="bold")
     return table
 
 
@@ -266,6 +275,8 @@ def _parser() -> argparse.ArgumentParser:
     )
     help_ = 'unseen classes of your own data: A,B,"C, D",... or a share of the classes: 20%%'
     add("--unseen", type=_listed, default=(), help=help_)
+    help_ = "config.data.held_out_seed of the training, which draws the share; default: 0"
+    add("--held_out_seed", type=int, default=0, help=help_)
     help_ = "checks whose findings count as notes: A,B,..."
     add("--accept", type=_listed, default=(), help=help_)
     add(
@@ -310,6 +321,7 @@ def main(argv: Sequence[str]) -> int:
             options.manual_dir,
             split=options.split,
             unseen=options.unseen,
+            held_out_seed=options.held_out_seed,
             purpose=options.purpose,
             accept=options.accept,
         )

@@ -70,6 +70,19 @@ def contents(folder: Path) -> list[str]:
     return sorted(path.name for path in folder.iterdir() if not is_system(path.name))
 
 
+def nothing_in(folder: Path) -> str:
+    """Why a folder has no content, "does not exist", "is a file" or "is empty"; "" if it has some.
+
+    Raises:
+      OSError: the folder cannot be opened.
+    """
+    if not folder.exists():
+        return "does not exist"
+    if not folder.is_dir():
+        return "is a file"
+    return "" if contents(folder) else "is empty"
+
+
 def walk(
     folder: Path,
     visited: set[tuple[int, int]] | None = None,

@@ -20,6 +20,7 @@ from data_pipelines import images, prepared, sampling, splits, variation
 from data_pipelines.images import Modality
 from data_pipelines.streaming import Batch, Batches
 from data_pipelines.streaming import to_device as to_device
+from data_pipelines.suggestions import counted
 
 logger = logging.getLogger(__name__)
 
@@ -386,11 +387,11 @@ def _instances(
         )
     counts = ", ".join(f"{sketches.class_names[c]} ({n})" for c, n in too_few.items())
     if too_few and sampler.pairs:
+        fewer = counted(len(too_few), "class has fewer", "classes have fewer")
         raise ValueError(
             f"Groups of {sampler.pairs} instances need {sampler.pairs} pairs of sketch and photo "
-            f"in every seen class, but {len(too_few)} classes have fewer: {counts}. Choose smaller "
-            "groups (--config.train.sampler=instance_group:2), or remove these classes from the "
-            "split."
+            f"in every seen class, but {fewer}: {counts}. Choose smaller groups "
+            "(--config.train.sampler=instance_group:2), or remove these classes from the split."
         )
     if too_few:
         logger.warning(

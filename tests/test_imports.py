@@ -31,7 +31,7 @@ COMMANDS = "zse_jax.commands"
 
 COMMON = (
     "data_pipelines.class_names", "data_pipelines.files", "data_pipelines.paths",
-    "data_pipelines.terminal",
+    "data_pipelines.suggestions", "data_pipelines.terminal",
 )  # fmt: skip
 """Modules that every folder may import; they import nothing else of the project."""
 

@@ -16,6 +16,7 @@ from PIL import Image, ImageDraw, ImageFont, ImageOps
 from data_pipelines import images
 from data_pipelines.builders import folders
 from data_pipelines.checking.findings import DataSet
+from data_pipelines.suggestions import counted
 
 PER_MODALITY = 3
 """Number of sketches, and of photos, shown for each class."""
@@ -82,7 +83,8 @@ def _spread(files: Sequence[folders.ImageFile]) -> list[folders.ImageFile]:
 
 def _draw_title(sheet: Image.Image, data: DataSet, shown: int, total: int) -> None:
     canvas = ImageDraw.Draw(sheet)
-    classes = f"{total} classes" if shown == total else f"{shown} of {total} classes"
+    classes = counted(total, "class", "classes")
+    classes = classes if shown == total else f"{shown} of {classes}"
     setting = data.split_name or data.split.dataset
     canvas.text((_MARGIN, 3), f"{setting}: {classes}", "black", _font(18))
     x = float(_MARGIN)

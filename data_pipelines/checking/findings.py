@@ -58,6 +58,7 @@ CHECKS: Mapping[str, Check] = {
     "blank": Check("warning", "images of one colour, and sketches without ink"),
     "pairs": Check("warning", "sketches without their photo, and photos without sketches"),
     "ignored": Check("warning", "files that are not images"),
+    "names": Check("note", "sketches and photos of your own that are pairs by their names"),
     "metadata": Check("note", "images whose metadata cannot be read: they may lie on their side"),
     "repeats": Check("note", "photos that the data set contains twice on purpose"),
 }
@@ -316,7 +317,11 @@ def blank(data: DataSet) -> Iterator[Finding]:
 
 
 def pairs(data: DataSet) -> Iterator[Finding]:
-    """Missing and ambiguous instance pairs, in data sets with such pairs."""
+    """Missing and ambiguous instance pairs, in data sets with such pairs.
+
+    Of a user's own folder without a list of pairs, only how many there are: equal names may be
+    accidental.
+    """
     sketches, photos = data.source.images["sketch"], data.source.images["photo"]
     if not any(file.instance for file in sketches):
         return
@@ -324,6 +329,16 @@ def pairs(data: DataSet) -> Iterator[Finding]:
     shown = collections.Counter((f.class_name, f.instance) for f in photos if f.instance)
     alone = [file for file in sketches if (file.class_name, file.instance) not in shown]
     undrawn = [f for f in photos if f.instance and (f.class_name, f.instance) not in drawn]
+    if data.split.dataset == "folder" and not (data.source.root / "pairs.csv").is_file():
+        of = f"one of {counted(len(photos), 'photo', 'photos')} by their names"
+        yield Finding(
+            "names",
+            f"{len(sketches) - len(alone):,} of {len(sketches):,} sketches are paired with {of}. "
+            "Only fine-grained retrieval uses this; pairs.csv replaces it, and is checked."
+            + (" --json lists images without a pair." if alone or undrawn else ""),
+            tuple((file.name,) for file in (*alone, *undrawn)),
+        )
+        return
     twice = [f for f in photos if shown[f.class_name, f.instance] > 1]
     for files, message, reason in (
         (alone, f"of {len(sketches):,} sketches without a paired photo", "its photo: {}"),
@@ -353,4 +368,5 @@ def metadata(data: DataSet) -> Iterator[Finding]:
     """Images whose metadata is damaged; their pixels are used as they are stored."""
     rows = tuple((name,) for name, seen in data.inspected.items() if seen.damaged_metadata)
     if rows:
-        yield Finding("metadata", f"{len(rows):,} images have damaged metadata.", rows)
+        images_have = counted(len(rows), "image has", "images have")
+        yield Finding("metadata", f"{images_have} damaged metadata.", rows)

@@ -24,7 +24,7 @@ from typing import Any, NamedTuple
 import tqdm
 
 from data_pipelines import builders, catalogue, class_names, paths, versions
-from data_pipelines.files import contents
+from data_pipelines.files import contents, nothing_in
 from data_pipelines.images import Modality
 from data_pipelines.suggestions import counted, suggest
 from data_pipelines.terminal import printable
@@ -243,10 +243,10 @@ def prepare(
             _folder_version.cache_clear()
             found = _folder_version(name, root, manual_dir, name_as, wanted, *options)
         return found
-    if manual_dir is not None and not (manual_dir.is_dir() and contents(manual_dir)):
+    if manual_dir is not None and (problem := nothing_in(manual_dir)):
         raise FileNotFoundError(
-            f"manual_dir {manual_dir} is empty or missing. Set config.data.manual_dir to "
-            f"the folder of the unpacked data set {name!r}."
+            f"manual_dir {manual_dir} {problem}. Set config.data.manual_dir to the folder of the "
+            f"unpacked data set {name!r}."
         )
     beam = _beam(beam_runner, beam_options)
     builder = _builder(package, name, root, skip_unreadable=skip_unreadable)
@@ -302,7 +302,8 @@ def _folder_version(
     if manual_dir is None or not manual_dir.is_dir() or not contents(manual_dir):
         if content is not None:
             raise FileNotFoundError(_missing_content(content, root, known, manual_dir))
-        return _last_version(known, root, manual_dir, name_as).folder
+        layout = builder_package(name).LAYOUT
+        return _last_version(known, root, manual_dir, name_as, layout).folder
     source = builder_package(name).scan(manual_dir)
     own_name = name_as or versions.automatic_name(source.root)
 
@@ -361,7 +362,11 @@ def _build_version(
 
 
 def _last_version(
-    known: Sequence[versions.Version], root: Path, manual_dir: Path | None, name_as: str | None
+    known: Sequence[versions.Version],
+    root: Path,
+    manual_dir: Path | None,
+    name_as: str | None,
+    layout: str,
 ) -> versions.Version:
     """The last version that was prepared, for a folder that is not given or does not exist."""
     found = [v for v in known if name_as is None or v.name == name_as]
@@ -369,10 +374,12 @@ def _last_version(
         found = [v for v in found if manual_dir.resolve() in (v.source, v.source.parent)]
     if not found:
         called = f" called {name_as!r}" if name_as else ""
-        missing = "" if manual_dir is None else f"manual_dir {manual_dir} is empty or missing. "
+        problem = f"No folder of images{called} is prepared in {root}"
+        if manual_dir is not None:
+            problem = f"manual_dir {manual_dir} {nothing_in(manual_dir)}"
         raise FileNotFoundError(
-            f"{missing}No folder of images{called} is prepared in {root} for it. Set the folder of "
-            f"your images: --config.data.manual_dir=DIR.{_choices(known)}"
+            f"{problem}. Set --config.data.manual_dir to the folder that contains your images: "
+            f"{layout}.{'' if manual_dir else _choices(known)}"
         )
     if len({v.name for v in found}) > 1:
         raise ValueError(

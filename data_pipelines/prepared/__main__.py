@@ -6,16 +6,19 @@
 
 A data set is prepared when a training or an evaluation first needs it, into ~/tensorflow_datasets
 or config.data.data_dir. It contains the images. `list` compares each with the folder that it was
-made of. `remove` deletes a data set, or one version of it; never the folder that it was made of.
+made of, and shows interrupted preparations, which the next start resumes. `remove` deletes a data
+set, or one version of it; never the folder that it was made of.
 """
 
 import argparse
 import json
 import os
+import re
 import shutil
 import sys
 import time
 from collections.abc import Iterator, Sequence
+from contextlib import AbstractContextManager
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -31,6 +34,9 @@ from data_pipelines.terminal import OUTPUT_CLOSED, WIDE, allow_any_name, output_
 FEATURES = {"image", "class_name", "instance", "name"}
 """Of the records of our data sets, see `builders.features`."""
 
+_LEFT = re.compile(r"incomplete\..*_(\d+\.\d+\.\d+)|(\d+\.\d+\.\d+)\.unfinished")
+"""What an interrupted preparation of a version leaves beside its folder."""
+
 DONE, FAILED, INTERRUPTED = 0, 1, 130
 """Exit codes."""
 
@@ -41,7 +47,7 @@ class DataSet(NamedTuple):
     Attributes:
       name: that `remove` takes, without the version.
       version: as TFDS writes it.
-      folder: its files.
+      folder: its files; does not exist if the preparation was interrupted.
       dataset: the package in `data_pipelines.builders`.
     """
 
@@ -49,6 +55,23 @@ class DataSet(NamedTuple):
     version: str
     folder: Path
     dataset: str
+
+    @property
+    def finished(self) -> bool:
+        """Whether its preparation has ended."""
+        return self.folder.exists()
+
+    @property
+    def folders(self) -> list[Path]:
+        """Its folder, and what interrupted preparations of this version left."""
+        parent, version = self.folder.parent, self.version
+        left = [*parent.glob(f"incomplete.*_{version}"), *parent.glob(f"{version}.unfinished")]
+        return [folder for folder in (self.folder, *left) if folder.is_dir()]
+
+    @property
+    def size(self) -> str:
+        """The size of its files on disk, in words."""
+        return decimal(sum(file.st_size for folder in self.folders for file in _files(folder)))
 
     @property
     def images(self) -> int:
@@ -69,9 +92,9 @@ class DataSet(NamedTuple):
 
 
 def find(root: Path) -> list[DataSet]:
-    """The data sets in `root` that this project prepared, sorted by name and version."""
+    """The data sets in `root` that this project prepared or began to, by name and version."""
     known = {name: prepared.builder_package(name) for name in prepared.dataset_names()}
-    found = []
+    found, begun = [], list[DataSet]()
     for name, package in known.items():
         if hasattr(package, "CATALOGUE"):  # TFDS's own, which other programs may use
             continue
@@ -81,7 +104,19 @@ def find(root: Path) -> list[DataSet]:
             for version in versions.find(root / name):
                 if version.name:
                     found.append(DataSet(version.name, version.folder.name, version.folder, name))
-    return sorted(filter(_is_ours, found), key=lambda data: (data.name, _number(data.version)))
+            for folder in (root / name).glob("[!.]*"):
+                begun += _interrupted(folder.name, folder, name)
+        begun += _interrupted(name, root / name, name)
+    found = [*filter(_is_ours, found), *begun]
+    return sorted(found, key=lambda data: (data.name, _number(data.version)))
+
+
+def _interrupted(name: str, parent: Path, dataset: str) -> list[DataSet]:
+    """The versions in `parent` whose preparation was interrupted, or is running."""
+    left = (_LEFT.fullmatch(path.name) for path in parent.glob("*"))
+    numbers = {match[1] or match[2] for match in left if match}
+    every = [DataSet(name, number, parent / number, dataset) for number in sorted(numbers)]
+    return [data for data in every if not data.finished]
 
 
 def _number(version: str) -> list[int]:
@@ -95,8 +130,23 @@ def _is_ours(data: DataSet) -> bool:
     return info.get("name") == data.dataset and set(features.get("features", ())) == FEATURES
 
 
-def status(data: DataSet) -> str:
+def _lock(root: Path, data: DataSet) -> AbstractContextManager[None]:
+    """Keeps other processes from preparing a data set; see `prepared.lock` for its errors."""
+    is_package = data.folder.parent == root / data.dataset
+    name = data.dataset if is_package else f"{data.dataset}-{data.name}"
+    return prepared.lock(root, name, wait=False)
+
+
+def status(root: Path, data: DataSet) -> str:
     """Whether the folder that a data set was made of still has its content."""
+    if not data.finished:
+        try:
+            with _lock(root, data):
+                return "interrupted"
+        except PermissionError:  # on a read-only disk
+            return "interrupted"
+        except BlockingIOError:
+            return "being prepared"
     if "source" not in data.metadata:
         return "generated"
     source = Path(data.metadata["source"])
@@ -128,13 +178,12 @@ def show(root: Path, console: Console) -> None:
         table.add_column(column, justify="right" if column in ("images", "size") else "left")
     sizes: dict[tuple[int, int], int] = {}  # versions share files
     for data in found:
-        files = {(file.st_dev, file.st_ino): file.st_size for file in _files(data.folder)}
-        sizes |= files
-        table.add_row(
-            *(data.name, data.version, f"{data.images:,}", decimal(sum(files.values()))),
-            *(data.date, Text(printable(data.metadata.get("source", "-")))),
-            Text(printable(status(data))),
-        )
+        every = (file for folder in data.folders for file in _files(folder))
+        sizes |= {(file.st_dev, file.st_ino): file.st_size for file in every}
+        images, date = (f"{data.images:,}", data.date) if data.finished else ("-", "-")
+        source = Text(printable(data.metadata.get("source", "-")))
+        row = data.name, data.version, images, data.size, date, source
+        table.add_row(*row, Text(printable(status(root, data))))
     table.add_section()
     table.add_row("together", "", "", decimal(sum(sizes.values())))
     console.print(table)
@@ -161,18 +210,15 @@ def chosen(root: Path, name: str) -> list[DataSet]:
 
 
 def remove(root: Path, selected: Sequence[DataSet]) -> None:
-    """Deletes prepared data sets, and what their interrupted preparations left.
+    """Deletes prepared data sets, and what interrupted preparations of these versions left.
 
     Raises:
       OSError: one is being prepared, or cannot be deleted.
     """
     for data in selected:
         parent = data.folder.parent
-        own = data.dataset if parent == root / data.dataset else f"{data.dataset}-{data.name}"
-        with prepared.lock(root, own, wait=False):
-            shutil.rmtree(data.folder)
-            left = [*parent.glob(f"incomplete.*_{data.version}"), *parent.glob("*.unfinished")]
-            for folder in left if not any(parent.glob("*/dataset_info.json")) else ():
+        with _lock(root, data):
+            for folder in data.folders:
                 shutil.rmtree(folder)
             if not any(parent.iterdir()):
                 parent.rmdir()
@@ -190,7 +236,8 @@ def _parser() -> argparse.ArgumentParser:
         "list",
         help="list the prepared data sets, and whether their sources still match",
         description="Lists name, version, number of images, size on disk, date and source of each "
-        "prepared data set, and how the source differs now. Versions of a folder share files of "
+        "prepared data set, and how the source differs now; an interrupted preparation is marked, "
+        "and the next start resumes it. Versions of a folder share files of "
         "unchanged images, so that their sizes together are smaller than the sum.",
     )
     removing = commands.add_parser(
@@ -222,9 +269,8 @@ def main(argv: Sequence[str]) -> int:
             return DONE
         selected = chosen(root, options.name)
         for data in selected:
-            size = decimal(sum(file.st_size for file in _files(data.folder)))
-            count = counted(data.images, "image", "images")
-            print(printable(f"{data.name}:{data.version}, {count}, {size}, in {data.folder}"))
+            what = counted(data.images, "image", "images") if data.finished else "interrupted"
+            print(printable(f"{data.name}:{data.version}, {what}, {data.size}, in {data.folder}"))
         if not options.yes:
             answer = input("Remove? [y/N] ") if sys.stdin.isatty() else ""
             if answer.strip().lower() not in ("y", "yes"):

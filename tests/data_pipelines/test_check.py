@@ -16,7 +16,7 @@ from hypothesis import strategies as st
 from hypothesis.extra import numpy as arrays
 from rich.console import Console
 
-from data_pipelines import check, loading, splits
+from data_pipelines import check, loading, prepared, splits
 from data_pipelines.builders import folders
 from data_pipelines.checking import contact_sheet, findings, inspection, published
 from tests.data_pipelines.conftest import CLASSES, encode
@@ -345,6 +345,41 @@ def test_a_share_of_the_classes_is_unseen_as_in_training(own):
     assert len(split.unseen) == 1
 
 
+def test_a_share_is_drawn_with_the_seed_of_the_training(own, capsys):
+    drawn = {splits.draw(["bird", "cat", "dog"], 0.4, seed) for seed in range(9)}
+    assert len(drawn) > 1
+    for seed in (0, 8):
+        flags = ["--unseen=40%", f"--held_out_seed={seed}"]
+        assert check.main(["--dataset=folder", f"--manual_dir={own}", *flags]) == check.FIT
+        (name,) = splits.draw(["bird", "cat", "dog"], 0.4, seed)
+        lines = [line.split() for line in capsys.readouterr().out.splitlines()]
+        assert [line[1] for line in lines if "unseen" in line][:2] == [name, "1"]
+        assert any(line[1:4] == ["1", "class", "│"] for line in lines)
+
+
+def test_pairs_by_name_are_one_note_and_pairs_of_a_list_are_checked(own, capsys):
+    (own / "photo/cat/c.png").rename(own / "photo/cat/a.png")
+    flags = ["--dataset=folder", f"--manual_dir={own}", "--unseen=dog"]
+    assert check.main(flags) == check.FIT
+    printed = capsys.readouterr().out
+    assert "note names: 1 of 6 sketches are paired" in printed
+    assert "sketch/dog/a.png" not in printed
+    (finding,) = check.check("folder", own, unseen=["dog"]).findings
+    assert ("sketch/dog/a.png",) in finding.items
+    (own / "pairs.csv").write_text("sketch,photo\nsketch/cat/a.png,photo/cat/a.png\n")
+    listed = {f.check for f in check.check("folder", own, unseen=["dog"]).findings}
+    assert listed == {"pairs"}
+
+
+def test_a_folder_without_images_is_told_what_it_must_contain(tmp_path, capsys):
+    assert check.main(["--dataset=folder", f"--manual_dir={tmp_path}"]) == check.NOT_CHECKED
+    error = capsys.readouterr().err
+    assert f"{tmp_path} is empty" in error
+    assert "sketch/CLASS/ and photo/CLASS/" in error
+    with pytest.raises(FileNotFoundError, match=r"/no does not exist.*sketch/CLASS/"):
+        prepared.prepare("folder", data_dir=tmp_path, manual_dir=tmp_path / "no")
+
+
 def test_an_unknown_unseen_class_suggests_the_nearest(own):
     with pytest.raises(ValueError, match=r"no class 'dogs' \(did you mean dog\?\).*--unseen"):
         check.check("folder", own, unseen=["dogs"])
@@ -362,7 +397,7 @@ def test_other_findings_are_reported_despite_a_class_of_one_modality(own):
     [
         (["--dataset=sketchi", "--manual_dir=DIR"], "did you mean sketchy?"),
         (["--dataset=doodles", "--manual_dir=DIR"], "no folder to check"),
-        (["--dataset=sketchy", "--manual_dir=nowhere"], "nowhere is empty or missing"),
+        (["--dataset=sketchy", "--manual_dir=nowhere"], "nowhere does not exist"),
         (["--dataset=sketchy", "--manual_dir=DIR", "--split=sketchy_split3"], "did you mean"),
         (["--dataset=sketchy", "--manual_dir=DIR", "--split=quickdraw"], "not to 'sketchy'"),
         (["--dataset=sketchy", "--manual_dir=DIR", "--unseen=cat"], "--split="),

@@ -312,7 +312,7 @@ def test_instance_groups_of_a_batch_differ_in_class():
 
 
 def test_a_class_with_too_few_pairs_for_a_group_is_named():
-    with pytest.raises(ValueError, match=r"Groups of 4 .* 1 classes have fewer: class 0 \(3\)"):
+    with pytest.raises(ValueError, match=r"Groups of 4 .* 1 class has fewer: class 0 \(3\)"):
         loading.train_batches(
             instance_items("sketch", (3, 4)),
             instance_items("photo", (3, 4)),

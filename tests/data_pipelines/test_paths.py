@@ -180,7 +180,7 @@ def test_data_in_a_bucket_are_refused_before_anything_is_written(home, option):
 def test_the_checker_expands_its_paths(home, capsys):
     program = ["--dataset=folder", "--manual_dir=$ALBUM/nothing", "--contact_sheet=~/sheet.png"]
     assert check.main(program) == check.NOT_CHECKED
-    assert f"{home}/nothing is empty or missing" in capsys.readouterr().err
+    assert f"{home}/nothing does not exist" in capsys.readouterr().err
     assert check.main(["--dataset=folder", "--manual_dir=gs://bucket/x"]) == check.NOT_CHECKED
     assert "gs://bucket/x: --manual_dir must be on a local disk" in capsys.readouterr().err
 

@@ -4,6 +4,7 @@ import os
 import re
 import shutil
 import time
+from unittest import mock
 
 import pytest
 
@@ -346,6 +347,26 @@ def test_only_prepared_data_sets_are_removed(root, prepare, run, tmp_path):
         assert "no prepared data set" in shown
     assert "did you mean pets?" in run("remove", "pet", "--yes")[1]
     assert foreign.is_dir()
+
+
+def test_an_interrupted_preparation_is_listed_and_removed(
+    root, prepare, run, tmp_path, monkeypatch
+):
+    prepare(root, name_as="pets")
+    trees.write(root, ["photo/cat/new.png"])
+    with monkeypatch.context() as patch, pytest.raises(OSError, match="killed"):
+        patch.setattr(packing, "pack_shard", mock.Mock(side_effect=OSError("killed")))
+        prepare(root, name_as="pets")
+    folder = tmp_path / "tfds/folder/pets"
+    (folder / "incomplete.X1_1.0.1").mkdir()  # TFDS leaves it after a kill
+    (folder / "1.0.1.unfinished/part").write_bytes(bytes(3000))
+    assert re.search(r"pets 1.0.1 - [\d.]+ kB - - interrupted", run("list")[1])
+    with prepared.lock(tmp_path / "tfds", "folder-pets"):
+        assert re.search(r"pets 1.0.1 .* being prepared", run("list")[1])
+    assert "pets:1.0.1, interrupted" in run("remove", "pets:1.0.1")[1]
+    assert run("remove", "pets:1.0.1", "--yes")[0] == 0
+    assert [path.name for path in folder.iterdir()] == ["1.0.0"]
+    assert "1.0.1" not in run("list")[1]
 
 
 def test_a_data_set_that_is_being_prepared_is_not_removed(root, prepare, run, tmp_path):

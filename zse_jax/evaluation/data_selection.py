@@ -183,7 +183,8 @@ def selection_note(config: ConfigDict) -> str | None:
     if not every or not evaluates(config)[0]:
         return None
     number = counted(-(-steps // every), "evaluation", "evaluations")
-    return f"best of {number} by {config.evaluation.select} on the {selecting_classes(config)}"
+    on = f"by {config.evaluation.select} on the {selecting_classes(config)}"
+    return f"best of {number} after step 0 {on}"
 
 
 def evaluates(config: ConfigDict) -> tuple[bool, bool]:

@@ -12,6 +12,7 @@ from jaxtyping import Int
 from ml_collections import ConfigDict
 
 from data_pipelines import loading, paths, splits
+from data_pipelines.suggestions import counted
 from zse_jax.checkpoints import initial_weights
 from zse_jax.evaluation import data_selection, tables, text_baseline, training_record
 from zse_jax.retrieval import metrics, protocols
@@ -73,7 +74,8 @@ class Evaluator:
         self._selection = selection
         if config.evaluation.get("expansion", 0):
             self.notes["expansion"] = f"by {config.evaluation.expansion} photos of the gallery"
-        self.size = f"{len(self.sketches):,} sketches x {len(self.photos):,} photos"
+        sketches = counted(len(self.sketches), "sketch", "sketches")
+        self.size = f"{sketches} x {counted(len(self.photos), 'photo', 'photos')}"
         self.title = title(config)
         self.fine_grained = config.evaluation.protocol == "fine_grained"
 

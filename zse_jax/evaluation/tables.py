@@ -11,9 +11,10 @@ from ml_collections import ConfigDict
 from rich.table import Table
 from rich.text import Text
 
+from data_pipelines.suggestions import counted
 from zse_jax.evaluation import published
 from zse_jax.retrieval.expansion import EXPANDED
-from zse_jax.retrieval.results import Evaluation
+from zse_jax.retrieval.results import R_PRECISION, Evaluation
 
 COMPARE = "compare with the paper's"
 ARROW, DASH = "\N{RIGHTWARDS ARROW}", "\N{EN DASH}"
@@ -54,8 +55,11 @@ class Ranked(NamedTuple):
         else:
             kind = "Validation subset"
         numbers = (
-            f"{used:,} {what}" if used == all_ else f"{used:,} of {all_:,} {what}"
-            for what, (used, all_) in (("sketches", self.sketches), ("photos", self.photos))
+            ("" if used == all_ else f"{used:,} of ") + counted(all_, *nouns)
+            for nouns, (used, all_) in (
+                (("sketch", "sketches"), self.sketches),
+                (("photo", "photos"), self.photos),
+            )
         )
         gallery = f", {self.gallery}" if self.gallery else ""
         leak = " (NOT ZERO-SHOT)" if self.not_zero_shot else ""
@@ -75,6 +79,7 @@ def first_table(
       subject: what was evaluated, for the title.
     """
     found = published.reported(config, system)
+    found = _without_r_precision(found, results.labels)
     table = _table(found, ranked, subject, results.labels)
     bounds = results.intervals(over=results.over)
     for ranking, scopes in results.values.items():
@@ -112,7 +117,7 @@ def progress_table(
       start: what the initial weights are.
       labels: the names of the metrics to show, see `results.metric_labels`.
     """
-    found = published.reported(config, system)
+    found = _without_r_precision(published.reported(config, system), labels or {})
     arrow = f"{start} {ARROW} " if before else ""
     table = _table(found, ranked, f"{arrow}step {step}", labels or {})
     for ranking in dict.fromkeys(key.partition("/")[0] for key in after):
@@ -123,8 +128,34 @@ def progress_table(
             cells.append(ARROW.join(DASH if x is None else f"{100 * x:.1f}" for x in both))
         table.add_row(ranking, found.scope, *cells, *_published(found, ranked, ranking))
     started = () if before else (f"started from {start}",)
-    table.caption = "; ".join([*_notes(found, ranked), "percent", *started])
+    table.caption = "; ".join(
+        [*_notes(found, ranked), "percent", *started, *_best_start(config, before, after, start)]
+    )
     return table
+
+
+def _without_r_precision(
+    found: published.Reported, labels: Mapping[str, str]
+) -> published.Reported:
+    """Without a paper, the table leaves out P@k where every class has fewer than k photos."""
+    if found.paper is not None:
+        return found
+    names = (name for name in found.metrics if not labels.get(name, "").endswith(R_PRECISION))
+    return found._replace(metrics=tuple(names))
+
+
+def _best_start(
+    config: ConfigDict, before: Mapping[str, float], after: Mapping[str, float], start: str
+) -> list[str]:
+    """Says so where the start is better than the selected step: it cannot be selected."""
+    select = config.evaluation.select
+    both = before.get(select), after.get(select)
+    if None in both or before[select] <= after[select]:
+        return []
+    return [
+        f"the start ({start}) has the higher {select} and is not among the steps that can be "
+        "selected"
+    ]
 
 
 def _table(

@@ -183,7 +183,8 @@ def main(options: flags.FlagValues) -> None:
     skipped = [*found.refused, *skipped]
     report = "; ".join(f"{photos.name_of(file)}: {reason}" for file, reason in skipped[:20])
     if not ranked:
-        raise ValueError(f"None of the {len(files):,} photos can be used ({report}).")
+        count = counted(len(files), "photo", "photos")
+        raise ValueError(f"{count} found, but none can be used ({report}).")
     top = [photos.read(file, *prepared) for file, _ in ranked[:SHOWN]]
     images = [photo.image for photo in top if photo.image is not None]
     hits = [hit(i, *ranked[i - 1], photo) for i, photo in enumerate(top, start=1)]

@@ -12,6 +12,7 @@ import numpy as np
 from jaxtyping import Bool, Float, Int
 from markupsafe import Markup
 
+from data_pipelines.suggestions import counted
 from zse_jax.explain import evaluation_figures, figures, pages, report_parts, style
 from zse_jax.explain.correspondence import Explainer
 from zse_jax.explain.pair_figures import LINE_STYLES
@@ -132,12 +133,13 @@ def report(evaluation: Evaluation, material: Material, *, progress: bool = False
 
 def _lead(evaluation: Evaluation) -> str:
     text = (
-        f"{evaluation.queries:,} sketches, each ranking {evaluation.gallery:,} photos of "
-        f"{evaluation.classes} classes."
+        f"{counted(evaluation.queries, 'sketch', 'sketches')}, each ranking "
+        f"{counted(evaluation.gallery, 'photo', 'photos')} of "
+        f"{counted(evaluation.classes, 'class', 'classes')}."
     )
     if evaluation.queries_without_match:
-        text += f" {evaluation.queries_without_match:,} sketches without {evaluation.missing}"
-        text += " are excluded from the metrics."
+        sketches = counted(evaluation.queries_without_match, "sketch", "sketches")
+        text += f" Excluded from the metrics: {sketches} without {evaluation.missing}."
     return text
 
 

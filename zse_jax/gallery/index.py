@@ -28,7 +28,7 @@ from typing import Any, NamedTuple
 from absl import flags
 
 from data_pipelines.files import is_gone
-from data_pipelines.suggestions import suggest
+from data_pipelines.suggestions import counted, suggest
 from zse_jax.checkpoints import reading
 from zse_jax.gallery import ingest, tables, watching
 from zse_jax.gallery import photos as photos_
@@ -436,9 +436,9 @@ def _gone(table: Tables, places: Places = "/") -> tuple[list[str], list[str]]:
         gone = [one for one, file in inside.items() if is_gone(file)]
         if gone and len(gone) == len(inside):
             raise ValueError(
-                f"None of the files of the {len(gone):,} photos in the index {table.uri} exists in "
-                f"{absolute(place)}: is their disk mounted? To remove the photos anyway, use "
-                "`remove` with their folder: --photos=FOLDER."
+                f"Of {counted(len(gone), 'photo', 'photos')} in the index {table.uri}, no file "
+                f"exists in {absolute(place)}: is their disk mounted? To remove the photos anyway, "
+                "use `remove` with their folder: --photos=FOLDER."
             )
         out |= dict.fromkeys(gone)
     refused = _inside(table, REFUSED, places)
@@ -510,7 +510,8 @@ def main(options: flags.FlagValues, command: str) -> None:
         show(add(place, photos, progress=True, **given), place=place)
     elif command == "remove":
         why = "" if photos else " whose files no longer exist"
-        say(f"removed {remove(place, photos):,} photos{why} from {place}")
+        removed = counted(remove(place, photos), "photo", "photos")
+        say(f"removed {removed}{why} from {place}")
     elif command == "verify":
         show_verification(verify(place), place)
     else:
@@ -524,8 +525,8 @@ def show(changes: Changes, removed: int | None = None, *, place: str) -> None:
     """Prints what an addition changed, and how many photos were removed."""
     gone = "" if removed is None else f"{removed:,} removed, "
     say(
-        f"{place}: {changes.added:,} photos added, {changes.updated:,} updated, {gone}"
-        f"{changes.unchanged:,} unchanged, in {changes.seconds:.1f} s"
+        f"{place}: {counted(changes.added, 'photo', 'photos')} added, {changes.updated:,} updated, "
+        f"{gone}{changes.unchanged:,} unchanged, in {changes.seconds:.1f} s"
     )
     notes = {
         "photos not encoded again (the index already had their content)": changes.reused,
@@ -550,7 +551,7 @@ def show_verification(found: Verification, place: str) -> None:
     Raises:
       ValueError: the index is damaged, or differs from the files on disk.
     """
-    say(f"{place}: {found.photos:,} photos")
+    say(f"{place}: {counted(found.photos, 'photo', 'photos')}")
     _list("skipped", [f"{name}: {reason}" for name, reason in found.refused])
     _list("no longer on disk", found.gone)
     _list("changed on disk", found.changed)

@@ -93,8 +93,9 @@ class Results:
     def table(self) -> Table:
         """The hits as a table for a terminal."""
         folder, names = self._names()
+        photos = counted(self.photos, "photo", "photos")
         table = Table(
-            title=f"The nearest of {self.photos:,} photos, in {self.seconds * 1000:.0f} ms",
+            title=f"The nearest of {photos}, in {self.seconds * 1000:.0f} ms",
             caption=f"in {folder}" if folder else None,
         )
         table.add_column("rank", justify="right")
@@ -180,7 +181,8 @@ def to_html(
     return pages.render(
         "pair.html",
         title=f"What {names} {'finds' if len(searches) == 1 else 'find'}",
-        lead=f"The nearest of {first.photos:,} photos, with their rank and similarity.",
+        lead=f"The nearest of {counted(first.photos, 'photo', 'photos')}, with their rank and "
+        "similarity.",
         warnings=[*warnings, *(results.skipped_text for results in searches if results.skipped)],
         queries=[results._query(explained) for results, explained in found],
         facts={name: fact for name, fact in facts.items() if fact},

@@ -12,6 +12,7 @@ from jaxtyping import Bool, Float, Float32, Int, Int32
 from rich.table import Table
 from rich.text import Text
 
+from data_pipelines.suggestions import counted
 from zse_jax.retrieval.intervals import OVER, Over, bootstrap
 
 ByQuery = Mapping[str, Mapping[str, Mapping[str, Float[np.ndarray, " q"]]]]
@@ -20,8 +21,20 @@ ByQuery = Mapping[str, Mapping[str, Mapping[str, Float[np.ndarray, " q"]]]]
 Values = dict[str, dict[str, dict[str, float]]]
 """ranking -> scope -> metric -> value."""
 
-NOTED = {"training_data_unknown": "without a record of the training data of"}
-"""Notes that captions name in other words than their keys."""
+NOTED = {
+    "expansion": "with expansion, each sketch is expanded {}",
+    "file_lists": "file lists: {}",
+    "selected_as": "the checkpoint is the {}",
+    "started_from": "training started from {}",
+    "training_data_unknown": "the training data of {} are not recorded",
+}
+"""Notes that captions state in other words than their keys."""
+
+STATED = ("data", "split", "strides")
+"""Notes that captions leave out: the first line of a table names the data and the numbers."""
+
+R_PRECISION = " (R-precision)"
+"""Ends the label of P@k where every query has fewer than k relevant photos, see `metric_labels`."""
 
 CONFUSION_DEPTH = 100
 """Number of first photos of a ranking that `Evaluation.confusion` counts, at most."""
@@ -131,6 +144,24 @@ class Evaluation:
     def metrics(self) -> tuple[str, ...]:
         """Names of the metrics."""
         return tuple(next(iter(next(iter(self.by_query.values())).values())))
+
+    @property
+    def shown(self) -> tuple[str, ...]:
+        """The metrics that tables of one ranking show: those whose depth the photos have.
+
+        With fewer than k photos in every class, P@k is the R-precision for every such k, and in a
+        gallery of up to k photos, mAP@k is mAP@all.
+        """
+        _, counts = np.unique(
+            self.photo_labels[np.isin(self.photo_labels, self.sketch_labels)], return_counts=True
+        )
+        depth = {"P": counts.max(initial=0), "mAP": self.gallery - 1}
+        parts = {name: name.partition("@")[::2] for name in self.metrics}
+        return tuple(
+            name
+            for name, (kind, k) in parts.items()
+            if kind not in depth or k == "all" or int(k) <= depth[kind]
+        )
 
     @functools.cached_property
     def labels(self) -> dict[str, str]:
@@ -328,7 +359,7 @@ class Evaluation:
         for sketch_class, photo_class, share in self.most_confused(ranking, self.classes**2):
             taken.setdefault(sketch_class, f"{photo_class} {_percent(share)}")
         table = Table(title=f"{self.name}\nclasses by {ranking}, {scope}", caption="percent")
-        for name in ("class", "sketches", "photos", *self.metrics, "taken for"):
+        for name in ("class", "sketches", "photos", *self.shown, "taken for"):
             text = name in ("class", "taken for")
             table.add_column(self.labels.get(name, name), justify="left" if text else "right")
         first = self.metrics[0]
@@ -338,7 +369,7 @@ class Evaluation:
 
         for result in sorted(self.by_class(), key=order):
             named = result.values[ranking][scope] if result.values else {}
-            cells = [_percent(named[name]) if named else "-" for name in self.metrics]
+            cells = [_percent(named[name]) if named else "-" for name in self.shown]
             counts = f"{result.sketches:,}", f"{result.photos:,}"
             table.add_row(result.name, *counts, *cells, taken.get(result.name, ""))
         return table
@@ -405,14 +436,18 @@ class Evaluation:
         )
         parts = [
             "percent" + (f", {self.uncertainty}" if intervals else ""),
-            f"{self.queries:,} sketches x {self.gallery:,} photos of {self.classes} classes, "
-            f"chance {chance}",
+            f"{counted(self.queries, 'sketch', 'sketches')} x "
+            f"{counted(self.gallery, 'photo', 'photos')} of "
+            f"{counted(self.classes, 'class', 'classes')}, chance {chance}",
         ]
         if self.queries_without_match:
-            parts.append(f"{self.queries_without_match} sketches without {self.missing} excluded")
+            left_out = counted(self.queries_without_match, "sketch", "sketches")
+            parts.append(f"{left_out} without {self.missing} excluded")
         for key, value in self.notes.items():
-            name = NOTED.get(key, key.replace("_", " "))
-            parts.append(f"{name} {as_text(value)}")
+            if key in STATED or (key == "file_lists" and self.notes.get("split") == "own"):
+                continue  # nobody publishes lists of a user's own images
+            sentence = NOTED.get(key, f"{key.replace('_', ' ')} {{}}")
+            parts.append(sentence.format(as_text(value)))
         return "; ".join(parts)
 
 
@@ -430,7 +465,7 @@ def metric_labels(
     for name in names:
         kind, _, k = name.partition("@")
         few = relevant < int(k) if kind == "P" else np.zeros(1, bool)
-        whole = f"{name} (R-precision)" if few.all() else f"P@min({k}, R)"
+        whole = f"{name}{R_PRECISION}" if few.all() else f"P@min({k}, R)"
         labels[name] = whole if few.any() else name
     return labels
 

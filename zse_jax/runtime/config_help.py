@@ -6,10 +6,13 @@ module renders them for `--print_config` and, as
     python -m zse_jax.runtime.config_help > docs/config.md
 
 the table of all keys. The comment of a key is at the end of its line, or on the lines before it.
+What is in square brackets is about the default value, such as its source: it is left out beside
+another value.
 """
 
 import ast
 import io
+import re
 import tokenize
 from collections.abc import Iterator, Mapping
 from pathlib import Path
@@ -26,7 +29,7 @@ TITLE = """# Config keys
 
 Every key of a config, with its default. `--config.KEY=VALUE` sets it ([training.md](training.md)).
 `python -m zse_jax.main --config=configs/sketchy.py --print_config` prints the values of a run.
-`None` is no value; the type is that of the others.
+`None` is no value; the type is that of the others. What is in square brackets is about the default.
 
 This page is the output of the module `zse_jax.runtime.config_help`, which reads the comments in
 `configs/`: change these, then write it again.
@@ -129,8 +132,14 @@ def meanings(system: str) -> dict[str, Entry]:
 
 
 def _joined(entry: Entry, common: Entry | None) -> Entry:
-    texts = [one.help.rstrip(".") for one in (common, entry) if one is not None and one.help]
-    return entry._replace(help="; ".join(dict.fromkeys(texts)))
+    texts = (general(common.help) if common else "", entry.help)
+    joined = "; ".join(dict.fromkeys(text.rstrip(".") for text in texts if text))
+    return entry._replace(help=joined.replace("; [", " ["))
+
+
+def general(text: str) -> str:
+    """The help of a key without what is in square brackets, which is about its default value."""
+    return re.sub(r"\s*\[[^\]]*\]", "", text).strip("; ")
 
 
 def table(config: ConfigDict, file: ConfigDict) -> Table:
@@ -148,7 +157,8 @@ def table(config: ConfigDict, file: ConfigDict) -> Table:
         changed = key not in before or before[key] != value
         was = f" ({before[key]!r})" if changed and key in before else ""
         entry = known.get(key, Entry("", type(value).__name__, ""))
-        shown.add_row("*" if changed else "", key, f"{value!r}{was}", entry.type, entry.help)
+        help_ = entry.help if entry.value == repr(value) else general(entry.help)
+        shown.add_row("*" if changed else "", key, f"{value!r}{was}", entry.type, help_)
     return shown
 
 

@@ -29,6 +29,7 @@ from jaxtyping import Float
 from ml_collections import ConfigDict, config_flags
 
 from data_pipelines import loading, paths
+from data_pipelines.suggestions import counted
 from zse_jax.checkpoints import initial_weights, reading
 from zse_jax.evaluation import data_selection
 from zse_jax.retrieval.encoding import encode, fingerprint
@@ -243,7 +244,8 @@ def main(options: flags.FlagValues) -> None:
         initial_weights.fill_from(model, config.init_from, config.model.system)
     network = _teacher(model, config, setup)
     prepare(config, mesh, network, photos, fingerprints(network, photos, config), file)
-    print(f"wrote {file}: {model.seen_classes} classes, {len(photos):,} photos")
+    count = counted(len(photos), "photo", "photos")
+    print(f"wrote {file}: {model.seen_classes} classes, {count}")
 
 
 if __name__ == "__main__":

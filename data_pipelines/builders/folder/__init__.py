@@ -4,6 +4,7 @@
 `increments.py` prepares a changed folder again. The folders define the classes.
 """
 
+from data_pipelines.builders.folder.layout import LAYOUT as LAYOUT
 from data_pipelines.builders.folder.layout import scan as scan
 
 BY_CONTENT = True

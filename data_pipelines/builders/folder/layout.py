@@ -25,6 +25,9 @@ from data_pipelines.suggestions import suggest
 
 logger = logging.getLogger(__name__)
 
+LAYOUT = "sketch/CLASS/ and photo/CLASS/, with the same class folders (cat, dog, ...) in both"
+"""What the folder must contain, for messages."""
+
 
 def scan(manual_dir: Path) -> folders.Source:
     """Lists sketches and photos below `manual_dir`, with their instances if known.

@@ -11,7 +11,7 @@ from pathlib import Path, PurePosixPath
 
 from data_pipelines import splits
 from data_pipelines.builders.folders import ImageFile
-from data_pipelines.suggestions import suggest
+from data_pipelines.suggestions import counted, suggest
 
 logger = logging.getLogger(__name__)
 
@@ -43,9 +43,9 @@ def by_name(sketches: Sequence[ImageFile], photos: Sequence[ImageFile]) -> dict[
     if ambiguous:
         example, same = next(iter(ambiguous.items()))
         logger.warning(
-            "%d sketches match the name of several photos and are not paired, for example %s: %s. "
-            "List their pairs in pairs.csv, with the header sketch,photo.",
-            len(ambiguous),
+            "%s the name of several photos and no pair, for example %s: %s. List the pairs in "
+            "pairs.csv, with the header sketch,photo.",
+            counted(len(ambiguous), "sketch has", "sketches have"),
             example,
             ", ".join(same),
         )

@@ -107,7 +107,7 @@ def test_equal_subfolders_disambiguate_equal_names(root):
 def test_a_name_of_several_photos_is_reported_and_not_paired(root, caplog):
     trees.write(root, ["photo/cat/a/1.png", "photo/cat/b/1.png", "sketch/cat/1-1.png"])
     assert "cat/1-1.png" not in pairs(root)
-    assert "1 sketches match the name of several photos" in caplog.text
+    assert "1 sketch has the name of several photos" in caplog.text
     assert "sketch/cat/1-1.png: photo/cat/a/1.png, photo/cat/b/1.png" in caplog.text
 
 

@@ -44,8 +44,9 @@ def test_files_are_sorted_by_name(sketchy_source):
 
 def test_a_missing_folder_is_named(tmp_path):
     (tmp_path / "empty").mkdir()
-    for folder in (tmp_path / "empty", tmp_path / "nowhere"):
-        with pytest.raises(FileNotFoundError, match=f"manual_dir {folder} is empty or missing"):
+    for name, problem in (("empty", "is empty"), ("nowhere", "does not exist")):
+        folder = tmp_path / name
+        with pytest.raises(FileNotFoundError, match=f"manual_dir {folder} {problem}"):
             prepared.prepare("sketchy", data_dir=tmp_path, manual_dir=folder)
     with pytest.raises(FileNotFoundError, match="256x256/"):
         sketchy.scan(tmp_path)

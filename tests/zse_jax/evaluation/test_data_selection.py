@@ -312,7 +312,7 @@ def test_checkpoints_are_selected_by_the_validation_classes_of_the_protocol():
 def test_selection_on_the_unseen_classes_is_stated():
     config = sketchy.get_config()
     config.train.steps, config.evaluation.every = 2000, 667
-    expected = "best of 3 evaluations by relation/exact/mAP@all on the unseen classes"
+    expected = "best of 3 evaluations after step 0 by relation/exact/mAP@all on the unseen classes"
     assert data_selection.selection_note(config) == expected
     config.evaluation.every = 0
     assert data_selection.selection_note(config) is None

@@ -1,5 +1,7 @@
 """The first table after an evaluation: what was ranked, its convention, the published values."""
 
+import dataclasses
+
 import numpy as np
 import pytest
 
@@ -169,6 +171,29 @@ def test_the_table_of_progress_shows_before_and_after_and_what_is_missing():
     assert alone.title.splitlines()[1] == "step 9"
     assert "started from random values" in alone.caption
     assert cells(alone)[0][2] == "50.0"
+
+
+@pytest.mark.parametrize(("start", "said"), [(0.6, True), (0.5, False), (0.4, False)])
+def test_a_start_that_is_better_than_the_selected_step_is_named(start, said):
+    config = demo.get_config()
+    before, after = ({config.evaluation.select: value} for value in (start, 0.5))
+    given = config, "zse", COMPLETE, before, after, 9, "ViT.npz"
+    caption = tables.progress_table(*given).caption
+    sentence = f"the start (ViT.npz) has the higher {config.evaluation.select}"
+    assert (sentence in caption) == said
+
+
+def test_without_a_paper_the_first_table_omits_metrics_deeper_than_the_classes():
+    found = results("token")
+    few = dataclasses.replace(found, photo_labels=np.repeat([0, 1], 9))
+    given = demo.get_config(), "zse", COMPLETE
+    after = {f"token/exact/{name}": 0.5 for name in ("mAP@all", "P@10")}
+    for table in (
+        tables.first_table(*given, few, "step 1"),
+        tables.progress_table(*given, after, after, 1, labels=few.labels),
+    ):
+        names = [column.header for column in table.columns]
+        assert names == ["ranking", "convention", "mAP@all"]
 
 
 @pytest.mark.usefixtures("tiny_system")

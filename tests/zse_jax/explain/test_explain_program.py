@@ -152,7 +152,7 @@ def test_an_error_at_the_end_leaves_no_files_and_the_run_can_be_repeated(
 
 def test_photos_that_are_all_unusable_are_an_error(workdir, album):
     (album.parent / "empty.png").write_bytes(b"")
-    with pytest.raises(ValueError, match=r"None of the 1 photos can be used .*empty\.png"):
+    with pytest.raises(ValueError, match=r"1 photo found, but none can be used .*empty\.png"):
         run(workdir, album, photos=album.parent / "empty.png")
     assert not (album.parent / "why").exists()
 

@@ -24,7 +24,7 @@ def test_the_index_is_in_the_cache_and_follows_the_photos(album, zse, cache, cap
     photo(album / "p1.png", 21, (50, 41))
     photo(album / "new.png", 22)
     assert album_.opened([f"{album}/"], zse) == where
-    assert "1 photos added, 1 updated, 1 removed, 3 unchanged" in capsys.readouterr().out
+    assert "1 photo added, 1 updated, 1 removed, 3 unchanged" in capsys.readouterr().out
     assert index.open(where).photos == 5
     assert album_.place([album, album / "deep"], zse) == album_.place([album / "deep", album], zse)
     assert len({album_.place([album], zse), album_.place([album / "deep"], zse)}) == 2

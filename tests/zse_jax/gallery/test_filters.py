@@ -179,6 +179,6 @@ def test_the_program_filters(searcher, folder, drawing, capsys):
     arguments = [f"--index={searcher.gallery.uri}", f"--sketch={drawing}"]
     test_search.run(*arguments, "--type=jpg", "--after=2021-06", "--orientation=square")
     output = capsys.readouterr().out
-    assert "The nearest of 1 photos" in output and "three.jpg" in output
+    assert "The nearest of 1 photo," in output and "three.jpg" in output
     with pytest.raises(ValueError, match=r"No photo of the index .* is in .*nowhere"):
         test_search.run(*arguments, f"--folder={folder}/nowhere")

@@ -136,7 +136,7 @@ def test_a_class_without_photos_is_listed_without_values():
     assert (dog.name, dog.photos, dog.values) == ("dog", 0, {})
     assert dog.sketches == result.queries_without_match > 0
     row = next(line for line in printed(result.class_table()).splitlines() if "dog" in line)
-    assert row.count(" - ") == len(METRICS)
+    assert row.count(" - ") == len(result.shown)
 
 
 def test_the_class_table_begins_with_the_worst():
@@ -212,12 +212,14 @@ def test_the_table_shows_intervals_when_asked():
 
 def test_the_caption_names_what_was_measured_and_what_was_excluded():
     notes = {"seed": 7, "excluded": ["cat", "dog"], "training_data_unknown": ["vit.npz"]}
+    notes |= {"data": "folder", "split": "own", "file_lists": "none", "strides": (1, 1)}
     result = random_evaluation(classes=4, notes=notes)
     text = " ".join(printed(result.table()).split())
     left_out = f"{result.queries_without_match} sketches without a photo of their class excluded"
     for words in (f"chance {100 * result.chance:.1f}", left_out, "seed 7", "excluded cat, dog",
-                  "without a record of the training data of vit.npz"):  # fmt: skip
+                  "the training data of vit.npz are not recorded"):  # fmt: skip
         assert words in text
+    assert not any(word in text for word in ("split own", "lists", "strides"))
 
 
 def test_fine_grained_results_name_the_ranked_photos(capsys):
@@ -258,6 +260,24 @@ def test_the_dict_is_json_without_nan(classes):
 
 
 @pytest.mark.parametrize(
+    ("photos", "shown"),
+    [
+        ([300, 5], ["mAP@all", "mAP@200", "P@100", "P@200"]),
+        ([199, 99], ["mAP@all", "mAP@200", "P@100"]),
+        ([99, 99], ["mAP@all"]),
+    ],
+)
+def test_metrics_deeper_than_the_photos_are_shown_on_request_only(photos, shown):
+    photo_labels = np.repeat(np.arange(len(photos)), photos)
+    similarity = np.random.default_rng(0).random((2, len(photo_labels)))
+    result = evaluation(similarity, [0, 1], photo_labels)
+    assert list(result.shown) == shown
+    titles = [column.header for column in result.table().columns]
+    assert all(result.labels[name] in titles for name in result.metrics)
+    assert result.to_dict()["values"]["score"]["exact"].keys() == {*METRICS}
+
+
+@pytest.mark.parametrize(
     ("photos", "expected"),
     [([100, 300], "P@100"), ([99, 300], "P@min(100, R)"), ([12, 99], "P@100 (R-precision)")],
 )
@@ -269,5 +289,6 @@ def test_precision_with_few_relevant_photos_is_named(photos, expected):
     assert result.labels["P@100"] == expected
     assert result.labels["mAP@200"] == "mAP@200"
     assert expected in [column.header for column in result.table().columns]
-    assert expected in [column.header for column in result.class_table().columns]
+    shown = [column.header for column in result.class_table().columns]
+    assert (expected in shown) == (expected != "P@100 (R-precision)")
     assert result.to_dict()["metrics"]["P@100"] == expected

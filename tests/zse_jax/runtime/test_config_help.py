@@ -14,7 +14,7 @@ def test_every_key_has_help_and_the_value_that_the_page_shows(module):
     config = module.get_config()
     known = config_help.meanings(config.model.system)
     values = config_io.flat(config)
-    assert [key for key in values if key not in known or not known[key].help] == []
+    assert [key for key in values if not config_help.general(known[key].help)] == []
     assert {key: known[key].value for key in values} == {k: repr(v) for k, v in values.items()}
 
 
@@ -38,6 +38,19 @@ def test_comments_before_and_behind_a_key_are_its_help(tmp_path):
         "a.one": ("None", "int", "of both"),
         "two": ("None", "int", "of both"),
     }
+
+
+def test_what_is_in_brackets_stands_beside_the_default_only():
+    config = default.get_config()
+    config.train.steps = 7
+    for shown, unchanged in ((default.get_config(), True), (config, False)):
+        table = config_help.table(shown, default.get_config())
+        columns = [list(column.cells) for column in table.columns]
+        help_ = columns[4][columns[1].index("train.steps")]
+        assert help_.startswith("length of the run")
+        assert ("[ZSE: 30 epochs" in help_) == unchanged
+    other = config_help.meanings(efficient_default.get_config().model.system)
+    assert "ZSE" not in other["train.steps"].help
 
 
 def test_a_config_is_printed_with_its_changes_marked_and_nothing_else_happens(capsys, tmp_path):
