@@ -93,7 +93,7 @@ def run(model) -> Run:
         return value, (terms, outputs)
 
     # One program, and optimised: at this size, running it takes longer than compiling it.
-    @functools.partial(jax.jit, compiler_options={"xla_backend_optimization_level": 2})
+    @functools.partial(jax.jit, compiler_options={"xla_backend_optimization_level": 1})
     def step(parameters, state):
         (value, aux), gradients = jax.value_and_grad(loss, has_aux=True)(parameters)
         updates, state = optimizer.update(gradients, state, parameters)
