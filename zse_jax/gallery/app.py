@@ -98,7 +98,10 @@ def create(backend: Backend) -> Any:
                 pad = gr.HTML(
                     "",
                     html_template=template_html(
-                        "pad.html", most_pairs=backend.most_pairs, expand=EXPAND
+                        "pad.html",
+                        most_pairs=backend.most_pairs,
+                        expand=EXPAND,
+                        choices=backend.choices,
                     ),
                     js_on_load=template_text("pad.js"),
                     settings={"pen": backend.pen, "pairs": backend.default_pairs},

@@ -7,6 +7,7 @@ they are about the query; others are printed, because their messages name files 
 
 import base64
 import binascii
+import datetime
 import os
 import re
 import traceback
@@ -26,6 +27,7 @@ from data_pipelines.terminal import printable
 from zse_jax.explain import pages
 from zse_jax.explain.correspondence import ink_share
 from zse_jax.explain.pair_figures import LINE_STYLES
+from zse_jax.gallery.filters import ORIENTATIONS, Filter
 from zse_jax.gallery.results import Hit, Results
 from zse_jax.gallery.search import EXPAND, RERANK, Feedback, Searcher
 from zse_jax.gallery.sketch_input import SketchError, says_too_little
@@ -48,6 +50,9 @@ MOST_THUMBS = 100
 BUDGET, SLOW = 0.3, 0.5
 """Seconds that scoring takes by default, and seconds above which the order by embedding is shown
 until the pairs are scored."""
+
+MOST_FOLDERS = 500
+"""Limit of the folders among which the page lets choose: those with the most photos."""
 
 SEEN = 160
 """Side of the picture of what the model sees, in pixels."""
@@ -82,6 +87,18 @@ Id = Annotated[str, pydantic.Field(pattern=r"^[0-9a-z]{1,64}$")]
 Thumbs = Annotated[tuple[Id, ...], pydantic.Field(max_length=MOST_THUMBS)]
 
 
+class Where(pydantic.BaseModel):
+    """Which photos are searched, see `filters.Filter`; "" and None: no condition."""
+
+    model_config = pydantic.ConfigDict(frozen=True)
+
+    folder: str = ""
+    after: datetime.date | None = None
+    before: datetime.date | None = None
+    orientation: Literal["", "landscape", "portrait", "square"] = ""
+    type: str = ""
+
+
 class Query(pydantic.BaseModel):
     """What the browser asks for.
 
@@ -91,6 +108,7 @@ class Query(pydantic.BaseModel):
       expand: expand the query by `EXPAND` photos, see `zse_jax.retrieval.expansion`.
       page: page of the results, counted from 0.
       like, more, fewer: see `search.Feedback`.
+      where: which photos are searched.
       number: counts the queries of a page, so that it knows which one an answer belongs to.
     """
 
@@ -103,6 +121,7 @@ class Query(pydantic.BaseModel):
     like: Id | Literal[""] = ""
     more: Thumbs = ()
     fewer: Thumbs = ()
+    where: Where = Where()
     number: Annotated[int, pydantic.Field(ge=0)] = 0
 
     @property
@@ -148,6 +167,8 @@ class Backend:
       searcher: the searcher.
       most_pairs: limit of pairs to score for a drawing; 0 if the system does not score pairs.
       default_pairs: pairs that are scored by default: as many as this machine scores in `BUDGET`.
+      choices: values among which the page lets choose the photos that are searched, as they were
+        when the page was started.
     """
 
     def __init__(self, searcher: Searcher, k: int = 24, local: bool = False):
@@ -162,6 +183,16 @@ class Backend:
         self.most_pairs = min(searcher.gallery.photos, MOST_RERANKED) if searcher.reranks else 0
         self.default_pairs = min(RERANK, self.most_pairs)
         self._explains = isinstance(searcher.retriever, Explainable)
+        choices = searcher.choices()
+        largest = sorted(choices.folders if local else [], key=lambda each: -each[1])
+        folders = [name for name, _ in sorted(largest[:MOST_FOLDERS])]
+        self.choices = {
+            "folders": folders if len(folders) > 1 else [],
+            "types": choices.types if len(choices.types) > 1 else [],
+            "orientations": [*ORIENTATIONS],
+            "first": choices.first,
+            "last": choices.last,
+        }
         self._seconds_of_pair = 0.0
 
     @property
@@ -239,6 +270,11 @@ class Backend:
             return self.empty()
         if says_too_little(sketch):
             return Answer(_message(**TOO_LITTLE))
+        where = query.where
+        for kind, value in (("folders", where.folder), ("types", where.type)):
+            if value and value not in self.choices[kind]:
+                text = f"This page does not offer {printable(value)} as one of the {kind}."
+                return Answer(_message(problem=True, text=text))
         results = self.searcher(
             sketch,
             self._k,
@@ -246,6 +282,13 @@ class Backend:
             expand=EXPAND if query.expand else 0,
             skip=query.page * self._k,
             feedback=query.feedback,
+            where=Filter(
+                (where.folder,) if where.folder else (),
+                where.after,
+                where.before,
+                where.orientation,
+                (where.type,) if where.type else (),
+            ),
         )
         if rerank:
             self._seconds_of_pair = results.seconds / rerank
@@ -254,6 +297,9 @@ class Backend:
             changes=results.changes,
             doubt=results.doubt,
         )
+        if not results.hits and not query.page and "filter" in results.about:
+            text = f"No photo is {results.about['filter']}. Choose fewer conditions."
+            return Answer(_message(title="No photos here", text=text), None, seen)
         if not results.hits:
             text = "There are no more photos. Go back with Undo, or draw."
             return Answer(_message(title="No photos here", text=text), None, seen)

@@ -176,7 +176,8 @@ def test_invalid_drawings_are_reported(backend, drawing, problem):
     "asked",
     ["no json", "[]", "1", "null", '{"page": -1}', '{"page": 1e300}', '{"rerank": NaN}', "[" * 9999,
      '{"drawing": {"a": 1}}', '{"like": "x\' OR 1"}', '{"more": "abc"}', '{"rerank": -5}',
-     json.dumps({"fewer": ["a"] * 101}), '{"expand": "maybe"}', "\ud800"],
+     json.dumps({"fewer": ["a"] * 101}), '{"expand": "maybe"}',
+     '{"where": {"after": "soon"}}', "\ud800"],
 )  # fmt: skip
 def test_what_is_no_query_is_reported(backend, asked):
     [answer] = backend.search(asked)
@@ -190,6 +191,24 @@ def test_a_dot_says_too_little_and_a_photo_that_is_gone_is_reported(backend):
     ImageDraw.Draw(dot).ellipse((100, 100, 110, 110), fill="black")
     assert "says too little" in final(backend, data_url(dot)).html
     assert "not in the index any more" in final(backend, circle(), like="0" * 24).html
+
+
+@pytest.mark.slow
+def test_only_a_page_of_this_machine_lets_choose_folders(zse, tmp_path):
+    for name in ("a", "b"):
+        photo(tmp_path / f"album/{name}/{name}.png", ord(name))
+    index.build([tmp_path / "album"], tmp_path / "index", zse)
+    searcher = Searcher(index.open(tmp_path / "index"))
+    near, far = (Backend(searcher, local=local) for local in (True, False))
+    folder = str(tmp_path / "album/a")
+    assert folder in near.choices["folders"] and not far.choices["folders"]
+    found = final(near, circle(), 0, where={"folder": folder})
+    assert [hit.path for hit in found.results.hits] == [f"{folder}/a.png"]
+    for backend, where in ((far, {"folder": folder}), (near, {"type": "gif"})):
+        answer = final(backend, circle(), 0, where=where)
+        assert answer.results is None and "does not offer" in answer.html
+    nobody = final(near, circle(), 0, where={"folder": folder, "orientation": "portrait"})
+    assert nobody.results is None and "Choose fewer conditions" in nobody.html
 
 
 @pytest.mark.slow

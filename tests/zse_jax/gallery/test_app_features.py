@@ -42,7 +42,8 @@ PAPER = """kind => {
 def backend(zse, tmp_path_factory):
     folder = tmp_path_factory.mktemp("features")
     for number in range(PHOTOS):
-        photo(folder / f"album/a photo with a long name, {number}.png", number, (64, 48))
+        place, size = ("album/tall", (48, 64)) if number % 5 == 0 else ("album", (64, 48))
+        photo(folder / place / f"a photo with a long name, {number}.png", number, size)
     index.build([folder / "album"], folder / "index", zse)
     made = app_backend.Backend(Searcher(index.open(folder / "index")), k=SHOWN, local=True)
     made.warm_up()
@@ -161,6 +162,25 @@ def test_a_reload_and_a_link_keep_drawing_thumbs_and_options(visitor, chromium, 
     other.status("query expanded")
     assert other.photos() == photos
     other.page.context.close()
+
+
+def test_conditions_limit_the_photos_and_survive_a_reload(visitor, backend):
+    visitor.draw(SNOWMAN)
+    visitor.page.locator(".zse-where summary").click()
+    visitor.page.locator("[data-option=orientation]").select_option("portrait")
+    visitor.status("3 nearest of 3 photos, portrait")
+    tall = visitor.photos()
+    visitor.page.reload()
+    visitor.status("3 nearest of 3 photos, portrait")
+    assert visitor.photos() == tall
+    visitor.page.locator("[data-option=orientation]").select_option("")
+    visitor.status(f"of {PHOTOS} photos")
+    [folder] = [name for name in backend.choices["folders"] if name.endswith("tall")]
+    visitor.page.locator("[data-option=folder]").select_option(folder)
+    visitor.status("3 nearest of 3 photos, in ")
+    assert visitor.photos() == tall
+    visitor.page.locator("[data-option=orientation]").select_option("square")
+    visitor.page.locator(".zse-empty", has_text="Choose fewer conditions").wait_for()
 
 
 def test_an_uploaded_picture_survives_a_reload(visitor):

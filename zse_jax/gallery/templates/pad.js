@@ -70,13 +70,19 @@ const unpacked = async text => {
   };
 };
 
+// Which photos are searched: the conditions that are set.
+const where = element.querySelector(".zse-where"), conditions = [...where.querySelectorAll("[data-option]")];
+
 const options = () => ({
   expand: option("expand").checked,
   rerank: Number(option("rerank")?.value ?? 0),
+  where: Object.fromEntries(conditions.filter(one => one.value).map(one => [one.dataset.option, one.value])),
 });
 
 const setOptions = given => {
   option("expand").checked = !!given?.expand;
+  for (const one of conditions) one.value = given?.where?.[one.dataset.option] ?? "";
+  if (conditions.some(one => one.value)) where.open = true;
   if (!option("rerank")) return;
   option("rerank").value = given?.rerank ?? PAIRS;
   element.querySelector("output").textContent = option("rerank").value;
