@@ -3,9 +3,10 @@
 arXiv 2303.13440. CLIP is adapted by a few learned tokens (prompts) and its LayerNorms. There are
 two training recipes: category-level, and instance-level within categories (fine-grained).
 
-The published code contains only the category-level triplet. The classification term, the whole
-fine-grained recipe (hard negatives, L_delta, patch shuffling), `encoders="separate"` and the
-weights of the terms follow the paper's text and notes of re-implementations; they are our reading.
+The published code contains only the category-level triplet. The classification term, the fine-
+grained recipe (hard negatives, L_delta, patch shuffling), `encoders="separate_norms"` and the
+weights of the terms follow the text of the paper (sections 4 to 6). `docs/systems.md` lists what it
+leaves open, and what we chose.
 """
 
 import itertools
