@@ -105,6 +105,8 @@ class ClipPrompt(Retriever, Explainable):
       class_text: text features of the classes, [classes, embed_dim], or None without names.
     """
 
+    # `preprocessing` is "pad" in every config of CLIP-AT. The class keeps "crop" for checkpoints of
+    # earlier versions, whose configs do not name it.
     batch_kind: ClassVar[str] = "triplet"
     parameter_groups: ClassVar[Sequence[str]] = ("prompt", "layer_norm", "encoder")
 
