@@ -51,6 +51,7 @@ def save_pretrained(
     private: bool = True,
     dtype: "Literal['float16'] | None" = None,
     adapters_only: bool = False,
+    base: "str | os.PathLike | None" = None,
 ) -> str:
     """Writes a model with its config and model card to a folder, a bucket, or hf://owner/name.
 
@@ -67,4 +68,5 @@ def save_pretrained(
         private=private,
         dtype=dtype,
         adapters_only=adapters_only,
+        base=base,
     )

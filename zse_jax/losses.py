@@ -61,8 +61,8 @@ def cosine_triplet(
 ) -> Float[Array, ""]:
     """mean(max(0, d(a, p) - d(a, n) + margin)) with d = 1 - cosine.
 
-    Source: CLIP-AT, CVPR 2023, triplet term. The margin is 0.3 in re-implementations and 0.2 in the
-    published code.
+    Source: CLIP-AT, CVPR 2023, equation 2. Its margin is 0.3 (section 6), and 0.2 in its published
+    code.
     """
     difference = cosine_distance(anchor, positive) - cosine_distance(anchor, negative)
     return jnp.maximum(difference + margin, 0).mean()

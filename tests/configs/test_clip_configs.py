@@ -90,6 +90,22 @@ def test_training_takes_sixty_epochs_in_batches_of_64(module, sketches):
     assert config.train.steps * 64 / sketches == pytest.approx(60, rel=1e-3)
 
 
+def test_ablations_are_variants_that_change_one_thing():
+    changed = {
+        "frozen_norms": {"model.trainable", "model.encoders"},
+        "deep": {"model.trainable", "model.encoders", "model.prompt_depth"},
+        "single_prompt": {"model.prompts"},
+        "one_token": {"model.prompt_length"},
+        "no_classification": {"model.classification_weight"},
+        "no_delta": {"model.delta_weight"},
+        "no_shuffle": {"model.shuffle_weight"},
+    }
+    paper = clip_sketchy_split2.get_config()
+    for variant, keys in changed.items():
+        config = clip_sketchy_split2.get_config(variant)
+        assert config_io.differences(paper, config).keys() == keys, variant
+
+
 def test_class_names_are_filled_in_from_the_data_in_the_order_of_the_labels():
     config = clip_sketchy_split2.get_config().lock()
     full = step.complete(config)

@@ -41,6 +41,16 @@ def test_margins_are_those_of_the_published_code():
     assert margins == [0.04, 0.2, 0.04]
 
 
+@pytest.mark.parametrize(
+    ("module", "sketches", "epochs"),
+    [(cmca_sketchy_split2, 75_471 - 12_694, 20), (cmca_tuberlin, 220 * 80, 65),
+     (cmca_quickdraw, 330_000 - 92_291, 40)],
+)  # fmt: skip
+def test_training_takes_the_epochs_of_the_published_code(module, sketches, epochs):
+    train = module.get_config().train
+    assert train.steps * train.batch_size / sketches == pytest.approx(epochs, rel=1e-3)
+
+
 @pytest.mark.parametrize(("size", "name"), [("S/14", "small"), ("B/14", "base"), ("L/14", "large")])
 def test_training_starts_from_facebooks_network_of_the_size(size, name):
     config = cmca_sketchy_split2.get_config(size)

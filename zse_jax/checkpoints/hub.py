@@ -192,7 +192,10 @@ def load(folder: epath.Path, base: str | os.PathLike | None = None) -> Retriever
     if "base" in about:
         arrays |= _base(folder, about, nnx.merge(definition, *_zeros(state)), base)
     elif base is not None:
-        raise ValueError(f"{folder} contains all weights of its model, and needs no base {base}.")
+        raise ValueError(
+            f"base={base} is for a model that was saved with adapters_only, and {folder} contains "
+            "all weights of its model: leave it out."
+        )
     compare(arrays, flat_arrays(state["model"]), os.fspath(folder))
     parameters = jax.tree_util.tree_map_with_path(
         lambda path, leaf: jnp.asarray(arrays[array_name(path)], leaf.dtype), state["model"]
@@ -218,8 +221,9 @@ def _base(
     except (FileNotFoundError, ValueError) as error:
         kind = FileNotFoundError if isinstance(error, FileNotFoundError) else ValueError
         raise kind(
-            f"{folder} contains only the parameters that were trained on top of {name}, which "
-            f"cannot be used: {error} zse_jax.load(..., base=FILE) reads them from another place."
+            f"{folder} contains only the parameters that were trained on top of {name}. Reading "
+            f"these base weights from {path} failed: {error} The argument base=FILE reads them "
+            "from another place."
         ) from error
     flat = flat_arrays(split_model(model)[1]["model"])
     arrays = {name: np.asarray(flat[name]) for name in saved}

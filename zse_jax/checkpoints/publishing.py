@@ -58,6 +58,7 @@ def save_pretrained(
     private: bool = True,
     dtype: Literal["float16"] | None = None,
     adapters_only: bool = False,
+    base: str | os.PathLike | None = None,
 ) -> str:
     """Writes a model for `zse_jax.load`, with its card; returns its path.
 
@@ -73,16 +74,20 @@ def save_pretrained(
         None: as they are.
       adapters_only: leave out the parameters that did not train, such as those beside which CMCA's
         adapters are. `zse_jax.load` reads them from the base weights, `config.init_from`, and
-        compares their checksums.
+        compares their checksums, as this function does before it writes.
+      base: with `adapters_only`, where the base weights are now, if not where the config names
+        them; it is not recorded.
 
     Raises:
       FileNotFoundError: `source` contains no checkpoint, or the base weights are not available.
       FileExistsError: `target` is not empty.
       ValueError: the config of `source` is not known; values exceed the range of float16; the
-        hub's client is missing; or, with `adapters_only`, all parameters trained, or the others are
-        not those of a publisher's weights.
+        hub's client is missing; `base` is given without `adapters_only`; or, with it, all
+        parameters trained, or the others are not those of a publisher's weights.
       OSError: it could not be written or uploaded.
     """
+    if base is not None and not adapters_only:
+        raise ValueError(f"base={base} is for adapters_only=True: leave it out, or set both.")
     repository = hub.repository(target)
     folder = None if repository else reading.new_folder(target)
     client = sources.client() if repository else None
@@ -90,8 +95,8 @@ def save_pretrained(
     retriever, about = _about(source, config, metrics)
     arrays = {name: np.asarray(leaf) for name, leaf in _parameters(retriever).items()}
     if adapters_only:
-        about["base"] = base = _base(retriever, arrays, about["config"])
-        arrays = {name: array for name, array in arrays.items() if name not in base["digests"]}
+        about["base"] = left_out = _base(retriever, arrays, about["config"], base)
+        arrays = {name: array for name, array in arrays.items() if name not in left_out["digests"]}
         about["digests"] = checksums(arrays)
     if dtype is not None:
         arrays = {name: _rounded(name, array, np.dtype(dtype)) for name, array in arrays.items()}
@@ -103,7 +108,7 @@ def save_pretrained(
         text = card(about, name=name, license=license)
         _write(Path(written), arrays, about, record, text)
         if adapters_only:
-            hub.load(epath.Path(written))  # an error, if these are not the base weights
+            _check_base(written, base, target)
         if repository:
             return _upload(client, repository, written, private)
         assert folder is not None
@@ -230,7 +235,10 @@ def _parameters(retriever: Retriever) -> Arrays:
 
 
 def _base(
-    retriever: Retriever, arrays: Mapping[str, np.ndarray], config: Mapping[str, Any]
+    retriever: Retriever,
+    arrays: Mapping[str, np.ndarray],
+    config: Mapping[str, Any],
+    path: str | os.PathLike | None,
 ) -> dict[str, Any]:
     """Name and checksums of the weights that training did not change."""
     paths_of = nnx.to_flat_state(nnx.state(retriever, nnx.Param))
@@ -243,12 +251,20 @@ def _base(
             "adapters_only."
         )
     name = config.get("init_from")
-    if name is None or name == initial_weights.RANDOM or not hub.is_weights(name):
+    if name is None or name == initial_weights.RANDOM or not hub.is_weights(path or name):
         raise ValueError(
             f"The model started from {name}, which is not a publisher's weights that a reader "
             "could load adapters onto (config.init_from): save it without adapters_only."
         )
     return {"name": name, "digests": checksums({key: arrays[key] for key in frozen})}
+
+
+def _check_base(written: str, base: str | os.PathLike | None, target: str | os.PathLike) -> None:
+    """Raises, with the name of the target, unless the base weights are those in the config."""
+    try:
+        hub.load(epath.Path(written), base)
+    except (FileNotFoundError, ValueError) as error:
+        raise type(error)(str(error).replace(written, os.fspath(target))) from error
 
 
 def _rounded(name: str, array: np.ndarray, dtype: np.dtype) -> np.ndarray:

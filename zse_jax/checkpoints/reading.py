@@ -94,17 +94,22 @@ def load_step(
     base: str | os.PathLike | None = None,
 ) -> tuple[int, Retriever]:
     """The step that is read, and the retriever; as `load`, or a given `step` of a workdir."""
-    if hub.is_weights(path):
+    weights = hub.is_weights(path)
+    folder = None if weights else hub.find(path)
+    if base is not None and folder is None:
+        raise ValueError(
+            f"base={base} is for a model that was saved with adapters_only, and {path} is not one: "
+            "leave it out."
+        )
+    if weights:
         retriever, config = conversion.load(path)
         _CONFIGS[retriever] = config
         return 0, retriever
-    if folder := hub.find(path):
+    if folder is not None:
         retriever = hub.load(folder, base)
         _CONFIGS[retriever] = hub.read_config(folder)
         _RECORDS[retriever] = hub.read_record(folder)
         return hub.read_about(folder)["step"], retriever
-    if base is not None:
-        raise ValueError(f"{path} is a checkpoint with all its weights, and needs no base {base}.")
     return _first_readable(path, _load, step, allow_fallback)
 
 

@@ -313,13 +313,14 @@ def explanation_figure(
     ]
     cell, gap, upper = 1.12, 0.13, 0.45
     width = max(2 * _SIDE + _BETWEEN, max(map(len, rows)) * (cell + gap) - gap) + 2 * gap
-    lower = upper + _SIDE + 0.4
+    lower = upper + _SIDE + 0.5
     height = lower + len(rows) * (cell + 0.3) + 0.42
     figure, axes = style.canvas(width, height)
     left = gap
     axes.text(left, 0.29, title or "", fontsize=10, color=INK, weight="bold")
     _draw_pair(axes, left, upper, (sketch, photo), explanation, pair, most)
-    axes.text(left, upper + _SIDE + 0.08, LINE_STYLES, fontsize=7, color=MUTED, va="top")
+    legend = textwrap.fill(LINE_STYLES, int(width * 18))
+    axes.text(left, upper + _SIDE + 0.08, legend, fontsize=7, color=MUTED, va="top")
     for row, images in enumerate(rows):
         y = lower + row * (cell + 0.3)
         for column, (name, image) in enumerate(images):

@@ -186,7 +186,7 @@ class Backend:
         choices = searcher.choices()
         largest = sorted(choices.folders if local else [], key=lambda each: -each[1])
         folders = [name for name, _ in sorted(largest[:MOST_FOLDERS])]
-        self.choices = {
+        self.choices: dict[str, Any] = {
             "folders": folders if len(folders) > 1 else [],
             "types": choices.types if len(choices.types) > 1 else [],
             "orientations": [*ORIENTATIONS],

@@ -3,9 +3,10 @@
 arXiv 2303.13440. CLIP is adapted by a few learned tokens (prompts) and its LayerNorms. There are
 two training recipes: category-level, and instance-level within categories (fine-grained).
 
-The published code contains only the category-level triplet. The classification term, the whole
-fine-grained recipe (hard negatives, L_delta, patch shuffling), `encoders="separate"` and the
-weights of the terms follow the paper's text and notes of re-implementations; they are our reading.
+The published code contains only the category-level triplet. The classification term, the fine-
+grained recipe (hard negatives, L_delta, patch shuffling), `encoders="separate_norms"` and the
+weights of the terms follow the text of the paper (sections 4 to 6). `docs/systems.md` lists what it
+leaves open, and what we chose.
 """
 
 import itertools
@@ -104,6 +105,8 @@ class ClipPrompt(Retriever, Explainable):
       class_text: text features of the classes, [classes, embed_dim], or None without names.
     """
 
+    # `preprocessing` is "pad" in every config of CLIP-AT. The class keeps "crop" for checkpoints of
+    # earlier versions, whose configs do not name it.
     batch_kind: ClassVar[str] = "triplet"
     parameter_groups: ClassVar[Sequence[str]] = ("prompt", "layer_norm", "encoder")
 

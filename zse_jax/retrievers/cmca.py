@@ -65,7 +65,8 @@ class CMCA(Retriever, Explainable):
           rngs: stream `params`.
 
         Raises:
-          ValueError: a network that is not a DINOv2, sizes that do not fit, or unknown choices.
+          ValueError: a network that is not a DINOv2, a rank below 1, sizes that do not fit, or
+            unknown choices.
         """
         if trainable not in get_args(Trainable):
             raise ValueError(
@@ -85,6 +86,11 @@ class CMCA(Retriever, Explainable):
             raise ValueError(
                 f"config.model.image_size={image_size} must be a multiple of {network.patch}, the "
                 f"side of the patches of {backbone}."
+            )
+        if rank < 1:
+            raise ValueError(
+                f"config.model.rank={rank}: the rank of the adapters must be at least 1 (64 as "
+                "published). For DINOv2 without training, use the variant raw."
             )
         self.image_size, self.trainable, self.triplet_margin = image_size, trainable, triplet_margin
         self.mcc_weights, self.mcc_targets = tuple(mcc_weights), tuple(mcc_targets)

@@ -59,17 +59,25 @@ def test_base_weights_can_be_elsewhere_but_not_others(trained, tmp_path):
     model, config = trained
     folder = zse_jax.save_pretrained(model, tmp_path / "model", config=config, adapters_only=True)
     (tmp_path / "base.safetensors").rename(tmp_path / "moved.safetensors")
-    with pytest.raises(FileNotFoundError, match=r"no file .*base.safetensors.*load\(..., base=FIL"):
+    with pytest.raises(FileNotFoundError, match=r"no file .*base.safetensors.*base=FILE"):
         zse_jax.load(folder)
-    assert zse_jax.load(folder, base=tmp_path / "moved.safetensors").image_size == 32
+    loaded = zse_jax.load(folder, base=tmp_path / "moved.safetensors")
+    with pytest.raises(FileNotFoundError, match=f"^{tmp_path}/again contains only.*base=FILE"):
+        zse_jax.save_pretrained(loaded, tmp_path / "again", adapters_only=True)
+    assert zse_jax.save_pretrained(
+        loaded, tmp_path / "again", adapters_only=True, base=tmp_path / "moved.safetensors"
+    )
+    with pytest.raises(ValueError, match="base=.* is for adapters_only=True"):
+        zse_jax.save_pretrained(loaded, tmp_path / "third", base=tmp_path / "moved.safetensors")
     other = written(tmp_path / "other.safetensors", model, seed=1)
     with pytest.raises(
         ValueError, match=r"other.safetensors has other values in \d+ of \d+ arrays"
     ):
         zse_jax.load(folder, base=other)
     whole = zse_jax.save_pretrained(model, tmp_path / "whole", config=config)
-    with pytest.raises(ValueError, match="contains all weights of its model, and needs no base"):
-        zse_jax.load(whole, base=other)
+    for path in (whole, tmp_path / "nothing", other):
+        with pytest.raises(ValueError, match=f"base=.* is for a model .*{path}.* leave it out"):
+            zse_jax.load(path, base=other)
 
 
 def test_a_model_that_no_reader_could_complete_is_not_written(trained, tmp_path):

@@ -136,7 +136,7 @@ def test_an_explanation_shows_patches_of_the_last_block_and_attention_rollout():
         ({"image_size": 36}, "image_size=36 must be a multiple of 8, the side of the patches"),
         ({"trainable": "norms"}, "trainable='norms': choose one of adapters, all"),
         ({"mcc_weights": (1.0,)}, "must have two numbers each: of sketches and of photos"),
-        ({"rank": 0}, "at least 1, not 0"),
+        ({"rank": 0}, "config.model.rank=0: .* must be at least 1"),
     ],
 )
 def test_settings_that_do_not_fit_are_errors(changes, message):

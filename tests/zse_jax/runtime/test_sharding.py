@@ -11,7 +11,7 @@ from flax import nnx
 from jax.sharding import AxisType
 from jax.sharding import PartitionSpec as P
 
-from configs import clip_default, default, efficient_default
+from configs import clip_default, cmca_default, default, efficient_default
 from tests.zse_jax import tiny
 from zse_jax.checkpoints import arrays
 from zse_jax.models.relation_network import RelationNetwork
@@ -86,7 +86,10 @@ def test_moments_are_sharded_as_their_parameters(monkeypatch):
     assert parameters.items() <= moments.items()
 
 
-SYSTEMS = {"zse": default, "clip_prompt": clip_default, "efficient_cnn": efficient_default}
+SYSTEMS = {
+    "zse": default, "clip_prompt": clip_default, "efficient_cnn": efficient_default,
+    "cmca": cmca_default,
+}  # fmt: skip
 
 
 @functools.cache
