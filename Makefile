@@ -23,6 +23,7 @@ help:  ## Show the commands
 	@awk -F ':.*## ' '/^[a-z-]+:.*## / {printf "  make %-10s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
 
 install: $(DEV)  ## Create .venv with all requirements to run and test the project
+	@echo "Installed in $(VENV). To use it: source $(BIN)/activate"
 
 demo: $(RUNTIME)  ## Train on doodles, evaluate, write demo/report.html
 	$(BIN)/python -m zse_jax.main --config=configs/demo.py --workdir=demo

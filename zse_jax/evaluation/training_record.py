@@ -104,12 +104,15 @@ def untrained(config: ConfigDict) -> str:
     """
     *preferred, last = initial_weights.alternatives(config.init_from)
     unseen = data_selection.split_of(config, config.data).unseen if preferred else ()
-    for path in preferred:
+    for path, following in zip(preferred, [*preferred[1:], last], strict=True):
         known = _trained(of_checkpoint(path), unseen)
         if not known:
             return str(path)
         names = ", ".join(known)
-        logger.warning("Not started from %s, which trained on unseen classes: %s.", path, names)
+        logger.warning(
+            "Training starts from %s, not from %s, which has trained on classes that are unseen "
+            "here: %s.", following, path, names,
+        )  # fmt: skip
     return str(last)
 
 

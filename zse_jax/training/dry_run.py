@@ -61,7 +61,9 @@ def dry_run(config: ConfigDict) -> dict[str, int | float]:
           + (f"; a validation ranks {validation.size}" if validation else "")
           + (f"; the test ranks {test.size}" if test else ""))  # fmt: skip
     groups = profiling.parameter_groups(setup.model)
-    print("parameters: " + ", ".join(f"{name} {n:,}" for name, n in groups.items()), flush=True)
+    fixed = groups.pop("frozen", 0)
+    trained = ", ".join(f"{name} {count:,}" for name, count in groups.items())
+    print(f"parameters: {trained} train" + (f"; {fixed:,} are frozen" if fixed else ""), flush=True)
 
     found: dict[str, int | float] = {
         "parameters": sharding.bytes_per_device(setup.abstract["model"]),
