@@ -129,7 +129,7 @@ def progress_table(
         table.add_row(ranking, found.scope, *cells, *_published(found, ranked, ranking))
     started = () if before else (f"started from {start}",)
     table.caption = "; ".join(
-        [*_notes(found, ranked), "percent", *started, *_best_start(config, before, after, start)]
+        [*_notes(found, ranked), "percent", *started, *_better_start(found, before, after, start)]
     )
     return table
 
@@ -144,17 +144,21 @@ def _without_r_precision(
     return found._replace(metrics=tuple(names))
 
 
-def _best_start(
-    config: ConfigDict, before: Mapping[str, float], after: Mapping[str, float], start: str
+def _better_start(
+    found: published.Reported, before: Mapping[str, float], after: Mapping[str, float], start: str
 ) -> list[str]:
-    """Says so where the start is better than the selected step: it cannot be selected."""
-    select = config.evaluation.select
-    both = before.get(select), after.get(select)
-    if None in both or before[select] <= after[select]:
+    """Names the rankings in which the start is better than the selected step."""
+    metric = f"{found.scope}/{found.metrics[0]}"
+    better = [
+        ranking
+        for ranking in dict.fromkeys(key.partition("/")[0] for key in after)
+        if before.get(f"{ranking}/{metric}", 0) > after.get(f"{ranking}/{metric}", 1)
+    ]
+    if not better:
         return []
     return [
-        f"the start ({start}) has the higher {select} and is not among the steps that can be "
-        "selected"
+        f"the start ({start}) ranks better by {' and '.join(better)} and is not among the steps "
+        "that can be selected; a run with config.train.steps=0 keeps it"
     ]
 
 

@@ -83,7 +83,7 @@ def learning_rate(config: ConfigDict, steps: int) -> optax.Schedule:
     """The learning rate as a function of the step, counted from 0."""
     _check("config.optimizer.schedule", config.schedule, SCHEDULES)
     peak, warmup = config.learning_rate, config.warmup_steps
-    if not 0 <= warmup <= steps:
+    if steps and not 0 <= warmup <= steps:  # without steps, nothing warms up
         raise ValueError(
             f"config.optimizer.warmup_steps={warmup} must lie between 0 and "
             f"config.train.steps={steps}."

@@ -67,6 +67,10 @@ def test_cosine_warms_up_and_ends_at_its_fraction():
     np.testing.assert_allclose(found, [0.0, 0.5, 1.0, 0.55, 0.1], atol=1e-6)
 
 
+def test_a_run_without_steps_has_any_warm_up():
+    optimizers.learning_rate(options(warmup_steps=10), 0)
+
+
 def test_a_group_can_have_its_own_learning_rate():
     parameters = {"prompt": jnp.ones(2), "norm": {"bias": jnp.ones(2)}}
     gradients = {"prompt": jnp.array([0.3, -2.0]), "norm": {"bias": jnp.array([0.1, 5.0])}}
