@@ -39,6 +39,9 @@ R_PRECISION = " (R-precision)"
 CONFUSION_DEPTH = 100
 """Number of first photos of a ranking that `Evaluation.confusion` counts, at most."""
 
+FIRST_PHOTOS = f"the first {CONFUSION_DEPTH} photos, or as many as the class has"
+"""What the shares of confusions refer to, for captions."""
+
 
 class Interval(NamedTuple):
     """The bounds of a confidence interval."""
@@ -351,14 +354,16 @@ class Evaluation:
     def class_table(self, ranking: str | None = None, scope: str | None = None) -> Table:
         """The classes by one ranking (by default the first), worst first, in percent.
 
-        The last column is the class that their sketches are most often confused with.
+        The last column is the class that their sketches are most often taken for, and its share of
+        the first photos.
         """
         ranking = ranking or next(iter(self.values))
         scope = scope or next(iter(self.values[ranking]))
         taken: dict[str, str] = {}
         for sketch_class, photo_class, share in self.most_confused(ranking, self.classes**2):
             taken.setdefault(sketch_class, f"{photo_class} {_percent(share)}")
-        table = Table(title=f"{self.name}\nclasses by {ranking}, {scope}", caption="percent")
+        caption = f"percent; taken for: share of that class in {FIRST_PHOTOS}"
+        table = Table(title=f"{self.name}\nclasses by {ranking}, {scope}", caption=caption)
         for name in ("class", "sketches", "photos", *self.shown, "taken for"):
             text = name in ("class", "taken for")
             table.add_column(self.labels.get(name, name), justify="left" if text else "right")
@@ -379,7 +384,7 @@ class Evaluation:
         ranking = ranking or next(iter(self.values))
         table = Table(
             title=f"{self.name}\nconfusions by {ranking}",
-            caption=f"percent of the first {CONFUSION_DEPTH} photos, or as many as the class has",
+            caption=f"percent of {FIRST_PHOTOS}",
         )
         table.add_column("sketches of")
         table.add_column("find photos of")
