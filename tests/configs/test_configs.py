@@ -67,6 +67,7 @@ SMALL = {
         "text_width": 8, "text_depth": 1, "text_heads": 2,
     },
     "efficient_cnn": {"image_size": 16, "depths": (1,), "width": 4, "embedding_width": 8},
+    "cmca": {"image_size": 16, "backbone": "dinov2_tiny", "rank": 2},
 }  # fmt: skip
 """For each system, the settings of a small network."""
 
@@ -96,7 +97,7 @@ def small(name):
 
 load_items = functools.cache(tiny.load_items)
 
-ONE_OF_EACH = {"sketchy", "clip_sketchy_fine_grained", "efficient_tuberlin"}
+ONE_OF_EACH = {"sketchy", "clip_sketchy_fine_grained", "efficient_tuberlin", "cmca_tuberlin"}
 """A config of each system, for the fast tests."""
 
 
