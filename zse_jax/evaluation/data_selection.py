@@ -138,6 +138,12 @@ def evaluated_items(
     else:
         whole = len(sketches), len(photos)
         sketches, photos = sketches.every(sketch_stride), photos.every(photo_stride)
+    if config.evaluation.protocol != "fine_grained" and len(np.unique(photos.labels)) == 1:
+        logger.warning(
+            "All photos that are ranked are of one class, %s: every ranking of them is perfect. "
+            "Name at least two unseen classes.",
+            photos.class_names[photos.labels[0]],
+        )
     return Evaluated(sketches, photos, notes | {"strides": (sketch_stride, photo_stride)}, whole)
 
 

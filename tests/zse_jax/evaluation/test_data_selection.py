@@ -207,6 +207,19 @@ def test_unseen_classes_are_named_in_any_encoding_and_with_commas(monkeypatch):
     assert (split.seen, split.unseen) == (("cat",), ("Caf\u00e9", "salt, pepper"))
 
 
+@pytest.mark.parametrize(("unseen", "warned"), [("a", True), ("a,b", False)])
+def test_a_gallery_of_one_class_is_warned_of(monkeypatch, caplog, unseen, warned):
+    index = SimpleNamespace(class_names=["a", "b", "c", "d"])
+    monkeypatch.setattr(prepared, "prepare", lambda *args, **kwargs: None)
+    monkeypatch.setattr(prepared, "open_split", lambda folder, modality: (None, index))
+    config = default.get_config()
+    config.update_from_flattened_dict(
+        {"data.split": None, "data.name": "folder", "data.unseen": unseen}
+    )
+    data_selection.evaluated_items(config, 1, 1)
+    assert ("of one class, a: every ranking of them is perfect" in caplog.text) == warned
+
+
 @pytest.mark.parametrize("share", [-0.1, 1.0, 1.5])
 def test_a_share_must_be_between_0_and_1(share):
     config = default.get_config()
