@@ -95,7 +95,7 @@ class Results:
         folder, names = self._names()
         photos = counted(self.photos, "photo", "photos")
         table = Table(
-            title=f"The nearest of {photos}, in {self.seconds * 1000:.0f} ms",
+            title=f"The nearest of {photos}, in {_took(self.seconds)}",
             caption=f"in {folder}" if folder else None,
         )
         table.add_column("rank", justify="right")
@@ -176,7 +176,7 @@ def to_html(
         **first.about,
         "sketch": ", ".join(dict.fromkeys(r.about.get("sketch", "") for r in searches)),
         "photos": ", ".join(folders),
-        "time": f"{sum(results.seconds for results in searches) * 1000:.0f} ms",
+        "time": _took(sum(results.seconds for results in searches)),
     }
     return pages.render(
         "pair.html",
@@ -188,3 +188,8 @@ def to_html(
         facts={name: fact for name, fact in facts.items() if fact},
         line_styles=LINE_STYLES,
     )
+
+
+def _took(seconds: float) -> str:
+    """A duration, for display."""
+    return f"{1000 * seconds:.0f} ms" if seconds < 1 else f"{seconds:.1f} s"

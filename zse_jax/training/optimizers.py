@@ -86,7 +86,8 @@ def learning_rate(config: ConfigDict, steps: int) -> optax.Schedule:
     if steps and not 0 <= warmup <= steps:  # without steps, nothing warms up
         raise ValueError(
             f"config.optimizer.warmup_steps={warmup} must lie between 0 and "
-            f"config.train.steps={steps}."
+            f"config.train.steps={steps}. Train for more steps, or shorten the warm-up: "
+            f"--config.optimizer.warmup_steps={steps // 10}."
         )
     if config.schedule == "cosine":
         after = optax.cosine_decay_schedule(peak, max(1, steps - warmup), config.final_fraction)

@@ -19,6 +19,7 @@ from tests.zse_jax.explain import patches
 from tests.zse_jax.explain.test_report import Page
 from zse_jax.checkpoints import writing
 from zse_jax.explain import __main__ as program
+from zse_jax.explain import figures
 from zse_jax.gallery import photos, sketch_input
 from zse_jax.runtime import cli
 
@@ -56,8 +57,11 @@ def run(workdir, album, *arguments, sketch="cat.png", photos=None, output="why")
     return base / output
 
 
-def test_it_ranks_explains_and_writes_a_page_and_pictures(workdir, album, capsys):
+def test_it_ranks_explains_and_writes_a_page_and_pictures(workdir, album, capsys, monkeypatch):
+    drawn, grid = {}, figures.retrieval_grid
+    monkeypatch.setattr(figures, "retrieval_grid", lambda *a, **k: drawn.update(k) or grid(*a, **k))
     folder = run(workdir, album, "--top=2")
+    assert drawn["class_names"][drawn["sketch_labels"][0]] == "cat"
     files = sorted(path.name for path in folder.iterdir())
     assert files[-2:] == ["index.html", "retrieved.png"]
     assert len(files) == 4
