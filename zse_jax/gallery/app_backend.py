@@ -95,7 +95,7 @@ class Where(pydantic.BaseModel):
     folder: str = ""
     after: datetime.date | None = None
     before: datetime.date | None = None
-    orientation: Literal["", "landscape", "portrait", "square"] = ""
+    orientation: str = ""
     type: str = ""
 
 
@@ -271,7 +271,11 @@ class Backend:
         if says_too_little(sketch):
             return Answer(_message(**TOO_LITTLE))
         where = query.where
-        for kind, value in (("folders", where.folder), ("types", where.type)):
+        for kind, value in (
+            ("folders", where.folder),
+            ("orientations", where.orientation),
+            ("types", where.type),
+        ):
             if value and value not in self.choices[kind]:
                 text = f"This page does not offer {printable(value)} as one of the {kind}."
                 return Answer(_message(problem=True, text=text))

@@ -204,8 +204,8 @@ def choices(tables: Tables) -> Choices:
     folders = sorted(below.items())
     if not tables.is_described:
         return Choices(folders, [], None, None)
-    taken = [time.date() for time in tables.columns("taken")["taken"].to_pylist() if time]
-    first, last = min(taken, default=None), max(taken, default=None)
+    taken = tables.columns("taken")["taken"].drop_null().to_numpy().astype("datetime64[D]")
+    first, last = (taken.min().item(), taken.max().item()) if len(taken) else (None, None)
     return Choices(folders, _types(tables), first, last)
 
 

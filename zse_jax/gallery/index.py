@@ -308,7 +308,7 @@ def watch(
     uri, found = tables.located(index), Found(photos, include_hidden)
     table, encoder = _prepared(uri, checkpoint, features)
     show(*_synced(table, encoder, found, progress), place=uri)
-    changed = watching.Changes()
+    changed = watching.ChangeTimes()
 
     def update() -> None:
         try:

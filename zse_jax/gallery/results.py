@@ -14,6 +14,7 @@ from rich.table import Table
 from data_pipelines.suggestions import counted
 from zse_jax.explain import pages
 from zse_jax.explain.pair_figures import LINE_STYLES
+from zse_jax.runtime.console import duration
 
 
 @dataclasses.dataclass(frozen=True)
@@ -192,4 +193,4 @@ def to_html(
 
 def _took(seconds: float) -> str:
     """A duration, for display."""
-    return f"{1000 * seconds:.0f} ms" if seconds < 1 else f"{seconds:.1f} s"
+    return f"{1000 * seconds:.0f} ms" if seconds < 1 else duration(seconds)

@@ -29,7 +29,7 @@ LOOK = 0.5
 Identity = tuple[int, int]
 
 
-class Changes:
+class ChangeTimes:
     """When files changed. Methods can be called from several threads.
 
     Attributes:
@@ -63,7 +63,7 @@ def watch(
     stop: threading.Event,
     *,
     ignored: Sequence[Path] = (),
-    changes: Changes | None = None,
+    changes: ChangeTimes | None = None,
     rescan: float = RESCAN,
     look: float = LOOK,
 ) -> None:
@@ -82,7 +82,7 @@ def watch(
       look: as `LOOK`.
     """
     events = import_module("watchdog.events")
-    noted = changes or Changes()
+    noted = changes or ChangeTimes()
     kinds = [
         getattr(events, f"{kind}{change}Event")
         for kind in ("File", "Dir")

@@ -196,27 +196,28 @@ def test_invalid_settings_are_an_error_with_the_remedy(changes, message):
         data_selection.evaluated_items(config, 1, 1)
 
 
-def test_unseen_classes_are_named_in_any_encoding_and_with_commas(monkeypatch):
-    index = SimpleNamespace(class_names=["Caf\u00e9", "cat", "salt, pepper"])
-    monkeypatch.setattr(prepared, "prepare", lambda *args, **kwargs: None)
-    monkeypatch.setattr(prepared, "open_split", lambda folder, modality: (None, index))
-    config = default.get_config()
-    config.update_from_flattened_dict({"data.split": None, "data.name": "folder"})
-    config.data.unseen = 'Cafe\u0301, "salt, pepper"'
-    split = data_selection.split_of(config, config.data)
-    assert (split.seen, split.unseen) == (("cat",), ("Caf\u00e9", "salt, pepper"))
-
-
-@pytest.mark.parametrize(("unseen", "warned"), [("a", True), ("a,b", False)])
-def test_a_gallery_of_one_class_is_warned_of(monkeypatch, caplog, unseen, warned):
-    index = SimpleNamespace(class_names=["a", "b", "c", "d"])
+def own_data(monkeypatch, classes, unseen):
+    """The config of a folder of a user's own images with these classes."""
+    index = SimpleNamespace(class_names=classes)
     monkeypatch.setattr(prepared, "prepare", lambda *args, **kwargs: None)
     monkeypatch.setattr(prepared, "open_split", lambda folder, modality: (None, index))
     config = default.get_config()
     config.update_from_flattened_dict(
         {"data.split": None, "data.name": "folder", "data.unseen": unseen}
     )
-    data_selection.evaluated_items(config, 1, 1)
+    return config
+
+
+def test_unseen_classes_are_named_in_any_encoding_and_with_commas(monkeypatch):
+    classes = ["Caf\u00e9", "cat", "salt, pepper"]
+    config = own_data(monkeypatch, classes, 'Cafe\u0301, "salt, pepper"')
+    split = data_selection.split_of(config, config.data)
+    assert (split.seen, split.unseen) == (("cat",), ("Caf\u00e9", "salt, pepper"))
+
+
+@pytest.mark.parametrize(("unseen", "warned"), [("a", True), ("a,b", False)])
+def test_a_gallery_of_one_class_is_warned_of(monkeypatch, caplog, unseen, warned):
+    data_selection.evaluated_items(own_data(monkeypatch, ["a", "b", "c", "d"], unseen), 1, 1)
     assert ("of one class, a: every ranking of them is perfect" in caplog.text) == warned
 
 
@@ -336,12 +337,7 @@ def test_selection_on_the_unseen_classes_is_stated():
 )
 def test_a_share_of_the_classes_is_unseen(monkeypatch, unseen, count):
     names = [*"abcdefghi", "20%"]
-    index = SimpleNamespace(class_names=names)
-    monkeypatch.setattr(prepared, "prepare", lambda *args, **kwargs: None)
-    monkeypatch.setattr(prepared, "open_split", lambda folder, modality: (None, index))
-    config = default.get_config()
-    config.update_from_flattened_dict({"data.split": None, "data.name": "folder"})
-    config.data.unseen = unseen
+    config = own_data(monkeypatch, names, unseen)
     split = data_selection.split_of(config, config.data)
     assert len(split.unseen) == count
     assert {*split.seen, *split.unseen} == {*names}

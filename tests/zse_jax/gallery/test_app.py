@@ -204,7 +204,11 @@ def test_only_a_page_of_this_machine_lets_choose_folders(zse, tmp_path):
     assert folder in near.choices["folders"] and not far.choices["folders"]
     found = final(near, circle(), 0, where={"folder": folder})
     assert [hit.path for hit in found.results.hits] == [f"{folder}/a.png"]
-    for backend, where in ((far, {"folder": folder}), (near, {"type": "gif"})):
+    for backend, where in (
+        (far, {"folder": folder}),
+        (near, {"type": "gif"}),
+        (near, {"orientation": "round"}),
+    ):
         answer = final(backend, circle(), 0, where=where)
         assert answer.results is None and "does not offer" in answer.html
     nobody = final(near, circle(), 0, where={"folder": folder, "orientation": "portrait"})

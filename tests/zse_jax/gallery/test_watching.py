@@ -8,7 +8,7 @@ import threading
 import pytest
 
 from zse_jax.gallery import watching
-from zse_jax.gallery.watching import Changes
+from zse_jax.gallery.watching import ChangeTimes
 
 FAST = {"rescan": 1e9, "look": 0.02}
 
@@ -23,7 +23,7 @@ def watched(tmp_path):
     thread = threading.Thread(
         target=watching.watch,
         args=([tmp_path / "album"], lambda: updates.put(next(numbers)), stop),
-        kwargs={"ignored": [tmp_path / "album/index"], "changes": Changes(0.1, 5.0), **FAST},
+        kwargs={"ignored": [tmp_path / "album/index"], "changes": ChangeTimes(0.1, 5.0), **FAST},
     )
     thread.start()
     yield tmp_path / "album", updates
@@ -59,7 +59,7 @@ def test_a_folder_that_disappears_is_watched_again_when_it_is_back(watched, capl
 
 
 def test_an_update_waits_for_quiet_but_not_for_ever():
-    changes = Changes(2.0, 5.0)
+    changes = ChangeTimes(2.0, 5.0)
     assert not changes.take(1.0)
     changes.add(1.0)
     assert not changes.take(2.9)
