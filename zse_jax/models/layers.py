@@ -58,6 +58,12 @@ def linear(inputs: int, outputs: int, *, dtype: jnp.dtype, rngs: nnx.Rngs) -> Li
     return Linear(inputs, outputs, kernel_init=init, bias_init=init, dtype=dtype, rngs=rngs)
 
 
+def start_at_zero(*layers: nnx.Linear) -> None:
+    """Sets kernels and biases to zero: a residual branch that ends with one changes nothing yet."""
+    for layer in layers:
+        nnx.update(layer, jax.tree.map(jnp.zeros_like, nnx.state(layer, nnx.Param)))
+
+
 def gelu(x: Float[Array, "*b d"]) -> Float[Array, "*b d"]:
     """The exact x · Φ(x), through erf as PyTorch does; `jax.nn.gelu`'s erfc is slower on CPUs."""
     return 0.5 * x * (1 + jax.lax.erf(x * math.sqrt(0.5)))

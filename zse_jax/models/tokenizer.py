@@ -17,6 +17,9 @@ from jaxtyping import Array, Float
 
 from zse_jax.models.layers import linear, patches, torch_uniform
 
+# Of the initial values of the finer map, beside directions that another network has learned.
+_DETAIL = 0.3
+
 
 class ScaleEmbedding(nnx.Module):
     """Convolutions of stride 2 without bias, with ReLU between: one 7x7, then 3x3.
@@ -146,6 +149,28 @@ class MapTokenizer(nnx.Module):
         self.retrieval_token = nnx.Param(normal(rngs.params(), (1, 1, width)))
         self.positions = nnx.Param(normal(rngs.params(), (1, 1 + grid**2, width)))
         self.dropout = nnx.Dropout(dropout, rngs=rngs)
+
+    def start_from(self, readout: Float[Array, "c d"]) -> None:
+        """Starts the tokens at another network's embedding of each place, in fewer dimensions.
+
+        Its principal axes (left singular vectors, times their singular values relative to the mean)
+        keep the inner products of embeddings, which a random projection of the map would not.
+
+        Args:
+          readout: kernel of that network's linear layer, from the last c channels of the map to its
+            embedding. Other values of the projection stay random, times 0.3 (our choice).
+        """
+        kernel, c = self.projection.kernel, len(readout)
+        directions, scales, _ = jnp.linalg.svd(jnp.asarray(readout), full_matrices=False)
+        count = min(kernel.shape[1], len(scales))
+        kernel[...] = (
+            (kernel[...] * _DETAIL)
+            .at[-c:, :count]
+            .set(directions[:, :count] * scales[:count] / scales[:count].mean())
+        )
+        bias = self.projection.bias
+        assert bias is not None  # `linear` makes one
+        bias[...] = jnp.zeros_like(bias[...])
 
     def __call__(self, maps: Float[Array, "b rows columns c"]) -> Float[Array, "b n d"]:
         """Tokens of the maps of images of the network's size.

@@ -161,6 +161,11 @@ class Encoder(nnx.Module):
     def embedding(self, features: Features) -> Float[Array, "b d"]:
         """One L2-normalised vector per item, before `means` are subtracted."""
 
+    @property
+    def readout(self) -> nnx.Linear | None:
+        """The layer from the backbone's pooled features to the embedding; None: there is none."""
+        return None
+
     def embed(self, features: Features, modality: Modality) -> Float[Array, "b d"]:
         """One L2-normalised vector per item, for nearest-neighbour search.
 
@@ -232,6 +237,14 @@ class Retriever(Encoder):
         """
         del path
         return "all"
+
+    def start_from(self, source: Encoder) -> None:
+        """Sets initial values outside the backbone, which was copied from another system.
+
+        Args:
+          source: that retriever. By default, nothing but its backbone is used.
+        """
+        del source
 
 
 class Explainable(Encoder):

@@ -218,8 +218,8 @@ def preprocessing(config: Mapping[str, Any] | ConfigDict) -> Preprocessing:
 def copy_parameters(name: str, target: Encoder, source: Encoder) -> None:
     """Takes over the parameters of another retriever, in place.
 
-    Of a retriever of another system, the backbone, if `target` has a backbone of the same network:
-    the rest of `target` keeps its values.
+    Of a retriever of another system, the backbone, if `target` has a backbone of the same network.
+    What the rest of `target` takes over is the choice of its system (`Retriever.start_from`).
 
     Args:
       name: the system of `target`.
@@ -241,6 +241,8 @@ def copy_parameters(name: str, target: Encoder, source: Encoder) -> None:
     # Such as an ImageNet classifier.
     not_used = [part for part in vars(given) if getattr(own, part, None) is None]
     base.copy_parameters(own, given, without=not_used)
+    if isinstance(target, Retriever):
+        target.start_from(source)
 
 
 def embedding_width(model: Encoder) -> int:

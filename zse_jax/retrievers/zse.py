@@ -37,6 +37,7 @@ from zse_jax.models.relation_network import (
 )
 from zse_jax.models.tokenizer import MapTokenizer, Tokenizer
 from zse_jax.models.vit import Encoder, tokens_after_selection
+from zse_jax.retrievers import base
 from zse_jax.retrievers.base import Correspondence, Explainable, Modality, Retriever
 
 # Bytes of photo tokens that are scored together on a CPU: 8 photos of B/16 in float32.
@@ -186,6 +187,13 @@ class ZSE(Retriever, Explainable):
         self.cross_attention = CrossAttention(
             width, cross_heads, cross_mlp_width, value=cross_value, **common
         )
+        if self.backbone is not None:
+            # Attention and MLPs change nothing at first, so that training starts from what the CNN
+            # knows (zero-initialised residuals: Goyal et al., arXiv 1706.02677, section 5.1).
+            for block in self.encoder.blocks:
+                layers.start_at_zero(block.attention.out, block.mlp_out)
+            for layer in (self.cross_attention.sketch_layer, self.cross_attention.photo_layer):
+                layers.start_at_zero(layer.out, layer.mlp_out)
         local_tokens = tokens_after_selection(self.tokenizer.grid**2, keep_rates)
         anchors = default_anchors(local_tokens) if anchors is None else anchors
         self.anchors = Anchors(
@@ -233,6 +241,12 @@ class ZSE(Retriever, Explainable):
         if path[0] != "backbone":
             return "head"
         return None if is_frozen(self.backbone, path[1:], self.frozen_blocks) else "backbone"
+
+    def start_from(self, source: base.Encoder) -> None:
+        """With a pyramid: tokens start as the embedding of `source` of each place."""
+        tokenizer, readout = self.tokenizer, source.readout
+        if isinstance(tokenizer, MapTokenizer) and tokenizer.pooled and readout is not None:
+            tokenizer.start_from(readout.kernel[...])
 
     @property
     def across_samples(self) -> tuple[str, ...]:

@@ -188,24 +188,60 @@ def test_pixels_are_normalised_as_the_backbone_was_trained(monkeypatch):
     np.testing.assert_allclose(seen[0], (pixels.astype(np.float32) - 127) / 128, atol=1e-6)
 
 
-def test_the_backbone_of_another_system_can_be_taken_over():
+@pytest.fixture
+def other():
+    settings = {
+        "system": "efficient_cnn", "backbone": "efficientnet_narrow", "image_size": 32,
+        "frozen_statistics": True, "seen_classes": 3, "embedding_width": 8,
+    }  # fmt: skip
+    return drawn(lambda: create(settings, rngs=nnx.Rngs(5)))
+
+
+def test_the_backbone_of_another_system_can_be_taken_over(other):
     """Without what only the other network has, and without the rest of the system."""
-    other = drawn(
-        lambda: create(
-            {
-                "system": "efficient_cnn", "backbone": "efficientnet_narrow", "image_size": 32,
-                "frozen_statistics": True, "seen_classes": 3, "embedding_width": 8,
-            },
-            rngs=nnx.Rngs(5),
-        )
-    )  # fmt: skip
     model = build(pyramid=True, patch_size=8, anchors=16)
     before = nnx.to_flat_state(nnx.state(model, nnx.Param))
     before = {path: np.asarray(value[...]) for path, value in before}
     registry.copy_parameters("zse", model, other)
     given = dict(nnx.to_flat_state(nnx.state(other.backbone, nnx.Param)))
     for path, value in nnx.to_flat_state(nnx.state(model, nnx.Param)):
-        expected = given[path[1:]][...] if path[0] == "backbone" else before[path]
-        np.testing.assert_array_equal(value[...], expected, err_msg=str(path))
+        if path[:2] != ("tokenizer", "projection"):
+            expected = given[path[1:]][...] if path[0] == "backbone" else before[path]
+            np.testing.assert_array_equal(value[...], expected, err_msg=str(path))
     assert any(path[0] == "backbone" and (before[path] != given[path[1:]][...]).any()
                for path in before)  # fmt: skip
+
+
+def test_tokens_start_as_the_embedding_of_the_other_system(other):
+    """Up to a rotation and one factor: inner products of embeddings stay."""
+    model = build(pyramid=True, patch_size=8, anchors=16)
+    random = np.asarray(model.tokenizer.projection.kernel[...])
+    registry.copy_parameters("zse", model, other)
+    kernel = np.asarray(model.tokenizer.projection.kernel[...])
+    readout = np.asarray(other.readout.kernel[...])
+    detail = len(kernel) - len(readout)
+    places = np.random.default_rng(0).normal(size=(6, len(readout)))
+    found, expected = places @ kernel[detail:, :8], places @ readout
+    found, expected = found @ found.T, expected @ expected.T
+    np.testing.assert_allclose(found / found[0, 0], expected / expected[0, 0], atol=1e-4)
+    np.testing.assert_allclose(kernel[:detail], 0.3 * random[:detail], rtol=1e-6)
+    assert not model.tokenizer.projection.bias[...].any()
+
+
+def test_without_the_last_map_nothing_but_the_backbone_is_taken_over(other):
+    model = build(patch_size=32, anchors=1)
+    before = np.asarray(model.tokenizer.projection.kernel[...])
+    model.start_from(other)
+    np.testing.assert_array_equal(model.tokenizer.projection.kernel[...], before)
+
+
+def test_attention_and_mlps_change_nothing_before_the_first_step():
+    """The tokens are those of the map, normalised, and those of a pair those of each image."""
+    model = evaluation_view(nnx.jit(lambda: create(HYBRID, rngs=nnx.Rngs(0)))())
+    images = batch()["photos"][:, 0]
+    tokens = model.tokens(images)
+    expected = model.encoder.norm(model._tokenized(images))
+    np.testing.assert_allclose(tokens, expected, atol=1e-5)
+    paired = model.cross_attention(tokens, tokens[::-1])[0]
+    alone = model.cross_attention(tokens, tokens)[0]
+    np.testing.assert_allclose(paired, alone, atol=1e-5)
