@@ -6,11 +6,13 @@
     python -m tests.benchmarks.ablation classes metrics.json [--ranking=embedding]
 
 `run` trains each variation of `configs/efficient_sketchy_split2.py` with each seed, in workdirs
-named VARIATION-SEED; the same command resumes. What frozen layers compute from the training images
-is kept in the folder `shared`, about 1 GB for each seed. `table` prints the mean and the standard
-deviation over the seeds of each variation as Markdown, from workdirs or files of `zse_jax.evaluate
---output`; with --of=validation, those of the classes by which checkpoints are selected. `rows`
-prints every ranking of some evaluations with its 95 % intervals, `classes` one ranking by class.
+named VARIATION-SEED; the same command resumes. Variations that differ from `lite0` only in how they
+rank start from its run with this seed, and do not train. What frozen layers compute from the
+training images is kept in the folder `shared`, about 1 GB for each seed. `table` prints mean and
+the standard deviation over the seeds of each variation as Markdown, from workdirs or files of
+`zse_jax.evaluate --output`; with --of=validation, those of the classes by which checkpoints are
+selected. `rows` prints every ranking of some evaluations with its 95 % intervals, `classes` one
+ranking by class.
 
 The time is that of the training steps alone, without evaluations and without the pass over the
 training images before the first step.
@@ -55,6 +57,9 @@ VARIATIONS: dict[str, tuple[str, dict[str, Any]]] = {
 }  # fmt: skip
 """Name -> variant of the config, and the values that differ from it."""
 
+RANKED_DIFFERENTLY = ("projection", "features", "not-centred")
+"""Variations that train as `lite0` does: they are measured on its networks, without training."""
+
 DASH = "\N{EN DASH}"
 
 METRICS = (
@@ -95,6 +100,8 @@ def command(name: str, seed: int, workdir: Path, settings: Mapping[str, Any]) ->
         **settings,
         **changes,
     }
+    if name in RANKED_DIFFERENTLY:
+        given |= {"init_from": workdir.parent / f"lite0-{seed}", "train.steps": 0}
     return [
         *("python", "-m", "zse_jax.main", f"--config={CONFIG}:{variant}", f"--workdir={workdir}"),
         *(f"--config.{key}={value}" for key, value in given.items()),

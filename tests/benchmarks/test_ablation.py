@@ -21,6 +21,18 @@ def test_every_variation_changes_known_keys(name):
     assert {key for key in after if after[key] != before[key]} == set(changes)
 
 
+@pytest.mark.parametrize("name", ablation.RANKED_DIFFERENTLY)
+def test_what_changes_only_the_ranking_does_not_train(name, tmp_path):
+    """No value of the losses differs, so the networks of the same seed are the same."""
+    variant, changes = ablation.VARIATIONS[name]
+    assert variant == "lite0"
+    assert changes.keys() <= {"model.retrieval_layer", "model.centred"}
+    words = ablation.command(name, 2, tmp_path / f"{name}-2", {"train.steps": 108})
+    assert f"--config.init_from={tmp_path / 'lite0-2'}" in words
+    assert "--config.train.steps=0" in words
+    assert "--config.train.steps=108" not in words
+
+
 def write_run(folder, value, lines):
     folder.mkdir()
     content = {"test": {"embedding/voc/mAP@200": value}, "validation": {"other": 0.5}}
