@@ -88,6 +88,54 @@ def test_clear_is_undone_and_redone(visitor):
     assert visitor.page.locator("[data-tool=redo]").is_disabled()
 
 
+def test_the_keyboard_draws(visitor):
+    keyboard = visitor.page.keyboard
+    visitor.page.locator("#pad canvas").focus()
+    keyboard.press("Shift+ArrowLeft")
+    assert visitor.ink() == 0  # the pen is up
+    keyboard.press("Space")
+    assert visitor.page.locator(".zse-note").inner_text() == "Pen down."
+    dot = visitor.ink()
+    for _ in range(8):
+        keyboard.press("ArrowRight")
+    across = visitor.ink()
+    keyboard.down("ArrowRight")
+    for _ in range(6):
+        keyboard.press("Shift+ArrowDown")
+    keyboard.up("ArrowRight")
+    assert 0 < dot < across < visitor.ink()
+    keyboard.press("Space")
+    assert visitor.page.locator(".zse-note").inner_text() == "Pen up."
+    drawn = visitor.ink()
+    keyboard.press("ArrowLeft")
+    assert visitor.ink() == drawn
+    visitor.settle()
+    left, top, right, bottom = visitor.bounds()
+    # From (224, 256): 8 steps of 8 to the right, then one of 8, and 6 of 32 down and right.
+    assert (left, top) == pytest.approx((224, 256), abs=16)
+    assert (right, bottom) == pytest.approx((224 + 64 + 8 + 192, 256 + 192), abs=16)
+    keyboard.press("Control+z")
+    assert visitor.ink() == 0
+
+
+def test_a_line_by_keyboard_ends_where_something_else_begins(visitor):
+    """With the mouse, or if the line is undone while the pen is down."""
+    keyboard = visitor.page.keyboard
+    visitor.page.locator("#pad canvas").focus()
+    keyboard.press("Space")
+    keyboard.press("Shift+ArrowUp")
+    keyboard.press("Control+z")
+    keyboard.press("Shift+ArrowUp")
+    assert visitor.ink() == 0
+    keyboard.press("Space")
+    keyboard.press("Shift+ArrowUp")
+    visitor.stroke(LINE)
+    drawn = visitor.ink()
+    keyboard.press("Shift+ArrowUp")
+    assert visitor.ink() == drawn
+    visitor.settle()
+
+
 def test_pens_have_sizes(visitor):
     inks = []
     for name in ("Thin", "Normal", "Thick"):

@@ -91,6 +91,21 @@ class Visitor:
               return dark / (c.width * c.height); }"""
         )
 
+    def bounds(self):
+        """Left, top, right and bottom of the dark pixels, in pixels of the canvas."""
+        return self.page.evaluate(
+            """() => { const c = document.querySelector("#pad canvas");
+              const data = c.getContext("2d").getImageData(0, 0, c.width, c.height).data;
+              let found = [c.width, c.height, 0, 0];
+              for (let i = 0; i < data.length; i += 4) {
+                if (data[i] > 127) continue;
+                const x = i / 4 % c.width, y = Math.floor(i / 4 / c.width);
+                found = [Math.min(found[0], x), Math.min(found[1], y),
+                         Math.max(found[2], x), Math.max(found[3], y)];
+              }
+              return found; }"""
+        )
+
     def settle(self):
         """Waits until the photos of the last query are shown."""
         self.page.wait_for_selector("#found[aria-busy=false] .zse-tile")

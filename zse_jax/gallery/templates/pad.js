@@ -28,7 +28,7 @@ const trace = (part, from) => {
     const place = ([x, y]) => [flip ? SIDE - x : x, y];
     context.beginPath();
     context.moveTo(...place(part.points[Math.max(0, from - 1)]));
-    for (const next of part.points.slice(from)) context.lineTo(...place(next));
+    for (const [x, y] of part.points.slice(from)) context.lineTo(...place([x, y + 0.1]));  // a dot shows
     context.stroke();
   }
 };
@@ -173,6 +173,55 @@ for (const name of ["pointerup", "pointercancel"]) {
     stroke = null;
     sendSoon();
   });
+}
+
+// By keyboard: arrows move a cursor, two of them diagonally; Space puts the pen down and lifts it.
+const STEP = 8, FURTHER = 32;
+const ARROWS = {ArrowLeft: [-1, 0], ArrowRight: [1, 0], ArrowUp: [0, -1], ArrowDown: [0, 1]};
+const cursor = element.querySelector(".zse-cursor"), held = new Set();
+let place = [SIDE / 2, SIDE / 2], line = null;
+
+const lift = () => {
+  if (!line) return;
+  line = null;
+  note.textContent = "Pen up.";
+  sendSoon();
+};
+
+const showCursor = shown => {
+  cursor.hidden = !shown;
+  cursor.classList.toggle("zse-down", !!line);
+  [cursor.style.left, cursor.style.top] = place.map(x => `${100 * x / SIDE}%`);
+};
+
+canvas.addEventListener("keydown", event => {
+  if (event.ctrlKey || event.metaKey || event.altKey || stroke) return;
+  if (line && !state.parts.includes(line)) line = null;  // it was undone
+  if (event.key === " ") {
+    if (event.repeat) return event.preventDefault();
+    if (line) lift();
+    else {
+      line = {erases: erasing, mirrored, width, points: [place]};
+      replace({...state, like: "", parts: [...state.parts, line]}, WHILE_DRAWING);
+      note.textContent = "Pen down.";
+    }
+  } else if (event.key in ARROWS) {
+    held.add(event.key);
+    const step = event.shiftKey ? FURTHER : STEP;
+    const along = axis => [...held].reduce((sum, key) => sum + ARROWS[key][axis], 0);
+    place = place.map((x, axis) => Math.min(SIDE, Math.max(0, x + step * along(axis))));
+    if (line) {
+      line.points.push(place);
+      trace(line, line.points.length - 1);
+      sendSoon(WHILE_DRAWING);
+    }
+  } else return;
+  event.preventDefault();
+  showCursor(true);
+});
+canvas.addEventListener("keyup", event => held.delete(event.key));
+for (const name of ["blur", "pointerdown"]) {
+  canvas.addEventListener(name, () => { held.clear(); lift(); showCursor(false); });
 }
 
 const press = (name, on) => tool(name).setAttribute("aria-pressed", on);
