@@ -25,7 +25,7 @@ def drawn(make: Callable[[], Model], seed: int = 0) -> Model:
 def drawn_state(setup: Setup, seed: int = 0) -> State:
     """A train state as `setup.init()`, with the values of `drawn` and an optimizer of zeros."""
     state = {part: filled(values, seed) for part, values in setup.abstract.items()}
-    state["optimizer"] = jax.tree.map(jnp.zeros_like, state["optimizer"])
+    state["optimizer"] = jax.tree.map(lambda x: np.zeros(x.shape, x.dtype), state["optimizer"])
     return jax.tree.map(lambda x, like: jax.device_put(x, like.sharding), state, setup.abstract)
 
 
@@ -37,7 +37,7 @@ def filled(state: nnx.State, seed: int) -> nnx.State:
         if jax.dtypes.issubdtype(leaf.dtype, jax.dtypes.prng_key):
             return jax.random.key(seed)
         if not jnp.issubdtype(leaf.dtype, jnp.floating):
-            return jnp.zeros(leaf.shape, leaf.dtype)
+            return jax.device_put(np.zeros(leaf.shape, leaf.dtype))
         values = generator.standard_normal(leaf.shape, dtype=np.float32)
         if path[-1] in ("scale", "var"):
             values = np.exp(0.1 * values)
@@ -45,7 +45,7 @@ def filled(state: nnx.State, seed: int) -> nnx.State:
             values = 0.1 * values
         else:
             values /= np.sqrt(np.prod(leaf.shape[:-1]))
-        return jnp.asarray(values, leaf.dtype)
+        return jax.device_put(values.astype(leaf.dtype))  # jnp.asarray compiles each shape
 
     flat = nnx.to_flat_state(state)
     return nnx.from_flat_state(

@@ -198,7 +198,8 @@ def load(folder: epath.Path, base: str | os.PathLike | None = None) -> Retriever
         )
     compare(arrays, flat_arrays(state["model"]), os.fspath(folder))
     parameters = jax.tree_util.tree_map_with_path(
-        lambda path, leaf: jnp.asarray(arrays[array_name(path)], leaf.dtype), state["model"]
+        lambda path, leaf: jax.device_put(arrays[array_name(path)].astype(leaf.dtype)),
+        state["model"],
     )
     _check(folder, about, flat_arrays(parameters))
     random = _zeros(state)[0]
@@ -261,4 +262,4 @@ def _initial(leaf: jax.ShapeDtypeStruct) -> jax.Array:
     """An initial random state: a published model does not resume its training."""
     if jax.dtypes.issubdtype(leaf.dtype, jax.dtypes.prng_key):
         return jnp.broadcast_to(jax.random.key(0), leaf.shape)
-    return jnp.zeros(leaf.shape, leaf.dtype)
+    return jax.device_put(np.zeros(leaf.shape, leaf.dtype))  # jnp.zeros compiles each shape

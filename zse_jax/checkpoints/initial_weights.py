@@ -8,7 +8,6 @@ import os
 from pathlib import PurePosixPath
 
 import jax
-import jax.numpy as jnp
 import numpy as np
 from flax import nnx
 from ml_collections import ConfigDict
@@ -97,7 +96,7 @@ def fill_from(model: Encoder, path: str | os.PathLike, system: str) -> None:
         return
     definition, *parts = nnx.split(reading.load(path), nnx.RngState, ...)
     # Through the host, so that the arrays are not bound to the device on which they were loaded.
-    values = jax.tree.map(lambda leaf: jnp.asarray(np.asarray(leaf)), parts[1])
+    values = jax.tree.map(lambda leaf: jax.device_put(np.asarray(leaf)), parts[1])
     registry.copy_parameters(system, model, nnx.merge(definition, parts[0], values))
 
 

@@ -8,6 +8,7 @@ import re
 from collections.abc import Callable, Iterable, Mapping
 from typing import Any, NamedTuple
 
+import jax
 import jax.numpy as jnp
 import numpy as np
 from flax import nnx
@@ -141,7 +142,8 @@ def fill(
             "checkpoint, or download it again."
         )
     for path, parameter in parameters.items():
-        parameter[...] = jnp.asarray(filled[path], parameter.dtype)
+        # jnp.asarray compiles each shape
+        parameter[...] = jax.device_put(np.asarray(filled[path], parameter.dtype))
 
 
 def _unused(

@@ -313,7 +313,8 @@ def copy_parameters(
             f"{', ...' if len(differing) > 8 else ''}. Use the sizes of the source."
         )
     for path, parameter in own.items():
-        parameter[...] = jax.numpy.asarray(given[path][...], parameter.dtype)
+        value = given[path][...]  # conversion compiles each shape, also if the type is the same
+        parameter[...] = value if value.dtype == parameter.dtype else value.astype(parameter.dtype)
 
 
 def _shape(parameters: Mapping[tuple[Any, ...], Any], path: tuple[Any, ...]) -> str:
