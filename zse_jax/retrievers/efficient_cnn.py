@@ -231,11 +231,6 @@ class EfficientCNN(Retriever, Explainable):
         return self.backbone.upper(maps, self.frozen_blocks)
 
     @property
-    def readout(self) -> nnx.Linear:
-        """The projection."""
-        return self.projection
-
-    @property
     def frozen_layers(self) -> tuple[Backbone, int] | None:
         """The backbone and its frozen blocks; None if there are none."""
         return (self.backbone, self.frozen_blocks) if self.frozen_blocks else None

@@ -9,7 +9,7 @@ hybrid form of Vision Transformers (Dosovitskiy et al., ICLR 2021, section 3.1);
 """
 
 from collections.abc import Mapping, Sequence
-from typing import Any, ClassVar, Literal, NamedTuple
+from typing import Any, ClassVar, Literal, NamedTuple, get_args
 
 import jax
 import jax.numpy as jnp
@@ -88,6 +88,7 @@ class ZSE(Retriever, Explainable):
         frozen_blocks: int = 0,
         frozen_statistics: bool = False,
         pyramid: bool = False,
+        map_norm: layers.MapNorm = "place",
         image_size: int = 224,
         patch_size: int = 16,
         scale_channels: int = 64,
@@ -122,6 +123,7 @@ class ZSE(Retriever, Explainable):
           frozen_statistics: keep the batch statistics that come with the backbone's weights.
           pyramid: add the backbone's last map, enlarged, to the map that becomes the local tokens,
             and the mean of these to the retrieval token; ours.
+          map_norm: how the backbone's maps are normalised; see `layers.normalise_map`.
           image_size, patch_size: pixels.
           scale_channels: of the scale embedding's first convolution; each later one has twice as
             many.
@@ -138,6 +140,11 @@ class ZSE(Retriever, Explainable):
         Raises:
           ValueError: sizes that are not compatible, or settings that the backbone does not have.
         """
+        if map_norm not in get_args(layers.MapNorm):
+            raise ValueError(
+                f"config.model.map_norm={map_norm!r}: choose one of "
+                f"{', '.join(get_args(layers.MapNorm))}."
+            )
         if patch_size < 1 or (backbone is None and image_size % patch_size):
             raise ValueError(
                 f"image_size={image_size} is not a multiple of patch_size={patch_size}: change one."
@@ -168,13 +175,20 @@ class ZSE(Retriever, Explainable):
                 {"frozen_statistics": frozen_statistics},
                 stride=patch_size,
                 pyramid=pyramid,
+                map_norm=map_norm,
                 dtype=dtype,
                 rngs=rngs,
             )
             check_frozen(self.backbone, backbone, frozen_blocks, frozen_statistics)
             grid, channels = -(-image_size // patch_size), self.backbone.features
             self.tokenizer = MapTokenizer(
-                grid, channels, width, pooled=pyramid, position_std=position_std, **common
+                grid,
+                channels,
+                width,
+                pooled=pyramid,
+                map_norm=map_norm,
+                position_std=position_std,
+                **common,
             )
         self.encoder = Encoder(
             width=width,
@@ -243,10 +257,11 @@ class ZSE(Retriever, Explainable):
         return None if is_frozen(self.backbone, path[1:], self.frozen_blocks) else "backbone"
 
     def start_from(self, source: base.Encoder) -> None:
-        """With a pyramid: tokens start as the embedding of `source` of each place."""
-        tokenizer, readout = self.tokenizer, source.readout
-        if isinstance(tokenizer, MapTokenizer) and tokenizer.pooled and readout is not None:
-            tokenizer.start_from(readout.kernel[...])
+        """With a pyramid: tokens start as what the classifier of the backbone of `source` reads."""
+        tokenizer = self.tokenizer
+        classifier = getattr(getattr(source, "backbone", None), "head", None)
+        if isinstance(tokenizer, MapTokenizer) and tokenizer.pooled and classifier is not None:
+            tokenizer.start_from(classifier.kernel[...])
 
     @property
     def across_samples(self) -> tuple[str, ...]:

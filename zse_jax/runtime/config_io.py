@@ -77,6 +77,7 @@ ADDED: dict[str, Any] = {
     "train.frozen_dir": None,
     "model.frozen_blocks": 0,
     "model.pyramid": False,
+    "model.map_norm": "place",
     "model.contrastive_weight": 0.0,
     "model.temperature": 0.1,
     "model.classifier_scale": 0.0,

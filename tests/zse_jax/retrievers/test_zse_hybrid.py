@@ -15,6 +15,7 @@ from tests.zse_jax.pretrained import test_efficientnet_lite as lite
 from tests.zse_jax.random_weights import drawn
 from zse_jax.models.backbone import BACKBONES, frozen_output
 from zse_jax.models.efficientnet_lite import VARIANTS, EfficientNetLite, Variant
+from zse_jax.models.layers import normalise_map
 from zse_jax.pretrained import publishers
 from zse_jax.retrievers import create, registry
 from zse_jax.retrievers.base import evaluation_view
@@ -212,20 +213,40 @@ def test_the_backbone_of_another_system_can_be_taken_over(other):
                for path in before)  # fmt: skip
 
 
-def test_tokens_start_as_the_embedding_of_the_other_system(other):
-    """Up to a rotation and one factor: inner products of embeddings stay."""
+def test_tokens_start_at_the_directions_that_the_classifier_reads(other):
+    """Orthonormal ones, which keep as much of its kernel as 16 dimensions can."""
     model = build(pyramid=True, patch_size=8, anchors=16)
     random = np.asarray(model.tokenizer.projection.kernel[...])
     registry.copy_parameters("zse", model, other)
     kernel = np.asarray(model.tokenizer.projection.kernel[...])
-    readout = np.asarray(other.readout.kernel[...])
-    detail = len(kernel) - len(readout)
-    places = np.random.default_rng(0).normal(size=(6, len(readout)))
-    found, expected = places @ kernel[detail:, :8], places @ readout
-    found, expected = found @ found.T, expected @ expected.T
-    np.testing.assert_allclose(found / found[0, 0], expected / expected[0, 0], atol=1e-4)
-    np.testing.assert_allclose(kernel[:detail], 0.3 * random[:detail], rtol=1e-6)
+    head = np.asarray(other.backbone.head.kernel[...])
+    detail = len(kernel) - len(head)
+    np.testing.assert_allclose(kernel[detail:].T @ kernel[detail:], np.eye(16), atol=1e-4)
+    largest = np.linalg.svd(head, compute_uv=False)[:16]
+    found = np.linalg.svd(kernel[detail:].T @ head, compute_uv=False)
+    np.testing.assert_allclose(found, largest, rtol=1e-3)
+    np.testing.assert_array_equal(kernel[:detail], random[:detail])
     assert not model.tokenizer.projection.bias[...].any()
+
+
+def test_a_map_that_is_normalised_as_a_whole_keeps_places_where_nothing_is():
+    maps = 0.1 + np.random.default_rng(0).random((2, 3, 3, 4), np.float32)
+    maps[:, 0, 0] *= 0.1
+    whole, places = (np.asarray(normalise_map(jnp.asarray(maps), n)) for n in ("map", "place"))
+    np.testing.assert_allclose((whole**2).mean(axis=(1, 2, 3)), 1, rtol=1e-5)
+    np.testing.assert_allclose(
+        whole / maps, (whole / maps)[:, :1, :1, :1] * np.ones_like(maps), rtol=1e-4
+    )
+    np.testing.assert_allclose(places.std(axis=-1), 1, rtol=0.05)
+    np.testing.assert_allclose(normalise_map(jnp.asarray(whole), "map"), whole, rtol=1e-5)
+    assert not np.isnan(normalise_map(jnp.zeros((1, 2, 2, 3)), "map")).any()
+
+
+def test_the_recipe_normalises_maps_as_a_whole():
+    model = abstract.retriever(sketchy_split2.get_config("hybrid").model)
+    assert model.backbone.map_norm == model.tokenizer.map_norm == "map"
+    with pytest.raises(ValueError, match="map_norm='none': choose one of place, map"):
+        shapes(map_norm="none")
 
 
 def test_without_the_last_map_nothing_but_the_backbone_is_taken_over(other):
