@@ -249,9 +249,15 @@ class ZSE(Retriever, Explainable):
         return (self.backbone, self.frozen_blocks) if self.backbone and self.frozen_blocks else None
 
     def parameter_group(self, path: tuple[Any, ...]) -> str | None:
-        """The group "all"; with a backbone, "backbone" or "head", and None for frozen blocks."""
+        """The optimizer group.
+
+        "all" without a backbone. With one, "backbone" for what makes the tokens of an image, "head"
+        for what compares two images, and None for frozen blocks.
+        """
         if self.backbone is None:
             return "all"
+        if path[0] in ("tokenizer", "encoder"):
+            return "backbone"
         if path[0] != "backbone":
             return "head"
         return None if is_frozen(self.backbone, path[1:], self.frozen_blocks) else "backbone"

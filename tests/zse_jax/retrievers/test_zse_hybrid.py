@@ -61,8 +61,11 @@ def test_the_recipe_has_zses_grid_and_trains_what_follows_its_map():
     assert (model.tokenizer.grid**2, model.backbone.depth, model.backbone.fine) == (196, 16, 11)
     assert model.anchors_are_places
     paths = [path for path, _ in nnx.to_flat_state(nnx.state(model, nnx.Param))]
-    assert {(path[0] == "backbone", model.parameter_group(path)) for path in paths} == {
-        (True, None), (True, "backbone"), (False, "head")
+    groups = {(path[0], model.parameter_group(path)) for path in paths}
+    assert groups == {
+        ("backbone", None), ("backbone", "backbone"), ("tokenizer", "backbone"),
+        ("encoder", "backbone"), ("cross_attention", "head"), ("anchors", "head"),
+        ("relation_network", "head"),
     }  # fmt: skip
 
 
