@@ -29,7 +29,7 @@ const trace = (part, from) => {
     const place = ([x, y]) => [flip ? SIDE - x : x, y];
     context.beginPath();
     context.moveTo(...place(part.points[Math.max(0, from - 1)]));
-    for (const [x, y] of part.points.slice(from)) context.lineTo(...place([x, y + 0.1]));  // a dot shows
+    for (const next of part.points.slice(from)) context.lineTo(...place(next));
     context.stroke();
   }
 };
