@@ -63,7 +63,7 @@ MapNorm = Literal["place", "map"]
 
 
 def normalise_map(x: Float[Array, "b u v c"], norm: MapNorm) -> Float[Array, "b u v c"]:
-    """A map of a CNN, whose values have no fixed scale, at the usual one.
+    """A map of a CNN at a fixed scale, which the outputs of its blocks do not have.
 
     "place": each vector has mean 0 and variance 1 (LayerNorm without parameters). "map": the map of
     an image is divided by its root mean square, so that places where the CNN finds nothing stay

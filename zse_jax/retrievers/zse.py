@@ -251,8 +251,8 @@ class ZSE(Retriever, Explainable):
     def parameter_group(self, path: tuple[Any, ...]) -> str | None:
         """The optimizer group.
 
-        "all" without a backbone. With one, "backbone" for what makes the tokens of an image, "head"
-        for what compares two images, and None for frozen blocks.
+        "all" without a backbone. With one, "backbone" for the parts that encode one image, "head"
+        for cross-attention and relation network, and None for frozen blocks.
         """
         if self.backbone is None:
             return "all"
@@ -263,7 +263,7 @@ class ZSE(Retriever, Explainable):
         return None if is_frozen(self.backbone, path[1:], self.frozen_blocks) else "backbone"
 
     def start_from(self, source: base.Encoder) -> None:
-        """With a pyramid: tokens start as what the classifier of the backbone of `source` reads."""
+        """With a pyramid, tokens start at what the classifier of `source` reads from the map."""
         tokenizer = self.tokenizer
         classifier = getattr(getattr(source, "backbone", None), "head", None)
         if isinstance(tokenizer, MapTokenizer) and tokenizer.pooled and classifier is not None:

@@ -57,7 +57,7 @@ def test_norms_softmax_and_losses_are_float32_and_products_bfloat16(system):
 
 @pytest.mark.slow
 def test_losses_in_bfloat16_track_those_in_float32(monkeypatch):
-    """Means over 10 of a run's first 20 steps differ by less than 1 % (measured: 0.3, 0.6 %).
+    """Means over 12 of a run's first 24 steps differ by less than 1 % (measured: 0.3, 0.7 %).
 
     Later, runs that differ only by rounding diverge, on other processors as well as in bfloat16.
     The learning rate rises faster than in the demo, so that the parameters move in few steps.
@@ -66,10 +66,10 @@ def test_losses_in_bfloat16_track_those_in_float32(monkeypatch):
     first: list[step.State] = []
 
     def losses(dtype: str) -> tuple[np.ndarray, float]:
-        """Means over 10 steps, and how far the parameters moved relative to their norm."""
+        """Means over 12 steps, and how far the parameters moved relative to their norm."""
         config = demo.get_config(
-            "depth=2,width=32,mlp_width=64,scale_channels=8,batch_size=5,image_size=16,patch_size=4"
-            ",anchors=16,optimizer.warmup_steps=20"
+            "depth=2,width=32,mlp_width=64,scale_channels=8,batch_size=10,image_size=16,patch_size=4"
+            ",anchors=16,optimizer.warmup_steps=24"
         )
         config.compute_dtype = dtype
         mesh = sharding.make_mesh(devices=jax.devices()[:1])
@@ -80,14 +80,14 @@ def test_losses_in_bfloat16_track_those_in_float32(monkeypatch):
         state = jax.device_put(state, jax.tree.map(lambda x: x.sharding, setup.abstract))
         batches = loop.training_batches(config, setup.model, mesh)
         before, found = first[0]["model"], []
-        for _ in range(20):
+        for _ in range(24):
             state, metrics = setup.step(state, next(batches))
             found.append(metrics["loss"])
         batches.close()
         change = jax.tree.map(np.subtract, jax.device_get(state["model"]), before)
         moved = optax.global_norm(change) / optax.global_norm(before)
-        return np.array(jax.device_get(found)).reshape(2, 10).mean(axis=1), float(moved)
+        return np.array(jax.device_get(found)).reshape(2, 12).mean(axis=1), float(moved)
 
     (exact, moved), (low, _) = losses("float32"), losses("bfloat16")
-    assert moved > 0.025
+    assert moved > 0.03
     assert 0 < (np.abs(low - exact) / exact).max() < 0.01
