@@ -31,7 +31,7 @@ VARIANTS: dict[str, dict[str, Any]] = {
         "frozen_blocks": 11, "frozen_statistics": True, "pyramid": True,
         "map_norm": "map",
         "width": 256, "depth": 2, "heads": 4, "mlp_width": 512,
-        "cross_heads": 4, "cross_mlp_width": 256, "anchor_width": 128, "anchor_map": "spatial",
+        "cross_heads": 4, "cross_mlp_width": 256, "anchor_width": 256, "anchor_map": "spatial",
         "position_std": 0.1, "contrastive_weight": 1.0, "centred": True,
         "data.workers": 0, "train.cache_frozen": True, "train.mirror": True,
         "train.batch_size": 16, "train.steps": 400,
@@ -143,7 +143,8 @@ def _model() -> ConfigDict:
     model.system = "zse"  # see docs/systems.md
     model.backbone = placeholder(str)  # None: as published; "efficientnet_lite0": a CNN's map
     model.frozen_blocks = 0  # first blocks of the backbone that do not train
-    model.pyramid = False  # True: add the last map of the backbone to that of the tokens
+    # True: add the last map of the backbone to that of the tokens, and their mean to every token.
+    model.pyramid = False
     # How maps of the backbone are normalised: each "place", or the "map" of an image as a whole.
     model.map_norm = "place"
     model.frozen_statistics = False  # True: keep the batch statistics of the backbone's weights

@@ -12,7 +12,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 from jax.sharding import Mesh
-from jaxtyping import Float
+from jaxtyping import Array, Float
 from ml_collections import ConfigDict
 
 from data_pipelines import loading
@@ -35,11 +35,18 @@ def measure(encoder: Encoder, config: ConfigDict, mesh: Mesh) -> None:
     """
     if encoder.means is None:
         return
+    encoder.means[...] = jnp.stack(mean_of(encoder.embedding, encoder, config, mesh))
+
+
+def mean_of(
+    function: Callable[[Features], Any], encoder: Encoder, config: ConfigDict, mesh: Mesh
+) -> tuple[Float[Array, "d"], Float[Array, "d"]]:
+    """The means of `function` of the features over training sketches, and over photos."""
     both = training_embeddings(
-        encoder, lambda features, _: encoder.embedding(features), config, mesh, IMAGES
+        encoder, lambda features, _: function(features), config, mesh, IMAGES
     )
-    means = np.stack([x.mean(axis=0, dtype=np.float64) for x in both])
-    encoder.means[...] = jnp.asarray(means, jnp.float32)
+    sketches, photos = (jnp.asarray(x.mean(axis=0, dtype=np.float64), jnp.float32) for x in both)
+    return sketches, photos
 
 
 def training_embeddings(

@@ -19,7 +19,7 @@ import jax.numpy as jnp
 from flax import nnx
 from jaxtyping import Array, Float
 
-from zse_jax.models.layers import linear
+from zse_jax.models.layers import linear, start_at_zero
 from zse_jax.models.rematerialisation import rematerialisable
 from zse_jax.models.vit import attend, check_heads, merge_heads, split_heads
 
@@ -151,6 +151,21 @@ class CrossAttention(nnx.Module):
                 _copy(first.query, projection)
         _copy(first.mlp_in, self.photo_layer.mlp_in)
         _copy(first.mlp_out, self.photo_layer.mlp_out)
+
+    def start_at_zero(self) -> None:
+        """Attention and feed-forward change nothing at first."""
+        for layer in (self.sketch_layer, self.photo_layer):
+            start_at_zero(layer.out, layer.mlp_out)
+
+    @property
+    def trained(self) -> bool:
+        """Whether training has moved it away from `start_at_zero`."""
+        return bool(jnp.any(self.sketch_layer.mlp_out.kernel[...] != 0))
+
+    def start_centred(self, sketch_mean: Float[Array, "d"], photo_mean: Float[Array, "d"]) -> None:
+        """The last norms subtract these means of tokens of each modality, by their biases."""
+        for layer, mean in ((self.sketch_layer, sketch_mean), (self.photo_layer, photo_mean)):
+            layer.norm_mlp.bias[...] = mean.mean() - mean
 
     def project_sketches(self, tokens: Float[Array, "b t d"]) -> Projected:
         """Tokens and projections of sketches; once per image."""

@@ -83,6 +83,15 @@ class Anchors(nnx.Module):
             grid = tokens.reshape(b, self.side, self.side, d)
         return self.merge(patches(grid, 2)).reshape(b, t // 4, -1)
 
+    def start_at_mean(self) -> None:
+        """Starts spatial anchors at the mean of their four tokens (its first dimensions)."""
+        if self.merge is None or self.published:
+            return
+        inputs, outputs = self.merge.kernel.shape
+        self.merge.kernel[...] = jnp.tile(jnp.eye(inputs // 4, outputs) / 4, (4, 1))
+        assert self.merge.bias is not None  # `linear` makes one
+        self.merge.bias[...] = jnp.zeros_like(self.merge.bias[...])
+
 
 def cosine_matrix(
     sketch: Float[Array, "*b a c"], photo: Float[Array, "*b e c"]
@@ -117,6 +126,23 @@ class RelationNetwork(nnx.Module):
             ]
         )
         self.dropouts = nnx.List([nnx.Dropout(dropout, rngs=rngs) for _ in range(2)])
+
+    def start_at_mean(
+        self, *, scale: float = 30.0, threshold: float = 0.15, noise: float = 0.1
+    ) -> None:
+        """Starts near logit = scale · (mean cosine - threshold), which ranks before any training.
+
+        Hidden units start equal but for `noise`, a share of the random initial kernels. A constant
+        1 in the first layer keeps them above 0 for every cosine.
+        """
+        last = len(self.layers) - 1
+        for i, layer in enumerate(self.layers):
+            factor = scale if i == last else 1.0
+            shift = {0: 1.0, last: -scale * (1 + threshold)}.get(i, 0.0)
+            kernel = layer.kernel[...]
+            layer.kernel[...] = factor * (1 / kernel.shape[0] + noise * kernel)
+            assert layer.bias is not None  # `linear` makes one
+            layer.bias[...] = jnp.full_like(layer.bias[...], shift)
 
     def __call__(self, cosine: Float[Array, "b a a"]) -> Float[Array, "b"]:
         """The logit of "same class" for each pair, float32; the score is its sigmoid."""

@@ -140,7 +140,8 @@ class MapTokenizer(nnx.Module):
     ):
         """Maps are [grid, grid, channels]; positions as for `Tokenizer`.
 
-        With `pooled`, the retrieval token of an image starts from the mean of its local tokens.
+        With `pooled`, the mean of an image's local tokens is added to each of its tokens: places
+        where the CNN finds nothing then carry what the image shows, and not only noise.
         `map_norm` as in `layers.normalise_map`.
         """
         self.grid, self.dtype, self.pooled, self.map_norm = grid, dtype, pooled, map_norm
@@ -183,7 +184,7 @@ class MapTokenizer(nnx.Module):
         x = self.projection(normalise_map(maps, self.map_norm).astype(self.dtype))
         tokens = _placed(x, self.retrieval_token, self.positions)
         if self.pooled:
-            tokens = tokens.at[:, 0].add(x.mean(axis=(1, 2)))
+            tokens += x.mean(axis=(1, 2))[:, None]
         return self.dropout(tokens)
 
 

@@ -35,6 +35,9 @@ Features = Any
 """What a system keeps of each image: a pytree of arrays whose leading axis is the item."""
 
 
+MeanOf = Callable[[Callable[[Features], Array]], tuple[Array, Array]]
+"""The means of a function of the features over training sketches, and over training photos."""
+
 AnyEncoder = TypeVar("AnyEncoder", bound="Encoder")
 
 
@@ -240,6 +243,13 @@ class Retriever(Encoder):
           source: that retriever. By default, nothing but its backbone is used.
         """
         del source
+
+    def start_from_training(self, mean: MeanOf) -> None:
+        """Sets initial values from the training images, after `config.init_from` was read.
+
+        By default, nothing. It computes with the present parameters.
+        """
+        del mean
 
 
 class Explainable(Encoder):

@@ -122,7 +122,7 @@ class ZSE(Retriever, Explainable):
           frozen_blocks: first blocks of the backbone that do not train, with the stem; 0: none.
           frozen_statistics: keep the batch statistics that come with the backbone's weights.
           pyramid: add the backbone's last map, enlarged, to the map that becomes the local tokens,
-            and the mean of these to the retrieval token; ours.
+            and the mean of these to every token; ours.
           map_norm: how the backbone's maps are normalised; see `layers.normalise_map`.
           image_size, patch_size: pixels.
           scale_channels: of the scale embedding's first convolution; each later one has twice as
@@ -206,8 +206,7 @@ class ZSE(Retriever, Explainable):
             # knows (zero-initialised residuals: Goyal et al., arXiv 1706.02677, section 5.1).
             for block in self.encoder.blocks:
                 layers.start_at_zero(block.attention.out, block.mlp_out)
-            for layer in (self.cross_attention.sketch_layer, self.cross_attention.photo_layer):
-                layers.start_at_zero(layer.out, layer.mlp_out)
+            self.cross_attention.start_at_zero()
         local_tokens = tokens_after_selection(self.tokenizer.grid**2, keep_rates)
         anchors = default_anchors(local_tokens) if anchors is None else anchors
         self.anchors = Anchors(
@@ -268,6 +267,18 @@ class ZSE(Retriever, Explainable):
         classifier = getattr(getattr(source, "backbone", None), "head", None)
         if isinstance(tokenizer, MapTokenizer) and tokenizer.pooled and classifier is not None:
             tokenizer.start_from(classifier.kernel[...])
+
+    def start_from_training(self, mean: base.MeanOf) -> None:
+        """With a backbone, the relation starts at the mean cosine of centred anchors.
+
+        The tokens' mean of each modality is subtracted, as `Encoder.means` does for embeddings.
+        A network whose cross-attention is already trained stays as it is.
+        """
+        if self.backbone is None or self.cross_attention.trained:
+            return
+        self.cross_attention.start_centred(*mean(lambda tokens: tokens[:, 1:].mean(axis=1)))
+        self.anchors.start_at_mean()
+        self.relation_network.start_at_mean()
 
     @property
     def across_samples(self) -> tuple[str, ...]:

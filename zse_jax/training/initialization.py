@@ -1,7 +1,8 @@
 """The train state before the first step, for a run that does not resume from its own checkpoint.
 
-`config.init_from` names the initial weights, or "random". Systems that the registry initialises
-with a distillation then get the knowledge of their teacher.
+`config.init_from` names the initial weights, or "random". Then a system can set initial
+values from the training images, and those that the registry initialises with a distillation get the
+knowledge of their teacher.
 """
 
 import os
@@ -10,8 +11,9 @@ from jax.sharding import Mesh
 from ml_collections import ConfigDict
 
 from zse_jax.checkpoints import initial_weights
+from zse_jax.evaluation import domain_means
 from zse_jax.retrievers import registry
-from zse_jax.retrievers.base import Retriever
+from zse_jax.retrievers.base import Retriever, evaluation_view
 from zse_jax.training import distillation
 from zse_jax.training.step import Setup, State, merge_model, placed
 
@@ -42,6 +44,10 @@ def first_state(config: ConfigDict, mesh: Mesh, setup: Setup, workdir: str | os.
         return state
     model = merge_model(setup.definition, state)
     fill(model, config)
+    encoder = evaluation_view(model)
+    model.start_from_training(
+        lambda function: domain_means.mean_of(function, encoder, config, mesh)
+    )
     if distils(config):
         distillation.teach(model, config, mesh, setup, workdir)
     return placed(state, model, setup)

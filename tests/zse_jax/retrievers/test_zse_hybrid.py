@@ -13,6 +13,7 @@ from tests.zse_jax import abstract, small_systems
 from tests.zse_jax.compiled import compiled
 from tests.zse_jax.pretrained import test_efficientnet_lite as lite
 from tests.zse_jax.random_weights import drawn
+from zse_jax.losses import unit
 from zse_jax.models.backbone import BACKBONES, frozen_output
 from zse_jax.models.efficientnet_lite import VARIANTS, EfficientNetLite, Variant
 from zse_jax.models.layers import normalise_map
@@ -69,7 +70,7 @@ def test_the_recipe_has_zses_grid_and_trains_what_follows_its_map():
     }  # fmt: skip
 
 
-def test_a_pyramid_has_two_maps_and_the_retrieval_token_starts_from_their_mean():
+def test_a_pyramid_has_two_maps_and_every_token_starts_from_their_mean():
     model = evaluation_view(build(pyramid=True, patch_size=8, anchors=16))
     plain = evaluation_view(build(patch_size=8, anchors=16))
     image = jnp.asarray(np.random.default_rng(0).integers(0, 256, (2, 32, 32, 3)), jnp.uint8)
@@ -84,9 +85,10 @@ def test_a_pyramid_has_two_maps_and_the_retrieval_token_starts_from_their_mean()
     np.testing.assert_allclose(coarse[:, 0, 0], coarse[:, 3, 3], atol=1e-6)  # its map is 1 x 1
     np.testing.assert_allclose(coarse.mean(axis=-1), 0, atol=1e-5)
     tokens = nnx.jit(lambda m, x: m(x))(model.tokenizer, both)
-    local = model.tokenizer.projection(jax.nn.standardize(both)).mean(axis=(1, 2))
-    placed = (model.tokenizer.retrieval_token[...] + model.tokenizer.positions[:, :1])[:, 0]
-    np.testing.assert_allclose(tokens[:, 0], placed + local, atol=1e-4)
+    local = model.tokenizer.projection(jax.nn.standardize(both)).reshape(2, 16, -1)
+    retrieval = jnp.broadcast_to(model.tokenizer.retrieval_token[...], (2, 1, 16))
+    own = jnp.concatenate([retrieval, local], axis=1) + model.tokenizer.positions[...]
+    np.testing.assert_allclose(tokens, own + local.mean(axis=1, keepdims=True), atol=1e-4)
     assert compiled(model.encode)(image, "photo").shape == (2, 17, 16)
 
 
@@ -269,3 +271,39 @@ def test_attention_and_mlps_change_nothing_before_the_first_step():
     paired = model.cross_attention(tokens, tokens[::-1])[0]
     alone = model.cross_attention(tokens, tokens)[0]
     np.testing.assert_allclose(paired, alone, atol=1e-5)
+
+
+def test_the_relation_starts_at_the_mean_cosine_of_centred_anchors():
+    """It ranks by it before any training, for cosines of every sign; a trained one is kept."""
+    sizes = {"image_size": 32, "patch_size": 8, "anchors": 4}
+    model = nnx.jit(lambda: create(HYBRID | sizes, rngs=nnx.Rngs(0)))()
+    plain = evaluation_view(model)
+    draw = np.random.default_rng(0).integers
+    sketches, photos = (
+        plain.tokens(jnp.asarray(draw(0, 256, (6, 32, 32, 3)), jnp.uint8)) for _ in range(2)
+    )
+    asked = []
+
+    def mean(function):
+        asked.append(function)
+        return tuple(function(tokens).mean(axis=0) for tokens in (sketches, photos))
+
+    model.start_from_training(mean)
+    groups = [
+        unit((x - x[:, 1:].mean(axis=(0, 1)))[:, 1:].reshape(6, 2, 2, 2, 2, 16).mean(axis=(2, 4)))
+        for x in map(jax.nn.standardize, (sketches, photos))
+    ]
+    cosine = jnp.einsum("suvc,pxyc->sp", *groups) / 16
+    scores = plain.score(sketches, photos)
+    logits = jnp.log(scores / (1 - scores))
+    np.testing.assert_allclose(np.corrcoef(cosine.ravel(), logits.ravel())[0, 1], 1, atol=0.1)
+    assert (cosine < 0).any()
+    out = model.cross_attention.sketch_layer.mlp_out
+    out.kernel[...] += 1e-3
+    model.start_from_training(mean)
+    assert len(asked) == 1
+
+
+def test_the_published_network_starts_at_random():
+    model = nnx.eval_shape(lambda: create(small_systems.ZSE | {"system": "zse"}, rngs=nnx.Rngs(0)))
+    model.start_from_training(lambda function: pytest.fail("it asks for the training images"))
