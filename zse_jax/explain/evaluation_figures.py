@@ -3,7 +3,6 @@
 They are drawn from plain arrays, so they work for any system and protocol.
 """
 
-import itertools
 from collections.abc import Mapping, Sequence
 from typing import Any, NamedTuple
 
@@ -58,13 +57,11 @@ def precision_recall(curves: Mapping[str, Curve], chance: float | None = None) -
     """Precision over recall: a line for each ranking, dots after 10, 50 and 200 photos.
 
     Args:
-      curves: curves by ranking.
+      curves: curves by ranking, of which the first `len(LINES)` are drawn.
       chance: precision of a random ranking, drawn as a dotted line.
     """
     figure, (axes,) = style.chart(3.7, 2.9)
-    for (name, curve), (color, line, _) in zip(
-        curves.items(), itertools.cycle(LINES), strict=False
-    ):
+    for (name, curve), (color, line, _) in zip(curves.items(), LINES, strict=False):
         axes.plot(curve.recall, curve.precision, color=color, linestyle=line, label=name)
         for depth in (d for d in (10, 50, 200) if d <= len(curve.recall)):
             point = curve.recall[depth - 1], curve.precision[depth - 1]
@@ -85,13 +82,11 @@ def found_within(curves: Mapping[str, Curve], chance: float | None = None) -> Fi
     """For fine-grained retrieval: share of sketches with the matching photo among the first k.
 
     Args:
-      curves: curves by ranking.
+      curves: curves by ranking, of which the first `len(LINES)` are drawn.
       chance: Acc@1 of a random ranking, drawn as a dotted line that grows with k.
     """
     figure, (axes,) = style.chart(3.7, 2.9)
-    for (name, curve), (color, line, _) in zip(
-        curves.items(), itertools.cycle(LINES), strict=False
-    ):
+    for (name, curve), (color, line, _) in zip(curves.items(), LINES, strict=False):
         depth = np.arange(1, len(curve.accuracy) + 1)
         axes.plot(depth, curve.accuracy, color=color, linestyle=line, label=name)
     if chance is not None:

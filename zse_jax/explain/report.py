@@ -248,16 +248,20 @@ def _charts(
     relevant = report_parts.relevant(
         evaluation, material.sketch_instances, material.photo_instances
     )
-    curves = {ranking: evaluation_figures.depth_curve(x, relevant) for ranking, x in right.items()}
+    # A shortlist (RANKING@K) hardly differs from its ranking: the first rankings are drawn.
+    drawn = sorted(right, key=lambda name: "@" in name)[: len(style.LINES)]
+    curves = {name: evaluation_figures.depth_curve(right[name], relevant) for name in drawn}
+    of = "" if len(drawn) == len(right) else f" Only of {', '.join(drawn)}."
     if report_parts.fine_grained(evaluation):
         add(
             evaluation_figures.found_within(curves, evaluation.chance),
-            f"Share of sketches with the matching photo among the first k, k = 1 to {kept}.",
+            f"Share of sketches with the matching photo among the first k, k = 1 to {kept}.{of}",
         )
     else:
         add(
             evaluation_figures.precision_recall(curves, evaluation.chance),
-            f"Means over sketches after the first k photos, k = 1 to {kept}; dots at 10, 50, 200.",
+            f"Means over sketches after the first k photos, k = 1 to {kept}; dots at 10, 50, "
+            f"200.{of}",
         )
     if material.embedded is not None:
         places = evaluation_figures.project(material.embedded.vectors)

@@ -32,6 +32,18 @@ def test_each_ranking_has_a_different_line():
     )
 
 
+@pytest.mark.parametrize("draw", [figures.precision_recall, figures.found_within])
+def test_no_two_rankings_have_the_same_line(draw):
+    """Of many, as many are drawn as there are lines that differ."""
+    curve = figures.depth_curve(RIGHT, np.array([2, 1]))
+    names = ["token", "relation", *(f"relation@{k}" for k in range(10, 20))]
+    lines = draw(dict.fromkeys(names, curve)).axes[0].lines
+    named = [line for line in lines if line.get_label() in names]
+    assert [line.get_label() for line in named] == names[: len(named)]
+    looks = {(line.get_color(), line.get_linestyle()) for line in named}
+    assert len(looks) == len(named) > 2
+
+
 def test_fine_grained_curves_count_sketches_whose_photo_is_found():
     curve = figures.depth_curve(RIGHT, np.array([2, 1]))
     axes = figures.found_within({"relation": curve}, chance=0.25).axes[0]
