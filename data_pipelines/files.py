@@ -9,7 +9,7 @@ import os
 import stat
 from collections.abc import Iterator
 from pathlib import Path
-from typing import Literal, NamedTuple
+from typing import Any, Literal, NamedTuple
 
 _SYSTEM = frozenset(
     (
@@ -143,8 +143,12 @@ def message(error: OSError) -> str:
     return error.strerror or str(error)
 
 
-def is_gone(path: Path) -> bool:
-    """Whether a file was deleted. A file in a folder that cannot be opened may still exist."""
+def is_gone(path: Any) -> bool:
+    """Whether a file was deleted. A file in a folder that cannot be opened may still exist.
+
+    Args:
+      path: a `pathlib.Path`, or, of an object in a bucket, one with the same methods.
+    """
     try:
         path.stat()
     except (FileNotFoundError, NotADirectoryError):

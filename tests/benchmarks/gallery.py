@@ -3,6 +3,7 @@
     python -m tests.benchmarks.gallery shortlist [--photos=100000] [--width=512] [--sketches=20]
     python -m tests.benchmarks.gallery build --checkpoint=demo --photos-in=album [--count=3000]
     python -m tests.benchmarks.gallery build --untrained=Ti/16 --photos-in=album [--count=3000]
+    python -m tests.benchmarks.gallery driver [--photos=100000]
 
 `shortlist` writes synthetic embeddings (clusters of 200, like photos of one class) to an index and
 finds the 200 nearest to new embeddings from the same clusters, with our index, faiss's flat index
@@ -13,6 +14,10 @@ measured in a separate process that opens the index and searches.
 `build` indexes photos with a checkpoint, and compares the time with that of the encoder alone on
 decoded photos; adds 1 % more; and searches with drawn sketches, embeddings and pair scores.
 Encoding and building alternate over --rounds.
+
+`driver` measures what the process that builds an index keeps in memory for each photo: of those in
+the index, and of those that are listed to be sent to the workers of a Ray cluster. Names have 60
+characters.
 """
 
 import argparse
@@ -226,10 +231,47 @@ def build(options: argparse.Namespace) -> None:
         shutil.rmtree(folder)
 
 
+def driver(options: argparse.Namespace) -> None:
+    """Memory of a process that builds an index, per photo."""
+    import os
+    import tracemalloc
+
+    import pyarrow as pa
+
+    from zse_jax.gallery import ingest, photos
+    from zse_jax.gallery.tables import Tables
+
+    print(describe("lancedb", "pyarrow"))
+    count = options.photos
+    files = [Path(f"/photos/{number // 1000:026}/{number:020}.jpg") for number in range(count)]
+    about = {"checkpoint": "", "step": 0, "fingerprint": "", "features": False}
+    folder = Path(tempfile.mkdtemp(dir=options.scratch))
+    try:
+        table = Tables.create(folder / "index", about, 8)
+        numbers = pa.array(range(count), pa.int64())
+        columns = {"id": pa.array(map(photos.identity, files)), "size": numbers}
+        digests = pa.array([os.urandom(32) for _ in files], pa.binary())
+        table.append(columns | {"modified": numbers, "format": columns["id"], "digest": digests})
+        tracemalloc.start()
+        state = ingest._State(table)
+        known = tracemalloc.get_traced_memory()[0] / count
+        tracemalloc.reset_peak()
+        before = tracemalloc.get_traced_memory()[0]
+        work = [
+            ingest.Work(photos.Candidate(Path(os.fspath(file)), n, n), photos.identity(file), False)
+            for n, file in enumerate(files)
+        ]
+        listed = (tracemalloc.get_traced_memory()[0] - before) / count
+        print(f"{len(state.places):,} photos in the index: {known:.0f} bytes each")
+        print(f"{len(work):,} photos listed: {listed:.0f} bytes each")
+    finally:
+        shutil.rmtree(folder)
+
+
 def main() -> None:
     """The command line."""
     parser = argparse.ArgumentParser(description=__doc__.split("\n")[0])
-    parser.add_argument("what", choices=["shortlist", "build", "memory"])
+    parser.add_argument("what", choices=["shortlist", "build", "driver", "memory"])
     parser.add_argument("--photos", type=int, default=100_000)
     parser.add_argument("--width", type=int, default=512)
     parser.add_argument("--sketches", type=int, default=20)
@@ -247,7 +289,7 @@ def main() -> None:
     if options.what == "memory":
         memory(Path(options.index), options.width)
     else:
-        {"shortlist": shortlist, "build": build}[options.what](options)
+        {"shortlist": shortlist, "build": build, "driver": driver}[options.what](options)
 
 
 if __name__ == "__main__":

@@ -23,7 +23,7 @@ def place(photos: Places, checkpoint: str | os.PathLike | None = None) -> Path:
     Raises:
       OSError: there is no cache folder that can be written; says what to do.
     """
-    places = sorted(os.fspath(absolute(one)) for one in listed(photos))
+    places = sorted(str(absolute(one)) for one in listed(photos))
     words = "\0".join([os.fspath(checkpoint or reading.DEFAULT), *places]).encode(
         "utf-8", "surrogateescape"
     )

@@ -131,7 +131,7 @@ def parse(
         )
     names = [kind.lower().removeprefix(".") for kind in types]
     return Filter(
-        tuple(printable(absolute(folder)) for folder in folders),
+        tuple(printable(str(absolute(folder))) for folder in folders),
         first,
         end,
         orientation,

@@ -16,6 +16,7 @@ INDEX can be in a bucket (s3://, gs://, az://). From Python:
     gallery = index.open("my-index")
 """
 
+import functools
 import logging
 import os
 import sys
@@ -30,11 +31,11 @@ from absl import flags
 from data_pipelines.files import is_gone
 from data_pipelines.suggestions import counted, suggest
 from zse_jax.checkpoints import reading
-from zse_jax.gallery import ingest, tables, watching
+from zse_jax.gallery import cluster, ingest, tables, watching
 from zse_jax.gallery import photos as photos_
 from zse_jax.gallery.encoder import CompiledEncoder
 from zse_jax.gallery.ingest import Changes
-from zse_jax.gallery.photos import Found, Places, absolute, listed, within
+from zse_jax.gallery.photos import File, Found, Places, absolute, in_bucket, listed, path_of, within
 from zse_jax.gallery.tables import REFUSED, Tables
 from zse_jax.gallery.verifying import Verification
 from zse_jax.gallery.verifying import verify as verify
@@ -55,8 +56,11 @@ class Command(NamedTuple):
 
 _FLAGS = "photos", "checkpoint", "features", "include_hidden"
 
+ENGINES = "local", "ray"
+"""What reads and encodes photos: this process, or the machines of a Ray cluster."""
+
 COMMANDS = {
-    "build": Command("Makes an index of photos, or continues one.", _FLAGS),
+    "build": Command("Makes an index of photos, or continues one.", (*_FLAGS, "engine", "address")),
     "sync": Command("Makes an index, or brings it up to date: adds, updates and removes.", _FLAGS),
     "watch": Command("Keeps an index up to date while photos come and go, until Ctrl-C.", _FLAGS),
     "add": Command(
@@ -147,13 +151,13 @@ class Index:
         """
         return self.tables.by_id(photo, ["thumbnail"])["thumbnail"]
 
-    def file(self, photo: str) -> Path:
+    def file(self, photo: str) -> File:
         """The file of the photo with this id.
 
         Raises:
           KeyError: there is no photo with this id.
         """
-        return Path(os.fsdecode(self.tables.by_id(photo, ["file"])["file"]))
+        return path_of(self.tables.by_id(photo, ["file"])["file"])
 
     def retriever(self, checkpoint: str | os.PathLike | None = None) -> Encoder:
         """Loads the system of this index.
@@ -196,6 +200,8 @@ def build(
     features: bool | None = None,
     include_hidden: bool = False,
     progress: bool = False,
+    engine: str = "local",
+    address: str | None = None,
 ) -> Changes:
     """Builds an index of photos, or continues an existing one of the same checkpoint.
 
@@ -208,17 +214,42 @@ def build(
         `FEATURES_UP_TO` bytes per photo.
       include_hidden: leave no file or folder out because it is hidden or the system's.
       progress: show a progress bar.
+      engine: one of `ENGINES`. With "ray", all machines need this package, and the photos, the
+        checkpoint and the index at the same paths or URLs.
+      address: of the Ray cluster, see `cluster.start`.
 
     Raises:
       FileNotFoundError: the photos or the checkpoint do not exist.
       FileExistsError: `index` contains other files.
       BlockingIOError: another process is writing to the index.
-      ValueError: the index belongs to another checkpoint.
+      ValueError: the index belongs to another checkpoint; or there is no such engine.
+      ModuleNotFoundError, ConnectionError, RuntimeError: of the engine "ray", see `cluster`.
     """
+    if engine not in ENGINES:
+        raise ValueError(f"There is no engine {engine!r}: choose one of {', '.join(ENGINES)}.")
+    if address is not None and engine != "ray":
+        raise ValueError("--address is that of a Ray cluster: give --engine=ray as well.")
+    if engine == "ray":
+        cluster.start(address)
     uri, found = tables.located(index), Found(photos, include_hidden)
     table, encoder = _prepared(uri, checkpoint, features)
     with table.writing():
-        return _added(table, encoder, found, progress)
+        return _added(table, encoder, found, progress, _ray(table, encoder, checkpoint, engine))
+
+
+def _ray(
+    table: Tables, encoder: CompiledEncoder, checkpoint: str | os.PathLike | None, engine: str
+) -> ingest.Engine | None:
+    """The engine "ray" for an index; None for the other one."""
+    if engine != "ray":
+        return None
+    about, retriever = table.about, encoder.retriever
+    place = reading.absolute(checkpoint or about["checkpoint"])
+    job = cluster.Job(
+        reading.place_of(place, about["step"]), about["fingerprint"], retriever.image_size,
+        retriever.preprocessing, about["features"], table.fragment_writer(),
+    )  # fmt: skip
+    return functools.partial(cluster.encode, job=job)
 
 
 def _prepared(
@@ -306,6 +337,11 @@ def watch(
         Later, such an error is a warning, and the index stays as it is.
     """
     uri, found = tables.located(index), Found(photos, include_hidden)
+    if any(map(in_bucket, found.places)):
+        raise ValueError(
+            "Photos in a bucket cannot be watched, because a bucket does not report changes: run "
+            "`sync` at intervals instead."
+        )
     table, encoder = _prepared(uri, checkpoint, features)
     show(*_synced(table, encoder, found, progress), place=uri)
     changed = watching.ChangeTimes()
@@ -400,9 +436,16 @@ def _recorded(uri: str) -> str | None:
     return reading.place_of(about["checkpoint"], about["step"])
 
 
-def _added(table: Tables, encoder: CompiledEncoder, found: Found, progress: bool) -> Changes:
+def _added(
+    table: Tables,
+    encoder: CompiledEncoder,
+    found: Found,
+    progress: bool,
+    engine: ingest.Engine | None = None,
+) -> Changes:
+    keep = table.about["features"]
     changes = ingest.add(
-        table, encoder, found, keep_features=table.about["features"], progress=progress
+        table, encoder, found, keep_features=keep, progress=progress, engine=engine
     )
     if changes.added or changes.updated:
         prepare(table)
@@ -416,29 +459,29 @@ def prepare(table: Tables) -> None:
         table.index(partitions=round(count**0.5))
 
 
-def _inside(table: Tables, name: str, places: Places = "/") -> dict[str, Path]:
-    """The files of the photos, or the refused files, in these places, by id."""
-    wanted = [absolute(place) for place in listed(places)]
+def _inside(table: Tables, name: str, places: Places | None = None) -> dict[str, File]:
+    """The files of the photos, or the refused files, in these places (None: all), by id."""
+    wanted = [absolute(place) for place in listed(places or [])]
     rows = table.columns("id", "file", table=name).to_pylist()
-    files = {row["id"]: Path(os.fsdecode(row["file"])) for row in rows}
-    return {one: file for one, file in files.items() if within(file, wanted)}
+    files = {row["id"]: path_of(row["file"]) for row in rows}
+    return {one: file for one, file in files.items() if not wanted or within(file, wanted)}
 
 
-def _gone(table: Tables, places: Places = "/") -> tuple[list[str], list[str]]:
+def _gone(table: Tables, places: Places | None = None) -> tuple[list[str], list[str]]:
     """The ids of the photos and of the refused files in these places that no longer exist.
 
     Raises:
       ValueError: none of the photos in one of the places exists.
     """
     out: dict[str, None] = {}
-    for place in listed(places):
+    for place in listed(places) if places else [None]:
         inside = _inside(table, tables.PHOTOS, place)
         gone = [one for one, file in inside.items() if is_gone(file)]
         if gone and len(gone) == len(inside):
             raise ValueError(
                 f"Of {counted(len(gone), 'photo', 'photos')} in the index {table.uri}, no file "
-                f"exists in {absolute(place)}: is their disk mounted? To remove the photos anyway, "
-                "use `remove` with their folder: --photos=FOLDER."
+                f"exists in {absolute(place or '/')}: is their disk mounted? To remove the photos "
+                "anyway, use `remove` with their folder: --photos=FOLDER."
             )
         out |= dict.fromkeys(gone)
     refused = _inside(table, REFUSED, places)
@@ -466,7 +509,7 @@ def _check(table: Tables, found: str, checkpoint: str | os.PathLike) -> None:
 def define_flags(options: flags.FlagValues, argv: Sequence[str]) -> None:
     """The command line. `COMMAND --help` lists only what this command takes."""
     command = next((word for word in argv[1:] if not word.startswith("-")), "")
-    wanted = set(_FLAGS)
+    wanted = set(_FLAGS) | {"engine", "address"}
     if {"--help", "-h"} & set(argv) and command in COMMANDS:
         sys.modules["__main__"].__doc__ = COMMANDS[command].summary
         wanted = set(COMMANDS[command].flags)
@@ -482,6 +525,14 @@ def define_flags(options: flags.FlagValues, argv: Sequence[str]) -> None:
         flags.DEFINE_bool("features", None, help_, options)
     if "include_hidden" in wanted:
         flags.DEFINE_bool("include_hidden", False, photos_.INCLUDE_HIDDEN, options)
+    if "engine" in wanted:
+        help_ = "What reads and encodes photos: this process, or the machines of a Ray cluster."
+        flags.DEFINE_enum("engine", "local", ENGINES, help_, options)
+        help_ = (
+            "With --engine=ray, the address of the cluster; auto: the one that this machine is in. "
+            "Default: RAY_ADDRESS if it is set, else a cluster of this machine alone."
+        )
+        flags.DEFINE_string("address", None, help_, options)
 
 
 def main(options: flags.FlagValues, command: str) -> None:
@@ -492,7 +543,7 @@ def main(options: flags.FlagValues, command: str) -> None:
             f"{', '.join(COMMANDS)}."
         )
     cli.require(options, index="my-index")
-    for name in _FLAGS:
+    for name in (*_FLAGS, "engine", "address"):
         if options[name].present and name not in COMMANDS[command].flags:
             raise ValueError(f"--{name} has no effect on {command}: leave it out.")
     if "photos" in COMMANDS[command].flags and command != "remove":

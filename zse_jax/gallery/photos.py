@@ -15,8 +15,9 @@ import stat
 import warnings
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
+from importlib import import_module
 from pathlib import Path
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import numpy as np
 from jaxtyping import UInt8
@@ -28,6 +29,7 @@ from data_pipelines.files import walk as walked
 from data_pipelines.images import Preprocessing, UnreadableImageError
 from data_pipelines.terminal import printable
 from zse_jax.gallery import raw
+from zse_jax.gallery.tables import BUCKETS
 
 VIDEOS = (
     *(".mp4", ".mov", ".m4v", ".avi", ".mkv", ".webm", ".3gp", ".mts", ".m2ts", ".mpg", ".mpeg"),
@@ -48,8 +50,12 @@ That takes half the time for 1 megapixel, and an eighth for 12."""
 THUMBNAIL = 160
 """Longest side of a thumbnail, in pixels."""
 
+File = Any
+"""A `pathlib.Path`; or, of an object in a bucket, a `upath.UPath`, which has the same methods."""
+
 Places = Sequence[str | os.PathLike] | str | os.PathLike
-"""Folders (searched recursively, links followed), glob patterns and files."""
+"""Folders (searched recursively, links followed), glob patterns and files; folders and objects in
+a bucket by URL: s3://bucket/album."""
 
 
 INCLUDE_HIDDEN = "Also index hidden files, and folders of trash, thumbnails and version control."
@@ -59,7 +65,7 @@ INCLUDE_HIDDEN = "Also index hidden files, and folders of trash, thumbnails and 
 class Candidate(NamedTuple):
     """A file that may be a photo: path, size in bytes, modification time in nanoseconds."""
 
-    file: Path
+    file: File
     size: int
     modified: int
 
@@ -91,6 +97,7 @@ class Found:
         Raises:
           ValueError: no place is given.
           FileNotFoundError: a name does not exist, or a pattern matches nothing.
+          ModuleNotFoundError, OSError: a bucket cannot be read, as `path_of` and `_in_bucket`.
         """
         self.files: list[Candidate] = []
         self.refused: list[tuple[Path, str]] = []
@@ -102,7 +109,10 @@ class Found:
         self._include_hidden = include_hidden
         self._matches: list[Path] = []
         for place, path in zip(listed(places), self.places, strict=True):
-            matches, system = ([path], 0) if path.exists() else _matching(path, include_hidden)
+            if in_bucket(path):
+                matches, system = ([path] if _in_bucket(path) else []), 0
+            else:
+                matches, system = ([path], 0) if path.exists() else _matching(path, include_hidden)
             self.system += system
             if not matches:
                 raise FileNotFoundError(
@@ -123,6 +133,10 @@ class Found:
     def _found(self) -> Iterator[Candidate]:
         visited: set[tuple[int, int]] = set()
         for match in self._matches:
+            if in_bucket(match):
+                for entry in _objects(match, self._include_hidden):
+                    yield from self._entry(entry)
+                continue
             try:
                 status = match.stat()
             except OSError as error:
@@ -134,7 +148,7 @@ class Found:
             for entry in walked(match, visited, system=self._include_hidden):
                 yield from self._entry(entry)
 
-    def _file(self, path: Path, status: os.stat_result) -> Iterator[Candidate]:
+    def _file(self, path: File, status: os.stat_result) -> Iterator[Candidate]:
         if stat.S_ISREG(status.st_mode):
             yield Candidate(path, *state_of(status))
         else:
@@ -181,9 +195,33 @@ class Photo(NamedTuple):
     taken: datetime.datetime | None = None
 
 
-def name_of(file: Path) -> str:
+def name_of(file: File) -> str:
     """A path as text for display, see `data_pipelines.terminal.printable`."""
-    return printable(file)
+    return printable(str(file))
+
+
+def path_of(name: str | bytes) -> File:
+    """The path of a photo by its name in an index: a local file, or an object in a bucket.
+
+    Raises:
+      ModuleNotFoundError: it is in a bucket, and a package that reads it is not installed.
+    """
+    text = os.fsdecode(name)
+    if not paths.in_bucket(text):
+        return Path(text)
+    try:
+        import_module("fsspec").get_filesystem_class(text.partition(":")[0])
+        return import_module("upath").UPath(text)
+    except ImportError as error:
+        raise ModuleNotFoundError(
+            f"{text}: photos in a bucket need the packages universal-pathlib and s3fs (s3://) or "
+            f"gcsfs (gs://) ({error}). Install them, or mount the bucket and give the path."
+        ) from error
+
+
+def in_bucket(file: File) -> bool:
+    """Whether a photo or a folder is in a bucket. Its name starts with a scheme then."""
+    return paths.in_bucket(str(file))
 
 
 def state_of(status: os.stat_result) -> tuple[int, int]:
@@ -194,14 +232,22 @@ def state_of(status: os.stat_result) -> tuple[int, int]:
     return status.st_size, min(max(status.st_mtime_ns, -(2**63)), 2**63 - 1)
 
 
-def identity(file: Path) -> str:
+def identity(file: File) -> str:
     """The id of a file in an index: a digest of its absolute path, 24 hexadecimal digits."""
-    return hashlib.blake2b(os.fsencode(file), digest_size=12).hexdigest()
+    return hashlib.blake2b(os.fsencode(str(file)), digest_size=12).hexdigest()
 
 
-def absolute(place: str | os.PathLike) -> Path:
-    """An absolute path without `..`; symbolic links are not resolved. See `paths.local`."""
-    return Path(os.path.abspath(paths.local(place, "--photos")))  # noqa: PTH100 - resolve() follows links
+def absolute(place: str | os.PathLike) -> File:
+    """An absolute path without `..`, or one in a bucket; links are not resolved.
+
+    Raises:
+      ValueError: as `paths.located`.
+      ModuleNotFoundError: as `path_of`.
+    """
+    found = os.fspath(paths.located(os.fspath(place), BUCKETS))
+    if paths.in_bucket(found):
+        return path_of(found.rstrip("/"))
+    return Path(os.path.abspath(found))  # noqa: PTH100 - resolve() follows links
 
 
 def listed(places: "Places") -> list[str | os.PathLike]:
@@ -220,9 +266,58 @@ def find(places: "Places") -> Found:
     return found
 
 
-def within(file: Path, places: Sequence[Path]) -> bool:
+def within(file: File, places: Sequence[File]) -> bool:
     """Whether a file is one of the places or is below one of them."""
     return any(file == place or place in file.parents for place in places)
+
+
+def _in_bucket(place: File) -> bool:
+    """Whether a place in a bucket exists.
+
+    Raises:
+      OSError: the bucket cannot be read.
+    """
+    try:
+        place.fs.invalidate_cache()
+        return place.fs.exists(place.path)
+    except Exception as error:  # each service has its own
+        raise OSError(
+            f"--photos={place} cannot be read ({type(error).__name__}: {error}). Check the name, "
+            "and the credentials and the address of the service in the environment."
+        ) from error
+
+
+def _objects(place: File, system: bool) -> Iterator[Entry]:
+    """Everything below a place in a bucket, as `data_pipelines.files.walk`; one request a folder.
+
+    Args:
+      place: a path of `path_of`.
+      system: whether to treat what belongs to the system as the user's.
+    """
+    if place.fs.isfile(place.path):
+        yield Entry(place, "file", place.stat())
+        return
+    for name, folders, files in place.fs.walk(place.path, detail=True, on_error="raise"):
+        here = path_of(f"{place.protocol}://{name}")
+        for inside in (files, folders):
+            for one in [] if system else [*filter(is_system, inside)]:
+                del inside[one]
+                yield Entry(here / one, "system")
+        for one in sorted(filter(None, files)):  # some tools write an empty object for a folder
+            status = import_module("upath._stat").UPathStatResult.from_info(files[one])
+            yield Entry(here / one, "file", status)
+
+
+def _contents(file: File) -> bytes:
+    """The contents of a photo file; of an object in a bucket, in two requests.
+
+    Raises:
+      UnreadableImageError, OSError: as `images.read_file`.
+    """
+    if in_bucket(file):
+        too_large = file.fs.size(file.path) > images.LARGEST_FILE  # `images.opened` refuses it
+        return file.fs.cat_file(file.path, 0, images.LARGEST_FILE + 1 if too_large else None)
+    return images.read_file(file)
 
 
 def _matching(pattern: Path, include_hidden: bool) -> tuple[list[Path], int]:
@@ -248,7 +343,7 @@ def _matching(pattern: Path, include_hidden: bool) -> tuple[list[Path], int]:
 
 
 def read(
-    file: Path,
+    file: File,
     size: int,
     preprocessing: Preprocessing = "crop",
     known: Callable[[bytes], bool] = lambda digest: False,
@@ -266,7 +361,7 @@ def read(
       MissingDecoderError: it is a RAW file, see `zse_jax.gallery.raw`.
       OSError: the file cannot be read.
     """
-    encoded = images.read_file(file)
+    encoded = _contents(file)
     digest = hashlib.sha256(encoded).digest()
     encoded, kind = _picture(file, encoded)
     kind, taken = described(encoded, kind)
@@ -289,7 +384,7 @@ def read(
     )
 
 
-def _picture(file: Path, encoded: bytes) -> tuple[bytes, str]:
+def _picture(file: File, encoded: bytes) -> tuple[bytes, str]:
     """The image in the contents of a file, and the type of a RAW file; of others, they are it."""
     suffix = file.suffix.lower()
     if suffix not in raw.SUFFIXES or encoded[:3] == b"\xff\xd8\xff":
@@ -325,7 +420,7 @@ def described(encoded: bytes, kind: str = "") -> tuple[str, datetime.datetime | 
 
 
 def read_all(
-    files: Iterable[Path],
+    files: Iterable[File],
     size: int,
     preprocessing: Preprocessing = "crop",
     known: Callable[[bytes], bool] = lambda digest: False,
@@ -335,7 +430,7 @@ def read_all(
     Arguments as for `read`.
     """
 
-    def one(file: Path) -> Photo | Exception:
+    def one(file: File) -> Photo | Exception:
         try:
             return read(file, size, preprocessing, known)
         except Exception as error:  # an unusable file must not end the run
@@ -370,14 +465,14 @@ def reason(error: Exception) -> str:
 
 
 def prepared(
-    file: Path, size: int, preprocessing: Preprocessing = "crop"
+    file: File, size: int, preprocessing: Preprocessing = "crop"
 ) -> UInt8[np.ndarray, "s s 3"]:
     """Only the image of a photo, as `read` returns it.
 
     Raises:
       UnreadableImageError, OSError: as `read`.
     """
-    encoded, _ = _picture(file, images.read_file(file))
+    encoded, _ = _picture(file, _contents(file))
     found = images.decode_file(encoded, smallest=SMALLEST, at_least=_enough(size))
     return images.prepare_photo(found.rgb, size, preprocessing)
 
@@ -387,11 +482,11 @@ def _enough(size: int) -> int:
     return max(THUMBNAIL, round(ENOUGH * size))
 
 
-def decoded(file: Path) -> UInt8[np.ndarray, "h w 3"]:
+def decoded(file: File) -> UInt8[np.ndarray, "h w 3"]:
     """The image in a file; a very large JPEG is scaled down.
 
     Raises:
       UnreadableImageError, OSError: as `read`.
     """
-    encoded, _ = _picture(file, images.read_file(file))
+    encoded, _ = _picture(file, _contents(file))
     return images.decode_file(encoded, smallest=SMALLEST).rgb

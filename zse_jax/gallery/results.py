@@ -25,7 +25,7 @@ class Hit:
       rank: counted from 1.
       id: its id in the index.
       path: for display; open `file` instead.
-      file: the photo's file, which may have been deleted since.
+      file: the path of the photo, see `photos.File`, which may have been deleted since.
       similarity: by the ranking of its stage; not comparable between stages.
       stage: "rerank" if the pair was scored, "shortlist" if embeddings were compared.
       thumbnail: JPEG.
@@ -37,7 +37,7 @@ class Hit:
     rank: int
     id: str
     path: str
-    file: Path
+    file: Any
     similarity: float
     stage: str
     thumbnail: bytes = dataclasses.field(repr=False)

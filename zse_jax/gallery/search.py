@@ -342,7 +342,7 @@ class Searcher:
             size, preprocessing = self.retriever.image_size, self.retriever.preprocessing
             for row in self.gallery.tables.rows(rows, ["file"]):
                 try:
-                    file = Path(os.fsdecode(row["file"]))
+                    file = photos.path_of(row["file"])
                     prepared.append(photos.prepared(file, size, preprocessing))
                 except (UnreadableImageError, OSError):
                     continue
@@ -367,7 +367,7 @@ class Searcher:
                 similarity=float(similarity[place]),
                 stage=stages[place],
                 **{name: row[name] for name in _SHOWN}
-                | {"path": printable(row["path"]), "file": Path(os.fsdecode(row["file"]))},
+                | {"path": printable(row["path"]), "file": photos.path_of(row["file"])},
             )
             for place, row in enumerate(found)
         ]

@@ -9,6 +9,7 @@ import contextlib
 import datetime
 import json
 import os
+import pickle
 import tempfile
 from collections.abc import Iterator, Mapping, Sequence
 from importlib import import_module
@@ -43,6 +44,14 @@ LOCK = "writer.lock"
 _KEEP_VERSIONS = datetime.timedelta(hours=1)  # readers may still use them
 
 _AT_ONCE = 1000  # ids in one SQL condition
+
+_RETRIES = {
+    "description": "write fragments",
+    "match": ["LanceError(IO)"],
+    "max_attempts": 10,
+    "max_backoff_s": 32,
+}
+"""How a worker repeats a write that failed; those of `lance_ray.write_lance`."""
 
 Row = Mapping[str, Any]
 
@@ -266,6 +275,40 @@ class Tables:
             schema, rows = self._photos.schema, len(next(iter(columns.values())))
             arrays = [columns.get(f.name, pa.nulls(rows, f.type)) for f in schema]
             self._photos.add(pa.Table.from_arrays(arrays, schema=schema))
+
+    def fragment_writer(self) -> Any:
+        """Writes photos for `commit`, on any machine: a function that can be pickled.
+
+        Its argument is a table with the schema in its attribute `schema`; its result has a column
+        `fragment`.
+        """
+        os.environ.setdefault("LANCE_LOG", "error")
+        lance, lance_ray = import_module("lance"), import_module("lance_ray")
+        with opening(self.uri):
+            place = f"{self.uri}/{PHOTOS}.lance"
+            dataset = lance.dataset(place)
+            return lance_ray.LanceFragmentWriter(
+                place,
+                schema=self._photos.schema,
+                use_legacy_format=None,
+                data_storage_version=dataset.data_storage_version,
+                enable_stable_row_ids=dataset.has_stable_row_ids,
+                retry_params=_RETRIES,
+            )
+
+    def commit(self, fragments: Sequence[bytes]) -> None:
+        """Adds the photos of fragments that `fragment_writer` wrote, in one commit.
+
+        The photos must not be in the index.
+        """
+        if not fragments:
+            return
+        lance = import_module("lance")
+        with opening(self.uri):
+            added = lance.LanceOperation.Append([pickle.loads(one) for one in fragments])
+            place = f"{self.uri}/{PHOTOS}.lance"
+            lance.LanceDataset.commit(place, added, read_version=self._photos.version)
+            self._photos.checkout_latest()
 
     def refuse(self, rows: Sequence[Row]) -> None:
         """Adds or replaces refused files in one commit."""

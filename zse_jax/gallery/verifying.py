@@ -2,13 +2,12 @@
 
 import collections
 import os
-from pathlib import Path
 from typing import NamedTuple
 
 import numpy as np
 
 from data_pipelines.files import is_gone, message
-from zse_jax.gallery.photos import state_of
+from zse_jax.gallery.photos import path_of, state_of
 from zse_jax.gallery.tables import Tables
 
 
@@ -52,7 +51,7 @@ def verify(index: str | os.PathLike) -> Verification:
     twice = list(dict.fromkeys(row["path"] for row in rows if counts[row["id"]] > 1))
     gone, changed, closed = [], [], []
     for row in rows:
-        file = Path(os.fsdecode(row["file"]))
+        file = path_of(row["file"])
         try:
             if state_of(file.stat()) != (row["size"], row["modified"]):
                 changed.append(row["path"])

@@ -124,7 +124,7 @@ def test_an_index_without_photos_has_no_choices(zse, tmp_path):
         ({"before": "2021-02-30"}, "--before=2021-02-30 is not a day"),
         ({"after": "2022", "before": "2021"}, "No photo was taken from 2022-01-01 on and before"),
         ({"orientation": "landscap"}, r"landscap \(did you mean landscape\?\): choose one of"),
-        ({"folders": ["gs://bucket"]}, "must be on a local disk"),
+        ({"folders": ["ftp://host"]}, "cannot start with ftp"),
     ],
 )
 def test_wrong_filters(given, message):

@@ -156,8 +156,8 @@ def test_places_that_do_not_exist():
         photos.find([])
     with pytest.raises(FileNotFoundError, match="--photos=nothing: no file, folder or match"):
         photos.find(["nothing"])
-    with pytest.raises(ValueError, match="gs://bucket/album: --photos must be on a local disk"):
-        photos.find(["gs://bucket/album"])
+    with pytest.raises(ValueError, match="ftp://host/album: this path cannot start with ftp"):
+        photos.find(["ftp://host/album"])
 
 
 @pytest.mark.parametrize("preprocessing", ["crop", "pad"])
