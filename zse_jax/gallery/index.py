@@ -310,7 +310,8 @@ def _synced(
     """Adds and removes photos, as `sync`."""
     with table.writing():
         changes = _added(table, encoder, found, progress)
-        removed = _removed(table, *_gone(table, found.places)) if changes.gone else 0
+        places = [str(place) for place in found.places]
+        removed = _removed(table, *_gone(table, places)) if changes.gone else 0
     return changes._replace(gone=0), removed
 
 

@@ -148,7 +148,7 @@ class Found:
             for entry in walked(match, visited, system=self._include_hidden):
                 yield from self._entry(entry)
 
-    def _file(self, path: File, status: os.stat_result) -> Iterator[Candidate]:
+    def _file(self, path: File, status: Any) -> Iterator[Candidate]:
         if stat.S_ISREG(status.st_mode):
             yield Candidate(path, *state_of(status))
         else:
@@ -224,10 +224,13 @@ def in_bucket(file: File) -> bool:
     return paths.in_bucket(str(file))
 
 
-def state_of(status: os.stat_result) -> tuple[int, int]:
+def state_of(status: Any) -> tuple[int, int]:
     """Size in bytes and modification time in nanoseconds, which change when a file changes.
 
     Times are limited to 64 bits, the years 1677 to 2262, because tables store them so.
+
+    Args:
+      status: of `stat()` of a `File`.
     """
     return status.st_size, min(max(status.st_mtime_ns, -(2**63)), 2**63 - 1)
 
@@ -244,7 +247,7 @@ def absolute(place: str | os.PathLike) -> File:
       ValueError: as `paths.located`.
       ModuleNotFoundError: as `path_of`.
     """
-    found = os.fspath(paths.located(os.fspath(place), BUCKETS))
+    found = os.fspath(paths.located(str(place), BUCKETS))
     if paths.in_bucket(found):
         return path_of(found.rstrip("/"))
     return Path(os.path.abspath(found))  # noqa: PTH100 - resolve() follows links

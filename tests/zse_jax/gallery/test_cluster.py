@@ -1,5 +1,6 @@
 """An index that is built on a Ray cluster equals one that is built by this process."""
 
+import importlib.util
 import logging
 import shutil
 import signal
@@ -21,37 +22,53 @@ from zse_jax.gallery import cluster, index
 REASON = "needs Ray and lance-ray (pip install 'ray[data]' lance-ray)"
 PHOTOS = 24
 
+PLACES = ["id", "path", "file", "modified"]
+"""Columns that differ between a folder and a bucket."""
+
 pytestmark = pytest.mark.slow
 
 
 @pytest.fixture(scope="module")
-def bucket() -> Iterator[str]:
-    """An empty bucket of a server with the interface of S3, and its address in the environment."""
-    moto = pytest.importorskip("moto.server", reason="needs moto, a server like S3")
-    pytest.importorskip("s3fs", reason="needs s3fs")
-    server = moto.ThreadedMotoServer("127.0.0.1", 0, verbose=False)
-    logging.getLogger("werkzeug").setLevel(logging.ERROR)  # each request
-    server.start()
-    host, port = server.get_host_and_port()
-    address = f"http://{host}:{port}"
-    keys = "AWS_ACCESS_KEY_ID", "AWS_SECRET_ACCESS_KEY"
-    with pytest.MonkeyPatch.context() as patch:
-        for name in ("AWS_ENDPOINT_URL", "AWS_ENDPOINT"):  # of s3fs; of Lance
-            patch.setenv(name, address)
-        for name, value in {**dict.fromkeys(keys, "test"), "AWS_REGION": "us-east-1"}.items():
-            patch.setenv(name, value)
-        patch.setenv("AWS_DEFAULT_REGION", "us-east-1")
-        patch.setenv("AWS_ALLOW_HTTP", "true")
-        import fsspec
+def server() -> Iterator[str | None]:
+    """A server with the interface of S3, whose address is in the environment; None without moto."""
+    if not all(map(importlib.util.find_spec, ("moto", "s3fs", "upath"))):
+        yield None
+        return
+    from moto.server import ThreadedMotoServer
 
-        fsspec.filesystem("s3").mkdir("photos")
-        yield "s3://photos"
-    server.stop()
+    made = ThreadedMotoServer("127.0.0.1", 0, verbose=False)
+    logging.getLogger("werkzeug").setLevel(logging.ERROR)  # each request
+    made.start()
+    host, port = made.get_host_and_port()
+    names = "AWS_ACCESS_KEY_ID", "AWS_SECRET_ACCESS_KEY"
+    with pytest.MonkeyPatch.context() as patch:
+        for name, value in {
+            "AWS_ENDPOINT_URL": f"http://{host}:{port}",  # of s3fs
+            "AWS_ENDPOINT": f"http://{host}:{port}",  # of Lance
+            "AWS_ALLOW_HTTP": "true",
+            "AWS_REGION": "us-east-1",
+            "AWS_DEFAULT_REGION": "us-east-1",
+            **dict.fromkeys(names, "test"),
+        }.items():
+            patch.setenv(name, value)
+        yield f"http://{host}:{port}"
+    made.stop()
 
 
 @pytest.fixture(scope="module")
-def ray(bucket, tmp_path_factory) -> Iterator[str]:
-    """A local Ray cluster of two cores, whose workers know the bucket; its address."""
+def bucket(server) -> str:
+    """An empty bucket."""
+    if server is None:
+        pytest.skip("needs a server like S3 (pip install 'moto[server]' s3fs universal-pathlib)")
+    import fsspec
+
+    fsspec.filesystem("s3").mkdir("photos")
+    return "s3://photos"
+
+
+@pytest.fixture(scope="module")
+def ray(server) -> Iterator[str]:
+    """A local Ray cluster of two cores, whose workers know the server; its address."""
     ray = pytest.importorskip("ray", reason=REASON)
     pytest.importorskip("lance_ray", reason=REASON)
     with pytest.MonkeyPatch.context() as patch:
@@ -115,26 +132,39 @@ def test_photos_that_change_are_replaced(ray, album, zse, tmp_path):
     assert index.open(tmp_path / "other").refused() == expected.refused
 
 
-def test_photos_and_index_in_a_bucket(ray, bucket, album, zse, local):
+@pytest.fixture(scope="module")
+def uploaded(bucket, album) -> str:
+    """The album in the bucket."""
     import fsspec
 
     fsspec.filesystem("s3").put(f"{album}/", f"{bucket}/album/", recursive=True)
-    changes = index.build(f"{bucket}/album", f"{bucket}/index", zse, engine="ray")
+    return f"{bucket}/album"
+
+
+def test_photos_and_index_in_a_bucket(uploaded, bucket, zse, local):
+    import fsspec
+
+    place = f"{bucket}/local"
+    changes = index.build(uploaded, place, zse)
     assert (changes.added, len(changes.refused)) == (PHOTOS, 1)
-    places = "id", "path", "file", "modified"
-    assert rows(f"{bucket}/index", places).equals(rows_without(local[0], places))
-    assert index.build(f"{bucket}/album", f"{bucket}/index", zse).unchanged == PHOTOS  # locally
-    assert index.verify(f"{bucket}/index")._replace(refused=[]) == (PHOTOS, [], [], [], [], [], [])
-    fsspec.filesystem("s3").rm(f"{bucket}/album/00.png")
-    assert index.sync(f"{bucket}/album", f"{bucket}/index", zse)[1] == 1
+    assert rows(place, PLACES).equals(local[0].drop_columns(PLACES))
+    assert index.verify(place)._replace(refused=[]) == (PHOTOS, [], [], [], [], [], [])
+    fsspec.filesystem("s3").mv(f"{uploaded}/00.png", f"{bucket}/moved.png")
+    assert index.verify(place).gone == [f"{uploaded}/00.png"]
+    assert index.sync(uploaded, place, zse)[1] == 1
+    assert index.add(place, f"{bucket}/moved.png").reused == 0  # it was removed
+    fsspec.filesystem("s3").mv(f"{bucket}/moved.png", f"{uploaded}/00.png")
     with pytest.raises(FileNotFoundError, match="no file, folder or match"):
-        index.build(f"{bucket}/nothing", f"{bucket}/index", zse)
+        index.build(f"{bucket}/nothing", place, zse)
     with pytest.raises(ValueError, match="in a bucket cannot be watched"):
-        index.watch(f"{bucket}/album", f"{bucket}/index", zse)
+        index.watch(uploaded, place, zse)
 
 
-def rows_without(table, names):
-    return table.drop_columns(list(names))
+def test_a_cluster_reads_and_writes_a_bucket(ray, uploaded, bucket, zse, local):
+    changes = index.build(uploaded, f"{bucket}/index", zse, engine="ray")
+    assert (changes.added, len(changes.refused)) == (PHOTOS, 1)
+    assert rows(f"{bucket}/index", PLACES).equals(local[0].drop_columns(PLACES))
+    assert index.build(uploaded, f"{bucket}/index", zse).unchanged == PHOTOS  # without Ray
 
 
 def test_a_killed_worker_loses_nothing(ray, album, zse, local, tmp_path):
