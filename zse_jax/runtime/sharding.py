@@ -3,7 +3,8 @@
 Batches are split over both axes. A parameter, with its two AdamW moments, is split over "fsdp"
 along its largest divisible dimension and replicated over "data"; `fsdp=1` is plain data
 parallelism. The compiler adds the collectives (GSPMD), so the same program runs on one device or
-many. Fully sharded data parallelism is ZeRO stage 3 (Rajbhandari et al., arXiv 1910.02054).
+many. Fully sharded data parallelism is ZeRO stage 3 (Rajbhandari et al., arXiv 1910.02054): a step
+gathers the parameters (`gathered`), and splits the gradient (`scattered`).
 
 The relation network has A^2 inputs: for A = 196 and 144 anchors their number is divisible by 8 and
 more; the 2401 x 343 kernel of 49 anchors (7^4 x 7^3) only by powers of 7, so its 0.8 M values are
@@ -88,6 +89,24 @@ def state_shardings(mesh: Mesh, state: Any) -> Any:
     """The sharding of every leaf (anything with a shape) of a train state, by `parameter_spec`."""
     fsdp = mesh.shape["fsdp"]
     return jax.tree.map(lambda leaf: NamedSharding(mesh, parameter_spec(leaf.shape, fsdp)), state)
+
+
+def gathered(mesh: Mesh, state: Any) -> Any:
+    """The same values, in a compiled function, with every array whole on every device.
+
+    A loss of whole parameters is computed sample by sample on the device that has the sample.
+    Without this, the compiler also splits activations over "fsdp", like the parameters that they
+    are multiplied with, and then gathers or exchanges them where the two divisions meet.
+    """
+    return jax.lax.with_sharding_constraint(state, replicated(mesh))
+
+
+def scattered(mesh: Mesh, state: Any) -> Any:
+    """The same values, in a compiled function, with every array split by `parameter_spec`.
+
+    Of gradients: their sum over the devices is computed in parts (a reduce-scatter).
+    """
+    return jax.lax.with_sharding_constraint(state, state_shardings(mesh, state))
 
 
 def check_fsdp(mesh: Mesh, state: Any) -> None:

@@ -53,39 +53,49 @@ def merge_model(definition: Definition, state: State) -> Retriever:
 
 
 def train_step(
-    definition: Definition, state: State, batch: Batch, accumulate: int = 1
+    definition: Definition, mesh: Mesh, state: State, batch: Batch, accumulate: int = 1
 ) -> tuple[State, dict[str, Float[Array, ""]]]:
     """One update: the next state, and the loss, its terms and the gradient norm before the update.
 
+    Each device computes the loss of its samples with whole parameters, and updates its part of the
+    parameters: see `sharding.gathered` and `sharding.scattered`.
+
     Args:
       definition, state: of model and optimizer.
+      mesh: over which the state is sharded.
       batch: arrays with the sample as leading axis.
       accumulate: number of micro-batches, which are processed one after the other. The gradient,
         the loss and its terms are means over them. They equal those of the whole batch, except for
         dropout, because `set_up` accepts only losses that are means over samples.
     """
-    model = merge_model(definition, state)
+    model = merge_model(definition, state | {"model": sharding.gathered(mesh, state["model"])})
     optimizer = nnx.merge(definition.optimizer, state["optimizer"])
     if accumulate == 1:
-        metrics, grads = _gradient(model, optimizer.wrt, batch)
+        metrics, grads = _gradient(model, optimizer.wrt, mesh, batch)
     else:
-        metrics, grads = _accumulated(model, optimizer.wrt, batch, accumulate)
+        metrics, grads = _accumulated(model, optimizer.wrt, mesh, batch, accumulate)
+    nnx.update(model, nnx.filter_state(state["model"], nnx.Param))
     optimizer.update(model, grads)
     metrics["gradient_norm"] = optax.global_norm(grads)
     return split(model, optimizer)[1], metrics
 
 
-def _gradient(model: Retriever, wrt: Any, batch: Batch) -> tuple[dict[str, Array], nnx.State]:
-    """The loss and its terms, and the gradient with respect to the parameters of filter `wrt`."""
+def _gradient(
+    model: Retriever, wrt: Any, mesh: Mesh, batch: Batch
+) -> tuple[dict[str, Array], nnx.State]:
+    """The loss and its terms, and the gradient with respect to the parameters of filter `wrt`.
+
+    The parameters are whole; the gradient is sharded as the parameters in the train state.
+    """
     gradient = nnx.value_and_grad(
         lambda model: model.loss(batch), argnums=nnx.DiffState(0, wrt), has_aux=True
     )
     (loss, terms), grads = gradient(model)
-    return {"loss": loss, **terms}, grads
+    return {"loss": loss, **terms}, sharding.scattered(mesh, grads)
 
 
 def _accumulated(
-    model: Retriever, wrt: Any, batch: Batch, count: int
+    model: Retriever, wrt: Any, mesh: Mesh, batch: Batch, count: int
 ) -> tuple[dict[str, Array], nnx.State]:
     """As `_gradient`, but means over `count` micro-batches; updates other variables sequentially.
 
@@ -96,7 +106,7 @@ def _accumulated(
     def step(carry: tuple[nnx.State, nnx.State], micro_batch: Batch) -> Any:
         total, changing = carry
         model = nnx.merge(structure, parameters, changing, copy=True)  # variables of this trace
-        metrics, grads = _gradient(model, wrt, micro_batch)
+        metrics, grads = _gradient(model, wrt, mesh, micro_batch)
         total = jax.tree.map(jnp.add, total, grads)
         _, _, *others = nnx.split(model, nnx.Param, ...)
         return (total, others[0]), metrics
@@ -104,7 +114,7 @@ def _accumulated(
     def micro_batches(array: Array) -> Array:
         return array.reshape(-1, count, *array.shape[1:]).swapaxes(0, 1)
 
-    zeros = jax.tree.map(jnp.zeros_like, nnx.state(model, wrt))
+    zeros = sharding.scattered(mesh, jax.tree.map(jnp.zeros_like, nnx.state(model, wrt)))
     inputs = jax.tree.map(micro_batches, dict(batch))
     carry, metrics = jax.lax.scan(step, (zeros, others[0]), inputs)
     nnx.update(model, carry[1])
@@ -221,7 +231,7 @@ def set_up(config: ConfigDict, mesh: Mesh) -> Setup:
     sharding.check_fsdp(mesh, shapes)
     shardings = sharding.state_shardings(mesh, shapes)
     step = jax.jit(
-        functools.partial(train_step, definition, accumulate=accumulate),
+        functools.partial(train_step, definition, mesh, accumulate=accumulate),
         donate_argnums=0,
         in_shardings=(shardings, sharding.batch_sharding(mesh)),
         out_shardings=(shardings, sharding.replicated(mesh)),
