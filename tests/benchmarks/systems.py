@@ -13,10 +13,13 @@ CONFIGS = {
     "zse": "configs.sketchy",
     "clip_prompt": "configs.clip_sketchy_split2",
     "efficient_cnn": "configs.efficient_sketchy",
+    "cmca": "configs.cmca_sketchy_split2",
 }
 """The others are measured with the config of their entry in the registry."""
 
-IMAGES = {"quadruplet": (2, 2), "triplet": (1, 2), "class_group": (4, 4)}
+IMAGES = {
+    "quadruplet": (2, 2), "triplet": (1, 2), "class_group": (4, 4), "instance_group": (4, 4),
+}  # fmt: skip
 """Sketches and photos of a sample, by the kind of batch."""
 
 TINY: dict[str, dict[str, Any]] = {
@@ -33,9 +36,9 @@ TINY: dict[str, dict[str, Any]] = {
 """Sizes that a CPU computes in a moment, to try a benchmark out."""
 
 
-def counts(system: str) -> tuple[int, int]:
-    """Sketches and photos of a sample of this system."""
-    return IMAGES[implementation(system).batch_kind]
+def counts(system: str, kind: str | None = None) -> tuple[int, int]:
+    """Sketches and photos of a sample of this system, or of another kind of batch."""
+    return IMAGES[kind or implementation(system).batch_kind]
 
 
 def config_of(system: str, arg: str = "", *, tiny: bool = False, **flat: Any) -> Any:
@@ -51,10 +54,12 @@ def config_of(system: str, arg: str = "", *, tiny: bool = False, **flat: Any) ->
     return config
 
 
-def batch_shapes(system: str, samples: int, size: int) -> dict[str, jax.ShapeDtypeStruct]:
-    """A batch with shapes in place of arrays."""
+def batch_shapes(
+    system: str, samples: int, size: int, kind: str | None = None
+) -> dict[str, jax.ShapeDtypeStruct]:
+    """A batch with shapes in place of arrays; `kind` as in `counts`."""
     shapes = {}
-    for name, count in zip(("sketch", "photo"), counts(system), strict=True):
+    for name, count in zip(("sketch", "photo"), counts(system, kind), strict=True):
         plural = "sketches" if name == "sketch" else "photos"
         shapes[plural] = jax.ShapeDtypeStruct((samples, count, size, size, 3), jnp.uint8)
         shapes[f"{name}_labels"] = jax.ShapeDtypeStruct((samples, count), jnp.int32)
