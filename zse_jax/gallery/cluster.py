@@ -27,6 +27,7 @@ from zse_jax.gallery.encoder import BATCH, CompiledEncoder
 from zse_jax.gallery.ingest import Encoded, Result, Work, Written, encoded_rows
 from zse_jax.gallery.photos import Photo
 from zse_jax.retrieval.encoding import fingerprint
+from zse_jax.runtime.console import first_line
 
 LISTED = 2**20
 """Photos that are listed and then encoded: their paths take half a GB of the driver's memory."""
@@ -95,7 +96,7 @@ def start(address: str | None = None) -> None:
             ray.init(address, logging_level=logging.ERROR, log_to_driver=False, **local)
         except (ConnectionError, ValueError, RuntimeError) as error:
             raise ConnectionError(
-                f"There is no Ray cluster at --address={address} ({_first_line(error)}). Start one "
+                f"There is no Ray cluster at --address={address} ({first_line(error)}). Start one "
                 "(ray start --head), give the address of another, or leave --address out to use "
                 "this machine alone."
             ) from error
@@ -118,7 +119,7 @@ def encode(
             yield from _results(part, known, batch, job)
         except ray.exceptions.RayError as error:
             raise RuntimeError(
-                f"Ray stopped ({_first_line(error)}). The photos that were committed are in the "
+                f"Ray stopped ({first_line(error)}). The photos that were committed are in the "
                 "index: run the same command again to resume."
             ) from error
 
@@ -204,7 +205,7 @@ class _Encoder:
 
 def _write(batch: Batch, job: Job) -> Batch:
     """Writes the rows of new photos: they become one `Written`, and others remain."""
-    import pyarrow as pa  # type: ignore[import-untyped]
+    import pyarrow as pa  # type: ignore[import-untyped]  # it has no types
 
     new: list[tuple[Work, Encoded]] = []
     rest: list[Any] = []
@@ -239,8 +240,3 @@ def _batch(results: list[Any]) -> Batch:
 
 def _unpacked(batch: Batch) -> list[Any]:
     return [pickle.loads(item) for item in batch["item"]]
-
-
-def _first_line(error: Exception) -> str:
-    lines = [line.strip() for line in str(error).splitlines() if line.strip()]
-    return (lines or [type(error).__name__])[0][:300]

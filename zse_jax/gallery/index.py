@@ -56,11 +56,13 @@ class Command(NamedTuple):
 
 _FLAGS = "photos", "checkpoint", "features", "include_hidden"
 
+_BUILD_FLAGS = *_FLAGS, "engine", "address"
+
 ENGINES = "local", "ray"
 """What reads and encodes photos: this process, or the machines of a Ray cluster."""
 
 COMMANDS = {
-    "build": Command("Makes an index of photos, or continues one.", (*_FLAGS, "engine", "address")),
+    "build": Command("Makes an index of photos, or continues one.", _BUILD_FLAGS),
     "sync": Command("Makes an index, or brings it up to date: adds, updates and removes.", _FLAGS),
     "watch": Command("Keeps an index up to date while photos come and go, until Ctrl-C.", _FLAGS),
     "add": Command(
@@ -510,7 +512,7 @@ def _check(table: Tables, found: str, checkpoint: str | os.PathLike) -> None:
 def define_flags(options: flags.FlagValues, argv: Sequence[str]) -> None:
     """The command line. `COMMAND --help` lists only what this command takes."""
     command = next((word for word in argv[1:] if not word.startswith("-")), "")
-    wanted = set(_FLAGS) | {"engine", "address"}
+    wanted = set(_BUILD_FLAGS)
     if {"--help", "-h"} & set(argv) and command in COMMANDS:
         sys.modules["__main__"].__doc__ = COMMANDS[command].summary
         wanted = set(COMMANDS[command].flags)
@@ -544,7 +546,7 @@ def main(options: flags.FlagValues, command: str) -> None:
             f"{', '.join(COMMANDS)}."
         )
     cli.require(options, index="my-index")
-    for name in (*_FLAGS, "engine", "address"):
+    for name in _BUILD_FLAGS:
         if options[name].present and name not in COMMANDS[command].flags:
             raise ValueError(f"--{name} has no effect on {command}: leave it out.")
     if "photos" in COMMANDS[command].flags and command != "remove":

@@ -95,6 +95,7 @@ def test_the_keyboard_draws(visitor):
     assert visitor.ink() == 0  # the pen is up
     keyboard.press("Space")
     assert visitor.page.locator(".zse-note").inner_text() == "Pen down."
+    dot = visitor.ink()
     for _ in range(8):
         keyboard.press("ArrowRight")
     across = visitor.ink()
@@ -102,7 +103,7 @@ def test_the_keyboard_draws(visitor):
     for _ in range(6):
         keyboard.press("Shift+ArrowDown")
     keyboard.up("ArrowRight")
-    assert 0 < across < visitor.ink()
+    assert 0 < dot < across < visitor.ink()
     keyboard.press("Space")
     assert visitor.page.locator(".zse-note").inner_text() == "Pen up."
     drawn = visitor.ink()

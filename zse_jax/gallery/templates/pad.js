@@ -28,7 +28,9 @@ const trace = (part, from) => {
   for (const flip of part.mirrored ? [false, true] : [false]) {
     const place = ([x, y]) => [flip ? SIDE - x : x, y];
     context.beginPath();
-    context.moveTo(...place(part.points[Math.max(0, from - 1)]));
+    const [x, y] = place(part.points[Math.max(0, from - 1)]);
+    if (!from) { context.moveTo(x, y); context.lineTo(x, y + 0.1); }  // a dot shows
+    context.moveTo(x, y);
     for (const next of part.points.slice(from)) context.lineTo(...place(next));
     context.stroke();
   }
