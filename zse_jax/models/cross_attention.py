@@ -14,19 +14,22 @@ from collections.abc import Callable
 from typing import Literal, NamedTuple
 
 import jax
-import jax.extend
 import jax.numpy as jnp
 from flax import nnx
 from jaxtyping import Array, Float
 
 from zse_jax.models.layers import linear, start_at_zero
 from zse_jax.models.rematerialisation import rematerialisable
-from zse_jax.models.vit import attend, check_heads, merge_heads, split_heads
+from zse_jax.models.vit import (
+    Fused,
+    attend,
+    check_heads,
+    fused_attention,
+    merge_heads,
+    split_heads,
+)
 
 Value = Literal["own", "other"]
-
-Fused = Literal["cudnn", "xla"]
-"""Implementations of `jax.nn.dot_product_attention`; "xla" is for tests."""
 
 
 class UnbiasedNorm(nnx.Module):
@@ -287,17 +290,6 @@ class CrossAttention(nnx.Module):
         """Sketch and photo tokens of each pair (sketch i, photo i) after cross-attention."""
         sketch, photo = self.project_sketches(sketch_tokens), self.project_photos(photo_tokens)
         return self.traced(sketch, photo)[0]
-
-
-def fused_attention(dtype: jnp.dtype, head_width: int) -> bool:
-    """Whether cuDNN's fused attention supports such heads on the default device.
-
-    It requires an NVIDIA GPU, half precision, and a width that is a multiple of 8 up to 128.
-    """
-    half = dtype in (jnp.bfloat16, jnp.float16)
-    backend = jax.extend.backend.get_backend()
-    nvidia = backend.platform == "gpu" and "cuda" in backend.platform_version.lower()
-    return nvidia and half and head_width % 8 == 0 and head_width <= 128
 
 
 def _copy(source: nnx.Linear, target: nnx.Linear) -> None:

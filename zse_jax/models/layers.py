@@ -52,6 +52,15 @@ class Linear(nnx.Linear):
         rows = super().__call__(inputs.reshape(-1, inputs.shape[-1]), out_sharding)
         return rows.reshape(*inputs.shape[:-1], -1)
 
+    def parts(self, inputs: Float[Array, "*b i"], count: int) -> list[Float[Array, "*b part"]]:
+        """The output in `count` equal parts, each of them a matrix product and an array."""
+        kernels = jnp.split(self.kernel[...].astype(self.dtype), count, axis=1)
+        outputs = [inputs.astype(self.dtype) @ kernel for kernel in kernels]
+        if self.bias is None:
+            return outputs
+        biases = jnp.split(self.bias[...].astype(self.dtype), count)
+        return [output + bias for output, bias in zip(outputs, biases, strict=True)]
+
 
 def linear(inputs: int, outputs: int, *, dtype: jnp.dtype, rngs: nnx.Rngs) -> Linear:
     """A linear layer, kernel [inputs, outputs], computing in `dtype` with float32 parameters."""

@@ -73,6 +73,10 @@ class AdaptedLinear(Linear):
         output = super().__call__(inputs, out_sharding)
         return output + change.reshape(output.shape)
 
+    def parts(self, inputs: Float[Array, "*b i"], count: int) -> list[Float[Array, "*b part"]]:
+        """The output in `count` equal parts."""
+        return jnp.split(self(inputs), count, axis=-1)
+
     def merged(self, modality: str) -> Linear:
         """A linear layer with the kernel W + A B; shares the bias."""
         pair = self._pair(modality)

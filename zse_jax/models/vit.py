@@ -8,15 +8,19 @@ follows the attention, as the paper describes.
 
 import math
 from collections.abc import Mapping, Sequence
-from typing import NamedTuple
+from typing import Literal, NamedTuple
 
 import jax
+import jax.extend
 import jax.numpy as jnp
 from flax import nnx
 from jaxtyping import Array, Bool, Float, Int
 
 from zse_jax.models.layers import gelu, layer_norm, linear
 from zse_jax.models.rematerialisation import rematerialisable
+
+Fused = Literal["cudnn", "xla"]
+"""Implementations of `jax.nn.dot_product_attention`; "xla" is for tests."""
 
 
 class Encoded(NamedTuple):
@@ -40,10 +44,15 @@ def attend(
     value: Float[Array, "b heads s d"],
     dropout: nnx.Dropout | None = None,
     mask: Bool[Array, "t s"] | None = None,
+    fused: Fused | None = None,
 ) -> tuple[Float[Array, "b heads t d"], Float[Array, "b heads t s"]]:
     """softmax(q kᵀ / sqrt(d)) v and its weights; softmax in float32, heads before tokens.
 
     Queries ignore keys where `mask` is False.
+
+    Without a mask or dropout, cuDNN computes the product if `fused_attention` allows it, or
+    `fused`. It does not store the weights. They are then computed separately, which compilation
+    removes from programs that do not use them.
 
     With heads before tokens, both products are batched matrix products, which are faster on XLA's
     CPU backend than `jax.nn.dot_product_attention` with its token-major layout.
@@ -53,8 +62,24 @@ def attend(
     if mask is not None:
         logits = jnp.where(mask, logits, -jnp.inf)
     weights = jax.nn.softmax(logits, axis=-1)
+    plain = mask is None and (dropout is None or dropout.deterministic or dropout.rate == 0)
+    if plain and (fused or fused_attention(query.dtype, query.shape[-1])):
+        operands = (x.swapaxes(1, 2) for x in (query, key, value))
+        attended = jax.nn.dot_product_attention(*operands, implementation=fused or "cudnn")
+        return attended.swapaxes(1, 2), weights
     used = weights if dropout is None else dropout(weights)
     return jnp.einsum("bhts,bhsd->bhtd", used.astype(value.dtype), value), weights
+
+
+def fused_attention(dtype: jnp.dtype, head_width: int) -> bool:
+    """Whether cuDNN's fused attention supports such heads on the default device.
+
+    It requires an NVIDIA GPU, half precision, and a width that is a multiple of 8 up to 128.
+    """
+    half = dtype in (jnp.bfloat16, jnp.float16)
+    backend = jax.extend.backend.get_backend()
+    nvidia = backend.platform == "gpu" and "cuda" in backend.platform_version.lower()
+    return nvidia and half and head_width % 8 == 0 and head_width <= 128
 
 
 def split_heads(x: Float[Array, "b t d"], heads: int) -> Float[Array, "b heads t c"]:
@@ -96,9 +121,10 @@ class SelfAttention(nnx.Module):
         self, x: Float[Array, "b t d"], mask: Bool[Array, "t t"] | None = None
     ) -> tuple[Float[Array, "b t d"], Float[Array, "b heads t t"]]:
         """The attended tokens and the attention weights; `mask` as for `attend`."""
-        query, key, value = (
-            split_heads(part, self.heads) for part in jnp.split(self.qkv(x), 3, axis=-1)
-        )
+        # cuDNN reads whole arrays: parts of one product would be copied.
+        apart = fused_attention(self.qkv.dtype, x.shape[-1] // self.heads)
+        parts = self.qkv.parts(x, 3) if apart else jnp.split(self.qkv(x), 3, axis=-1)
+        query, key, value = (split_heads(part, self.heads) for part in parts)
         attended, weights = attend(query, key, value, mask=mask)
         return self.out(merge_heads(attended)), weights
 

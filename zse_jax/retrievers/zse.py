@@ -468,7 +468,7 @@ def _photos_at_once(photo_bytes: int) -> int:
     """
     if jax.default_backend() == "cpu":
         return max(1, min(64, _CACHED_BYTES // photo_bytes))
-    return 128
+    return 256
 
 
 def _local(projected: Projected) -> Projected:

@@ -9,7 +9,8 @@ import pytest
 from flax import nnx
 
 from tests.zse_jax.random_weights import drawn
-from zse_jax.models.cross_attention import CrossAttention, UnbiasedNorm, fused_attention
+from zse_jax.models.cross_attention import CrossAttention, UnbiasedNorm
+from zse_jax.models.vit import fused_attention
 
 WIDTH, HEADS = 12, 3
 

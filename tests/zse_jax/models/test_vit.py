@@ -9,6 +9,8 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from tests.zse_jax.random_weights import drawn
+from zse_jax.models.layers import linear
+from zse_jax.models.lora import AdaptedLinear
 from zse_jax.models.vit import (
     Encoder,
     attend,
@@ -46,6 +48,46 @@ def test_attention_agrees_with_that_of_jax():
         out.swapaxes(1, 2), jax.nn.dot_product_attention(q, k, v), rtol=1e-5, atol=1e-6
     )
     np.testing.assert_allclose(weights.sum(-1), 1, rtol=1e-6)
+
+
+def test_fused_attention_has_the_results_and_gradients_of_the_explicit_form():
+    operands = [jax.random.normal(jax.random.key(i), (2, 3, 5, 8)) for i in range(4)]
+
+    def total(fused, q, k, v, w):
+        out, weights = attend(q, k, v, fused=fused)
+        return (out * w).sum(), (out, weights)
+
+    explicit, fused = (
+        jax.value_and_grad(total, argnums=(1, 2, 3), has_aux=True)(form, *operands)
+        for form in (None, "xla")
+    )
+    jax.tree.map(
+        lambda x, y: np.testing.assert_allclose(x, y, rtol=1e-5, atol=1e-5), explicit, fused
+    )
+
+
+def test_programs_with_fused_attention_do_not_compute_unused_weights():
+    q, k, v = (jax.random.normal(jax.random.key(i), (1, 3, 5, 8)) for i in range(3))
+    program = jax.jit(lambda *x: attend(*x, fused="xla")[0]).lower(q, k, v).compile()
+    assert program.as_text().count(" exponential(") == 1
+
+
+def test_dropout_of_weights_is_not_fused():
+    q, k, v = (jax.random.normal(jax.random.key(i), (1, 3, 5, 8)) for i in range(3))
+    dropped = attend(q, k, v, nnx.Dropout(0.5, rngs=nnx.Rngs(0)), fused="xla")[0]
+    assert not np.allclose(dropped, attend(q, k, v)[0])
+
+
+@pytest.mark.parametrize("adapted", [False, True])
+def test_parts_of_a_linear_layer_are_those_of_its_output(adapted):
+    layer = linear(6, 9, dtype=jnp.dtype("float32"), rngs=nnx.Rngs(0))
+    if adapted:
+        layer = AdaptedLinear(layer, 2, ["shared"], rngs=nnx.Rngs(1))
+        layer.adapters["shared"].up[...] = jnp.ones((2, 9))
+    x = jax.random.normal(jax.random.key(0), (2, 4, 6))
+    np.testing.assert_allclose(
+        jnp.concatenate(layer.parts(x, 3), -1), layer(x), rtol=1e-5, atol=1e-6
+    )
 
 
 def test_heads_split_and_merge_are_inverse():
