@@ -7,7 +7,8 @@ Runs the measurements of `accelerator_measurements.plan` in the order of their w
 left: rates of matrix products and copies, encoding, relation scoring over tile sizes, training
 steps at the best batch, and profiles of the two slowest. If `torch` is installed, the same work in
 compiled PyTorch (`torch_networks.py`) runs in turn with ours. DIR/results.json is written after
-each measurement; the table and the projected times of full benchmarks come last.
+each measurement; the table and the projected times of full benchmarks come last. With less than 7
+minutes, fewer batches and tiles are tried, and float32 comes only if time is left.
 
 Needs jax, flax, optax, orbax-checkpoint, jaxtyping, ml_collections, etils, rich, psutil, scipy and
 tqdm (for CLIP-AT also openai-clip); no TensorFlow, TFDS, clu or grain. `--tiny` tries the program
@@ -17,6 +18,7 @@ out on a CPU.
 import argparse
 import json
 import os
+import sys
 import time
 from collections.abc import Iterator, Sequence
 from pathlib import Path
@@ -74,9 +76,10 @@ def parsed(arguments: list[str] | None) -> argparse.Namespace:
     parser.add_argument("--minutes", type=float, default=8, help="in all; 8 by default")
     parser.add_argument("--output", type=Path, default=Path("accelerator"), help="folder")
     parser.add_argument("--dtypes", nargs="+", default=["bfloat16", "float32"])
-    parser.add_argument("--batches", nargs="+", type=int, help="samples per training step")
+    parser.add_argument("--batches", nargs="+", type=int, help="images per training step")
     parser.add_argument("--tiles", nargs="+", type=int, help="sketches, and as many photos")
     parser.add_argument("--encode", type=int, help="images per encoding call")
+    parser.add_argument("--profiles", type=int, default=2, help="programs to profile")
     parser.add_argument("--no-torch", dest="torch", action="store_false", help="measure only JAX")
     parser.add_argument("--tiny", action="store_true", help="try the program out on a CPU")
     return parser.parse_args(arguments)
@@ -87,6 +90,9 @@ def main(arguments: list[str] | None = None) -> None:
     began = time.monotonic()
     options = parsed(arguments)
     bench = measurements.Bench(tiny=options.tiny, torch=options.torch)
+    bench.profiled = options.profiles
+    if options.minutes >= 7 and not options.tiny:
+        bench.batches, bench.tiles = (256, 128, 512), (32, 64, 128, 256)
     for name in ("batches", "tiles", "encode"):
         if getattr(options, name):
             setattr(bench, name, getattr(options, name))
@@ -95,6 +101,7 @@ def main(arguments: list[str] | None = None) -> None:
         plan = [item for item in plan if any(name in item.name for name in options.only)]
         if not plan:
             raise SystemExit(f"No measurement contains {' or '.join(options.only)} in its name.")
+    plan = measurements.with_compilation(bench, plan)
     options.output.mkdir(parents=True, exist_ok=True)
     result: dict[str, Any] = device()
     print(result["host"], f"{result['device']} ({result['backend']})", sep="\n", flush=True)
@@ -112,3 +119,5 @@ def main(arguments: list[str] | None = None) -> None:
 
 if __name__ == "__main__":
     main()
+    sys.stdout.flush()
+    os._exit(0)  # without waiting for compilations that took too long

@@ -4,13 +4,17 @@ Each row of the result is kept as soon as it is known, so that a killed run keep
 """
 
 import time
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from types import MappingProxyType
 from typing import Any, NamedTuple
 
 Row = dict[str, Any]
 """One measured, skipped or failed item: `name`, `dtype`, `status`, `seconds`, and its values."""
 
 Clock = Callable[[], float]
+
+Run = Callable[[int], None]
+"""Calls a program so many times and waits for the last result."""
 
 
 class Measurement(NamedTuple):
@@ -19,14 +23,18 @@ class Measurement(NamedTuple):
     Attributes:
       name: what is measured.
       dtype: of activations.
-      seconds: estimated cost, compilation included.
+      seconds: estimated cost without compilation.
       run: measures; its argument returns the seconds that are left, and it returns values.
+      builds: name -> what compiles a program that `run` uses.
+      compilation: seconds that this is estimated to take.
     """
 
     name: str
     dtype: str
     seconds: float
     run: Callable[[Clock], Row]
+    builds: Mapping[str, Callable[[], Any]] = MappingProxyType({})
+    compilation: float = 0.0
 
 
 def execute(
@@ -53,6 +61,8 @@ def execute(
         try:
             values = item.run(left)
             row |= {"status": "measured"} | values
+        except TimeoutError as error:
+            row["status"] = f"skipped: {error}"
         except Exception as error:  # the others are still worth their time
             row["status"] = f"failed: {type(error).__name__}: {str(error)[:500]}"
         row["seconds"] = clock() - started
@@ -80,19 +90,18 @@ def table(rows: Sequence[Row]) -> str:
     return "\n".join(lines)
 
 
-def seconds_of(runs: dict[str, Callable[[], None]], rounds: int, least: float) -> dict[str, float]:
+def seconds_of(runs: Mapping[str, Run], rounds: int, least: float) -> dict[str, float]:
     """Median seconds per call, in turn; each measurement lasts about `least` seconds."""
     calls = {}
     for name, run in runs.items():
-        run()
+        run(1)
         began = time.perf_counter()
-        run()
+        run(1)
         calls[name] = max(1, round(least / (time.perf_counter() - began)))
     times: dict[str, list[float]] = {name: [] for name in runs}
     for _ in range(rounds):
         for name, run in runs.items():
             began = time.perf_counter()
-            for _ in range(calls[name]):
-                run()
+            run(calls[name])
             times[name].append((time.perf_counter() - began) / calls[name])
     return {name: sorted(found)[len(found) // 2] for name, found in times.items()}

@@ -5,7 +5,7 @@ Plain layers with the arithmetic of the networks in `zse_jax.models`: Vision Tra
 cost: GELU in place of CLIP's activation, no LayerScale, padding on both sides.
 """
 
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from typing import Any
 
 import numpy as np
@@ -16,7 +16,7 @@ from torch.nn import functional as F
 from tests.benchmarks.torch_zse import Block, TorchRelation, TorchZSE
 from zse_jax.models import efficientnet_lite
 
-Run = Callable[[], None]
+Run = Callable[[int], None]
 
 
 class ViT(nn.Module):
@@ -120,7 +120,12 @@ NETWORKS: dict[str, Callable[..., nn.Module]] = {
 }
 """The networks at their published sizes."""
 
-TRAINED = {"zse": TorchZSE, "clip_prompt": NETWORKS["CLIP B/32"], "efficient_cnn": resnet50}
+TRAINED = {
+    "zse": TorchZSE,
+    "clip_prompt": NETWORKS["CLIP B/32"],
+    "efficient_cnn": resnet50,
+    "efficient_cnn Lite0": NETWORKS["EfficientNet-Lite0"],
+}
 """System -> the network of its training step: all of ZSE's, the image encoder of the others."""
 
 
@@ -136,13 +141,13 @@ def _compiled(function: Callable, device: str) -> Callable:
 
 
 def _waited(run: Callable[[], Any], device: str) -> Run:
-    def wait() -> None:
-        run()
+    def wait(calls: int) -> None:
+        for _ in range(calls):
+            run()
         if device == "cuda":
             torch.cuda.synchronize()
 
-    for _ in range(2):  # compiles it
-        wait()
+    wait(2)  # compiles it
     return wait
 
 
@@ -213,3 +218,36 @@ def training(system: str, pixels: np.ndarray, dtype: str) -> Run:
         optimizer.zero_grad()
 
     return _waited(run, device)
+
+
+def depthwise(
+    layers: Mapping[str, tuple[int, int, int, int]], count: int, dtype: str
+) -> dict[str, Run]:
+    """Depthwise convolutions of channels-last maps, forward and with gradients.
+
+    Args:
+      layers: title -> side, channels, kernel, stride.
+      count: images.
+      dtype: of maps and kernels.
+    """
+    device, runs = _device(), {}
+    for title, (side, channels, size, stride) in layers.items():
+        settings = {"device": device, "dtype": getattr(torch, dtype)}
+        x = torch.randn(count, channels, side, side, **settings)
+        x = x.to(memory_format=torch.channels_last).requires_grad_()
+        kernel = torch.randn(channels, 1, size, size, **settings).requires_grad_()
+
+        def forward(x=x, kernel=kernel, stride=stride, pad=size // 2):
+            return F.conv2d(x, kernel, None, stride, pad, groups=x.shape[1])
+
+        def both(x=x, kernel=kernel, forward=forward):
+            y = forward()
+            torch.autograd.grad(y, (x, kernel), y)
+
+        def alone(forward=forward):
+            with torch.no_grad():
+                forward()
+
+        runs[f"{title} forward"] = _waited(alone, device)
+        runs[f"{title} with gradients"] = _waited(both, device)
+    return runs

@@ -173,14 +173,37 @@ def _of_maps(dy: Array, kernel: Array, shape: tuple[int, ...], stride: int) -> A
 
 
 def _of_kernel(x: Array, dy: Array, kernel: Array, stride: int) -> Array:
-    """The gradient of the kernel: sums over images and rows of x dy, then over columns.
+    """The gradient of the kernel: sums over images, rows and columns of x dy.
 
     XLA's CPU backend does not vectorise reductions over leading axes, but additions to a running
-    total: one step of the loop adds one row of one image, for all rows of the kernel.
+    total: one step of its loop adds one row of one image, for all rows of the kernel.
     """
-    size, (count, height, width, channels) = kernel.shape[0], dy.shape
+    size = kernel.shape[0]
     padded = jax.lax.pad(x, jnp.zeros((), x.dtype), _padding(x.shape, size, stride))
-    padded = jax.lax.optimization_barrier(padded)
+    total = jax.lax.platform_dependent(
+        jax.lax.optimization_barrier(padded),
+        dy,
+        cpu=functools.partial(_by_rows, size=size, stride=stride),
+        default=functools.partial(_by_cells, size=size, stride=stride),
+    )
+    return total[:, :, None].astype(kernel.dtype)
+
+
+def _by_cells(padded: Array, dy: Array, *, size: int, stride: int) -> Array:
+    """The gradient of the kernel as a reduction for each of its cells."""
+    rows, columns = ((side - 1) * stride + 1 for side in dy.shape[1:3])
+    given = dy.astype(jnp.float32)
+
+    def cell(i: int, j: int) -> Array:
+        part = padded[:, i : i + rows : stride, j : j + columns : stride]
+        return (part.astype(jnp.float32) * given).sum(axis=(0, 1, 2))
+
+    return jnp.stack([jnp.stack([cell(i, j) for j in range(size)]) for i in range(size)])
+
+
+def _by_rows(padded: Array, dy: Array, *, size: int, stride: int) -> Array:
+    """The same as a loop over the rows of all images."""
+    count, height, width, channels = dy.shape
 
     def add(step: Array, totals: tuple[Array, ...]) -> tuple[Array, ...]:
         image, row = step // height, step % height
@@ -195,6 +218,4 @@ def _of_kernel(x: Array, dy: Array, kernel: Array, stride: int) -> Array:
 
     zeros = tuple(jnp.zeros((size, width, channels)) for _ in range(size))
     totals = jax.lax.fori_loop(0, count * height, add, zeros)
-    return jnp.stack([total.sum(axis=1) for total in totals], axis=1)[:, :, None].astype(
-        kernel.dtype
-    )
+    return jnp.stack([total.sum(axis=1) for total in totals], axis=1)

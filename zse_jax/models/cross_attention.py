@@ -25,6 +25,7 @@ from zse_jax.models.vit import (
     attend,
     check_heads,
     fused_attention,
+    fused_product,
     merge_heads,
     split_heads,
 )
@@ -264,7 +265,7 @@ class CrossAttention(nnx.Module):
         query, key, value = (x.swapaxes(1, 2) for x in photos[1:])
 
         def merged(*operands: Array) -> Array:
-            attended = jax.nn.dot_product_attention(*operands, implementation=implementation)
+            attended = fused_product(*operands, implementation)
             return attended.reshape(*attended.shape[:2], -1)
 
         def meet(sketch: Projected) -> tuple[Array, Array]:

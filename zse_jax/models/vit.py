@@ -6,9 +6,10 @@ are kept. The published code discards the attention output there by mistake; her
 follows the attention, as the paper describes.
 """
 
+import functools
 import math
 from collections.abc import Mapping, Sequence
-from typing import Literal, NamedTuple
+from typing import Any, Literal, NamedTuple
 
 import jax
 import jax.extend
@@ -65,8 +66,7 @@ def attend(
     plain = mask is None and (dropout is None or dropout.deterministic or dropout.rate == 0)
     if plain and (fused or fused_attention(query.dtype, query.shape[-1])):
         operands = (x.swapaxes(1, 2) for x in (query, key, value))
-        attended = jax.nn.dot_product_attention(*operands, implementation=fused or "cudnn")
-        return attended.swapaxes(1, 2), weights
+        return fused_product(*operands, fused or "cudnn").swapaxes(1, 2), weights
     used = weights if dropout is None else dropout(weights)
     return jnp.einsum("bhts,bhsd->bhtd", used.astype(value.dtype), value), weights
 
@@ -80,6 +80,42 @@ def fused_attention(dtype: jnp.dtype, head_width: int) -> bool:
     backend = jax.extend.backend.get_backend()
     nvidia = backend.platform == "gpu" and "cuda" in backend.platform_version.lower()
     return nvidia and half and head_width % 8 == 0 and head_width <= 128
+
+
+@functools.partial(jax.custom_vjp, nondiff_argnums=(3,))
+def fused_product(
+    query: Float[Array, "b t heads d"],
+    key: Float[Array, "b s heads d"],
+    value: Float[Array, "b s heads d"],
+    implementation: Fused,
+) -> Float[Array, "b t heads d"]:
+    """softmax(q kᵀ / sqrt(d)) v by `jax.nn.dot_product_attention`; tokens before heads.
+
+    For its gradient with cuDNN, JAX requires even numbers of tokens: odd ones are padded there.
+    """
+    return jax.nn.dot_product_attention(query, key, value, implementation=implementation)
+
+
+def _forward(query: Array, key: Array, value: Array, implementation: Fused) -> tuple[Array, Any]:
+    queries, keys = query.shape[1], key.shape[1]
+
+    def padded(*operands: Array) -> Array:
+        even = (jnp.pad(x, ((0, 0), (0, x.shape[1] % 2), (0, 0), (0, 0))) for x in operands)
+        attended = jax.nn.dot_product_attention(
+            *even,
+            key_value_seq_lengths=jnp.full(len(key), keys, jnp.int32) if keys % 2 else None,
+            implementation=implementation,
+        )
+        return attended[:, :queries]
+
+    return jax.vjp(padded, query, key, value)
+
+
+def _backward(implementation: Fused, transposed: Any, gradient: Array) -> Any:
+    return transposed(gradient)
+
+
+fused_product.defvjp(_forward, _backward)
 
 
 def split_heads(x: Float[Array, "b t d"], heads: int) -> Float[Array, "b heads t c"]:
