@@ -4,10 +4,12 @@ import json
 import os
 import subprocess
 import sys
+import threading
 
 import pytest
 
 from tests.benchmarks.accelerator import projections
+from tests.benchmarks.accelerator_measurements import Bench, with_compilation
 from tests.benchmarks.accelerator_plan import Measurement, execute, table
 from tests.conftest import FLAGS
 from tests.source import ROOT
@@ -78,6 +80,39 @@ def test_a_failed_measurement_does_not_stop_the_others():
     assert "2.00" in good  # the ratio
 
 
+def failing():
+    raise ValueError("no such kernel")
+
+
+def test_programs_are_compiled_together_and_their_errors_stay_with_them():
+    bench = Bench(torch=False)
+    bench.build({"good": lambda: 1, "bad": failing, "torch good": lambda: 2}, lambda: 60)
+    assert bench.result("good") == 1
+    with pytest.raises(ValueError, match="no such kernel"):
+        bench.result("bad")
+    with pytest.raises(TimeoutError):
+        bench.result("torch good")
+
+
+def test_programs_that_take_too_long_are_left_out():
+    bench, event = Bench(torch=False), threading.Event()
+    note = bench.build({"slow": event.wait}, lambda: 0)["note"]
+    assert note == "1 programs, 1 not in time"
+    with pytest.raises(TimeoutError):
+        bench.result("slow")
+    event.set()
+
+
+def test_compilation_comes_before_every_few_measurements():
+    names = ["a", "b", "rest", "c"]
+    items = [
+        Measurement(name, "float32", 1, dict, {} if name == "rest" else {name: dict}, 20)
+        for name in names
+    ]
+    planned = [item.name for item in with_compilation(Bench(torch=False), items, 2)]
+    assert planned == ["compilation", "a", "b", "rest", "compilation", "c"]
+
+
 def test_projections_add_images_and_pairs():
     rows = [
         {"name": f"{what} ZSE B/16", "dtype": "bfloat16", "rate": rate}
@@ -98,5 +133,5 @@ def test_the_accelerator_benchmark_runs_without_tensorflow_tfds_clu_and_grain(tm
     )  # fmt: skip
     assert done.returncode == 0, done.stderr
     rows = json.loads((tmp_path / "results.json").read_text())["rows"]
-    assert [row["status"] for row in rows] == ["measured"] * 3
-    assert all(row["rate"] > 0 for row in rows)
+    assert [row["status"] for row in rows] == ["measured"] * 4  # one is their compilation
+    assert all(row["rate"] > 0 for row in rows if row["name"] != "compilation")
