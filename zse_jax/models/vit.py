@@ -158,7 +158,7 @@ class SelfAttention(nnx.Module):
     ) -> tuple[Float[Array, "b t d"], Float[Array, "b heads t t"]]:
         """The attended tokens and the attention weights; `mask` as for `attend`."""
         # cuDNN reads whole arrays: parts of one product would be copied.
-        apart = fused_attention(self.qkv.dtype, x.shape[-1] // self.heads)
+        apart = fused_attention(x.dtype, x.shape[-1] // self.heads)
         parts = self.qkv.parts(x, 3) if apart else jnp.split(self.qkv(x), 3, axis=-1)
         query, key, value = (split_heads(part, self.heads) for part in parts)
         attended, weights = attend(query, key, value, mask=mask)
