@@ -305,7 +305,7 @@ def encoding(title: str, bench: Bench, dtype: str) -> Measurement:
         row = {"unit": "images/s", "batch": bench.encode}
         return bench.compared(row, whole, dtype, bench.result(keys[0]), keys[1])
 
-    return Measurement(whole, dtype, 4, run, {keys[0]: ours, keys[1]: torch}, 25)
+    return Measurement(whole, dtype, 4, run, {keys[0]: ours, keys[1]: torch})
 
 
 def tile(dtype: str, side: int, tiny: bool) -> Prepared:
@@ -369,7 +369,7 @@ def scoring(bench: Bench, dtype: str) -> Measurement:
     builds: dict[str, Callable[[], Any]] = {
         name: functools.partial(tile, dtype, side, bench.tiny) for side, name in names.items()
     }
-    return Measurement(title, dtype, 6, run, builds | {other: torch}, 30)
+    return Measurement(title, dtype, 6, run, builds | {other: torch})
 
 
 def trained(title: str, dtype: str, samples: int, tiny: bool) -> Prepared:
@@ -430,7 +430,7 @@ def training(title: str, bench: Bench, dtype: str) -> Measurement:
         name: functools.partial(trained, title, dtype, samples, bench.tiny)
         for samples, name in names.items()
     }
-    return Measurement(whole, dtype, 6, run, builds | {other: torch}, 45)
+    return Measurement(whole, dtype, 6, run, builds | {other: torch})
 
 
 def depthwise(bench: Bench, dtype: str) -> Measurement:
@@ -482,7 +482,7 @@ def depthwise(bench: Bench, dtype: str) -> Measurement:
         text = ", ".join(f"{ratio:.2g}" for ratio in ratios)
         return {"milliseconds": found, "images": count, "note": f"native / shifted: {text}"}
 
-    return Measurement("depthwise", dtype, 4, run, {key: ours, other: torch}, 30)
+    return Measurement("depthwise", dtype, 4, run, {key: ours, other: torch})
 
 
 def profiles(bench: Bench, folder: Path, dtype: str, left: Clock) -> Row:
@@ -562,8 +562,7 @@ def with_compilation(
         if any(item.builds for item in wave):
             builds = {name: build for item in wave for name, build in item.builds.items()}
             run = functools.partial(bench.build, builds)
-            seconds = max(item.compilation for item in wave)  # what takes longer is left out
-            planned.append(Measurement("compilation", wave[-1].dtype, seconds, run))
+            planned.append(Measurement("compilation", wave[-1].dtype, 0, run))
         planned.extend(wave)
         wave.clear()
 

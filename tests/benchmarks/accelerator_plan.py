@@ -23,10 +23,9 @@ class Measurement(NamedTuple):
     Attributes:
       name: what is measured.
       dtype: of activations.
-      seconds: estimated cost without compilation.
+      seconds: estimated cost without compilation; 0 for what limits its own time.
       run: measures; its argument returns the seconds that are left, and it returns values.
       builds: name -> what compiles a program that `run` uses.
-      compilation: seconds that this is estimated to take.
     """
 
     name: str
@@ -34,7 +33,6 @@ class Measurement(NamedTuple):
     seconds: float
     run: Callable[[Clock], Row]
     builds: Mapping[str, Callable[[], Any]] = MappingProxyType({})
-    compilation: float = 0.0
 
 
 def execute(
@@ -66,7 +64,8 @@ def execute(
         except Exception as error:  # the others are still worth their time
             row["status"] = f"failed: {type(error).__name__}: {str(error)[:500]}"
         row["seconds"] = clock() - started
-        estimated, spent = estimated + item.seconds, spent + row["seconds"]
+        if item.seconds:
+            estimated, spent = estimated + item.seconds, spent + row["seconds"]
         yield row
 
 

@@ -106,7 +106,7 @@ def test_programs_that_take_too_long_are_left_out():
 def test_compilation_comes_before_every_few_measurements():
     names = ["a", "b", "rest", "c"]
     items = [
-        Measurement(name, "float32", 1, dict, {} if name == "rest" else {name: dict}, 20)
+        Measurement(name, "float32", 1, dict, {} if name == "rest" else {name: dict})
         for name in names
     ]
     planned = [item.name for item in with_compilation(Bench(torch=False), items, 2)]
