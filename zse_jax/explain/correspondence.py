@@ -31,6 +31,12 @@ REMOVED = 0.0
 NO_EVIDENCE = -1.0
 """The match of places that the system dropped: the smallest possible cosine."""
 
+LINE_STYLES = (
+    "The thicker a line, the more the match contributes. Solid: each is the other's best match. "
+    "Dashed: only the sketch place prefers this match."
+)
+"""The meaning of the lines that join matches, for captions."""
+
 
 class Explanation(NamedTuple):
     """The explanation of B pairs (sketch i with photo i); numpy arrays.

@@ -14,11 +14,9 @@ import cv2
 import jinja2
 import numpy as np
 from jaxtyping import UInt8
-from matplotlib.figure import Figure
 from PIL import Image
 from tqdm import tqdm
 
-from zse_jax.explain import pair_figures
 from zse_jax.explain.correspondence import Explainer, Explanation
 from zse_jax.explain.synthesis import synthesise
 
@@ -127,8 +125,8 @@ def image_uri(image: UInt8[np.ndarray, "h w c"], longest: int) -> str:
     return data_uri(buffer.getvalue(), "webp")
 
 
-def figure_uri(figure: Figure, dpi: int = 130) -> str:
-    """A figure as a data URI (WebP), with its own background, which can be transparent."""
+def figure_uri(figure: Any, dpi: int = 130) -> str:
+    """A figure of matplotlib as a data URI (WebP); its background can be transparent."""
     buffer = io.BytesIO()
     figure.savefig(buffer, format="webp", dpi=dpi, pil_kwargs=_WEBP)
     return data_uri(buffer.getvalue(), "webp")
@@ -186,6 +184,8 @@ def explained(
       syntheses: images made of patches, by name; None: one made of this photo's patches.
       shown: unfold the explanation at first.
     """
+    from zse_jax.explain import pair_figures  # imports matplotlib, which a search does not need
+
     found = pair_figures.matched_places(explanation, pair)
     if syntheses is None:
         match, ink = explanation.match[pair], explanation.ink[pair]

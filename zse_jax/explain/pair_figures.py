@@ -20,7 +20,7 @@ from matplotlib.figure import Figure
 from matplotlib.patches import Rectangle
 
 from zse_jax.explain import style
-from zse_jax.explain.correspondence import BLANK, Explanation, grid_side
+from zse_jax.explain.correspondence import BLANK, LINE_STYLES, Explanation, grid_side
 from zse_jax.explain.style import AGAINST, FOR, INK, MARKS, MUTED
 
 SHOWN_SIDE = 256
@@ -334,10 +334,3 @@ def explanation_figure(
     text = textwrap.fill(words, int(width * 19))
     axes.text(left, height - 0.4, text, fontsize=6.5, color=MUTED, va="top")
     return figure
-
-
-LINE_STYLES = (
-    "The thicker a line, the more the match contributes. Solid: each is the other's best match. "
-    "Dashed: only the sketch place prefers this match."
-)
-"""The meaning of the lines, for captions."""

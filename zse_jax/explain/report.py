@@ -14,8 +14,7 @@ from markupsafe import Markup
 
 from data_pipelines.suggestions import counted
 from zse_jax.explain import evaluation_figures, figures, pages, report_parts, style
-from zse_jax.explain.correspondence import Explainer
-from zse_jax.explain.pair_figures import LINE_STYLES
+from zse_jax.explain.correspondence import LINE_STYLES, Explainer
 from zse_jax.explain.report_parts import Headline
 from zse_jax.retrieval.results import Evaluation, as_text
 

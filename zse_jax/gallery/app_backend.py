@@ -25,8 +25,7 @@ from data_pipelines import images
 from data_pipelines.images import UnreadableImageError
 from data_pipelines.terminal import printable
 from zse_jax.explain import pages
-from zse_jax.explain.correspondence import ink_share
-from zse_jax.explain.pair_figures import LINE_STYLES
+from zse_jax.explain.correspondence import LINE_STYLES, ink_share
 from zse_jax.gallery.filters import ORIENTATIONS, Filter
 from zse_jax.gallery.results import Hit, Results
 from zse_jax.gallery.search import EXPAND, RERANK, Feedback, Searcher

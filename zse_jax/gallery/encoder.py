@@ -56,8 +56,9 @@ class CompiledEncoder:
         self._graphdef, self._state = evaluation_state(retriever, None)
         side = retriever.image_size
         image = jax.ShapeDtypeStruct((1, side, side, 3), jnp.uint8)
-        features, embedding, _ = jax.eval_shape(
-            functools.partial(_encode, self._graphdef, modality="photo"), self._state, image
+        # As a search encodes a sketch, so that it need not trace the network again.
+        features, embedding, _ = _encode.eval_shape(
+            self._graphdef, self._state, image, modality="sketch"
         )
         leaves, self._structure = jax.tree.flatten(features)
         fields = [(str(i), leaf.dtype, leaf.shape[1:]) for i, leaf in enumerate(leaves)]

@@ -13,7 +13,7 @@ from rich.table import Table
 
 from data_pipelines.suggestions import counted
 from zse_jax.explain import pages
-from zse_jax.explain.pair_figures import LINE_STYLES
+from zse_jax.explain.correspondence import LINE_STYLES
 from zse_jax.runtime.console import duration
 
 

@@ -164,6 +164,16 @@ class Encoder(nnx.Module):
     def embedding(self, features: Features) -> Float[Array, "b d"]:
         """One L2-normalised vector per item, before `means` are subtracted."""
 
+    @property
+    def vector_width(self) -> int:
+        """The width of `embedding`; by default found by tracing `encode`, which takes a second."""
+        image = jax.ShapeDtypeStruct((1, self.image_size, self.image_size, 3), jax.numpy.uint8)
+
+        def vector(encoder: Encoder, images: Array) -> Array:
+            return encoder.embedding(encoder.encode(images, "photo"))
+
+        return nnx.eval_shape(vector, evaluation_view(self), image).shape[1]
+
     def embed(self, features: Features, modality: Modality) -> Float[Array, "b d"]:
         """One L2-normalised vector per item, for nearest-neighbour search.
 

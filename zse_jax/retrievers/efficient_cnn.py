@@ -268,6 +268,13 @@ class EfficientCNN(Retriever, Explainable):
         return features
 
     @property
+    def vector_width(self) -> int:
+        """Of the projection, or of the backbone's features."""
+        if self.retrieval_layer == "projection":
+            return self.projection.out_features
+        return self.backbone.features
+
+    @property
     def local_evidence(self) -> str:
         """The contributions of pairs of places to the similarity."""
         return (

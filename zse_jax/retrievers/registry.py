@@ -10,10 +10,8 @@ from dataclasses import dataclass, field
 from importlib import import_module
 from typing import Any, Literal, get_args
 
-import jax
 import jax.numpy as jnp
 from flax import nnx
-from jaxtyping import Array
 from ml_collections import ConfigDict
 
 from zse_jax.models.rematerialisation import rematerialise
@@ -23,7 +21,6 @@ from zse_jax.retrievers.base import (
     Encoder,
     Preprocessing,
     Retriever,
-    evaluation_view,
 )
 
 REMAT = ("none", "blocks")
@@ -191,7 +188,7 @@ def create(
     if chosen != model.preprocessing:
         model.preprocessing = chosen
     if centred:
-        model.means = DomainMeans(jnp.zeros((2, embedding_width(model))))
+        model.means = DomainMeans(jnp.zeros((2, model.vector_width)))
     if remat == "blocks" and not rematerialise(model):
         raise ValueError(
             f"config.train.remat='blocks': the system {name!r} has no blocks that can be "
@@ -243,16 +240,6 @@ def copy_parameters(name: str, target: Encoder, source: Encoder) -> None:
     base.copy_parameters(own, given, without=not_used)
     if isinstance(target, Retriever):
         target.start_from(source)
-
-
-def embedding_width(model: Encoder) -> int:
-    """The width of the embeddings; computes nothing."""
-    image = jax.ShapeDtypeStruct((1, model.image_size, model.image_size, 3), jnp.uint8)
-
-    def embedding(model: Encoder, images: Array) -> Array:
-        return model.embedding(model.encode(images, "photo"))
-
-    return nnx.eval_shape(embedding, evaluation_view(model), image).shape[1]
 
 
 def implementation(name: object) -> Any:

@@ -245,3 +245,10 @@ def test_a_network_for_other_classes_takes_over_everything_but_the_classifier():
     np.testing.assert_array_equal(other.classifier.kernel[...], kept)
     with pytest.raises(ValueError, match="do not fit this config.model"):
         registry.copy_parameters("efficient_cnn", build(embedding_width=5), source)
+
+
+@pytest.mark.parametrize("layer", ["projection", "features"])
+def test_the_width_of_its_vectors_is_known_without_tracing(layer):
+    model = build(retrieval_layer=layer)
+    traced = super(type(model), model).vector_width
+    assert model.vector_width == traced == embed(model, pixels(1)).shape[1]
