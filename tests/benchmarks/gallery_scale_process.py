@@ -35,7 +35,11 @@ def vectors(index: str) -> Iterator[np.ndarray]:
     """The embeddings of an index in batches, in the order of their row numbers."""
     from zse_jax.gallery.tables import Tables
 
-    for some, _ in Tables(index).embedding_batches():
+    last = -1
+    for some, rows in Tables(index).embedding_batches():
+        if rows[0] <= last or (np.diff(rows) <= 0).any():
+            raise RuntimeError(f"{index} was not read in the order of its row numbers.")
+        last = rows[-1]
         yield some
 
 
