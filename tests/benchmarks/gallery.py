@@ -4,6 +4,7 @@
     python -m tests.benchmarks.gallery build --checkpoint=demo --photos-in=album [--count=3000]
     python -m tests.benchmarks.gallery build --untrained=Ti/16 --photos-in=album [--count=3000]
     python -m tests.benchmarks.gallery driver [--photos=100000]
+    python -m tests.benchmarks.gallery scale [--photos=10000000] [--output=scale] [--plot=FILE.png]
 
 `shortlist` writes synthetic embeddings (clusters of 200, like photos of one class) to an index and
 finds the 200 nearest to new embeddings from the same clusters, with our index, faiss's flat index
@@ -18,6 +19,9 @@ Encoding and building alternate over --rounds.
 `driver` measures what the process that builds an index keeps in memory for each photo: of those in
 the index, and of those that are listed to be sent to the workers of a Ray cluster. Names have 60
 characters.
+
+`scale` compares LanceDB's approximate indexes and faiss on up to ten million embeddings: see
+gallery_scale.py.
 """
 
 import argparse
@@ -271,10 +275,10 @@ def driver(options: argparse.Namespace) -> None:
 def main() -> None:
     """The command line."""
     parser = argparse.ArgumentParser(description=__doc__.split("\n")[0])
-    parser.add_argument("what", choices=["shortlist", "build", "driver", "memory"])
+    parser.add_argument("what", choices=["shortlist", "build", "driver", "scale", "memory"])
     parser.add_argument("--photos", type=int, default=100_000)
     parser.add_argument("--width", type=int, default=512)
-    parser.add_argument("--sketches", type=int, default=20)
+    parser.add_argument("--sketches", type=int, help="default: 20; for `scale`, 100")
     parser.add_argument("--checkpoint", default="demo")
     parser.add_argument(
         "--untrained", help="use ZSE of this size with random weights, such as Ti/16"
@@ -285,9 +289,23 @@ def main() -> None:
     parser.add_argument("--rounds", type=int, default=3)
     parser.add_argument("--scratch", help="folder for temporary files")
     parser.add_argument("--index", help="the index of `memory`")
+    scale = parser.add_argument_group("options of `scale`")
+    scale.add_argument("--sizes", help="numbers of photos, separated by commas")
+    scale.add_argument("--output", default="scale", help="folder of results.json")
+    scale.add_argument("--only", help="indexes or parts to measure, separated by commas")
+    scale.add_argument("--cache", type=float, default=2.0, help="GB of an index that are cached")
+    scale.add_argument(
+        "--before", type=float, default=60.0, help="seconds of searches before re-indexing"
+    )
+    scale.add_argument("--plot", help="draw the results to this file; measures nothing")
     options = parser.parse_args()
+    options.sketches = options.sketches or (100 if options.what == "scale" else 20)
     if options.what == "memory":
         memory(Path(options.index), options.width)
+    elif options.what == "scale":
+        from tests.benchmarks import gallery_scale
+
+        gallery_scale.main(options)
     else:
         {"shortlist": shortlist, "build": build, "driver": driver}[options.what](options)
 
