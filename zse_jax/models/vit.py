@@ -74,12 +74,16 @@ def attend(
 def fused_attention(dtype: jnp.dtype, head_width: int) -> bool:
     """Whether cuDNN's fused attention supports such heads on the default device.
 
-    It requires an NVIDIA GPU, half precision, and a width that is a multiple of 8 up to 128.
+    It requires an NVIDIA GPU of compute capability 8 (Ampere) or newer, half precision, and a width
+    that is a multiple of 8 up to 128.
     """
     half = dtype in (jnp.bfloat16, jnp.float16)
+    if not half or head_width % 8 or head_width > 128:
+        return False
     backend = jax.extend.backend.get_backend()
-    nvidia = backend.platform == "gpu" and "cuda" in backend.platform_version.lower()
-    return nvidia and half and head_width % 8 == 0 and head_width <= 128
+    if backend.platform != "gpu" or "cuda" not in backend.platform_version.lower():
+        return False
+    return float(backend.local_devices()[0].compute_capability) >= 8
 
 
 @functools.partial(jax.custom_vjp, nondiff_argnums=(3,))
@@ -91,27 +95,18 @@ def fused_product(
 ) -> Float[Array, "b t heads d"]:
     """softmax(q kᵀ / sqrt(d)) v by `jax.nn.dot_product_attention`; tokens before heads.
 
-    For its gradient with cuDNN, JAX requires even numbers of tokens: odd ones are padded there.
+    Where a gradient is needed, XLA computes both: cuDNN's gradient refuses odd numbers of tokens,
+    and has not been tried on a GPU here.
     """
     return jax.nn.dot_product_attention(query, key, value, implementation=implementation)
 
 
-def _forward(query: Array, key: Array, value: Array, implementation: Fused) -> tuple[Array, Any]:
-    queries, keys = query.shape[1], key.shape[1]
-
-    def padded(*operands: Array) -> Array:
-        even = (jnp.pad(x, ((0, 0), (0, x.shape[1] % 2), (0, 0), (0, 0))) for x in operands)
-        attended = jax.nn.dot_product_attention(
-            *even,
-            key_value_seq_lengths=jnp.full(len(key), keys, jnp.int32) if keys % 2 else None,
-            implementation=implementation,
-        )
-        return attended[:, :queries]
-
-    return jax.vjp(padded, query, key, value)
+def _forward(query: Array, key: Array, value: Array, _: Fused) -> tuple[Array, Any]:
+    by_xla = functools.partial(jax.nn.dot_product_attention, implementation="xla")
+    return jax.vjp(by_xla, query, key, value)
 
 
-def _backward(implementation: Fused, transposed: Any, gradient: Array) -> Any:
+def _backward(_: Fused, transposed: Any, gradient: Array) -> Any:
     return transposed(gradient)
 
 

@@ -129,21 +129,26 @@ def test_meeting_equals_attending_to_each_photo(value, fused):
 
 
 @pytest.mark.parametrize(
-    ("platform", "version", "dtype", "width", "used"),
+    ("platform", "version", "capability", "dtype", "width", "used"),
     [
-        ("gpu", "PJRT C API cuda 12090", "bfloat16", 96, True),
-        ("gpu", "PJRT C API cuda 12090", "float32", 96, False),
-        ("gpu", "PJRT C API cuda 12090", "bfloat16", 12, False),
-        ("gpu", "PJRT C API cuda 12090", "bfloat16", 192, False),
-        ("gpu", "PJRT C API rocm 60000", "bfloat16", 96, False),
-        ("cpu", "cpu", "bfloat16", 96, False),
-        ("tpu", "libtpu", "bfloat16", 96, False),
+        ("gpu", "PJRT C API cuda 12090", "9.0", "bfloat16", 96, True),
+        ("gpu", "PJRT C API cuda 12090", "8.0", "float16", 96, True),
+        ("gpu", "PJRT C API cuda 12090", "7.5", "bfloat16", 96, False),
+        ("gpu", "PJRT C API cuda 12090", "9.0", "float32", 96, False),
+        ("gpu", "PJRT C API cuda 12090", "9.0", "bfloat16", 12, False),
+        ("gpu", "PJRT C API cuda 12090", "9.0", "bfloat16", 192, False),
+        ("gpu", "PJRT C API rocm 60000", "gfx942", "bfloat16", 96, False),
+        ("cpu", "cpu", None, "bfloat16", 96, False),
+        ("tpu", "libtpu", None, "bfloat16", 96, False),
     ],
 )
-def test_cudnn_is_used_for_half_precision_on_nvidia_gpus(
-    monkeypatch, platform, version, dtype, width, used
+def test_cudnn_is_used_for_half_precision_on_nvidia_gpus_from_ampere_on(
+    monkeypatch, platform, version, capability, dtype, width, used
 ):
-    backend = SimpleNamespace(platform=platform, platform_version=version)
+    device = SimpleNamespace(compute_capability=capability)
+    backend = SimpleNamespace(
+        platform=platform, platform_version=version, local_devices=lambda: [device]
+    )
     monkeypatch.setattr("jax.extend.backend.get_backend", lambda: backend)
     assert fused_attention(jnp.dtype(dtype), width) is used
 
