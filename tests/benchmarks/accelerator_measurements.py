@@ -51,7 +51,7 @@ ENCODERS = {
 """Title, also in `torch_networks.NETWORKS`, -> "zse", "clip" or a backbone."""
 
 TRAININGS: dict[str, tuple[str, dict[str, Any]]] = {name: (name, {}) for name in SYSTEMS} | {
-    "rbg zse": ("zse", {}),  # dropout by a generator that is faster on accelerators
+    "rbg zse": ("zse", {}),  # with another generator of random numbers, for dropout
     "efficient_cnn Lite0": (
         "efficient_cnn",
         # The last two are of ResNets, and must have their default values.
