@@ -453,9 +453,9 @@ def depthwise(bench: Bench, dtype: str) -> Measurement:
             x = jnp.asarray(rng.standard_normal((count, side, side, channels)), dtype)
             kernel = jnp.asarray(rng.standard_normal((size, size, 1, channels)) / size, dtype)
             for form in (convolutions.native, convolutions.shifted):
-                forward = functools.partial(form, stride=stride)
-                if form is convolutions.shifted:  # its stride is positional
-                    forward = lambda x, k, stride=stride: convolutions.shifted(x, k, stride)  # noqa: E731
+
+                def forward(x, k, form=form, stride=stride):
+                    return form(x, k, stride)
 
                 def both(x, k, w, forward=forward):
                     y, back = jax.vjp(forward, x, k)

@@ -51,6 +51,7 @@ from ml_collections import ConfigDict
 from PIL import Image
 from safetensors.numpy import load_file, save_file
 
+from data_pipelines import paths
 from tests.benchmarks.accelerator_measurements import CNN_FLOP
 from zse_jax import retrievers
 from zse_jax.checkpoints.arrays import array_name, compare, flat_arrays, split_model
@@ -676,7 +677,7 @@ class Session:
             return None
         row["share"] = 3 * network.flop * row["images_per_s"] / self.rate if network.flop else None
         self.rows.append(row)
-        (self.output / "runs.json").write_text(json.dumps(self.rows, indent=1))
+        paths.replace(self.output / "runs.json", json.dumps(self.rows, indent=1))
         share = "" if row["share"] is None else f" ({row['share']:.1%})"
         print(
             f"{60 * self.minutes:5.0f} s {run.name:24} {row['images_per_s']:6.0f} images/s{share} "

@@ -83,19 +83,19 @@ def memory(place: Path, width: int) -> None:
     from zse_jax.gallery.tables import Tables
 
     shortlister = Shortlister(Tables(place))
-    before = _peak()
+    before = peak()
     times = []
     for one in drawn(clusters(20_000, width), 20, 5):
         began = time.perf_counter()
         shortlister(one, K)
         times.append(time.perf_counter() - began)
     print(
-        f"a process that only searches: peak memory {_peak():.2f} GB ({before:.2f} "
+        f"a process that only searches: peak memory {peak():.2f} GB ({before:.2f} "
         f"before the first search), median {1e3 * statistics.median(times):.1f} ms"
     )
 
 
-def _peak() -> float:
+def peak() -> float:
     """Peak memory of this process in GB (Linux)."""
     status = Path("/proc/self/status").read_text()
     return int(status.split("VmHWM:")[1].split()[0]) / 2**20

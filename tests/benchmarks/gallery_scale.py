@@ -39,6 +39,7 @@ from typing import Any
 
 import numpy as np
 
+from data_pipelines import paths
 from tests.benchmarks.ablation import DASH
 from tests.benchmarks.gallery import K, clusters, drawn
 from tests.benchmarks.gallery_scale_process import PHOTOS, signs
@@ -164,9 +165,7 @@ class Results:
     def write(self) -> None:
         """Replaces the file in one step."""
         text = json.dumps({"about": self.about, "measurements": self.values}, indent=1)
-        part = self.file.with_suffix(".part")
-        part.write_text(text + "\n")
-        part.replace(self.file)
+        paths.replace(self.file, text + "\n")
 
     def of(self, photos: int, variant: str) -> dict[str, dict[str, Any]]:
         """The searches of a variant, by setting."""

@@ -17,7 +17,7 @@ from typing import Any
 
 import numpy as np
 
-from tests.benchmarks.gallery import K, _peak
+from tests.benchmarks.gallery import K, peak
 
 PHOTOS = "photos"  # the name of the table
 
@@ -86,7 +86,7 @@ def timed(search: Callable[[np.ndarray], np.ndarray], folder: str, output: str) 
 
     The rows that were found are written to `output`.
     """
-    before = _peak()
+    before = peak()
     for one in np.load(Path(folder) / "warm-up.npy"):
         search(one)
     queries, times = np.load(Path(folder) / "queries.npy"), []
@@ -200,7 +200,7 @@ def main(task: str, answer: str) -> None:
     name, arguments = json.loads(Path(task).read_text())
     importlib.import_module("pyarrow")  # its memory is in every process
     found = TASKS[name](**arguments)
-    Path(answer).write_text(json.dumps({**found, "memory_gb": _peak()}))
+    Path(answer).write_text(json.dumps({**found, "memory_gb": peak()}))
 
 
 if __name__ == "__main__":

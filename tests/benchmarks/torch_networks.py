@@ -13,10 +13,9 @@ import torch
 from torch import nn
 from torch.nn import functional as F
 
+from tests.benchmarks.accelerator_plan import Run
 from tests.benchmarks.torch_zse import Block, TorchRelation, TorchZSE
 from zse_jax.models import efficientnet_lite
-
-Run = Callable[[int], None]
 
 
 class ViT(nn.Module):

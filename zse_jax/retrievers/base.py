@@ -166,7 +166,7 @@ class Encoder(nnx.Module):
 
     @property
     def vector_width(self) -> int:
-        """The width of `embedding`; by default found by tracing `encode`, which takes a second."""
+        """The width of `embedding`; by default found by tracing `encode`."""
         image = jax.ShapeDtypeStruct((1, self.image_size, self.image_size, 3), jax.numpy.uint8)
 
         def vector(encoder: Encoder, images: Array) -> Array:
