@@ -17,14 +17,13 @@ import logging
 import os
 import tempfile
 from collections.abc import Iterator, Sequence
-from typing import Any, no_type_check
+from typing import Any
 
 from absl import flags
 
 from zse_jax.gallery import album
 from zse_jax.gallery import index as indexes
 from zse_jax.gallery.app_backend import Backend, template_html, template_text
-from zse_jax.gallery.results import Results
 from zse_jax.gallery.search import EXPAND, Searcher
 from zse_jax.runtime import cli
 from zse_jax.runtime.console import say
@@ -33,9 +32,6 @@ TITLE = "Find photos by drawing"
 
 LOCAL = ("127.0.0.1", "localhost", "::1")
 """Addresses that other machines do not reach."""
-
-SESSIONS = 200
-"""Number of browser sessions whose last results are kept for explanations."""
 
 
 @contextlib.contextmanager
@@ -74,20 +70,18 @@ def create(backend: Backend) -> Any:
     """The page as a `gradio.Blocks`, for `serve`."""
     import gradio as gr
 
-    @no_type_check  # a type-checking wrapper would hide the generator function from Gradio
-    def search(asked: str | None) -> Iterator[tuple[str, str, str, Results | None]]:
-        for answer in backend.search(asked):
-            html = f'<div data-answers="{answer.number}">{answer.html}</div>'
-            yield html, answer.seen, "", answer.results
+    # Functions that the browser calls. Gradio's events would take longer: each has a queue.
+    def search(asked: Any) -> dict[str, Any]:
+        answer = backend.search(asked)
+        return {"html": answer.html, "seen": answer.seen, "unfinished": answer.unfinished}
 
-    def explain(results: Results | None, event: gr.EventData) -> str:
-        return backend.explain(results, str(event._data.get("photo")))
+    def explain(asked: Any) -> str:
+        return backend.explain(asked)
 
-    def open_folder(results: Results | None, event: gr.EventData) -> str:
-        return backend.open_folder(results, str(event._data.get("photo")))
+    def open_folder(photo: Any) -> str:
+        return backend.open_folder(photo)
 
     with gr.Blocks(title=TITLE, analytics_enabled=False) as page:
-        shown = gr.State(None, time_to_live=3600)
         gr.HTML(
             f"<h1>{TITLE}</h1><p>Draw with mouse, pen or finger. Results update as you draw.</p>",
             apply_default_css=False,
@@ -95,7 +89,7 @@ def create(backend: Backend) -> Any:
         )
         with gr.Row(elem_classes="zse-columns"):
             with gr.Column(scale=2, min_width=300):
-                pad = gr.HTML(
+                gr.HTML(
                     "",
                     html_template=template_html(
                         "pad.html",
@@ -104,33 +98,20 @@ def create(backend: Backend) -> Any:
                         choices=backend.choices,
                     ),
                     js_on_load=template_text("pad.js"),
+                    server_functions=[search],
                     settings={"pen": backend.pen, "pairs": backend.default_pairs},
                     apply_default_css=False,
                     elem_id="pad",
                 )
-                seen = gr.HTML("", js_on_load=None, apply_default_css=False, elem_id="seen")
+                gr.HTML("<div></div>", js_on_load=None, apply_default_css=False, elem_id="seen")
             with gr.Column(scale=3, min_width=300):
-                found = gr.HTML(
-                    backend.empty().html,
+                gr.HTML(
+                    f'<div class="zse-found">{backend.empty().html}</div>',
                     js_on_load=template_text("found.js"),
+                    server_functions=[explain, open_folder],
                     apply_default_css=False,
                     elem_id="found",
                 )
-        why = gr.HTML(
-            "", js_on_load=template_text("why.js"), apply_default_css=False, elem_id="why"
-        )
-        hidden: dict[str, Any] = {"show_progress": "hidden", "api_visibility": "private"}
-        pad.input(
-            search,
-            [pad],
-            [found, seen, why, shown],
-            trigger_mode="always_last",
-            concurrency_id="searcher",
-            concurrency_limit=1,
-            **hidden,
-        )
-        found.select(explain, [shown], [why], concurrency_id="searcher", **hidden)
-        found.submit(open_folder, [shown], [why], **hidden)
     return page
 
 
@@ -206,7 +187,6 @@ def _serve(page: Any, *, host: str, port: int | None, share: bool, quiet: bool) 
             css=template_text("app.css"),
             app_kwargs={"middleware": [Middleware(middleware.Guard)]},
             max_file_size=middleware.LARGEST_REQUEST,
-            state_session_capacity=SESSIONS,
             footer_links=[],
             run_history=False,
             enable_monitoring=False,

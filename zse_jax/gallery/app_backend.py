@@ -11,7 +11,6 @@ import datetime
 import os
 import re
 import traceback
-from collections.abc import Iterator
 from pathlib import PurePath
 from typing import Annotated, Any, Literal, NamedTuple
 
@@ -25,9 +24,10 @@ from data_pipelines import images
 from data_pipelines.images import UnreadableImageError
 from data_pipelines.terminal import printable
 from zse_jax.explain import pages
-from zse_jax.explain.correspondence import LINE_STYLES, ink_share
+from zse_jax.explain.correspondence import LINE_STYLES
 from zse_jax.gallery.filters import ORIENTATIONS, Filter
-from zse_jax.gallery.results import Hit, Results
+from zse_jax.gallery.photos import path_of
+from zse_jax.gallery.results import Results
 from zse_jax.gallery.search import EXPAND, RERANK, Feedback, Searcher
 from zse_jax.gallery.sketch_input import SketchError, says_too_little
 from zse_jax.retrieval.calibration import LIKELY
@@ -61,6 +61,10 @@ TOO_LITTLE = {
     "text": "A dot or a single line can be part of anything: draw more of the object.",
 }
 
+NO_QUERY = "The browser sent something that is not a query: reload the page."
+
+GONE = "This photo is not in the index any more."
+
 _PACKAGE = "zse_jax.gallery"
 
 _DATA_URL = re.compile(r"data:image/(?:png|jpeg|webp);base64,")
@@ -73,13 +77,13 @@ class Answer(NamedTuple):
       html: photos, or a message.
       results: those in `html`, or None.
       seen: HTML with what the model sees of the drawing, or "".
-      number: that of the query; 0 for a preview.
+      unfinished: pairs are not scored yet: the same query with `patient` has the final answer.
     """
 
     html: str
     results: Results | None = None
     seen: str = ""
-    number: int = 0
+    unfinished: bool = False
 
 
 Id = Annotated[str, pydantic.Field(pattern=r"^[0-9a-z]{1,64}$")]
@@ -108,7 +112,7 @@ class Query(pydantic.BaseModel):
       page: page of the results, counted from 0.
       like, more, fewer: see `search.Feedback`.
       where: which photos are searched.
-      number: counts the queries of a page, so that it knows which one an answer belongs to.
+      patient: wait for pairs that take longer than `SLOW`.
     """
 
     model_config = pydantic.ConfigDict(frozen=True)
@@ -121,12 +125,19 @@ class Query(pydantic.BaseModel):
     more: Thumbs = ()
     fewer: Thumbs = ()
     where: Where = Where()
-    number: Annotated[int, pydantic.Field(ge=0)] = 0
+    patient: bool = False
 
     @property
     def feedback(self) -> Feedback:
         """What the user said about photos."""
         return Feedback(self.like, self.more, self.fewer)
+
+
+class About(pydantic.BaseModel):
+    """A photo of the index that the browser asks about, beside its query."""
+
+    query: Query
+    photo: Id
 
 
 def decoded(drawing: str) -> UInt8[np.ndarray, "h w 3"] | None:
@@ -156,7 +167,7 @@ def decoded(drawing: str) -> UInt8[np.ndarray, "h w 3"] | None:
         image = images.decode(encoded)
     except (UnreadableImageError, binascii.Error) as error:
         raise SketchError("The drawing is not a picture: draw, or upload a PNG or JPEG.") from error
-    return image if ink_share(image[None], 1).any() else None
+    return None if image.min() == image.max() else image
 
 
 class Backend:
@@ -227,32 +238,28 @@ class Backend:
             text += " Click one to see why it was found."
         return Answer(_message(title="Nothing drawn yet", text=text))
 
-    def search(self, asked: str | None) -> Iterator[Answer]:
-        """Searches: yields the final answer, and if it is slow, first a preview.
+    def search(self, asked: Any) -> Answer:
+        """Searches. The answer to a slow query that is not `patient` is a preview.
 
         Args:
-          asked: a `Query` as JSON; None or "": nothing is drawn yet.
+          asked: a `Query` as JSON.
         """
         try:
-            query = Query.model_validate_json(asked) if asked else Query()
+            query = Query.model_validate_json(asked)
         except pydantic.ValidationError:
-            text = "The browser sent something that is not a query: reload the page."
-            yield Answer(_message(problem=True, text=text))
-            return
+            return Answer(_message(problem=True, text=NO_QUERY))
         try:
             sketch = decoded(query.drawing)
             wanted = 0 if any(query.feedback) else min(query.rerank, self.most_pairs)
-            if self._is_slow(wanted) and sketch is not None:
-                yield self._answer(query, sketch, 0, unfinished=True)
-            answer = self._answer(query, sketch, wanted)
+            unfinished = not query.patient and sketch is not None and self._is_slow(wanted)
+            return self._answer(query, sketch, 0 if unfinished else wanted, unfinished)
         except SketchError as error:
-            answer = Answer(_message(problem=True, text=str(error)))
+            return Answer(_message(problem=True, text=str(error)))
         except KeyError:
             text = "A photo that this query names is not in the index any more: undo, or draw."
-            answer = Answer(_message(problem=True, text=text))
+            return Answer(_message(problem=True, text=text))
         except Exception:
-            answer = Answer(_failed("The search"))
-        yield answer._replace(number=query.number)
+            return Answer(_failed("The search"))
 
     def _is_slow(self, pairs: int) -> bool:
         return pairs * self._seconds_of_pair > SLOW
@@ -262,7 +269,7 @@ class Backend:
         query: Query,
         sketch: UInt8[np.ndarray, "h w 3"] | None,
         rerank: int,
-        unfinished: bool = False,
+        unfinished: bool,
     ) -> Answer:
         """The answer to a query with a drawing; None: nothing is drawn."""
         if sketch is None or not self.searcher.gallery.photos:
@@ -307,7 +314,8 @@ class Backend:
             text = "There are no more photos. Go back with Undo, or draw."
             return Answer(_message(title="No photos here", text=text), None, seen)
         scored = min(rerank, results.photos) - results.skipped
-        return Answer(self._shown(query, results, scored, unfinished), results, seen)
+        html = self._shown(query, results, scored, unfinished)
+        return Answer(html, results, seen, unfinished)
 
     def _shown(self, query: Query, results: Results, scored: int, unfinished: bool) -> str:
         """The photos as HTML."""
@@ -332,13 +340,13 @@ class Backend:
             bars=[round(100 * share) for share in shares],
             scores=scores,
             values=values,
-            said=self._said(query),
+            said=self._feedback(query),
             more=hits[-1].rank + len(query.fewer) < results.photos,
             explains=self._explains,
             local=self._local,
         )
 
-    def _said(self, query: Query) -> str:
+    def _feedback(self, query: Query) -> str:
         """What the user said about photos, in words; "" if nothing."""
         parts = []
         if query.like:
@@ -350,39 +358,53 @@ class Backend:
             parts.append(f"Left out as wrong: {len(query.fewer)}.")
         return " ".join(parts)
 
-    def explain(self, results: Results | None, photo: str) -> str:
-        """Why a photo of the results was found.
+    def explain(self, asked: Any) -> str:
+        """Why a photo was found, as HTML.
 
         Args:
-          results: the current results.
-          photo: the photo's id.
+          asked: an `About` as JSON.
         """
-        hit = _chosen(results, photo)
-        if results is None or hit is None:
-            return _said_of(photo, "Draw first, then choose one of the photos.", problem=True)
-        if not self._explains:
-            return _said_of(photo, "This system compares whole images and has no local evidence.")
         try:
-            part = self.searcher.explain(results.sketch, hit)
+            about = About.model_validate_json(asked)
+            sketch = decoded(about.query.drawing)
+        except pydantic.ValidationError:
+            return _said(NO_QUERY, problem=True)
+        except SketchError as error:
+            return _said(str(error), problem=True)
+        if sketch is None:
+            return _said("Draw first, then choose one of the photos.", problem=True)
+        if not self._explains:
+            return _said("This system compares whole images and has no local evidence.")
+        try:
+            part = self.searcher.explain(sketch, about.photo)
+        except KeyError:
+            return _said(GONE, problem=True)
         except FileNotFoundError:
             text = "The file of this photo no longer exists, so it cannot be explained."
-            return _said_of(photo, text, problem=True)
+            return _said(text, problem=True)
         except Exception:
-            return _said_of(photo, _reported("The explanation"), problem=True)
-        return _template("why.html").render(photo=photo, part=part, line_styles=LINE_STYLES)
+            return _said(_reported("The explanation"), problem=True)
+        return _template("why.html").render(part=part, line_styles=LINE_STYLES)
 
-    def open_folder(self, results: Results | None, photo: str) -> str:
-        """Opens the folder of a photo of the results in the file manager; returns a message.
+    def open_folder(self, photo: Any) -> str:
+        """Opens the folder of a photo in the file manager; returns a message as HTML.
 
         Only for a browser of this machine.
+
+        Args:
+          photo: its id.
         """
-        hit = _chosen(results, photo)
-        if hit is None or not self._local:
-            return _said_of(photo, "Only a photo among the results can be opened.", problem=True)
-        if not hit.file.exists() or click.launch(os.fspath(hit.file), locate=True):
-            text = f"The folder of {hit.path} cannot be opened on this machine."
-            return _said_of(photo, text, problem=True)
-        return _said_of(photo, "The folder opens in the file manager.")
+        if not self._local:
+            return _said("Only a page of this machine opens folders.", problem=True)
+        try:
+            row = self.searcher.gallery.tables.by_id(str(photo), ["path", "file"])
+        except KeyError:
+            return _said(GONE, problem=True)
+        file = path_of(row["file"])
+        if not file.exists() or click.launch(os.fspath(file), locate=True):
+            text = f"The folder of {printable(row['path'])} cannot be opened on this machine."
+            return _said(text, problem=True)
+        return _said("The folder opens in the file manager.")
 
 
 def template_text(name: str) -> str:
@@ -397,12 +419,8 @@ def template_html(name: str, **values: Any) -> str:
     return _template(name).render(**values)
 
 
-def _chosen(results: Results | None, photo: str) -> Hit | None:
-    return next((hit for hit in results.hits if hit.id == photo), None) if results else None
-
-
-def _said_of(photo: str, text: str, problem: bool = False) -> str:
-    return _template("why.html").render(photo=photo, part=None, text=text, problem=problem)
+def _said(text: str, problem: bool = False) -> str:
+    return _template("why.html").render(part=None, text=text, problem=problem)
 
 
 def _failed(what: str) -> str:

@@ -41,6 +41,19 @@ class Encoded(NamedTuple):
     embedding: Float[np.ndarray, "b d"]
 
 
+class _Structure:
+    """The graph definition of a retriever, hashed once: its own hash takes 10 ms per call."""
+
+    def __init__(self, graphdef: nnx.GraphDef[base.Encoder]):
+        self.graphdef, self._hash = graphdef, hash(graphdef)
+
+    def __hash__(self) -> int:
+        return self._hash
+
+    def __eq__(self, other: object) -> bool:
+        return self is other or (isinstance(other, _Structure) and self.graphdef == other.graphdef)
+
+
 class CompiledEncoder:
     """Encodes and scores with one retriever, in evaluation mode.
 
@@ -53,12 +66,13 @@ class CompiledEncoder:
     def __init__(self, retriever: base.Encoder):
         """Compiles nothing yet."""
         self.retriever = retriever
-        self._graphdef, self._state = evaluation_state(retriever, None)
+        graphdef, self._state = evaluation_state(retriever, None)
+        self._graph = _Structure(graphdef)
         side = retriever.image_size
         image = jax.ShapeDtypeStruct((1, side, side, 3), jnp.uint8)
         # As a search encodes a sketch, so that it need not trace the network again.
         features, embedding, _ = _encode.eval_shape(
-            self._graphdef, self._state, image, modality="sketch"
+            self._graph, self._state, image, modality="sketch"
         )
         leaves, self._structure = jax.tree.flatten(features)
         fields = [(str(i), leaf.dtype, leaf.shape[1:]) for i, leaf in enumerate(leaves)]
@@ -77,7 +91,7 @@ class CompiledEncoder:
         for start in range(0, len(images), batch):
             some = images[start : start + batch]
             padded = np.pad(some, [(0, batch - len(some))] + [(0, 0)] * 3, mode="edge")
-            found = jax.device_get(_encode(self._graphdef, self._state, padded, modality=modality))
+            found = jax.device_get(_encode(self._graph, self._state, padded, modality=modality))
             parts.append(jax.tree.map(operator.itemgetter(slice(len(some))), found))
         features, embedding, finite = jax.tree.map(lambda *leaves: np.concatenate(leaves), *parts)
         if not finite.all():
@@ -100,7 +114,7 @@ class CompiledEncoder:
         for start in range(0, count, PAIRS):
             index = np.minimum(np.arange(start, start + PAIRS), count - 1)
             part = jax.tree.map(lambda leaf, index=index: leaf[index], photos)
-            scores.append(_score(self._graphdef, self._state, sketch, part))
+            scores.append(_score(self._graph, self._state, sketch, part))
         found = np.concatenate(scores)[:count]
         if np.isnan(found).any():
             raise FloatingPointError(
@@ -131,22 +145,22 @@ class CompiledEncoder:
         return jax.tree.unflatten(self._structure, [rows[name] for name in self._dtype.names or ()])
 
 
-@functools.partial(jax.jit, static_argnames=("graphdef", "modality"))
+@functools.partial(jax.jit, static_argnames=("graph", "modality"))
 def _encode(
-    graphdef: nnx.GraphDef[base.Encoder],
+    graph: _Structure,
     state: nnx.State,
     images: UInt8[Array, "b h w 3"],
     *,
     modality: Modality,
 ) -> tuple[Features, Float[Array, "b d"], Bool[Array, " b"]]:
-    retriever = nnx.merge(graphdef, state)
+    retriever = nnx.merge(graph.graphdef, state)
     features = retriever.encode(images, modality)
     embedding = retriever.embed(features, modality).astype(jnp.float32)
     return features, embedding, jnp.isfinite(embedding).all(axis=1)
 
 
-@functools.partial(jax.jit, static_argnames=("graphdef",))
+@functools.partial(jax.jit, static_argnames=("graph",))
 def _score(
-    graphdef: nnx.GraphDef[base.Encoder], state: nnx.State, sketch: Features, photos: Features
+    graph: _Structure, state: nnx.State, sketch: Features, photos: Features
 ) -> Float[Array, " n"]:
-    return nnx.merge(graphdef, state).score(sketch, photos)[0].astype(jnp.float32)
+    return nnx.merge(graph.graphdef, state).score(sketch, photos)[0].astype(jnp.float32)

@@ -15,9 +15,7 @@ Send = Callable[[Message], Awaitable[None]]
 LARGEST_REQUEST = 8 * 2**20
 """Size limit of a request body in bytes."""
 
-_CLOSED = re.compile(
-    r"/+(?:gradio_api/+)?(?:file=|file/|upload|proxy=|stream/|component_server|dev/|vibe|runs)"
-)
+_CLOSED = re.compile(r"/+(?:gradio_api/+)?(?:file=|file/|upload|proxy=|stream/|dev/|vibe|runs)")
 
 
 class Guard:

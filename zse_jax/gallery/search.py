@@ -276,33 +276,44 @@ class Searcher:
         found = self.gallery.tables.rows(rows.tolist(), ["id"])
         return np.flatnonzero([row["id"] not in ids for row in found])
 
-    def explain(self, sketch: Sketch, hit: Hit, *, shown: bool = True) -> pages.Explained:
+    def explain(self, sketch: Sketch, hit: Hit | str, *, shown: bool = True) -> pages.Explained:
         """Why a photo was found: lines between the places that match, heat maps, a synthesis.
 
         Args:
           sketch: the sketch of the search, or `Results.sketch`.
-          hit: one of its results.
+          hit: one of its results, or the id of a photo of the index.
           shown: whether the explanation is unfolded at first in a page.
 
         Raises:
           ValueError: the system has no local evidence, or the photo cannot be read.
           FileNotFoundError: the photo no longer exists.
+          KeyError: the index has no photo with this id.
         """
+        with self._lock:
+            return self._explain(sketch, hit, shown)
+
+    def _explain(self, sketch: Sketch, hit: Hit | str, shown: bool) -> pages.Explained:
+        if isinstance(hit, str):
+            row = self.gallery.tables.by_id(hit, ["path", "file"])
+            file, path = photos.path_of(row["file"]), printable(row["path"])
+            title = f"Why {Path(path).name}?"
+        else:
+            file, path, title = hit.file, hit.path, hit.question
         self._explainer = self._explainer or Explainer(self.retriever)
         size, preprocessing = self.retriever.image_size, self.retriever.preprocessing
         if not (isinstance(sketch, np.ndarray) and sketch.shape == (size, size, 3)):
             sketch = sketch_input.read(sketch, size, preprocessing)
         try:
-            photo = photos.prepared(hit.file, size, preprocessing)
+            photo = photos.prepared(file, size, preprocessing)
         except FileNotFoundError as error:
             raise FileNotFoundError(
-                f"The photo {hit.path} no longer exists, so it cannot be explained: remove it from "
+                f"The photo {path} no longer exists, so it cannot be explained: remove it from "
                 "the index with `python -m zse_jax.gallery.index remove`."
             ) from error
         except (UnreadableImageError, OSError) as error:
-            raise ValueError(f"The photo {hit.path} cannot be read: {error}.") from error
+            raise ValueError(f"The photo {path} cannot be read: {error}.") from error
         [(found, pair)] = pages.explanations(self._explainer, [(sketch, photo)])
-        return pages.explained(sketch, photo, found, pair, title=hit.question, shown=shown)
+        return pages.explained(sketch, photo, found, pair, title=title, shown=shown)
 
     def _refresh(self) -> None:
         """Reads commits that were made in the meantime."""

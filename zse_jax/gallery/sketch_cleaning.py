@@ -163,6 +163,8 @@ def _ruled(ink: Bool[np.ndarray, "h w"]) -> Bool[np.ndarray, "h w"]:
         # Paper is rarely photographed straight: gaps of a few pixels are closed across the line.
         across = np.ones((3, 1) if axis == 0 else (1, 3), np.uint8)
         lines = cv2.morphologyEx(cv2.dilate(mask, across), cv2.MORPH_OPEN, kernel)
+        if not lines.any():
+            continue
         count, labels, stats, _ = cv2.connectedComponentsWithStats(lines)
         sides = [cv2.CC_STAT_HEIGHT, cv2.CC_STAT_WIDTH]
         thick, long = sides if axis == 0 else sides[::-1]

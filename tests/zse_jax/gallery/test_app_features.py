@@ -265,6 +265,21 @@ def test_a_line_says_too_little_and_the_next_stroke_helps(visitor):
     visitor.page.locator(".zse-empty", has_text="too little").wait_for()
 
 
+def test_a_slow_query_is_preceded_by_a_preview(visitor, backend, monkeypatch):
+    asked = []
+    search = backend.search
+
+    def slow(query):
+        monkeypatch.setattr(backend, "_seconds_of_pair", 1.0)
+        asked.append(search(query).unfinished)
+        return search(query)
+
+    monkeypatch.setattr(backend, "search", slow)
+    visitor.draw(SNOWMAN[:2])
+    visitor.status("compared pair by pair")
+    assert asked[-2:] == [True, False]
+
+
 def test_what_the_model_sees_is_shown_and_doubt_is_said(visitor):
     visitor.draw(SNOWMAN[:3])
     visitor.page.locator(".zse-seen img").wait_for()
@@ -415,6 +430,20 @@ def test_two_pages_do_not_disturb_each_other(opened, chromium):
         assert page.page.locator(".zse-panel").get_attribute("data-photo") == shown[0]
         check_calm(page, opened.address)
         page.page.context.close()
+
+
+def test_a_server_that_has_stopped_is_reported(chromium, backend):
+    page = app.create(backend)
+    visitor = Visitor(chromium, app.serve(page))
+    visitor.draw(SNOWMAN)
+    page.close()
+    visitor.act("open")
+    problem = visitor.page.locator(".zse-problem", has_text="No answer")
+    problem.wait_for()
+    visitor.stroke(LINE)
+    visitor.page.wait_for_selector("#found[aria-busy=false] .zse-found > .zse-problem")
+    assert visitor.page.locator(".zse-tile").count() == 0
+    visitor.page.context.close()
 
 
 @pytest.mark.parametrize("scheme", ["light", "dark"])

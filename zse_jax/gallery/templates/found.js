@@ -1,5 +1,5 @@
-// The results: a click on a photo opens a panel beside it, whose explanation is requested; the other
-// buttons change the query (pad.js). Only a page of this machine knows paths.
+// The results, when pad.js has an answer. A click on a photo opens a panel beside it, whose explanation
+// is requested; the other buttons change the query (pad.js). Only a page of this machine knows paths.
 const live = document.createElement("div");  // Read aloud by screen readers when it changes.
 live.className = "zse-live";
 live.setAttribute("role", "status");
@@ -37,7 +37,19 @@ const open = tile => {
   head.append(made("button", "Close", {type: "button", "data-act": "close"}));
   panel.append(head, made("div", "Comparing the drawing with the photo, place by place …", {class: "zse-place"}));
   tile.after(panel);
-  trigger("select", {photo});
+  const ask = query => server.explain(JSON.stringify({query, photo}));
+  document.dispatchEvent(new CustomEvent("zse", {detail: {act: "why", reply: query => say(panel, ask(query))}}));
+};
+
+// Shows an answer in a panel, if that is still open.
+const say = async (panel, answer) => {
+  const place = panel.querySelector(".zse-place"), part = made("div", "");
+  part.innerHTML = await answer ??
+    '<p class="zse-problem" role="alert">No answer: does the program that serves this page still run?</p>';
+  await Promise.all([...part.querySelectorAll("img")].map(image => image.decode().catch(() => 0)));
+  if (!panel.isConnected) return;
+  place.replaceChildren(part);
+  panel.scrollIntoView({block: "nearest"});
 };
 
 const copy = async (text, button) => {
@@ -82,7 +94,7 @@ const acts = {
   open: (button, tile) => open(tile),
   close: () => close(true),
   path: button => copy(button.dataset.path, button),
-  folder: (button, tile) => trigger("submit", {photo: tile.dataset.photo}),
+  folder: (button, panel) => say(panel, server.open_folder(panel.dataset.photo)),
   link: button => copy(location.href, button),
   sheet,
 };
@@ -103,10 +115,9 @@ element.addEventListener("keydown", event => {
   if (step && at >= 0) tiles[at + step]?.focus();
 });
 
-watch("value", () => {
-  const found = document.querySelector("#found");
-  const answered = element.querySelector("[data-answers]")?.dataset.answers ?? "0";
-  if (answered === found.dataset.asked) found.setAttribute("aria-busy", "false");
+document.addEventListener("zse-answer", ({detail: {html, done}}) => {
+  element.querySelector(".zse-found").innerHTML = html;
+  document.querySelector("#found").setAttribute("aria-busy", !done);
   live.textContent = element.querySelector(".zse-status, .zse-empty, .zse-problem")?.textContent ?? "";
   if (!focused || document.activeElement !== document.body) return;
   const place = focused.photo ? `[data-photo="${focused.photo}"] ` : "";

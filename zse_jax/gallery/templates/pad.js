@@ -5,7 +5,7 @@
 const WHILE_DRAWING = 600, LARGEST = 20 * 2 ** 20, MOST_UNDONE = 200, RUBBER = 5;
 const {pen: PEN, pairs: PAIRS} = props.settings;
 const PAUSE = PAIRS ? 200 : 0;  // a search that scores pairs waits for another stroke
-const canvas = element.querySelector("canvas"), context = canvas.getContext("2d");
+const canvas = element.querySelector("canvas"), context = canvas.getContext("2d", {alpha: false});
 const SIDE = canvas.width;
 const hint = element.querySelector(".zse-hint"), note = element.querySelector(".zse-note");
 const tool = name => element.querySelector(`[data-tool=${name}]`);
@@ -13,8 +13,8 @@ const option = name => element.querySelector(`[data-option=${name}]`);
 
 // A state is never changed, only replaced; the earlier and the later ones are for undo and redo.
 const EMPTY = {parts: [], like: "", more: [], fewer: []};
-let state = EMPTY, earlier = [], later = [], page = 0;
-let stroke = null, timer = 0, lastSent = 0, number = 0, width = 1, erasing = false, mirrored = false;
+let state = EMPTY, earlier = [], later = [], page = 0, asked = null;
+let stroke = null, timer = 0, lastSent = 0, width = 1, erasing = false, mirrored = false;
 
 const point = event => {
   const box = canvas.getBoundingClientRect();
@@ -97,11 +97,36 @@ const remember = () => {
   try { history.replaceState(null, "", address); } catch { /* too often, or too long */ }
 };
 
-// Until the answer to the last query is shown (found.js), the photos are marked as busy.
+// Queries are numbered. Until the answer to the last one is shown, the photos are marked as busy.
+let number = 0, shown = 0, asking = 0, next = null;
+
+const NO_ANSWER = '<p class="zse-problem" role="alert">No answer: does the program that serves this page ' +
+  "still run? Draw on to ask again.</p>";
+
 const outdated = () => {
-  const found = document.querySelector("#found");
-  found.dataset.asked = ++number;
-  found.setAttribute("aria-busy", "true");
+  number++;
+  document.querySelector("#found").setAttribute("aria-busy", "true");
+};
+
+// Two queries at most are asked at once: while one is answered, the last one can be on its way.
+const ask = async query => {
+  if (asking === 2) { next = query; return; }
+  asking++;
+  const answer = await server.search(JSON.stringify(query.asked)) ?? {html: NO_ANSWER, seen: ""};
+  asking--;
+  if (query.number >= shown) {
+    shown = query.number;
+    document.querySelector("#seen div").innerHTML = answer.seen;
+    const last = query.number === number, done = last && !answer.unfinished;
+    document.dispatchEvent(new CustomEvent("zse-answer", {detail: {html: answer.html, done}}));
+    if (last) remember();  // not before: the browser takes longer for it than for the photos
+    if (last && answer.unfinished) next = {...query, asked: {...query.asked, patient: true}};
+  }
+  if (next) {
+    const later = next;
+    next = null;
+    ask(later);
+  }
 };
 
 const send = () => {
@@ -111,11 +136,8 @@ const send = () => {
   lastSent = performance.now();
   const drawn = state.parts.some(part => !part.erases);
   const {like, more, fewer} = state;
-  props.value = JSON.stringify({
-    drawing: drawn ? canvas.toDataURL("image/png") : "", like, more, fewer, page, number, ...options(),
-  });
-  remember();
-  trigger("input");
+  asked = {drawing: drawn ? canvas.toDataURL("image/png") : "", like, more, fewer, page, ...options()};
+  ask({number, asked});
 };
 
 const sendSoon = (wait = PAUSE) => {
@@ -157,6 +179,7 @@ canvas.addEventListener("pointerdown", event => {
   canvas.focus({preventScroll: true});
   try { canvas.setPointerCapture(event.pointerId); } catch { /* the pointer no longer exists */ }
   stroke = {erases: erasing || rubber, mirrored, width, points: [point(event)]};
+  lastSent = performance.now();  // a short stroke is searched with when it ends
   replace({...state, like: "", parts: [...state.parts, stroke]}, WHILE_DRAWING);
 });
 
@@ -315,12 +338,13 @@ for (const input of element.querySelectorAll("[data-option]")) {
 // What was clicked among the results.
 const without = (ids, id) => ids.filter(other => other !== id);
 const toggled = (ids, id) => ids.includes(id) ? without(ids, id) : [...ids, id];
-document.addEventListener("zse", ({detail: {act, photo, to}}) => {
+document.addEventListener("zse", ({detail: {act, photo, to, reply}}) => {
   if (act === "like") replace({...state, like: photo}, 0);
   if (act === "more") replace({...state, more: toggled(state.more, photo), fewer: without(state.fewer, photo)}, 0);
   if (act === "fewer") replace({...state, fewer: toggled(state.fewer, photo), more: without(state.more, photo)}, 0);
   if (act === "forget") replace({...state, like: "", more: [], fewer: []}, 0);
   if (act === "page") { page = to; send(); }
+  if (act === "why") reply(asked);
 });
 
 const restore = async () => {
