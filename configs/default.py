@@ -189,6 +189,7 @@ def _evaluation() -> ConfigDict:
     evaluation.shortlists = ()  # K of two-stage rankings, evaluated at the end as well
     evaluation.storage = "auto"  # of features: "device", "host", "disk"; "auto": first that fits
     evaluation.storage_dtype = placeholder(str)  # "bfloat16": half the memory
+    evaluation.pooled_tokens = False  # True: score pairs from means of 2 x 2 tokens; inexact
     evaluation.queries = "sketch"  # "sketch", or "text": class names, for systems with text
     evaluation.every = 667  # steps between evaluations; 0: never [ZSE: an epoch]
     evaluation.batch_size = 16  # images that are encoded at a time

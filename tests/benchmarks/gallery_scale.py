@@ -42,16 +42,10 @@ import numpy as np
 from data_pipelines import paths
 from tests.benchmarks.ablation import DASH
 from tests.benchmarks.gallery import K, clusters, drawn
-from tests.benchmarks.gallery_scale_process import PHOTOS, signs
+from tests.benchmarks.gallery_scale_process import COMMIT, PHOTOS, chunks, signs, write
 from tests.benchmarks.machine import describe
 
 ROOT = Path(__file__).resolve().parents[2]
-
-CHUNK = 2**16
-"""Embeddings that are drawn at once."""
-
-COMMIT = 16 * CHUNK
-"""Embeddings of one commit. Files of this size are not compacted, which would copy them all."""
 
 RECALL = 0.95
 """The recall that a setting needs."""
@@ -196,15 +190,6 @@ def cheapest(searches: Mapping[str, Mapping[str, Any]], recall: float = RECALL) 
     return min(good, key=lambda name: good[name]["p95_ms"]) if good else None
 
 
-def chunks(centres: np.ndarray, start: int, end: int) -> Iterator[tuple[int, np.ndarray]]:
-    """The embeddings from `start` to `end`, and the place of the first, in chunks.
-
-    Each chunk has another seed, so it does not depend on the chunks that were drawn before.
-    """
-    for first in range(start, end, CHUNK):
-        yield first, drawn(centres, min(CHUNK, end - first), first + 1)
-
-
 def truth(queries: np.ndarray, parts: Iterable[tuple[int, np.ndarray]], k: int = K) -> np.ndarray:
     """The places of the `k` embeddings nearest to each query, nearest first.
 
@@ -227,25 +212,6 @@ def recall(found: np.ndarray, wanted: np.ndarray) -> float:
     """The mean share of `wanted` in `found`, both [query, k]."""
     both = [len(np.intersect1d(a, b)) for a, b in zip(found, wanted, strict=True)]
     return sum(both) / wanted.size
-
-
-def write(index: Path, centres: np.ndarray, start: int, end: int) -> None:
-    """Adds these embeddings to an index, which is created if it does not exist."""
-    import pyarrow as pa
-
-    from zse_jax.gallery.tables import Tables
-
-    width = centres.shape[1]
-    about = {"checkpoint": "", "step": 0, "fingerprint": "", "features": False}
-    table = Tables.create(index, about, width)
-    for first in range(start, end, COMMIT):
-        last = min(first + COMMIT, end)
-        ids = pa.array([f"{i:024}" for i in range(first, last)])
-        values = [
-            pa.FixedSizeListArray.from_arrays(pa.array(some.ravel()), width)
-            for _, some in chunks(centres, first, last)
-        ]
-        table.append({"id": ids, "path": ids, "embedding": pa.chunked_array(values)})
 
 
 def size(folder: Path) -> int:
@@ -282,7 +248,10 @@ class Scale:
         if not (self.folder / "rows.npy").exists():
             shutil.rmtree(self.index, ignore_errors=True)
             began = time.perf_counter()
-            write(self.index, self.centres, 0, photos)
+            for first in range(0, photos, COMMIT):  # in processes, which return their memory
+                last = min(first + COMMIT, photos)
+                self.task("write_part", index=str(self.index), photos=photos, width=width,
+                          start=first, end=last)  # fmt: skip
             seconds = time.perf_counter() - began
             rows = Tables(self.index).columns("_rowid").column("_rowid").to_numpy()
             # Row numbers ascend in the order in which the photos were written.

@@ -17,9 +17,15 @@ from typing import Any
 
 import numpy as np
 
-from tests.benchmarks.gallery import K, peak
+from tests.benchmarks.gallery import K, clusters, drawn, peak
 
 PHOTOS = "photos"  # the name of the table
+
+CHUNK = 2**16
+"""Embeddings that are drawn at once."""
+
+COMMIT = 16 * CHUNK
+"""Embeddings of one commit. Files of this size are not compacted, which would copy them all."""
 
 
 def opened(index: str, cache: float) -> Any:
@@ -41,6 +47,40 @@ def vectors(index: str) -> Iterator[np.ndarray]:
             raise RuntimeError(f"{index} was not read in the order of its row numbers.")
         last = rows[-1]
         yield some
+
+
+def chunks(centres: np.ndarray, start: int, end: int) -> Iterator[tuple[int, np.ndarray]]:
+    """The embeddings from `start` to `end`, and the place of the first, in chunks.
+
+    Each chunk has another seed, so it does not depend on the chunks that were drawn before.
+    """
+    for first in range(start, end, CHUNK):
+        yield first, drawn(centres, min(CHUNK, end - first), first + 1)
+
+
+def write(index: Path, centres: np.ndarray, start: int, end: int) -> None:
+    """Adds these embeddings to an index, which is created if it does not exist."""
+    import pyarrow as pa
+
+    from zse_jax.gallery.tables import Tables
+
+    width = centres.shape[1]
+    about = {"checkpoint": "", "step": 0, "fingerprint": "", "features": False}
+    table = Tables.create(index, about, width)
+    for first in range(start, end, COMMIT):
+        last = min(first + COMMIT, end)
+        ids = pa.array([f"{i:024}" for i in range(first, last)])
+        values = [
+            pa.FixedSizeListArray.from_arrays(pa.array(some.ravel()), width)
+            for _, some in chunks(centres, first, last)
+        ]
+        table.append({"id": ids, "path": ids, "embedding": pa.chunked_array(values)})
+
+
+def write_part(index: str, photos: int, width: int, start: int, end: int) -> dict[str, Any]:
+    """Adds a part of the embeddings of a table of this size."""
+    write(Path(index), clusters(photos, width), start, end)
+    return {}
 
 
 def build_lance(index: str, name: str, kind: str, arguments: dict[str, Any]) -> dict[str, Any]:
@@ -185,6 +225,7 @@ def search_on(folder: str, index: str, probes: int, stop: str, started: str) -> 
 TASKS: dict[str, Callable[..., dict[str, Any]]] = {
     function.__name__: function
     for function in (
+        write_part,
         build_lance,
         build_faiss,
         search_lance,

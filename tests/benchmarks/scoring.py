@@ -33,10 +33,12 @@ from flax import nnx
 from jax.sharding import AxisType, NamedSharding, PartitionSpec
 
 from tests.benchmarks.machine import describe
+from zse_jax.models.relation_network import AnchorMap
 from zse_jax.retrieval import scoring
 from zse_jax.retrievers.zse import ZSE
 
 TOKENS, IMAGE, ANCHORS, ANCHOR_WIDTH = 197, 224, 49, 512
+POOLED = 1 + ANCHORS  # tokens of `ZSE.with_pooled_tokens`
 
 # Sketches and photos of the full test sets.
 BENCHMARKS = {
@@ -57,7 +59,7 @@ class Variant(NamedTuple):
     cross_mlp: int
     scale_channels: int
 
-    def build(self, dtype: str) -> ZSE:
+    def build(self, dtype: str, anchor_map: AnchorMap = "published") -> ZSE:
         """The network, in evaluation mode."""
         model = ZSE(
             width=self.width,
@@ -66,17 +68,18 @@ class Variant(NamedTuple):
             cross_heads=self.cross_heads,
             cross_mlp_width=self.cross_mlp,
             scale_channels=self.scale_channels,
+            anchor_map=anchor_map,
             dtype=jnp.dtype(dtype),
             rngs=nnx.Rngs(params=0, dropout=1),
         )
         return nnx.view(model, deterministic=True)
 
-    def pair_flop(self) -> float:
+    def pair_flop(self, tokens: int = TOKENS) -> float:
         """FLOP that depend on the pair, both directions; a multiply-add is 2."""
-        d, t = self.width, TOKENS
+        d, t = self.width, tokens
         attention = 2 * t * t * d * 2
         layer = attention + 2 * t * d * d + 2 * t * d * self.cross_mlp * 2
-        anchors = 2 * ANCHORS * 4 * d * ANCHOR_WIDTH
+        anchors = 2 * (tokens - 1) * d * ANCHOR_WIDTH
         relation = 2 * ANCHORS**2 * (ANCHOR_WIDTH + 343) + 2 * 343 * ANCHORS
         return 2 * (layer + anchors) + relation
 
@@ -232,10 +235,17 @@ def sides_of(variant: Variant, options: argparse.Namespace) -> dict[str, Side]:
     single = jitted(model, projected, one[:1], photos[:1])
     together = jitted(model, projected, one, photos[:few])
     pixels, flop = images.astype(jnp.uint8), variant.pair_flop()
+    pooled = variant.build(dtype, "spatial").with_pooled_tokens()
     tile = f"ours, {options.sketches} sketches x {options.photos} photos"
     sides = {
         "tile": Side(
             tile, jitted(model, ZSE.score, sketches, photos), sketches.shape[0] * len(photos), flop
+        ),
+        "pooled": Side(
+            "the same, means of 2 x 2 tokens (inexact)",
+            jitted(pooled, ZSE.score, sketches[:, :POOLED], photos[:, :POOLED]),
+            sketches.shape[0] * len(photos),
+            variant.pair_flop(POOLED),
         ),
         "single": Side(
             "projected, pair by pair", lambda: [single() for _ in range(few)], few, flop
@@ -273,7 +283,7 @@ def report(variant: Variant, options: argparse.Namespace) -> None:
         f"{variant.image_flop() / 1e9:.1f} GFLOP to encode one"
     )
     heads = ("ms each", "per s", "GFLOP/s", "share", "by CPU time", "x ours")
-    print(f"{'':41}" + "".join(f"{head:>{max(9, len(head) + 2)}}" for head in heads))
+    print(f"{'':43}" + "".join(f"{head:>{max(9, len(head) + 2)}}" for head in heads))
     tile = seconds["tile"][:, 0] / sides["tile"].count
     for name, side in sides.items():
         each = seconds[name] / side.count
@@ -282,7 +292,7 @@ def report(variant: Variant, options: argparse.Namespace) -> None:
         slower = "" if name == "encode" else f"{np.median(each[:, 0] / tile):9.2f}"
         middle = np.median(each[:, 0])
         print(
-            f"{side.title:41}{middle * 1e3:9.3f}{1 / middle:9.1f}"
+            f"{side.title:43}{middle * 1e3:9.3f}{1 / middle:9.1f}"
             f"{side.flop / middle / 1e9:9.0f}{share:9.1%}{by_cpu:13.1%}{slower}"
         )
     if not options.torch:

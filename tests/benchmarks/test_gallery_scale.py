@@ -7,7 +7,7 @@ import json
 import numpy as np
 import pytest
 
-from tests.benchmarks import gallery_scale
+from tests.benchmarks import gallery_scale, gallery_scale_process
 from tests.benchmarks.gallery import clusters, drawn
 from tests.benchmarks.gallery_scale import PARTS, VARIANTS, Results, Scale
 
@@ -45,11 +45,11 @@ def test_sizes_are_powers_of_ten_up_to_the_largest():
 
 
 def test_chunks_do_not_depend_on_where_they_begin(monkeypatch):
-    monkeypatch.setattr(gallery_scale, "CHUNK", 10)
+    monkeypatch.setattr(gallery_scale_process, "CHUNK", 10)
     centres = clusters(1000, 4)
-    every = dict(gallery_scale.chunks(centres, 0, 35))
+    every = dict(gallery_scale_process.chunks(centres, 0, 35))
     assert [len(some) for some in every.values()] == [10, 10, 10, 5]
-    for start, some in gallery_scale.chunks(centres, 20, 35):
+    for start, some in gallery_scale_process.chunks(centres, 20, 35):
         np.testing.assert_array_equal(some, every[start])
 
 

@@ -74,6 +74,8 @@ class Evaluator:
         self._selection = selection
         if config.evaluation.get("expansion", 0):
             self.notes["expansion"] = f"by {config.evaluation.expansion} photos of the gallery"
+        if config.evaluation.get("pooled_tokens", False):
+            self.notes["scores"] = "inexact: from means of 2 x 2 tokens"
         sketches = counted(len(self.sketches), "sketch", "sketches")
         self.size = f"{sketches} x {counted(len(self.photos), 'photo', 'photos')}"
         self.title = title(config)
@@ -167,6 +169,8 @@ class Evaluator:
         if evaluation.queries == "text":
             queries = text_baseline.class_queries(retriever, self.sketches)
         photos = self.batches(self.photos, retriever.image_size)
+        if evaluation.get("pooled_tokens", False):
+            retriever = retriever.with_pooled_tokens()
         if self.notes.get("started_from") == initial_weights.RANDOM_VALUES:
             name = options.get("name", str(self.ranked))
             options["name"] = f"{name}, started from {initial_weights.RANDOM_VALUES}"

@@ -73,10 +73,15 @@ class Anchors(nnx.Module):
         )
 
     def __call__(self, tokens: Float[Array, "b t d"]) -> Float[Array, "b a c"]:
-        """Anchors of local tokens (the retrieval token is excluded)."""
+        """Anchors of local tokens (the retrieval token is excluded), or of means of 2 x 2 of them.
+
+        Spatial anchors of means are those of tokens that equal their mean.
+        """
         if self.merge is None:
             return tokens
         b, t, d = tokens.shape
+        if self.pools and t * 4 == self.side**2:
+            return self._of_means(tokens)
         if self.published:  # in one transposition: on GPUs, each one is a pass through memory
             half = self.side // 2
             grid = tokens.reshape(b, d, half, 2, half, 2).transpose(0, 2, 4, 3, 5, 1)
@@ -84,6 +89,17 @@ class Anchors(nnx.Module):
         else:
             merged = self.merge(patches(tokens.reshape(b, self.side, self.side, d), 2))
         return merged.reshape(b, t // 4, -1)
+
+    @property
+    def pools(self) -> bool:
+        """Whether anchors can be made from means of 2 x 2 tokens."""
+        return self.merge is not None and not self.published
+
+    def _of_means(self, tokens: Float[Array, "b a d"]) -> Float[Array, "b a c"]:
+        assert self.merge is not None and self.merge.bias is not None  # `linear` makes one
+        kernel = self.merge.kernel[...].reshape(4, tokens.shape[-1], -1).sum(axis=0)
+        dtype = self.merge.dtype
+        return tokens.astype(dtype) @ kernel.astype(dtype) + self.merge.bias[...].astype(dtype)
 
     def start_at_mean(self) -> None:
         """Starts spatial anchors at the mean of their four tokens (its first dimensions)."""

@@ -160,6 +160,17 @@ class Encoder(nnx.Module):
           ValueError: another type, shape or modality.
         """
 
+    def with_pooled_tokens(self) -> "Encoder":
+        """This system with the same parameters, but with scores of pairs from fewer tokens.
+
+        Raises:
+          ValueError: it has no such scores.
+        """
+        raise ValueError(
+            f"config.evaluation.pooled_tokens: {type(self).__name__} does not score pairs by "
+            "tokens that can be pooled. Leave it out."
+        )
+
     @abstractmethod
     def embedding(self, features: Features) -> Float[Array, "b d"]:
         """One L2-normalised vector per item, before `means` are subtracted."""

@@ -66,6 +66,7 @@ class ZSE(Retriever, Explainable):
 
     Attributes:
       backbone: a CNN that ends with the map of stride `patch_size`; None: as published.
+      pooled_tokens: whether `encode` averages 2 x 2 local tokens, see `with_pooled_tokens`.
       anchors_are_places: whether each anchor corresponds to one place of the image. It does not if
         tokens are merged with `anchor_map="published"` or after token selection.
     """
@@ -80,6 +81,7 @@ class ZSE(Retriever, Explainable):
     frozen_blocks: int = 0
     contrastive_weight: float = 0.0
     temperature: float = 0.1
+    pooled_tokens: bool = False
 
     def __init__(
         self,
@@ -351,7 +353,33 @@ class ZSE(Retriever, Explainable):
     def encode(self, images: UInt8[Array, "b h w 3"], modality: Modality) -> Float[Array, "b n d"]:
         """The tokens of each image; one encoder serves both modalities."""
         del modality
-        return self.tokens(images)
+        tokens = self.tokens(images)
+        if not self.pooled_tokens:
+            return tokens
+        b, _, d = tokens.shape
+        half = self.tokenizer.grid // 2
+        means = tokens[:, 1:].reshape(b, half, 2, half, 2, d).mean(axis=(2, 4))
+        return jnp.concatenate([tokens[:, :1], means.reshape(b, half * half, d)], axis=1)
+
+    def with_pooled_tokens(self) -> "ZSE":
+        """This network with features that have means of 2 x 2 tokens in place of the tokens.
+
+        Cross-attention and relation network then have a quarter of the tokens to compare. Anchors
+        merge 2 x 2 tokens anyway; what is lost is the attention of each of the four, and what
+        differs between them. Inexact; ours. Embeddings and explanations do not change.
+
+        Raises:
+          ValueError: anchors do not merge 2 x 2 places.
+        """
+        if not (self.anchors_are_places and self.anchors.pools):
+            raise ValueError(
+                "config.evaluation.pooled_tokens needs anchors that each merge 2 x 2 places "
+                '(config.model.anchor_map="spatial", no token selection), which this checkpoint '
+                "does not have. Leave it out."
+            )
+        copy = nnx.merge(*nnx.split(self))
+        copy.pooled_tokens = True
+        return copy
 
     def embedding(self, features: Float[Array, "b n d"]) -> Float[Array, "b d"]:
         """The retrieval tokens before cross-attention, L2-normalised (the papers' "Ret")."""

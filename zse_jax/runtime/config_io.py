@@ -83,6 +83,7 @@ ADDED: dict[str, Any] = {
     "model.classifier_scale": 0.0,
     "model.retrieval_layer": "projection",
     "evaluation.expansion": 0,
+    "evaluation.pooled_tokens": False,
     "evaluation.intervals": "sketches",
     "data.images_per_class": None,
     "data.lists": None,

@@ -12,7 +12,7 @@ from flax import nnx
 
 import zse_jax
 from data_pipelines import splits
-from tests.zse_jax import tiny
+from tests.zse_jax import small_systems, tiny
 from zse_jax import evaluate
 from zse_jax.checkpoints import reading
 from zse_jax.evaluation import data_selection, training_record
@@ -182,6 +182,23 @@ def test_rankings_by_expanded_queries_can_select():
     assert {"token", "token+expansion", "relation@4+expansion"} < found.values.keys()
     assert found.values["token"] != found.values["token+expansion"]
     assert found.notes["expansion"] == "by 3 photos of the gallery"
+
+
+@pytest.mark.slow
+def test_scores_from_pooled_tokens_are_marked_and_leave_the_model_as_it_was():
+    evaluator = Evaluator(
+        tiny.config(**{"evaluation.pooled_tokens": True}), sharding.make_mesh(), 1, 1
+    )
+    small = small_systems.config("zse", **{"model.anchor_map": "spatial"}).model
+    model = evaluation_view(create(small, rngs=nnx.Rngs(0, dropout=1)))
+    found = evaluator(model)
+    assert found.notes["scores"] == "inexact: from means of 2 x 2 tokens"
+    assert not model.pooled_tokens
+    exact = Evaluator(tiny.config(), sharding.make_mesh(), 1, 1)(model)
+    assert found.values["token"] == exact.values["token"]
+    assert found.values["relation"] != exact.values["relation"]
+    with pytest.raises(ValueError, match="does not score pairs by tokens"):
+        evaluator(create(tiny.config().model, rngs=nnx.Rngs(0, dropout=1)))
 
 
 @pytest.mark.slow

@@ -103,6 +103,40 @@ def test_a_single_photo_is_scored():
     np.testing.assert_allclose(score[:, 0], expected, atol=1e-5)
 
 
+@pytest.mark.slow
+@pytest.mark.parametrize("dtype", ["float32", "bfloat16"])
+def test_pooled_tokens_score_like_a_network_whose_places_are_twice_as_wide(dtype):
+    model = still(anchor_map="spatial", dtype=dtype)
+    pooled = model.with_pooled_tokens()
+    pixels = images(3), images(5, 1)
+    whole = [compiled(model.encode)(some, "photo") for some in pixels]
+    means = [compiled(pooled.encode)(some, "photo") for some in pixels]
+    for tokens, pooling in zip(whole, means, strict=True):
+        grid = np.asarray(tokens[:, 1:], np.float32).reshape(-1, 2, 2, 2, 2, 16)
+        expected = grid.mean(axis=(2, 4)).reshape(-1, 4, 16)
+        np.testing.assert_allclose(pooling[:, 1:].astype("float32"), expected, atol=2e-2)
+        np.testing.assert_array_equal(pooling[:, 0], tokens[:, 0])
+        np.testing.assert_array_equal(pooled.embedding(pooling), model.embedding(tokens))
+    # Each mean in the place of all four tokens, whose anchors the whole convolution makes.
+    sketch, photo = pooled.cross_attention(means[0], means[1][:3])
+    repeated = [
+        jnp.repeat(jnp.repeat(x[:, 1:].reshape(3, 2, 2, 16), 2, 1), 2, 2) for x in (sketch, photo)
+    ]
+    _, logit = model._relate(*(x.reshape(3, 16, 16) for x in repeated))
+    scores = compiled(pooled.score)(*means)
+    assert scores.shape == (3, 5)
+    tolerance = 1e-5 if dtype == "float32" else 2e-2
+    np.testing.assert_allclose(jnp.diagonal(scores), jax.nn.sigmoid(logit), atol=tolerance)
+    assert jax.tree.leaves(nnx.state(pooled))[0] is jax.tree.leaves(nnx.state(model))[0]
+    assert not model.pooled_tokens
+
+
+@pytest.mark.parametrize("changes", [{}, {"anchor_map": "spatial", "anchors": 16}], ids=str)
+def test_anchors_that_do_not_merge_places_cannot_be_pooled(changes):
+    with pytest.raises(ValueError, match="needs anchors that each merge 2 x 2 places"):
+        abstract.retriever(TINY | changes).with_pooled_tokens()
+
+
 def test_pair_output_has_the_documented_shapes():
     model = still()
     tokens = compiled(model.encode)(images(3), "sketch")
