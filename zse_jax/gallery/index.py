@@ -456,8 +456,9 @@ def _added(
 
 
 def prepare(table: Tables) -> None:
-    """Compacts the tables, and builds the approximate index once there are enough photos."""
-    table.tidy()
+    """Compacts scattered tables; builds the approximate index once there are enough photos."""
+    if table.is_scattered:
+        table.tidy()
     if (count := table.count()) > tables.EXACT_UP_TO and not table.is_approximate:
         table.index(partitions=round(count**0.5))
 

@@ -41,6 +41,10 @@ DESCRIPTION = "taken", "format"
 
 LOCK = "writer.lock"
 
+MOST_FRAGMENTS, MOST_NEW = 16, 0.05
+"""Files of photos, and share of photos that the approximate index lacks, above which an index that
+photos were added to is compacted."""
+
 _KEEP_VERSIONS = datetime.timedelta(hours=1)  # readers may still use them
 
 _AT_ONCE = 1000  # ids in one SQL condition
@@ -326,6 +330,22 @@ class Tables:
         with opening(self.uri):
             for table in (self._photos, self._refused):
                 table.optimize(cleanup_older_than=_KEEP_VERSIONS)
+
+    @property
+    def is_scattered(self) -> bool:
+        """Whether `tidy` is worth its time, which grows with all photos.
+
+        It is if the photos are in more than `MOST_FRAGMENTS` files, or more than `MOST_NEW` of them
+        were added after the approximate index was built; searches compare each of these.
+        """
+        with opening(self.uri):
+            if self._photos.stats()["fragment_stats"]["num_fragments"] > MOST_FRAGMENTS:
+                return True
+            new = [
+                self._photos.index_stats(index.name).num_unindexed_rows
+                for index in self._photos.list_indices()
+            ]
+        return max(new, default=0) > MOST_NEW * self.count()
 
     @property
     def is_approximate(self) -> bool:

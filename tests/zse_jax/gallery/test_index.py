@@ -412,6 +412,40 @@ def test_above_a_size_the_search_is_approximate_and_finds_the_same(built, album,
     assert found[0]["path"] == "x7"
     np.testing.assert_allclose(similarity[0], 1, atol=1e-5)
     assert similarity[-1] <= exact[-10] + 1e-5
+    for start, count, scattered in ((400, 15, False), (415, 30, True)):
+        more = [
+            {
+                "id": f"{i:024}",
+                "path": f"x{i}",
+                "file": b"",
+                "embedding": rng.permutation(vectors[0]),
+            }
+            for i in range(start, start + count)
+        ]
+        table.put(more, False)
+        assert table.is_scattered is scattered
+        rows, similarity = table.nearest(more[3]["embedding"], 1, probes=100)
+        assert table.rows([int(rows[0])], ["path"])[0]["path"] == f"x{start + 3}"
+        assert similarity[0] == pytest.approx(1, abs=1e-5)
+    index.prepare(table)
+    assert not table.is_scattered
+
+
+def test_an_index_is_compacted_when_its_photos_are_in_many_files(built, album, monkeypatch):
+    monkeypatch.setattr(tables, "MOST_FRAGMENTS", 3)
+    compacted = []
+    tidy = tables.Tables.tidy
+
+    def counted(self):
+        compacted.append(self.count())
+        tidy(self)
+
+    monkeypatch.setattr(tables.Tables, "tidy", counted)
+    for number in range(5):
+        photo(album / f"new{number}.png", 200 + number)
+        index.add(built, album)
+    assert compacted == [8], "after the third of five additions to one file of five photos"
+    assert len(index.Tables(built).embeddings()[1]) == 10
 
 
 def test_the_program_reports_what_it_did(album, zse, tmp_path, capsys):

@@ -2,7 +2,7 @@
 // and the page of results. It is sent as JSON when a stroke pauses or ends and when anything else
 // changes, and it is kept in the address of the page, so that it survives a reload and can be shared.
 // Uploaded pictures are scaled down here; the files are not sent.
-const WHILE_DRAWING = 600, LARGEST = 20 * 2 ** 20, MOST_UNDONE = 200, RUBBER = 5;
+const WHILE_DRAWING = 1000, LARGEST = 20 * 2 ** 20, MOST_UNDONE = 200, RUBBER = 5;
 const {pen: PEN, pairs: PAIRS} = props.settings;
 const PAUSE = PAIRS ? 200 : 0;  // a search that scores pairs waits for another stroke
 const canvas = element.querySelector("canvas"), context = canvas.getContext("2d", {alpha: false});
