@@ -247,12 +247,14 @@ class Scale:
         width, photos = self.options.width, self.photos
         if not (self.folder / "rows.npy").exists():
             shutil.rmtree(self.index, ignore_errors=True)
-            began = time.perf_counter()
+            seconds = 0.0
             for first in range(0, photos, COMMIT):  # in processes, which return their memory
                 last = min(first + COMMIT, photos)
-                self.task("write_part", index=str(self.index), photos=photos, width=width,
-                          start=first, end=last)  # fmt: skip
-            seconds = time.perf_counter() - began
+                written = self.task(
+                    "write_part", index=str(self.index), photos=photos, width=width, start=first,
+                    end=last,
+                )  # fmt: skip
+                seconds += written["seconds"]
             rows = Tables(self.index).columns("_rowid").column("_rowid").to_numpy()
             # Row numbers ascend in the order in which the photos were written.
             save(self.folder / "rows.npy", np.sort(rows.astype(np.int64)))

@@ -30,6 +30,9 @@ from zse_jax.runtime.console import say
 
 TITLE = "Find photos by drawing"
 
+SESSIONS = 200
+"""Number of open pages of which Gradio keeps a record."""
+
 LOCAL = ("127.0.0.1", "localhost", "::1")
 """Addresses that other machines do not reach."""
 
@@ -103,7 +106,12 @@ def create(backend: Backend) -> Any:
                     apply_default_css=False,
                     elem_id="pad",
                 )
-                gr.HTML("<div></div>", js_on_load=None, apply_default_css=False, elem_id="seen")
+                gr.HTML(
+                    '<div class="zse-prepared"></div>',
+                    js_on_load=None,
+                    apply_default_css=False,
+                    elem_id="seen",
+                )
             with gr.Column(scale=3, min_width=300):
                 gr.HTML(
                     f'<div class="zse-found">{backend.empty().html}</div>',
@@ -187,6 +195,7 @@ def _serve(page: Any, *, host: str, port: int | None, share: bool, quiet: bool) 
             css=template_text("app.css"),
             app_kwargs={"middleware": [Middleware(middleware.Guard)]},
             max_file_size=middleware.LARGEST_REQUEST,
+            state_session_capacity=SESSIONS,
             footer_links=[],
             run_history=False,
             enable_monitoring=False,

@@ -231,7 +231,10 @@ class Backend:
         """Shown while nothing is drawn."""
         photos = self.searcher.gallery.photos
         if not photos:
-            text = "This index contains no photos: add some with zse_jax.gallery.index add."
+            text = (
+                "The album contains no photo that can be read. Put some into it and start this "
+                "program again, or add others with `zse-jax index add`."
+            )
             return Answer(_message(title="No photos", text=text))
         text = f"Draw an object, and the most similar of {photos:,} photos appear here."
         if self._explains:
@@ -334,6 +337,7 @@ class Backend:
             results=results,
             query=query,
             scored=scored,
+            pairs=self.most_pairs,
             unfinished=unfinished,
             names=[PurePath(hit.path).name for hit in hits],
             likely=sum(chance >= LIKELY for chance in chances) if chances else None,
@@ -379,6 +383,8 @@ class Backend:
             part = self.searcher.explain(sketch, about.photo)
         except KeyError:
             return _said(GONE, problem=True)
+        except SketchError as error:
+            return _said(str(error), problem=True)
         except FileNotFoundError:
             text = "The file of this photo no longer exists, so it cannot be explained."
             return _said(text, problem=True)
@@ -400,11 +406,13 @@ class Backend:
             row = self.searcher.gallery.tables.by_id(str(photo), ["path", "file"])
         except KeyError:
             return _said(GONE, problem=True)
+        except Exception:
+            return _said(_reported("Opening the folder"), problem=True)
         file = path_of(row["file"])
         if not file.exists() or click.launch(os.fspath(file), locate=True):
             text = f"The folder of {printable(row['path'])} cannot be opened on this machine."
             return _said(text, problem=True)
-        return _said("The folder opens in the file manager.")
+        return _said("The file manager has been asked to open the folder.")
 
 
 def template_text(name: str) -> str:

@@ -173,7 +173,9 @@ class Searcher:
         prepared = sketch_input.prepare(
             sketch, self.retriever.image_size, self.retriever.preprocessing, name
         )
-        with self._lock:
+        spent = time.perf_counter() - began
+        with self._lock:  # the wait for other searches is not counted
+            began = time.perf_counter() - spent
             return self._search(prepared, k, rerank, expand, skip, feedback, name, where, began)
 
     def _search(

@@ -41,9 +41,9 @@ DESCRIPTION = "taken", "format"
 
 LOCK = "writer.lock"
 
-MOST_FRAGMENTS, MOST_NEW = 16, 0.05
-"""Files of photos, and share of photos that the approximate index lacks, above which an index that
-photos were added to is compacted."""
+MOST_FRAGMENTS, MOST_NEW = 64, 0.05
+"""Small files of photos, and share of photos that the approximate index lacks, above which an index
+that photos were added to is compacted; our choice."""
 
 _KEEP_VERSIONS = datetime.timedelta(hours=1)  # readers may still use them
 
@@ -335,11 +335,11 @@ class Tables:
     def is_scattered(self) -> bool:
         """Whether `tidy` is worth its time, which grows with all photos.
 
-        It is if the photos are in more than `MOST_FRAGMENTS` files, or more than `MOST_NEW` of them
+        It is if more than `MOST_FRAGMENTS` files are small, or more than `MOST_NEW` of the photos
         were added after the approximate index was built; searches compare each of these.
         """
         with opening(self.uri):
-            if self._photos.stats()["fragment_stats"]["num_fragments"] > MOST_FRAGMENTS:
+            if self._photos.stats()["fragment_stats"]["num_small_fragments"] > MOST_FRAGMENTS:
                 return True
             new = [
                 self._photos.index_stats(index.name).num_unindexed_rows

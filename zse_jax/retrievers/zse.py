@@ -351,7 +351,10 @@ class ZSE(Retriever, Explainable):
         return loss, terms
 
     def encode(self, images: UInt8[Array, "b h w 3"], modality: Modality) -> Float[Array, "b n d"]:
-        """The tokens of each image; one encoder serves both modalities."""
+        """The tokens of each image, or with `pooled_tokens` the retrieval token and means of 2 x 2.
+
+        One encoder serves both modalities.
+        """
         del modality
         tokens = self.tokens(images)
         if not self.pooled_tokens:

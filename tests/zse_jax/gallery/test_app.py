@@ -8,6 +8,8 @@ import json
 import os
 import re
 import struct
+import threading
+import time
 import zlib
 from pathlib import Path
 from urllib.parse import urlsplit
@@ -92,7 +94,7 @@ def test_only_a_page_of_this_machine_has_paths(backend, album, monkeypatch):
     assert not opened
     local = Backend(backend.searcher, k=5, local=True)
     assert final(local, circle()).html.count(f'data-path="{album}') == 5
-    assert "opens in the file manager" in local.open_folder(results.hits[0].id)
+    assert "asked to open the folder" in local.open_folder(results.hits[0].id)
     assert opened == [(str(results.hits[0].file),)]
     for other in ("other", "x' OR 1", "", None, 1, {"a": []}):
         assert "not in the index" in local.open_folder(other)
@@ -285,7 +287,8 @@ def test_a_system_that_scores_no_pairs_has_no_slider(backend, monkeypatch):
     fast = Backend(backend.searcher)
     fast.warm_up()
     assert fast.most_pairs == fast.default_pairs == 0
-    assert "by embedding alone" in final(fast, circle()).html
+    html = final(fast, circle()).html
+    assert "nearest" in html and "by embedding alone" not in html
 
 
 @pytest.fixture(scope="module")
@@ -352,13 +355,39 @@ def test_uploads_and_large_requests_are_rejected(server):
     boundary = b"--b\r\nContent-Disposition: form-data; name=files; filename=a\r\n\r\nx\r\n--b--"
     headers = {"Content-Type": "multipart/form-data; boundary=b"}
     assert request(server, "POST", "/gradio_api/upload", boundary, headers)[0] == 404
-    status, text = request(
-        server, "POST", "/gradio_api/queue/join", b"x" * (middleware.LARGEST_REQUEST + 1)
-    )
-    assert (status, text) == (413, b"The request is larger than a drawing.")
+    for route in ("queue/join", "component_server/"):
+        status, text = request(
+            server,
+            "POST",
+            f"/gradio_api/{route}",
+            b"x" * (middleware.LARGEST_REQUEST + 1),
+            {"Content-Type": "application/json"},
+        )
+        assert (status, text) == (413, b"The request is larger than a drawing.")
     chunks = iter([b"x" * 2**20] * 9)  # without Content-Length
     with contextlib.suppress(ConnectionError, http.client.HTTPException):  # closed by the server
         assert request(server, "POST", "/gradio_api/queue/join", chunks)[0] >= 400
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("path", ["/gradio_api/component_server", "//component_server/"])
+@pytest.mark.parametrize("kind", ["text/plain", "multipart/form-data; boundary=b", None])
+def test_other_sites_cannot_call_the_functions_of_the_page(server, path, kind):
+    call = json.dumps({"data": "x", "component_id": 7, "fn_name": "search", "session_hash": "a"})
+    headers = {"Origin": "http://other.example"} | ({"Content-Type": kind} if kind else {})
+    status, text = request(server, "POST", path, call, headers)
+    assert (status, text) == (415, b"The functions of this page accept JSON only.")
+
+
+@pytest.mark.slow
+def test_the_wait_for_another_search_is_not_counted(backend):
+    searched = []
+    with backend.searcher._lock:
+        waiting = threading.Thread(target=lambda: searched.append(final(backend, circle(), 0)))
+        waiting.start()
+        time.sleep(2)
+    waiting.join()
+    assert searched[0].results.seconds < 2
 
 
 def run(*argv):
@@ -383,7 +412,7 @@ def test_an_empty_index_says_what_to_do(zse, album, tmp_path):
     index.remove(tmp_path / "index", [album])
     backend = Backend(Searcher(index.open(tmp_path / "index")))
     backend.warm_up()
-    assert "add some with zse_jax.gallery.index add" in final(backend, circle()).html
+    assert "contains no photo that can be read" in final(backend, circle()).html
 
 
 def test_a_transparent_background_becomes_white():

@@ -5,6 +5,8 @@ Skipped without Chromium or Playwright.
 
 import base64
 import io
+import json
+import time
 import urllib.parse
 
 import numpy as np
@@ -280,10 +282,38 @@ def test_a_slow_query_is_preceded_by_a_preview(visitor, backend, monkeypatch):
     assert asked[-2:] == [True, False]
 
 
+def test_the_answer_to_the_last_query_stays(visitor, backend, monkeypatch):
+    asked = []
+    search = backend.search
+
+    def slow_at_first(query):
+        asked.append(query)
+        if len(asked) == 1:
+            time.sleep(2)
+        return search(query)
+
+    monkeypatch.setattr(backend, "search", slow_at_first)
+    page = visitor.page
+    page.locator("[data-option=rerank]").fill("0")
+    for points in SNOWMAN[:4]:  # the third and later ones wait, and only the last of them is asked
+        visitor.stroke(points)
+        page.wait_for_timeout(50)
+    visitor.settle()
+    last = json.loads(asked[-1])
+    shown = visitor.photos()
+    found = backend.search(json.dumps(last)).results.hits
+    assert shown == [hit.id for hit in found]
+    page.wait_for_timeout(2500)
+    assert visitor.photos() == shown
+    assert last["drawing"] == page.evaluate("document.querySelector('#pad canvas').toDataURL()")
+
+
 def test_what_the_model_sees_is_shown_and_doubt_is_said(visitor):
     visitor.draw(SNOWMAN[:3])
     visitor.page.locator(".zse-seen img").wait_for()
     assert "cut out" in visitor.page.locator(".zse-seen").inner_text()
+    seen = "document.querySelector('.zse-seen').checkVisibility({opacityProperty: true})"
+    assert visitor.page.evaluate(seen)
     noise = np.random.default_rng(0).integers(0, 256, (40, 40, 3), np.uint8)
     photo_like = Image.fromarray(noise).resize((400, 400), Image.Resampling.BICUBIC)
     buffer = io.BytesIO()
@@ -348,15 +378,23 @@ def test_thumbs_refine_and_are_undone(visitor):
 def test_results_have_pages(visitor):
     visitor.draw(SNOWMAN)
     seen = visitor.photos()
+    following = visitor.page.get_by_role("button", name="Next")
+    previous = visitor.page.get_by_role("button", name="Previous")
+    assert previous.is_disabled()
     for first in (SHOWN + 1, 2 * SHOWN + 1):
-        visitor.page.get_by_role("button", name="Next").click()
+        place = following.bounding_box()["x"]
+        following.click()
         visitor.status(f"{first} to")
+        assert following.bounding_box()["x"] == place
+        assert previous.is_enabled()
         seen += visitor.photos()
+        inside = "document.querySelector('.zse-status').getBoundingClientRect().top >= 0"
+        assert visitor.page.evaluate(inside), "the new page is shown from its beginning"
     assert len(seen) == len(set(seen)) == PHOTOS
-    assert visitor.page.get_by_role("button", name="Next").count() == 0
+    assert following.is_disabled()
     visitor.page.reload()
     visitor.status(f"{2 * SHOWN + 1} to")
-    visitor.page.get_by_role("button", name="Previous").click()
+    previous.click()
     visitor.status(f"{SHOWN + 1} to")
 
 
@@ -383,7 +421,8 @@ def test_a_path_is_copied_and_a_folder_opened_on_this_machine(visitor, backend, 
     visitor.page.get_by_role("button", name="Copied").wait_for()
     assert visitor.page.evaluate("navigator.clipboard.readText()") == path
     visitor.act("folder")
-    visitor.page.locator(".zse-panel", has_text="opens in the file manager").wait_for()
+    visitor.page.locator(".zse-panel", has_text="asked to open the folder").wait_for()
+    assert visitor.page.locator(".zse-panel img").count() > 3, "the explanation stays"
     assert opened == [(path, True)]
 
 
@@ -441,8 +480,8 @@ def test_a_server_that_has_stopped_is_reported(chromium, backend):
     problem = visitor.page.locator(".zse-problem", has_text="No answer")
     problem.wait_for()
     visitor.stroke(LINE)
-    visitor.page.wait_for_selector("#found[aria-busy=false] .zse-found > .zse-problem")
-    assert visitor.page.locator(".zse-tile").count() == 0
+    visitor.page.locator(".zse-note", has_text="No answer").wait_for()
+    assert visitor.page.locator(".zse-tile").count() == SHOWN, "the earlier photos stay"
     visitor.page.context.close()
 
 

@@ -35,17 +35,19 @@ const open = tile => {
                 made("button", "Open folder", {type: "button", "data-act": "folder"}));
   }
   head.append(made("button", "Close", {type: "button", "data-act": "close"}));
-  panel.append(head, made("div", "Comparing the drawing with the photo, place by place …", {class: "zse-place"}));
+  panel.append(head, made("div", "", {class: "zse-reply"}), made("div", "Comparing the drawing with the photo, place by place …", {class: "zse-place"}));
   tile.after(panel);
   const ask = query => server.explain(JSON.stringify({query, photo}));
   document.dispatchEvent(new CustomEvent("zse", {detail: {act: "why", reply: query => say(panel, ask(query))}}));
 };
 
-// Shows an answer in a panel, if that is still open.
+const NO_ANSWER =
+  '<p class="zse-problem" role="alert">No answer: does the program that serves this page still run?</p>';
+
+// Shows an explanation in its panel, if that is still open.
 const say = async (panel, answer) => {
   const place = panel.querySelector(".zse-place"), part = made("div", "");
-  part.innerHTML = await answer ??
-    '<p class="zse-problem" role="alert">No answer: does the program that serves this page still run?</p>';
+  part.innerHTML = await answer ?? NO_ANSWER;
   await Promise.all([...part.querySelectorAll("img")].map(image => image.decode().catch(() => 0)));
   if (!panel.isConnected) return;
   place.replaceChildren(part);
@@ -94,7 +96,10 @@ const acts = {
   open: (button, tile) => open(tile),
   close: () => close(true),
   path: button => copy(button.dataset.path, button),
-  folder: (button, panel) => say(panel, server.open_folder(panel.dataset.photo)),
+  folder: async (button, panel) => {
+    const reply = panel.querySelector(".zse-reply");
+    reply.innerHTML = await server.open_folder(panel.dataset.photo) ?? NO_ANSWER;
+  },
   link: button => copy(location.href, button),
   sheet,
 };
@@ -102,8 +107,8 @@ const acts = {
 element.addEventListener("click", event => {
   const button = event.target.closest("[data-act]");
   if (!button) return;
-  const {act, to} = button.dataset, tile = button.closest("[data-photo]"), photo = tile?.dataset.photo;
-  focused = {act, photo};
+  const {act, to, step} = button.dataset, tile = button.closest("[data-photo]"), photo = tile?.dataset.photo;
+  focused = {act, photo, step};
   if (acts[act]) acts[act](button, tile);
   else document.dispatchEvent(new CustomEvent("zse", {detail: {act, photo, to: Number(to)}}));
 });
@@ -119,8 +124,10 @@ document.addEventListener("zse-answer", ({detail: {html, done}}) => {
   element.querySelector(".zse-found").innerHTML = html;
   document.querySelector("#found").setAttribute("aria-busy", !done);
   live.textContent = element.querySelector(".zse-status, .zse-empty, .zse-problem")?.textContent ?? "";
+  if (focused?.act === "page") element.scrollIntoView({block: "start"});
   if (!focused || document.activeElement !== document.body) return;
-  const place = focused.photo ? `[data-photo="${focused.photo}"] ` : "";
-  (element.querySelector(`${place}[data-act=${focused.act}]`) ?? element.querySelector("[data-act]"))?.focus();
+  const place = focused.photo ? `[data-photo="${focused.photo}"] ` : "", step = focused.step ? `[data-step=${focused.step}]` : "";
+  const again = element.querySelector(`${place}[data-act=${focused.act}]${step}:not(:disabled)`);
+  (again ?? element.querySelector("[data-act]"))?.focus({preventScroll: focused.act === "page"});
   focused = null;
 });

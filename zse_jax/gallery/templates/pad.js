@@ -100,8 +100,8 @@ const remember = () => {
 // Queries are numbered. Until the answer to the last one is shown, the photos are marked as busy.
 let number = 0, shown = 0, asking = 0, next = null;
 
-const NO_ANSWER = '<p class="zse-problem" role="alert">No answer: does the program that serves this page ' +
-  "still run? Draw on to ask again.</p>";
+const NO_ANSWER = "No answer: does the program that serves this page still run? The photos are those of an " +
+  "earlier query. Draw on to ask again.";
 
 const outdated = () => {
   number++;
@@ -112,11 +112,16 @@ const outdated = () => {
 const ask = async query => {
   if (asking === 2) { next = query; return; }
   asking++;
-  const answer = await server.search(JSON.stringify(query.asked)) ?? {html: NO_ANSWER, seen: ""};
+  const answer = await server.search(JSON.stringify(query.asked));
   asking--;
-  if (query.number >= shown) {
+  if (!answer) {
+    if (query.number === number) {
+      note.textContent = NO_ANSWER;
+      document.querySelector("#found").setAttribute("aria-busy", "false");
+    }
+  } else if (query.number >= shown) {
     shown = query.number;
-    document.querySelector("#seen div").innerHTML = answer.seen;
+    document.querySelector("#seen .zse-prepared").innerHTML = answer.seen;
     const last = query.number === number, done = last && !answer.unfinished;
     document.dispatchEvent(new CustomEvent("zse-answer", {detail: {html: answer.html, done}}));
     if (last) remember();  // not before: the browser takes longer for it than for the photos
@@ -251,7 +256,12 @@ for (const name of ["blur", "pointerdown"]) {
 }
 
 const press = (name, on) => tool(name).setAttribute("aria-pressed", on);
-const erase = on => { erasing = on; press("erase", on); };
+const erase = on => {
+  erasing = on;
+  press("erase", on);
+  for (const pen of element.querySelectorAll("[data-pen]"))
+    pen.setAttribute("aria-pressed", !on && Number(pen.dataset.pen) === width);
+};
 tool("erase").addEventListener("click", () => erase(!erasing));
 tool("mirror").addEventListener("click", () => { mirrored = !mirrored; press("mirror", mirrored); });
 tool("undo").addEventListener("click", undo);
@@ -261,8 +271,6 @@ for (const button of element.querySelectorAll("[data-pen]")) {
   button.addEventListener("click", () => {
     width = Number(button.dataset.pen);
     erase(false);
-    for (const other of element.querySelectorAll("[data-pen]"))
-      other.setAttribute("aria-pressed", other === button);
   });
 }
 document.addEventListener("keydown", event => {
