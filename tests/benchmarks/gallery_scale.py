@@ -16,8 +16,9 @@ the signs of 64 random projections and are searched exhaustively; their recall i
 Hamming distance alone, and is not comparable with that of an index that compares embeddings.
 
 `reindex`: one process searches without a break in the index of the product while another compacts
-and rebuilds it. `add`: 1 % more photos, compared with writing and indexing all others. Both use at
-most 10^6 photos.
+and rebuilds it. `add`: 1 % more photos, added as the product does (which compacts and indexes them
+only if the index is scattered), compared with writing and indexing all others. Both use at most
+10^6 photos.
 
 Every measurement is written to results.json in --output at once. The same command resumes: what was
 measured is skipped. --plot draws the results that exist, and measures nothing.

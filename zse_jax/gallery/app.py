@@ -73,7 +73,7 @@ def create(backend: Backend) -> Any:
     """The page as a `gradio.Blocks`, for `serve`."""
     import gradio as gr
 
-    # Functions that the browser calls. Gradio's events would take longer: each has a queue.
+    # The browser calls these functions directly: Gradio's events pass through a queue.
     def search(asked: Any) -> dict[str, Any]:
         answer = backend.search(asked)
         return {"html": answer.html, "seen": answer.seen, "unfinished": answer.unfinished}

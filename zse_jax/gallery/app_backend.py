@@ -370,16 +370,14 @@ class Backend:
         """
         try:
             about = About.model_validate_json(asked)
-            sketch = decoded(about.query.drawing)
         except pydantic.ValidationError:
             return _said(NO_QUERY, problem=True)
-        except SketchError as error:
-            return _said(str(error), problem=True)
-        if sketch is None:
-            return _said("Draw first, then choose one of the photos.", problem=True)
         if not self._explains:
             return _said("This system compares whole images and has no local evidence.")
         try:
+            sketch = decoded(about.query.drawing)
+            if sketch is None:
+                return _said("Draw first, then choose one of the photos.", problem=True)
             part = self.searcher.explain(sketch, about.photo)
         except KeyError:
             return _said(GONE, problem=True)

@@ -41,7 +41,7 @@ class Encoded(NamedTuple):
     embedding: Float[np.ndarray, "b d"]
 
 
-class _Structure:
+class _Graph:
     """The graph definition of a retriever, hashed once: `jax.jit` hashes it at every call."""
 
     def __init__(self, graphdef: nnx.GraphDef[base.Encoder]):
@@ -51,7 +51,7 @@ class _Structure:
         return self._hash
 
     def __eq__(self, other: object) -> bool:
-        return self is other or (isinstance(other, _Structure) and self.graphdef == other.graphdef)
+        return self is other or (isinstance(other, _Graph) and self.graphdef == other.graphdef)
 
 
 class CompiledEncoder:
@@ -67,7 +67,7 @@ class CompiledEncoder:
         """Compiles nothing yet."""
         self.retriever = retriever
         graphdef, self._state = evaluation_state(retriever, None)
-        self._graph = _Structure(graphdef)
+        self._graph = _Graph(graphdef)
         side = retriever.image_size
         image = jax.ShapeDtypeStruct((1, side, side, 3), jnp.uint8)
         # As a search encodes a sketch, so that it need not trace the network again.
@@ -147,7 +147,7 @@ class CompiledEncoder:
 
 @functools.partial(jax.jit, static_argnames=("graph", "modality"))
 def _encode(
-    graph: _Structure,
+    graph: _Graph,
     state: nnx.State,
     images: UInt8[Array, "b h w 3"],
     *,
@@ -161,6 +161,6 @@ def _encode(
 
 @functools.partial(jax.jit, static_argnames=("graph",))
 def _score(
-    graph: _Structure, state: nnx.State, sketch: Features, photos: Features
+    graph: _Graph, state: nnx.State, sketch: Features, photos: Features
 ) -> Float[Array, " n"]:
     return nnx.merge(graph.graphdef, state).score(sketch, photos)[0].astype(jnp.float32)

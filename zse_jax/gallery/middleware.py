@@ -18,7 +18,6 @@ LARGEST_REQUEST = 8 * 2**20
 
 _CLOSED = re.compile(r"/+(?:gradio_api/+)?(?:file=|file/|upload|proxy=|stream/|dev/|vibe|runs)")
 
-
 _FUNCTIONS = re.compile(r"/+(?:gradio_api/+)?component_server")
 
 
@@ -34,10 +33,8 @@ class Guard:
         if scope["type"] != "http":
             await self._app(scope, receive, send)
             return
-        path, headers = (
-            scope["path"].removeprefix(scope.get("root_path", "")),
-            dict(scope["headers"]),
-        )
+        path = scope["path"].removeprefix(scope.get("root_path", ""))
+        headers = dict(scope["headers"])
         if _CLOSED.match(path):
             await _refuse(send, 404, "This page serves no files.")
             return

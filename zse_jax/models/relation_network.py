@@ -103,8 +103,9 @@ class Anchors(nnx.Module):
 
     def start_at_mean(self) -> None:
         """Starts spatial anchors at the mean of their four tokens (its first dimensions)."""
-        if self.merge is None or self.published:
+        if not self.pools:
             return
+        assert self.merge is not None
         inputs, outputs = self.merge.kernel.shape
         self.merge.kernel[...] = jnp.tile(jnp.eye(inputs // 4, outputs) / 4, (4, 1))
         assert self.merge.bias is not None  # `linear` makes one

@@ -295,7 +295,7 @@ def test_the_answer_to_the_last_query_stays(visitor, backend, monkeypatch):
     monkeypatch.setattr(backend, "search", slow_at_first)
     page = visitor.page
     page.locator("[data-option=rerank]").fill("0")
-    for points in SNOWMAN[:4]:  # the third and later ones wait, and only the last of them is asked
+    for points in SNOWMAN[:4]:  # the first query has no drawing, and its answer comes last
         visitor.stroke(points)
         page.wait_for_timeout(50)
     visitor.settle()

@@ -105,7 +105,7 @@ def test_a_single_photo_is_scored():
 
 @pytest.mark.slow
 @pytest.mark.parametrize("dtype", ["float32", "bfloat16"])
-def test_pooled_tokens_score_like_a_network_whose_places_are_twice_as_wide(dtype):
+def test_pooled_tokens_score_as_means_in_the_place_of_their_tokens(dtype):
     model = still(anchor_map="spatial", dtype=dtype)
     pooled = model.with_pooled_tokens()
     pixels = images(3), images(5, 1)

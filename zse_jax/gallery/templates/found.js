@@ -124,10 +124,11 @@ document.addEventListener("zse-answer", ({detail: {html, done}}) => {
   element.querySelector(".zse-found").innerHTML = html;
   document.querySelector("#found").setAttribute("aria-busy", !done);
   live.textContent = element.querySelector(".zse-status, .zse-empty, .zse-problem")?.textContent ?? "";
-  if (focused?.act === "page") element.scrollIntoView({block: "start"});
-  if (!focused || document.activeElement !== document.body) return;
-  const place = focused.photo ? `[data-photo="${focused.photo}"] ` : "", step = focused.step ? `[data-step=${focused.step}]` : "";
-  const again = element.querySelector(`${place}[data-act=${focused.act}]${step}:not(:disabled)`);
-  (again ?? element.querySelector("[data-act]"))?.focus({preventScroll: focused.act === "page"});
-  focused = null;
+  const was = focused;
+  if (done) focused = null;
+  if (was?.act === "page") element.scrollIntoView({block: "start"});
+  if (!was || document.activeElement !== document.body) return;
+  const place = was.photo ? `[data-photo="${was.photo}"] ` : "", step = was.step ? `[data-step=${was.step}]` : "";
+  const again = element.querySelector(`${place}[data-act=${was.act}]${step}:not(:disabled)`);
+  (again ?? element.querySelector("[data-act]"))?.focus({preventScroll: was.act === "page"});
 });

@@ -14,7 +14,8 @@ const option = name => element.querySelector(`[data-option=${name}]`);
 // A state is never changed, only replaced; the earlier and the later ones are for undo and redo.
 const EMPTY = {parts: [], like: "", more: [], fewer: []};
 let state = EMPTY, earlier = [], later = [], page = 0, asked = null;
-let stroke = null, timer = 0, lastSent = 0, width = 1, erasing = false, mirrored = false;
+// `since`: when the last query was sent, or the stroke began if that was later.
+let stroke = null, timer = 0, since = 0, width = 1, erasing = false, mirrored = false;
 
 const point = event => {
   const box = canvas.getBoundingClientRect();
@@ -138,7 +139,7 @@ const send = () => {
   outdated();
   clearTimeout(timer);
   timer = 0;
-  lastSent = performance.now();
+  since = performance.now();
   const drawn = state.parts.some(part => !part.erases);
   const {like, more, fewer} = state;
   asked = {drawing: drawn ? canvas.toDataURL("image/png") : "", like, more, fewer, page, ...options()};
@@ -184,7 +185,7 @@ canvas.addEventListener("pointerdown", event => {
   canvas.focus({preventScroll: true});
   try { canvas.setPointerCapture(event.pointerId); } catch { /* the pointer no longer exists */ }
   stroke = {erases: erasing || rubber, mirrored, width, points: [point(event)]};
-  lastSent = performance.now();  // a short stroke is searched with when it ends
+  since = performance.now();
   replace({...state, like: "", parts: [...state.parts, stroke]}, WHILE_DRAWING);
 });
 
@@ -194,7 +195,7 @@ canvas.addEventListener("pointermove", event => {
   const passed = event.getCoalescedEvents?.() ?? [];
   stroke.points.push(...(passed.length ? passed : [event]).map(point));
   trace(stroke, from);
-  if (performance.now() - lastSent > WHILE_DRAWING && stroke.points.length > 8) send();
+  if (performance.now() - since > WHILE_DRAWING && stroke.points.length > 8) send();
   else if (!timer) sendSoon(WHILE_DRAWING);
 });
 
