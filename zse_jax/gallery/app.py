@@ -15,6 +15,7 @@ import contextlib
 import functools
 import logging
 import os
+import socket
 import tempfile
 from collections.abc import Iterator, Sequence
 from typing import Any
@@ -208,11 +209,30 @@ def _serve(page: Any, *, host: str, port: int | None, share: bool, quiet: bool) 
             f"The page cannot be shared through the proxy of this machine: {error}"
         ) from error
     except OSError as error:
-        raise OSError(
-            f"The page cannot be served at {host}:{port or '7860 and above'}: the port is in use, "
-            "or this machine does not have the address. Choose another, such as --port=7900."
-        ) from error
+        raise _unusable(host, port) from error
     return public or local
+
+
+def _check_place(host: str, port: int | None) -> None:
+    """Checks where the page will be served, before photos are indexed for minutes.
+
+    Raises:
+      OSError: the port is in use, or this machine does not have the address.
+    """
+    try:
+        [(family, *_), *_] = socket.getaddrinfo(host, port, type=socket.SOCK_STREAM)
+        with socket.socket(family, socket.SOCK_STREAM) as one:
+            one.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
+            one.bind((host, port or 0))
+    except OSError as error:
+        raise _unusable(host, port) from error
+
+
+def _unusable(host: str, port: int | None) -> OSError:
+    return OSError(
+        f"The page cannot be served at {host}:{port or '7860 and above'}: the port is in use, or "
+        "this machine does not have the address. Choose another, such as --port=7900."
+    )
 
 
 def define_flags(options: flags.FlagValues, argv: Sequence[str]) -> None:
@@ -228,6 +248,7 @@ def define_flags(options: flags.FlagValues, argv: Sequence[str]) -> None:
 
 def main(options: flags.FlagValues) -> None:
     """Serves the page until Ctrl-C."""
+    _check_place(options.host, options.port)
     launch(
         album.from_flags(options),
         options.checkpoint,

@@ -11,6 +11,7 @@ import datetime
 import os
 import re
 import traceback
+from collections.abc import Sequence
 from pathlib import PurePath
 from typing import Annotated, Any, Literal, NamedTuple
 
@@ -62,6 +63,11 @@ TOO_LITTLE = {
 }
 
 NO_QUERY = "The browser sent something that is not a query: reload the page."
+
+BLANK = {
+    "title": "The drawing is blank",
+    "text": "All of it has the same color: draw an object, or choose another picture.",
+}
 
 GONE = "This photo is not in the index any more."
 
@@ -141,7 +147,7 @@ class About(pydantic.BaseModel):
 
 
 def decoded(drawing: str) -> UInt8[np.ndarray, "h w 3"] | None:
-    """The drawing in a data URL; None if nothing is drawn.
+    """The drawing in a data URL; None if there is none, or it is blank.
 
     Raises:
       SketchError: it is not a picture, or is too large.
@@ -198,6 +204,7 @@ class Backend:
         folders = [name for name, _ in sorted(largest[:MOST_FOLDERS])]
         self.choices: dict[str, Any] = {
             "folders": folders if len(folders) > 1 else [],
+            "labels": _relative(folders),
             "types": choices.types if len(choices.types) > 1 else [],
             "orientations": [*ORIENTATIONS],
             "first": choices.first,
@@ -274,9 +281,11 @@ class Backend:
         rerank: int,
         unfinished: bool,
     ) -> Answer:
-        """The answer to a query with a drawing; None: nothing is drawn."""
-        if sketch is None or not self.searcher.gallery.photos:
+        """The answer to a query with a drawing; None: there is none, or it is blank."""
+        if not query.drawing or not self.searcher.gallery.photos:
             return self.empty()
+        if sketch is None:
+            return Answer(_message(**BLANK))
         if says_too_little(sketch):
             return Answer(_message(**TOO_LITTLE))
         where = query.where
@@ -411,6 +420,12 @@ class Backend:
             text = f"The folder of {printable(row['path'])} cannot be opened on this machine."
             return _said(text, problem=True)
         return _said("The file manager has been asked to open the folder.")
+
+
+def _relative(folders: Sequence[str]) -> dict[str, str]:
+    """The paths of folders relative to the folder above all of them, for display."""
+    above = PurePath(os.path.commonpath(folders)).parent if folders else None
+    return {folder: os.fspath(PurePath(folder).relative_to(above)) for folder in folders}
 
 
 def template_text(name: str) -> str:

@@ -503,11 +503,19 @@ def _check(table: Tables, found: str, checkpoint: str | os.PathLike) -> None:
         )
     code = consistency.code_digest(*consistency.FEATURE_CODE)
     if about.get("code", code) != code:  # not recorded by early versions
-        logger.warning(
-            "The index %s was built by another version of the code, which may encode images in "
-            "another way: build it again to be sure that its photos and new ones compare.",
-            table.uri,
-        )
+        _warn_of_other_code(table.uri)
+
+
+@functools.cache
+def _warn_of_other_code(uri: str) -> None:
+    """Warns once: an index is checked when it is opened, and again for an addition."""
+    logger.warning(
+        "The index %s was built by another version of the code, which may encode images in another "
+        "way. To be sure that its photos and new ones compare, delete it, and build it again: "
+        "`python -m zse_jax.gallery.index build --index=%s --photos=...`.",
+        uri,
+        uri,
+    )
 
 
 def define_flags(options: flags.FlagValues, argv: Sequence[str]) -> None:

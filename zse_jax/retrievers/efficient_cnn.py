@@ -276,11 +276,8 @@ class EfficientCNN(Retriever, Explainable):
 
     @property
     def local_evidence(self) -> str:
-        """The contributions of pairs of places to the similarity."""
-        return (
-            "contribution of each pair of places to the pooled similarity; summed over one image, "
-            "this is its class-activation map"
-        )
+        """The contributions of pairs of places; summed over one image, its class activation map."""
+        return "how much each pair of places adds to the similarity of the two images"
 
     def correspond(
         self, sketches: UInt8[Array, "b h w 3"], photos: UInt8[Array, "b h w 3"]

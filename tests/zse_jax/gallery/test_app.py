@@ -7,6 +7,7 @@ import io
 import json
 import os
 import re
+import socket
 import struct
 import threading
 import time
@@ -200,6 +201,7 @@ def test_a_dot_says_too_little_and_a_photo_that_is_gone_is_reported(backend):
     ImageDraw.Draw(dot).ellipse((100, 100, 110, 110), fill="black")
     assert "says too little" in final(backend, data_url(dot)).html
     assert "not in the index any more" in final(backend, circle(), like="0" * 24).html
+    assert "The drawing is blank" in final(backend, data_url(paper())).html
 
 
 @pytest.mark.slow
@@ -211,6 +213,7 @@ def test_only_a_page_of_this_machine_lets_choose_folders(zse, tmp_path):
     near, far = (Backend(searcher, local=local) for local in (True, False))
     folder = str(tmp_path / "album/a")
     assert folder in near.choices["folders"] and not far.choices["folders"]
+    assert [*near.choices["labels"].values()] == ["album", "album/a", "album/b"]
     found = final(near, circle(), 0, where={"folder": folder})
     assert [hit.path for hit in found.results.hits] == [f"{folder}/a.png"]
     for backend, where in (
@@ -331,6 +334,20 @@ def test_only_this_machine_is_served_by_default(server):
 def test_a_port_in_use_is_reported(server, backend):
     with pytest.raises(OSError, match=f"127.0.0.1:{server.port}: the port is in use.*--port=7900"):
         app.serve(app.create(backend), port=server.port)
+
+
+def test_a_port_in_use_is_reported_before_photos_are_indexed(tmp_path):
+    options = flags.FlagValues()
+    app.define_flags(options, [])
+    with socket.create_server(("127.0.0.1", 0)) as other:
+        port = other.getsockname()[1]
+        options(["app", f"--photos={tmp_path}", f"--index={tmp_path}/i", f"--port={port}"])
+        with pytest.raises(OSError, match=f"127.0.0.1:{port}: the port is in use"):
+            app.main(options)
+        options(["app", f"--photos={tmp_path}", f"--index={tmp_path}/i", "--host=192.0.2.1"])
+        with pytest.raises(OSError, match=r"192\.0\.2\.1:.*does not have the address"):
+            app.main(options)
+    assert not (tmp_path / "i").exists()
 
 
 @pytest.mark.slow

@@ -184,14 +184,19 @@ def test_a_picture_is_pasted_or_dropped(visitor, kind):
     assert 0.005 < visitor.ink() < 0.2
 
 
-def test_phones_offer_the_camera(opened, chromium):
+def test_phones_offer_the_camera_and_fold_the_options(opened, chromium):
     size = {"width": 360, "height": 740}
     phone = Visitor(chromium, opened.address, viewport=size, has_touch=True, is_mobile=True)
     camera = phone.page.locator("input[capture=environment]")
     assert camera.get_attribute("accept") == "image/*"
     assert phone.page.locator(".zse-camera").is_visible()
+    switch = phone.page.locator("[data-option=expand]")
+    assert not switch.is_visible(), "on a phone the options are folded"
+    phone.page.locator(".zse-options > summary").tap()
+    assert switch.is_visible()
     phone.page.context.close()
     assert not opened.page.locator(".zse-camera").is_visible()
+    assert opened.page.locator("[data-option=expand]").is_visible()
 
 
 def test_a_reload_and_a_link_keep_drawing_thumbs_and_options(visitor, chromium, tmp_path):

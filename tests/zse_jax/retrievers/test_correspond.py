@@ -126,7 +126,7 @@ def test_efficient_cnn_decomposes_the_cosine_of_its_embeddings_exactly(layer):
     np.testing.assert_allclose(found.similarity, cosine, rtol=1e-4)
     np.testing.assert_allclose(model.similarity_of(found.match), cosine, rtol=1e-4)
     assert np.ptp(found.match, axis=(1, 2)).min() > 1e-3
-    assert "class-activation" in model.local_evidence
+    assert "each pair of places" in model.local_evidence
 
 
 @pytest.mark.parametrize("changes", [{}, {"prompt_length": 0}, {"encoders": "separate"}], ids=str)

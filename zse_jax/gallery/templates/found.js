@@ -35,7 +35,7 @@ const open = tile => {
                 made("button", "Open folder", {type: "button", "data-act": "folder"}));
   }
   head.append(made("button", "Close", {type: "button", "data-act": "close"}));
-  panel.append(head, made("div", "", {class: "zse-reply"}), made("div", "Comparing the drawing with the photo, place by place …", {class: "zse-place"}));
+  panel.append(head, made("div", "", {class: "zse-reply"}), made("div", "Comparing the drawing with the photo, place by place … The first time takes some seconds.", {class: "zse-place"}));
   tile.after(panel);
   const ask = query => server.explain(JSON.stringify({query, photo}));
   document.dispatchEvent(new CustomEvent("zse", {detail: {act: "why", reply: query => say(panel, ask(query))}}));

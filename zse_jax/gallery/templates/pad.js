@@ -8,6 +8,10 @@ const PAUSE = PAIRS ? 200 : 0;  // a search that scores pairs waits for another 
 const canvas = element.querySelector("canvas"), context = canvas.getContext("2d", {alpha: false});
 const SIDE = canvas.width;
 const hint = element.querySelector(".zse-hint"), note = element.querySelector(".zse-note");
+const say = (text, problem = false) => {
+  note.textContent = text;
+  note.classList.toggle("zse-problem", problem);
+};
 const tool = name => element.querySelector(`[data-tool=${name}]`);
 const option = name => element.querySelector(`[data-option=${name}]`);
 
@@ -74,6 +78,10 @@ const unpacked = async text => {
   };
 };
 
+// On a phone the options are folded, so that the photos follow the canvas.
+const folded = element.querySelector(".zse-options");
+folded.open = !matchMedia("(max-width: 760px)").matches;
+
 // Which photos are searched: the conditions that are set.
 const where = element.querySelector(".zse-where"), conditions = [...where.querySelectorAll("[data-option]")];
 
@@ -117,7 +125,7 @@ const ask = async query => {
   asking--;
   if (!answer) {
     if (query.number === number) {
-      note.textContent = NO_ANSWER;
+      say(NO_ANSWER, true);
       document.querySelector("#found").setAttribute("aria-busy", "false");
     }
   } else if (query.number >= shown) {
@@ -157,7 +165,7 @@ const replace = (next, wait = PAUSE) => {
   later = [];
   state = next;
   page = 0;
-  note.textContent = "";
+  say("");
   redraw();
   sendSoon(wait);
 };
@@ -176,7 +184,7 @@ const redo = () => {
   changed();
 };
 
-const changed = () => { page = 0; note.textContent = ""; redraw(); sendSoon(); };
+const changed = () => { page = 0; say(""); redraw(); sendSoon(); };
 
 canvas.addEventListener("pointerdown", event => {
   const rubber = event.button === 5 || !!(event.buttons & 32);  // the eraser end of a stylus
@@ -216,7 +224,7 @@ let place = [SIDE / 2, SIDE / 2], line = null;
 const lift = () => {
   if (!line) return;
   line = null;
-  note.textContent = "Pen up.";
+  say("Pen up.");
   sendSoon();
 };
 
@@ -235,7 +243,7 @@ canvas.addEventListener("keydown", event => {
     else {
       line = {erases: erasing, mirrored, width, points: [place]};
       replace({...state, like: "", parts: [...state.parts, line]}, WHILE_DRAWING);
-      note.textContent = "Pen down.";
+      say("Pen down.");
     }
   } else if (event.key in ARROWS) {
     held.add(event.key);
@@ -305,7 +313,7 @@ const pictured = image => {
 const read = async file => {
   if (!file) return;
   if (file.size > LARGEST) {
-    note.textContent = "That file is larger than 20 MB: use a smaller picture.";
+    say("That file is larger than 20 MB: use a smaller picture.", true);
     return;
   }
   try {
@@ -313,7 +321,7 @@ const read = async file => {
     erase(false);
     replace({...state, like: "", parts: [...state.parts, part]});
   } catch {
-    note.textContent = "That file is not a picture that this browser can read.";
+    say("That file is not a picture that this browser can read.", true);
   }
 };
 
@@ -365,7 +373,7 @@ const restore = async () => {
     page = found.page;
     setOptions(found.options);
   } catch {
-    note.textContent = "The address of this page contains no query that can be read: draw again.";
+    say("The address of this page contains no query that can be read: draw again.", true);
   }
 };
 
