@@ -12,6 +12,7 @@ from ml_collections import ConfigDict
 
 from zse_jax import retrievers
 from zse_jax.retrievers.base import Retriever
+from zse_jax.retrievers.rngs import rngs
 
 Arrays = dict[str, Any]
 """Arrays by their flat names."""
@@ -28,7 +29,7 @@ def abstract_model(config: ConfigDict) -> tuple[nnx.GraphDef, dict[str, nnx.Stat
 
     def create() -> Retriever:
         settings = config.model.to_dict()
-        return retrievers.create(settings, rngs=nnx.Rngs(0), dtype=config.compute_dtype)
+        return retrievers.create(settings, rngs=rngs(0), dtype=config.compute_dtype)
 
     return split_model(nnx.eval_shape(create))
 

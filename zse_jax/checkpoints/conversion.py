@@ -18,6 +18,7 @@ from zse_jax.checkpoints.arrays import merge_for_inference, split_model
 from zse_jax.pretrained import files, publishers, sources
 from zse_jax.retrievers import registry
 from zse_jax.retrievers.base import Retriever
+from zse_jax.retrievers.rngs import rngs
 
 logger = logging.getLogger(__name__)
 
@@ -92,7 +93,7 @@ def created(config: ConfigDict) -> Retriever:
 
     @nnx.jit
     def create() -> Retriever:  # one compilation instead of hundreds of small ones
-        return registry.create(settings, rngs=nnx.Rngs(params=seed, dropout=seed + 1))
+        return registry.create(settings, rngs=rngs(params=seed, dropout=seed + 1))
 
     return create()
 

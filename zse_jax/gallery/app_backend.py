@@ -424,7 +424,7 @@ class Backend:
 
 def _relative(folders: Sequence[str]) -> dict[str, str]:
     """The paths of folders relative to the folder above all of them, for display."""
-    above = PurePath(os.path.commonpath(folders)).parent if folders else None
+    above = PurePath(os.path.commonpath(folders or ["/"])).parent
     return {folder: os.fspath(PurePath(folder).relative_to(above)) for folder in folders}
 
 

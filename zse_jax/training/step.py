@@ -24,6 +24,7 @@ from zse_jax.checkpoints import initial_weights
 from zse_jax.checkpoints.arrays import abstract_state, split_model
 from zse_jax.retrievers import registry
 from zse_jax.retrievers.base import Retriever
+from zse_jax.retrievers.rngs import rngs
 from zse_jax.runtime import sharding
 from zse_jax.training import optimizers
 
@@ -211,7 +212,7 @@ def set_up(config: ConfigDict, mesh: Mesh) -> Setup:
             config.model.to_dict(),
             dtype=config.compute_dtype,
             remat=remat,
-            rngs=nnx.Rngs(params=parameters, dropout=dropout),
+            rngs=rngs(params=parameters, dropout=dropout),
         )
         wrt, groups = trainable(model)
         transformation = optimizers.create(
