@@ -1,6 +1,5 @@
 """An index that is built on a Ray cluster equals one that is built by this process."""
 
-import importlib.util
 import logging
 import shutil
 import signal
@@ -12,8 +11,10 @@ import time
 from collections.abc import Iterator
 from pathlib import Path
 
+import fsspec
 import psutil
 import pytest
+from moto.server import ThreadedMotoServer
 
 from tests.source import ROOT
 from tests.zse_jax.gallery.conftest import photo
@@ -29,13 +30,8 @@ pytestmark = pytest.mark.slow
 
 
 @pytest.fixture(scope="module")
-def server() -> Iterator[str | None]:
-    """A server with the interface of S3, whose address is in the environment; None without moto."""
-    if not all(map(importlib.util.find_spec, ("moto", "s3fs", "upath"))):
-        yield None
-        return
-    from moto.server import ThreadedMotoServer
-
+def server() -> Iterator[str]:
+    """A server with the interface of S3, whose address is in the environment."""
     made = ThreadedMotoServer("127.0.0.1", 0, verbose=False)
     logging.getLogger("werkzeug").setLevel(logging.ERROR)  # each request
     made.start()
@@ -58,10 +54,6 @@ def server() -> Iterator[str | None]:
 @pytest.fixture(scope="module")
 def bucket(server) -> str:
     """An empty bucket."""
-    if server is None:
-        pytest.skip("needs a server like S3 (pip install 'moto[server]' s3fs universal-pathlib)")
-    import fsspec
-
     fsspec.filesystem("s3").mkdir("photos")
     return "s3://photos"
 
