@@ -1,0 +1,88 @@
+"""All benchmarks of a CPU that need no data, one after the other, as one Markdown file.
+
+    python -m tests.benchmarks.everything [--output results.md] [--only metrics scoring]
+
+Takes about an hour on two cores, which should have nothing else to do. Each program runs in a
+process of its own; one that fails is reported, and the others still run. The comparisons with
+PyTorch need `torch` and `efficientnet-lite-pytorch`, the page needs Chromium, and building an index
+needs albums of photos.
+"""
+
+import argparse
+import datetime
+import os
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+from tests.benchmarks.machine import describe
+
+COMMANDS = (
+    "metrics",
+    "scoring --sketches=32 --photos=64 --rounds=3",
+    "evaluation",
+    "training",
+    "efficientnet",
+    "efficient --rounds=3",
+    "clip_freezing --rounds=3",
+    "loader",
+    "preparation",
+    "expansion cost",
+    "gallery shortlist",
+    "gallery shortlist --photos=1000000",
+    "gallery build --checkpoint=default --rounds=2 --photos-in=ALBUM",
+    "gallery scale --sizes=100000 --only=pq64,codes,faiss-pq64,add,reindex --sketches=50",
+    "page --photos=100000 --drawings=20",
+    "scaling --loop --systems zse --loop-batch=2 --rounds=3",
+    "scaling --batch=2",
+)
+"""Arguments of `python -m tests.benchmarks.`. One with ALBUM runs for each album."""
+
+PACKAGES = "jax", "flax", "numpy", "lancedb", "faiss-cpu"
+
+
+def main(argv: list[str] | None = None) -> int:
+    """Runs the benchmarks; returns the number of those that failed."""
+    parser = argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
+    parser.add_argument("--output", type=Path, default=Path("results.md"))
+    names = sorted({command.split()[0] for command in COMMANDS})
+    parser.add_argument("--only", nargs="+", choices=names, default=names)
+    parser.add_argument("--albums", nargs="*", default=[], help="folders of photos")
+    options = parser.parse_args(argv)
+    commands = [
+        command.replace("ALBUM", album)
+        for command in COMMANDS
+        if command.split()[0] in options.only
+        for album in (options.albums if "ALBUM" in command else [""])
+    ]
+    environment = {"GLIBC_TUNABLES": "glibc.malloc.hugetlb=1", **os.environ}
+    failed = 0
+    with options.output.open("w") as file:
+        file.write(f"{datetime.date.today()}; {describe(*PACKAGES)}\n")
+        for command in commands:
+            arguments = [sys.executable, "-m", f"tests.benchmarks.{command.split()[0]}"]
+            started = time.perf_counter()
+            done = subprocess.run(
+                [*arguments, *command.split()[1:]],
+                env=environment,
+                stdout=subprocess.PIPE,
+                stderr=subprocess.STDOUT,
+                text=True,
+                check=False,
+            )
+            seconds = time.perf_counter() - started
+            failed += done.returncode != 0
+            lines = done.stdout.rstrip().splitlines()
+            end = f"exit status {done.returncode}" if done.returncode else f"{seconds:.0f} s"
+            text = "\n".join(f"    {line.rpartition(chr(13))[2]}" for line in lines)
+            file.write(f"\n`python -m tests.benchmarks.{command}` ({end})\n\n{text}\n")
+            file.flush()
+            print(f"{command}: {end}", flush=True)
+    return failed
+
+
+if __name__ == "__main__":
+    sys.exit(main())
