@@ -1,16 +1,17 @@
-"""All benchmarks of a CPU that need no data, one after the other, as one Markdown file.
+"""All benchmarks of a CPU, one after the other, with their output in one Markdown file.
 
     python -m tests.benchmarks.everything [--output results.md] [--only metrics scoring]
 
 Takes about an hour on two cores, which should have nothing else to do. Each program runs in a
 process of its own; one that fails is reported, and the others still run. The comparisons with
-PyTorch need `torch` and `efficientnet-lite-pytorch`, the page needs Chromium, and building an index
-needs albums of photos.
+PyTorch need `torch` and `efficientnet-lite-pytorch`, and the page needs Chromium. Programs that
+read photos or the images of Sketchy need `--albums` or `--sketchy`.
 """
 
 import argparse
 import datetime
 import os
+import shlex
 import subprocess
 import sys
 import time
@@ -21,13 +22,13 @@ from tests.benchmarks.machine import describe
 COMMANDS = (
     "metrics",
     "scoring --sketches=32 --photos=64 --rounds=3",
-    "evaluation",
+    "evaluation --folder=SKETCHY",
     "training",
     "efficientnet",
     "efficient --rounds=3",
     "clip_freezing --rounds=3",
-    "loader",
-    "preparation",
+    "loader --folder=SKETCHY",
+    "preparation --folder=SKETCHY",
     "expansion cost",
     "gallery shortlist",
     "gallery shortlist --photos=1000000",
@@ -37,7 +38,7 @@ COMMANDS = (
     "scaling --loop --systems zse --loop-batch=2 --rounds=3",
     "scaling --batch=2",
 )
-"""Arguments of `python -m tests.benchmarks.`. One with ALBUM runs for each album."""
+"""Arguments of `python -m tests.benchmarks.`, once for each folder that ALBUM or SKETCHY names."""
 
 PACKAGES = "jax", "flax", "numpy", "lancedb", "faiss-cpu"
 
@@ -51,22 +52,22 @@ def main(argv: list[str] | None = None) -> int:
     names = sorted({command.split()[0] for command in COMMANDS})
     parser.add_argument("--only", nargs="+", choices=names, default=names)
     parser.add_argument("--albums", nargs="*", default=[], help="folders of photos")
+    parser.add_argument("--sketchy", nargs=1, default=[], help="the unpacked images of Sketchy")
     options = parser.parse_args(argv)
-    commands = [
-        command.replace("ALBUM", album)
-        for command in COMMANDS
-        if command.split()[0] in options.only
-        for album in (options.albums if "ALBUM" in command else [""])
-    ]
+    folders = {"ALBUM": options.albums, "SKETCHY": options.sketchy}
+    commands = []
+    for command in (each for each in COMMANDS if each.split()[0] in options.only):
+        name = next((name for name in folders if name in command), "")
+        for folder in folders.get(name, [""]):
+            commands.append([word.replace(name, folder) for word in command.split()])
     environment = {"GLIBC_TUNABLES": "glibc.malloc.hugetlb=1", **os.environ}
     failed = 0
     with options.output.open("w") as file:
         file.write(f"{datetime.date.today()}; {describe(*PACKAGES)}\n")
         for command in commands:
-            arguments = [sys.executable, "-m", f"tests.benchmarks.{command.split()[0]}"]
             started = time.perf_counter()
             done = subprocess.run(
-                [*arguments, *command.split()[1:]],
+                [sys.executable, "-m", f"tests.benchmarks.{command[0]}", *command[1:]],
                 env=environment,
                 stdout=subprocess.PIPE,
                 stderr=subprocess.STDOUT,
@@ -78,9 +79,10 @@ def main(argv: list[str] | None = None) -> int:
             lines = done.stdout.rstrip().splitlines()
             end = f"exit status {done.returncode}" if done.returncode else f"{seconds:.0f} s"
             text = "\n".join(f"    {line.rpartition(chr(13))[2]}" for line in lines)
-            file.write(f"\n`python -m tests.benchmarks.{command}` ({end})\n\n{text}\n")
+            typed = shlex.join(command)
+            file.write(f"\n`python -m tests.benchmarks.{typed}` ({end})\n\n{text}\n")
             file.flush()
-            print(f"{command}: {end}", flush=True)
+            print(f"{typed}: {end}", flush=True)
     return failed
 
 

@@ -11,13 +11,14 @@ def test_every_command_is_a_program():
 
 
 def test_output_and_failures_are_written(tmp_path, monkeypatch, capfd):
-    commands = "metrics --queries=4 --gallery=30 --slice=2 --rounds=1", "missing ALBUM", "gallery build --count=x"
+    small = "metrics --queries=4 --gallery=30 --slice=2 --rounds=1"
+    commands = small, "missing SKETCHY", "gallery build --count=x --photos-in=ALBUM"
     monkeypatch.setattr(everything, "COMMANDS", commands)
     where = tmp_path / "results.md"
-    assert everything.main([f"--output={where}"]) == 1
+    assert everything.main([f"--output={where}", "--albums", "a b", "c"]) == 2
     text = where.read_text()
-    assert "`python -m tests.benchmarks.metrics --queries=4 --gallery=30 --slice=2 --rounds=1` (" in text
+    assert f"`python -m tests.benchmarks.{small}` (" in text
     assert "    4 x 30 float32 similarities" in text
-    assert "gallery build --count=x` (exit status 2)" in text and "invalid int value" in text
-    assert "missing" not in text, "no album was given"
-    assert "gallery build --count=x: exit status 2" in capfd.readouterr().out
+    assert "--count=x '--photos-in=a b'` (exit status 2)" in text and "invalid int value" in text
+    assert "missing" not in text, "no folder was given"
+    assert "--count=x --photos-in=c: exit status 2" in capfd.readouterr().out
