@@ -14,6 +14,7 @@ import os
 import shlex
 import subprocess
 import sys
+import textwrap
 import time
 from pathlib import Path
 
@@ -69,16 +70,15 @@ def main(argv: list[str] | None = None) -> int:
             done = subprocess.run(
                 [sys.executable, "-m", f"tests.benchmarks.{command[0]}", *command[1:]],
                 env=environment,
-                stdout=subprocess.PIPE,
-                stderr=subprocess.STDOUT,
+                capture_output=True,
                 text=True,
                 check=False,
             )
             seconds = time.perf_counter() - started
             failed += done.returncode != 0
-            lines = done.stdout.rstrip().splitlines()
             end = f"exit status {done.returncode}" if done.returncode else f"{seconds:.0f} s"
-            text = "\n".join(f"    {line.rpartition(chr(13))[2]}" for line in lines)
+            output = done.stdout + (done.stderr if done.returncode else "")  # else progress bars
+            text = textwrap.indent(output.rstrip(), "    ")
             typed = shlex.join(command)
             file.write(f"\n`python -m tests.benchmarks.{typed}` ({end})\n\n{text}\n")
             file.flush()
