@@ -194,6 +194,10 @@ def test_phones_offer_the_camera_and_fold_the_options(opened, chromium):
     assert not switch.is_visible(), "on a phone the options are folded"
     phone.page.locator(".zse-options > summary").tap()
     assert switch.is_visible()
+    phone.page.locator(".zse-options > summary").tap()
+    assert not switch.is_visible()
+    phone.page.set_viewport_size({"width": 1000, "height": 740})
+    switch.wait_for()
     phone.page.context.close()
     assert not opened.page.locator(".zse-camera").is_visible()
     assert opened.page.locator("[data-option=expand]").is_visible()

@@ -79,8 +79,10 @@ const unpacked = async text => {
 };
 
 // On a phone the options are folded, so that the photos follow the canvas.
-const folded = element.querySelector(".zse-options");
-folded.open = !matchMedia("(max-width: 760px)").matches;
+const folded = element.querySelector(".zse-options"), phone = matchMedia("(max-width: 760px)");
+const fold = () => { folded.open = !phone.matches; };
+fold();
+phone.addEventListener("change", fold);
 
 // Which photos are searched: the conditions that are set.
 const where = element.querySelector(".zse-where"), conditions = [...where.querySelectorAll("[data-option]")];
@@ -94,7 +96,7 @@ const options = () => ({
 const setOptions = given => {
   option("expand").checked = !!given?.expand;
   for (const one of conditions) one.value = given?.where?.[one.dataset.option] ?? "";
-  if (conditions.some(one => one.value)) where.open = true;
+  if (conditions.some(one => one.value)) where.open = folded.open = true;
   if (!option("rerank")) return;
   option("rerank").value = given?.rerank ?? PAIRS;
   element.querySelector("output").textContent = option("rerank").value;
