@@ -3,7 +3,7 @@
     python -m tests.benchmarks.everything [--output results.md] [--only metrics scoring]
 
 Takes about an hour on two cores, which should have nothing else to do. Each program runs in a
-process of its own; one that fails is reported, and the others still run. The comparisons with
+separate process; if one fails, that is reported, and the others still run. The comparisons with
 PyTorch need `torch` and `efficientnet-lite-pytorch`, and the page needs Chromium. Programs that
 read photos or the images of Sketchy need `--albums` or `--sketchy`.
 """
@@ -14,8 +14,10 @@ import os
 import shlex
 import subprocess
 import sys
+import tempfile
 import textwrap
 import time
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 
 from tests.benchmarks.machine import describe
@@ -34,12 +36,13 @@ COMMANDS = (
     "gallery shortlist",
     "gallery shortlist --photos=1000000",
     "gallery build --checkpoint=default --rounds=2 --photos-in=ALBUM",
-    "gallery scale --sizes=100000 --only=pq64,codes,faiss-pq64,add,reindex --sketches=50",
+    "gallery scale --sizes=100000 --only=pq64,codes,faiss-pq64,add,reindex --sketches=50"
+    " --output=SCRATCH",
     "page --photos=100000 --drawings=20",
     "scaling --loop --systems zse --loop-batch=2 --rounds=3",
     "scaling --batch=2",
 )
-"""Arguments of `python -m tests.benchmarks.`, once for each folder that ALBUM or SKETCHY names."""
+"""Arguments of `python -m tests.benchmarks.`, once for each folder of a name in capital letters."""
 
 PACKAGES = "jax", "flax", "numpy", "lancedb", "faiss-cpu"
 
@@ -55,15 +58,21 @@ def main(argv: list[str] | None = None) -> int:
     parser.add_argument("--albums", nargs="*", default=[], help="folders of photos")
     parser.add_argument("--sketchy", nargs=1, default=[], help="the unpacked images of Sketchy")
     options = parser.parse_args(argv)
-    folders = {"ALBUM": options.albums, "SKETCHY": options.sketchy}
+    with tempfile.TemporaryDirectory() as scratch:  # `gallery scale` skips what it finds measured
+        folders = {"ALBUM": options.albums, "SKETCHY": options.sketchy, "SCRATCH": [scratch]}
+        return run(options.only, folders, options.output)
+
+
+def run(only: Sequence[str], folders: Mapping[str, Sequence[str]], output: Path) -> int:
+    """Runs the programs in `only`, and writes what they print to `output`; as `main`."""
     commands = []
-    for command in (each for each in COMMANDS if each.split()[0] in options.only):
+    for command in (each for each in COMMANDS if each.split()[0] in only):
         name = next((name for name in folders if name in command), "")
         for folder in folders.get(name, [""]):
             commands.append([word.replace(name, folder) for word in command.split()])
     environment = {"GLIBC_TUNABLES": "glibc.malloc.hugetlb=1", **os.environ}
     failed = 0
-    with options.output.open("w") as file:
+    with output.open("w") as file:
         file.write(f"{datetime.date.today()}; {describe(*PACKAGES)}\n")
         for command in commands:
             started = time.perf_counter()
@@ -77,8 +86,8 @@ def main(argv: list[str] | None = None) -> int:
             seconds = time.perf_counter() - started
             failed += done.returncode != 0
             end = f"exit status {done.returncode}" if done.returncode else f"{seconds:.0f} s"
-            output = done.stdout + (done.stderr if done.returncode else "")  # else progress bars
-            text = textwrap.indent(output.rstrip(), "    ")
+            printed = done.stdout + (done.stderr if done.returncode else "")  # else progress bars
+            text = textwrap.indent(printed.rstrip(), "    ")
             typed = shlex.join(command)
             file.write(f"\n`python -m tests.benchmarks.{typed}` ({end})\n\n{text}\n")
             file.flush()

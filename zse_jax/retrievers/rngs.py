@@ -9,8 +9,8 @@ def rngs(default: Array | int | None = None, **streams: Array | int) -> nnx.Rngs
     """An `nnx.Rngs` for the constructor of a network, with the same keys.
 
     `nnx.RngStream` counts its keys in an array. While a network is traced, flax asks this array for
-    its sharding at each key. The resulting error describes all operations so far, which takes half
-    to nine tenths of the time of tracing, and is ignored. These streams count with an integer.
+    its sharding at each key. That raises an error, which flax ignores, but whose text describes all
+    operations so far: most of the time of tracing. These streams count with an integer.
 
     Args:
       default: key or seed of the default stream.
