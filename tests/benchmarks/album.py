@@ -1,0 +1,92 @@
+"""How well drawings find the photos of an album, for a data set with one folder for each class.
+
+    python -m tests.benchmarks.album --photos=DIR --sketches=DIR [--checkpoint=default] [--every=4]
+
+Prepares photos and sketches as the gallery does. Prints the P@10 (percent of right photos among the
+first 10), and the P@10 with query expansion, as means over sketches and over classes and for each
+class; for a model with a calibration, also how its probabilities compare with what is right.
+"""
+
+import argparse
+import sys
+from collections.abc import Iterable
+from pathlib import Path
+
+import numpy as np
+from jaxtyping import Bool, Float
+
+import zse_jax
+from tests.benchmarks.machine import describe
+from zse_jax.checkpoints import reading
+from zse_jax.evaluation.calibration import NEAREST
+from zse_jax.gallery import photos, sketch_input
+from zse_jax.gallery.encoder import CompiledEncoder
+from zse_jax.gallery.search import EXPAND
+from zse_jax.retrieval import calibration
+from zse_jax.retrieval.expansion import expand
+
+
+def files(folder: Path, every: int = 1) -> list[Path]:
+    """Every n-th of the photos in the folders of a folder."""
+    return [found.file for found in photos.find(folder).files][::every]
+
+
+def right(similarity: np.ndarray, match: Bool[np.ndarray, "q g"], k: int) -> np.ndarray:
+    """For each row, the share of matches among the k photos of greatest similarity, 0 to 1."""
+    first = np.argsort(-similarity, axis=1, kind="stable")[:, :k]
+    return np.take_along_axis(match, first, axis=1).mean(1)
+
+
+def by_class(values: Float[np.ndarray, " q"], classes: np.ndarray) -> str:
+    """Mean over sketches, mean over classes, and the mean of each class, in percent."""
+    means = {str(name): 100 * values[classes == name].mean() for name in np.unique(classes)}
+    each = ", ".join(f"{name} {mean:.0f}" for name, mean in means.items())
+    return (
+        f"{100 * values.mean():.1f}, mean of classes {np.mean(list(means.values())):.1f} ({each})"
+    )
+
+
+def main(argv: Iterable[str] | None = None) -> None:
+    """Runs the command line."""
+    parser = argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.RawTextHelpFormatter
+    )
+    parser.add_argument("--photos", required=True, type=Path)
+    parser.add_argument("--sketches", required=True, type=Path)
+    parser.add_argument("--checkpoint", default="default")
+    parser.add_argument("--every", type=int, default=1, help="take every n-th sketch")
+    options = parser.parse_args(None if argv is None else list(argv))
+
+    retriever = zse_jax.load(options.checkpoint)
+    encoder, prepare = CompiledEncoder(retriever), (retriever.image_size, retriever.preprocessing)
+    images, drawings = files(options.photos), files(options.sketches, options.every)
+    gallery = encoder(np.stack([photos.prepared(x, *prepare) for x in images]), "photo").embedding
+    queries = encoder(
+        np.stack([sketch_input.read(x, *prepare) for x in drawings]), "sketch"
+    ).embedding
+    shown, drawn = (np.array([x.parent.name for x in found]) for found in (images, drawings))
+    match = drawn[:, None] == shown
+
+    print(describe("jax", "numpy"))
+    print(f"{len(drawings):,} sketches, {len(images):,} photos, {len(set(shown))} classes")
+    similarity = queries @ gallery.T
+    print("P@10", by_class(right(similarity, match, 10), drawn))
+    expanded = np.asarray(expand(queries, gallery, EXPAND)) @ gallery.T
+    print("P@10 with expansion", by_class(right(expanded, match, 10), drawn))
+    if found := calibration.of_record(reading.record_of(retriever)):
+        chance = found.probability(similarity.ravel()).reshape(similarity.shape)
+        likely = np.sort(chance, axis=1)[:, -NEAREST:].mean()
+        print(
+            f"the {NEAREST} nearest photos: mean probability {likely:.2f}, "
+            f"right {100 * right(similarity, match, NEAREST).mean():.0f} %"
+        )
+        best = [chance.max(1), np.where(match, 0, chance).max(1)]
+        with_class, without = (100 * (x < calibration.LIKELY).mean() for x in best)
+        print(
+            f"no photo reaches {calibration.LIKELY} for {with_class:.0f} % of the sketches, "
+            f"without the photos of their class for {without:.0f} %"
+        )
+
+
+if __name__ == "__main__":
+    main(sys.argv[1:])
