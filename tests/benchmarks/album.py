@@ -8,9 +8,11 @@ class; for a model with a calibration, also how its probabilities compare with w
 """
 
 import argparse
+import contextlib
 import sys
 from collections.abc import Iterable
 from pathlib import Path
+from unittest import mock
 
 import numpy as np
 from jaxtyping import Bool, Float
@@ -55,12 +57,16 @@ def main(argv: Iterable[str] | None = None) -> None:
     parser.add_argument("--sketches", required=True, type=Path)
     parser.add_argument("--checkpoint", default="default")
     parser.add_argument("--every", type=int, default=1, help="take every n-th sketch")
+    parser.add_argument("--whole", action="store_true", help="decode JPEGs whole, not scaled down")
     options = parser.parse_args(None if argv is None else list(argv))
 
     retriever = zse_jax.load(options.checkpoint)
     encoder, prepare = CompiledEncoder(retriever), (retriever.image_size, retriever.preprocessing)
     images, drawings = files(options.photos), files(options.sketches, options.every)
-    gallery = encoder(np.stack([photos.prepared(x, *prepare) for x in images]), "photo").embedding
+    whole = mock.patch.object(photos, "_enough", lambda size: sys.maxsize)
+    with whole if options.whole else contextlib.nullcontext():
+        pixels = np.stack([photos.prepared(x, *prepare) for x in images])
+    gallery = encoder(pixels, "photo").embedding
     queries = encoder(
         np.stack([sketch_input.read(x, *prepare) for x in drawings]), "sketch"
     ).embedding

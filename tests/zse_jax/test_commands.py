@@ -1,5 +1,6 @@
 """`zse-jax NAME` is `python -m MODULE`: one name for each program, listed without a delay."""
 
+import os
 import runpy
 import subprocess
 import sys
@@ -16,6 +17,7 @@ from zse_jax import commands
 def started(monkeypatch):
     """What was started: the module, and its command line."""
     found = []
+    monkeypatch.setenv(commands.HUGE_PAGES[0], "")  # set by the user: no new process
     monkeypatch.setattr(sys, "path", ["/somewhere/bin", *sys.path])
     monkeypatch.setattr(
         runpy, "run_module", lambda module, **given: found.append((module, sys.argv[1:], given))
@@ -44,6 +46,27 @@ def test_a_command_starts_its_program_as_python_does(monkeypatch, started, tmp_p
     as_main = {"run_name": "__main__", "alter_sys": True}
     assert started == [("zse_jax.gallery.search", ["--photos=album", "--help"], as_main)]
     assert sys.path[0] == str(tmp_path)  # a user's config may import what is beside it
+
+
+@pytest.mark.parametrize(("platform", "given"), [("linux", None), ("linux", "x"), ("darwin", None)])
+def test_huge_pages_are_set_unless_the_user_has_set_them(monkeypatch, platform, given):
+    variable, value = commands.HUGE_PAGES
+    monkeypatch.setenv(variable, given or "")
+    if given is None:
+        monkeypatch.delenv(variable)
+    monkeypatch.setattr(sys, "platform", platform)
+    monkeypatch.setattr(sys, "orig_argv", ["python", "-P", "/bin/zse-jax", "search", "--k=3"])
+    restarted = []
+    monkeypatch.setattr(
+        os, "execv", lambda *command: restarted.append((command, os.environ.copy()))
+    )
+    commands.restart_with_huge_pages()
+    if platform != "linux" or given:
+        assert not restarted and os.environ.get(variable) == given
+        return
+    [(command, environment)] = restarted
+    assert command == (sys.executable, [sys.executable, "-P", "/bin/zse-jax", "search", "--k=3"])
+    assert environment[variable] == value
 
 
 @pytest.mark.parametrize("arguments", [[], ["--help"], ["-h"], ["help"]])

@@ -43,10 +43,6 @@ READ_AHEAD = 64
 SMALLEST = 32
 """Minimum side of a photo, in pixels."""
 
-ENOUGH = 1.5
-"""A JPEG may be scaled down while it is decoded, to this multiple of the prepared image at least.
-That takes half the time for 1 megapixel, and an eighth for 12."""
-
 THUMBNAIL = 160
 """Longest side of a thumbnail, in pixels."""
 
@@ -481,8 +477,8 @@ def prepared(
 
 
 def _enough(size: int) -> int:
-    """The pixels that each side of a photo needs for a prepared image of `size` pixels."""
-    return max(THUMBNAIL, round(ENOUGH * size))
+    """The pixels that each side of a JPEG keeps at least when it is scaled down in decoding."""
+    return max(THUMBNAIL, size)
 
 
 def decoded(file: File) -> UInt8[np.ndarray, "h w 3"]:
