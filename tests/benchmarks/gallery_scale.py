@@ -540,7 +540,10 @@ def _number(value: float | None, digits: int) -> str:
 
 
 def plot(results: Results, file: str) -> None:
-    """Draws build time, memory and p95 of the variants that reach the recall, by size."""
+    """Draws build time, memory and p95 of each variant by size.
+
+    Where a variant does not reach the recall, its best is drawn as a white marker with its recall.
+    """
     from matplotlib.backends.backend_agg import FigureCanvasAgg
     from matplotlib.figure import Figure
 
@@ -549,21 +552,29 @@ def plot(results: Results, file: str) -> None:
     figure = Figure(figsize=(13, 4.8), layout="constrained")
     FigureCanvasAgg(figure)
     axes = figure.subplots(1, 3)
-    for number, (name, label) in enumerate(LABELS.items()):
+    comparable = {name: label for name, label in LABELS.items() if name != "codes"}
+    for number, (name, label) in enumerate(comparable.items()):
         points: dict[int, dict[str, float]] = {}
         for photos in results.sizes():
-            best = cheapest(searches := results.of(photos, name))
-            if best is not None and (build := results.values.get(f"{photos}/{name}/build")):
+            searches = results.of(photos, name)
+            if searches and (build := results.values.get(f"{photos}/{name}/build")):
+                best = cheapest(searches) or max(searches, key=lambda x: searches[x]["recall"])
                 points[photos] = {**build, **searches[best]}
         for axis, quantity in zip(axes, panels, strict=True):
             drawn_at = [photos for photos, one in points.items() if quantity in one]
-            if drawn_at:
-                heights = [points[photos][quantity] for photos in drawn_at]
-                style = "--" if name.startswith("faiss") else "-"
-                axis.plot(
-                    drawn_at, heights, style, marker="osD^vPX<>"[number], color=f"C{number}",
-                    label=label,
-                )  # fmt: skip
+            if not drawn_at:
+                continue
+            heights = [points[photos][quantity] for photos in drawn_at]
+            color, marker = f"C{number}", "osD^vPX<>"[number]
+            style = "--" if name.startswith("faiss") else "-"
+            axis.plot(drawn_at, heights, style, marker=marker, color=color, label=label)
+            for photos, height in zip(drawn_at, heights, strict=True):
+                if (recall := points[photos]["recall"]) < RECALL:
+                    axis.plot(photos, height, marker, color=color, markerfacecolor="white")
+                    axis.annotate(
+                        f"recall {recall:.2f}", (photos, height), (-9, -3), ha="right",
+                        textcoords="offset points", fontsize=9,
+                    )  # fmt: skip
     for axis, (quantity, title) in zip(axes, panels.items(), strict=True):
         axis.set(xscale="log", yscale="log", xlabel="photos", title=title)
         axis.grid(True, which="major", alpha=0.3)
@@ -577,8 +588,8 @@ def plot(results: Results, file: str) -> None:
     }
     figure.legend(handles.values(), handles.keys(), loc="outside lower center", ncols=4)
     figure.suptitle(
-        f"Fastest setting with recall@{K} of at least {RECALL}; embeddings of width "
-        f"{results.about['width']}"
+        f"Fastest setting with recall@{K} of at least {RECALL}, or, in white, the one with the "
+        f"best recall; embeddings of width {results.about['width']}"
     )
     figure.savefig(file, dpi=120)
 
