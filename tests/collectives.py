@@ -30,8 +30,12 @@ class Collective(NamedTuple):
 
     @property
     def gathers_parameters(self) -> bool:
-        """Whether it is an all-gather by `sharding.gathered`."""
-        return self.kind == "all-gather" and self.source.endswith("sharding_constraint")
+        """Whether it is an all-gather by `sharding.gathered`.
+
+        jax 0.10 names the constraint as its source, and jax 0.12 the parameter.
+        """
+        named = self.source.endswith("sharding_constraint") or self.source.startswith("state[")
+        return self.kind == "all-gather" and named
 
 
 def collectives(program: str) -> Iterator[Collective]:

