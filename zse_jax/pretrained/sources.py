@@ -302,7 +302,7 @@ def _of_package(name: str) -> Path:
         ) from error
     # Also lists missing files, which `package.files` leaves out since Python 3.12.
     record = csv.reader((package.read_text("RECORD") or "").splitlines())
-    named = [row[0] for row in record if _named_as_weights(row[0])]
+    named = [row[0] for row in record if row and _named_as_weights(row[0])]
     weights = [Path(str(package.locate_file(x))) for x in named]
     if len(weights) != 1:
         found = f"several: {_some(list(map(str, weights)))}" if weights else "none"

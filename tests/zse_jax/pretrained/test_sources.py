@@ -71,7 +71,7 @@ def package(tmp_path, monkeypatch):
         about = tmp_path / "some_model-1.0.dist-info"
         about.mkdir()
         (about / "METADATA").write_text("Metadata-Version: 2.1\nName: some-model\nVersion: 1.0\n")
-        (about / "RECORD").write_text("".join(f"{name},,\n" for name in names))
+        (about / "RECORD").write_text("".join(f"{name},,\n" for name in names) + "\n")
         for name in names:
             (tmp_path / name).parent.mkdir(exist_ok=True)
             (tmp_path / name).write_bytes(WEIGHTS)
