@@ -10,11 +10,13 @@ written by
 
     zse_jax.save_pretrained("runs/default", "zse_jax/default_model", dtype="float16",
                             license="apache-2.0")
+
+and their calibration by
+
     python -m zse_jax.evaluation.calibration --checkpoint=runs/all --into=zse_jax/default_model
 
-where runs/all is a run of `:lite0` on the seen classes, with `frozen_blocks=0`. Training again
-gives an equivalent model, not the same bits: the order of floating-point sums depends on the
-machine and the versions of the packages.
+where runs/all is the first run of docs/results.md. Training again gives an equivalent model, whose
+weights are not equal to the bit.
 
 Published: none.
 """

@@ -21,6 +21,7 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 
 from tests.benchmarks.machine import describe
+from zse_jax.commands import HUGE_PAGES
 
 COMMANDS = (
     "metrics",
@@ -70,7 +71,7 @@ def run(only: Sequence[str], folders: Mapping[str, Sequence[str]], output: Path)
         name = next((name for name in folders if name in command), "")
         for folder in folders.get(name, [""]):
             commands.append([word.replace(name, folder) for word in command.split()])
-    environment = {"GLIBC_TUNABLES": "glibc.malloc.hugetlb=1", **os.environ}
+    environment = {**dict([HUGE_PAGES]), **os.environ}
     failed = 0
     with output.open("w") as file:
         file.write(f"{datetime.date.today()}; {describe(*PACKAGES)}\n")

@@ -191,6 +191,11 @@ def cheapest(searches: Mapping[str, Mapping[str, Any]], recall: float = RECALL) 
     return min(good, key=lambda name: good[name]["p95_ms"]) if good else None
 
 
+def most_accurate(searches: Mapping[str, Mapping[str, Any]]) -> str:
+    """The setting with the greatest recall."""
+    return max(searches, key=lambda name: searches[name]["recall"])
+
+
 def truth(queries: np.ndarray, parts: Iterable[tuple[int, np.ndarray]], k: int = K) -> np.ndarray:
     """The places of the `k` embeddings nearest to each query, nearest first.
 
@@ -520,7 +525,7 @@ def table(results: Results) -> str:
             if name == "codes":
                 best, note = next(iter(searches)), " (not comparable)"
             if best is None:
-                best, note = max(searches, key=lambda x: searches[x]["recall"]), " (best recall)"
+                best, note = most_accurate(searches), " (best recall)"
             one = searches[best]
             seconds, memory = build.get("seconds"), build.get("memory_gb")
             lines.append(
@@ -558,7 +563,7 @@ def plot(results: Results, file: str) -> None:
         for photos in results.sizes():
             searches = results.of(photos, name)
             if searches and (build := results.values.get(f"{photos}/{name}/build")):
-                best = cheapest(searches) or max(searches, key=lambda x: searches[x]["recall"])
+                best = cheapest(searches) or most_accurate(searches)
                 points[photos] = {**build, **searches[best]}
         for axis, quantity in zip(axes, panels, strict=True):
             drawn_at = [photos for photos, one in points.items() if quantity in one]

@@ -30,10 +30,13 @@ def test_an_album_of_two_classes(tmp_path, capsys):
                 image = np.full((240, 240, 3), ground, np.uint8)
                 draw(image, at)
                 cv2.imwrite(str(tmp_path / kind / name / f"{at[0]}.png"), image)
-    album.main([f"--photos={tmp_path / 'photos'}", f"--sketches={tmp_path / 'sketches'}"])
+    folders = [f"--photos={tmp_path / 'photos'}", f"--sketches={tmp_path / 'sketches'}"]
+    album.main(folders)
     lines = capsys.readouterr().out.splitlines()
     assert lines[1] == "4 sketches, 4 photos, 2 classes"
     # All photos are among the first 10, and half of them are right.
     assert lines[2] == "P@10 50.0, mean of classes 50.0 (circle 50, square 50)"
     assert lines[3].startswith("P@10 with expansion 50.0")
     assert lines[4].endswith("right 50 %") and "without the photos of their class" in lines[5]
+    album.main([*folders, "--whole"])
+    assert capsys.readouterr().out.splitlines() == lines, "only JPEGs are scaled down"
