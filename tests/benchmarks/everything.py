@@ -37,6 +37,7 @@ COMMANDS = (
     "gallery shortlist",
     "gallery shortlist --photos=1000000",
     "gallery build --checkpoint=default --rounds=2 --photos-in=ALBUM",
+    "gallery start --checkpoint=default --photos-in=ALBUM --rounds=5",
     "gallery scale --sizes=100000 --only=pq64,codes,faiss-pq64,add,reindex --sketches=50"
     " --output=SCRATCH",
     "page --photos=100000 --drawings=20",

@@ -3,6 +3,7 @@
     python -m tests.benchmarks.gallery shortlist [--photos=100000] [--width=512] [--sketches=20]
     python -m tests.benchmarks.gallery build --checkpoint=demo --photos-in=album [--count=3000]
     python -m tests.benchmarks.gallery build --untrained=Ti/16 --photos-in=album [--count=3000]
+    python -m tests.benchmarks.gallery start --checkpoint=default --photos-in=album
     python -m tests.benchmarks.gallery driver [--photos=100000]
     python -m tests.benchmarks.gallery scale [--photos=10000000] [--output=scale] [--plot=FILE.png]
 
@@ -15,6 +16,9 @@ measured in a separate process that opens the index and searches.
 `build` indexes photos with a checkpoint, and compares the time with that of the encoder alone on
 decoded photos; adds 1 % more; and searches with drawn sketches, embeddings and pair scores.
 Encoding and building alternate over --rounds.
+
+`start` measures one search in a fresh process, with an index that exists and compiled programs on
+disk, and a process that only imports the packages that it needs. They alternate over --rounds.
 
 `driver` measures what the process that builds an index keeps in memory for each photo: of those in
 the index, and of those that are listed to be sent to the workers of a Ray cluster. Names have 60
@@ -35,6 +39,7 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+from PIL import Image
 
 from tests.benchmarks.machine import describe
 
@@ -236,6 +241,39 @@ def build(options: argparse.Namespace) -> None:
         shutil.rmtree(folder)
 
 
+def start(options: argparse.Namespace) -> None:
+    """Compares a search in a fresh process with its imports."""
+    from data_pipelines.builders.doodles import generation
+
+    print(describe("jax", "lancedb"))
+    folder = Path(tempfile.mkdtemp(dir=options.scratch))
+    try:
+        Image.fromarray(generation.render("house", 0, "sketch")).save(folder / "house.png")
+        search = (
+            *("-m", "zse_jax.gallery.search", f"--photos={options.photos_in}"),
+            *(f"--index={folder / 'index'}", f"--sketch={folder / 'house.png'}"),
+            f"--checkpoint={options.checkpoint}",
+        )
+        programs = {
+            "search": search,
+            "imports": ("-c", "import jax, flax.nnx, optax, orbax.checkpoint, lancedb"),
+        }
+        seconds: dict[str, list[float]] = {name: [] for name in programs}
+        for number in range(options.rounds + 1):  # the first builds the index and compiles
+            for name, words in programs.items():
+                began = time.perf_counter()
+                subprocess.run([sys.executable, *words], check=True, capture_output=True)
+                if number:
+                    seconds[name].append(time.perf_counter() - began)
+        a, b = (statistics.median(seconds[name]) for name in programs)
+        print(
+            f"medians of {options.rounds}: a search in a fresh process {a:.2f} s; imports of jax, "
+            f"flax, optax, orbax and LanceDB alone {b:.2f} s, ratio {a / b:.2f}"
+        )
+    finally:
+        shutil.rmtree(folder)
+
+
 def driver(options: argparse.Namespace) -> None:
     """Memory of a process that builds an index, per photo."""
     import os
@@ -276,7 +314,9 @@ def driver(options: argparse.Namespace) -> None:
 def main() -> None:
     """The command line."""
     parser = argparse.ArgumentParser(description=__doc__.split("\n")[0])
-    parser.add_argument("what", choices=["shortlist", "build", "driver", "scale", "memory"])
+    parser.add_argument(
+        "what", choices=["shortlist", "build", "start", "driver", "scale", "memory"]
+    )
     parser.add_argument("--photos", type=int, default=100_000)
     parser.add_argument("--width", type=int, default=512)
     parser.add_argument("--sketches", type=int, help="default: 20; for `scale`, 100")
@@ -308,7 +348,9 @@ def main() -> None:
 
         gallery_scale.main(options)
     else:
-        {"shortlist": shortlist, "build": build, "driver": driver}[options.what](options)
+        {"shortlist": shortlist, "build": build, "start": start, "driver": driver}[options.what](
+            options
+        )
 
 
 if __name__ == "__main__":

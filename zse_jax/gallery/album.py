@@ -13,7 +13,8 @@ from absl import flags
 
 from zse_jax.checkpoints import reading
 from zse_jax.gallery import index as index_
-from zse_jax.gallery.photos import INCLUDE_HIDDEN, Places, absolute, listed
+from zse_jax.gallery.loaded import Checkpoint, Loaded, load
+from zse_jax.gallery.photos import INCLUDE_HIDDEN, Found, Places, absolute, listed
 from zse_jax.runtime.cache import cache_folder
 
 
@@ -36,11 +37,11 @@ def place(photos: Places, checkpoint: str | os.PathLike | None = None) -> Path:
         ) from error
 
 
-def discard_other(index: Path, checkpoint: str | os.PathLike | None) -> None:
+def discard_other(index: Path, checkpoint: Loaded) -> None:
     """Deletes an index that this project keeps for a user, if it is of other weights."""
     if index.exists():
         try:
-            index_.open(index).retriever(checkpoint)
+            index_.open(index).load(checkpoint)
         except (ValueError, FileNotFoundError):
             shutil.rmtree(index)
 
@@ -51,23 +52,29 @@ def opened(
     index: str | os.PathLike | None = None,
     *,
     include_hidden: bool = False,
-) -> str | os.PathLike:
+) -> tuple[str | os.PathLike, Loaded]:
     """The index of these photos, made or updated with a progress bar; prints what changed.
 
     An index in the cache folder that was made by another version of the checkpoint is made again.
 
+    Returns:
+      The location of the index, and its checkpoint.
+
     Raises:
       OSError, ValueError: as `place` and `index.sync`.
     """
-    where = index
-    if where is None:
-        where = place(photos, checkpoint)
-        discard_other(where, checkpoint)
+    Found(photos, include_hidden)  # a wrong name is an error before a checkpoint is read
+    if index is None:
+        index = place(photos, checkpoint)
+        loaded = load(checkpoint or reading.DEFAULT)
+        discard_other(index, loaded)
+    else:
+        loaded = index_.checkpoint_of(index, checkpoint)
     changes, removed = index_.sync(
-        photos, where, checkpoint, include_hidden=include_hidden, progress=True
+        photos, index, loaded, include_hidden=include_hidden, progress=True
     )
-    index_.show(changes, removed, place=os.fspath(where))
-    return where
+    index_.show(changes, removed, place=os.fspath(index))
+    return index, loaded
 
 
 def define_flags(options: flags.FlagValues) -> None:
@@ -84,8 +91,8 @@ def define_flags(options: flags.FlagValues) -> None:
     flags.DEFINE_string("checkpoint", None, help_, options)
 
 
-def from_flags(options: flags.FlagValues) -> str | os.PathLike:
-    """The index that the flags of `define_flags` name.
+def from_flags(options: flags.FlagValues) -> tuple[str | os.PathLike, Checkpoint | None]:
+    """The index and its checkpoint that the flags of `define_flags` name.
 
     Raises:
       OSError, ValueError: as `opened`; or neither photos nor an index are named.
@@ -104,4 +111,4 @@ def from_flags(options: flags.FlagValues) -> str | os.PathLike:
             "--photos is missing: name a folder of photos, such as --photos=~/Pictures, or an "
             "index of them, such as --index=my-index. See --help."
         )
-    return options.index
+    return options.index, options.checkpoint

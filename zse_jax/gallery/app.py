@@ -25,6 +25,7 @@ from absl import flags
 from zse_jax.gallery import album
 from zse_jax.gallery import index as indexes
 from zse_jax.gallery.app_backend import Backend, template_html, template_text
+from zse_jax.gallery.loaded import Checkpoint
 from zse_jax.gallery.search import EXPAND, Searcher
 from zse_jax.runtime import cli
 from zse_jax.runtime.console import say
@@ -126,7 +127,7 @@ def create(backend: Backend) -> Any:
 
 def launch(
     index: str | os.PathLike,
-    checkpoint: str | os.PathLike | None = None,
+    checkpoint: Checkpoint | None = None,
     *,
     k: int = 24,
     host: str = "127.0.0.1",
@@ -139,7 +140,7 @@ def launch(
 
     Args:
       index: the location of the index.
-      checkpoint: current location of its checkpoint; None: the recorded location.
+      checkpoint: of the index: its current location, or itself; None: the recorded location.
       k: number of photos to show.
       host: the address to listen on; 127.0.0.1 is not reachable from other machines.
       port: None: the first free port from 7860.
@@ -249,9 +250,10 @@ def define_flags(options: flags.FlagValues, argv: Sequence[str]) -> None:
 def main(options: flags.FlagValues) -> None:
     """Serves the page until Ctrl-C."""
     _check_place(options.host, options.port)
+    index, checkpoint = album.from_flags(options)
     launch(
-        album.from_flags(options),
-        options.checkpoint,
+        index,
+        checkpoint,
         k=options.k,
         host=options.host,
         port=options.port,

@@ -15,6 +15,7 @@ from absl import flags
 from data_pipelines import loading, paths, splits
 from zse_jax.checkpoints import reading
 from zse_jax.gallery import album, app, index
+from zse_jax.gallery.loaded import Checkpoint, load
 from zse_jax.runtime import cli
 
 DATA = "doodles"
@@ -39,9 +40,7 @@ def write_photos(folder: str | os.PathLike, per_class: int | None = None) -> int
     return len(chosen)
 
 
-def build(
-    checkpoint: str | os.PathLike, folder: str | os.PathLike, per_class: int | None = None
-) -> Path:
+def build(checkpoint: Checkpoint, folder: str | os.PathLike, per_class: int | None = None) -> Path:
     """Writes photos and their index to `folder`; returns the location of the index.
 
     Replaces an index of another checkpoint.
@@ -58,8 +57,9 @@ def build(
     folder = paths.local(folder, "--folder")
     photos, where = folder / "photos", folder / "index"
     write_photos(photos, per_class)
-    album.discard_other(where, checkpoint)
-    index.build(photos=[photos], index=where, checkpoint=checkpoint, progress=True)
+    loaded = load(checkpoint)
+    album.discard_other(where, loaded)
+    index.build(photos=[photos], index=where, checkpoint=loaded, progress=True)
     return where
 
 
@@ -75,8 +75,11 @@ def define_flags(options: flags.FlagValues, argv: Sequence[str]) -> None:
 def main(options: flags.FlagValues) -> None:
     """Builds the index if necessary, and serves the page until Ctrl-C."""
     folder = options.folder or reading.absolute(options.checkpoint) / "app"
-    where = build(options.checkpoint, folder)
-    app.launch(where, host=options.host, port=options.port, share=False, block=True, quiet=True)
+    checkpoint = load(options.checkpoint)
+    where = build(checkpoint, folder)
+    app.launch(
+        where, checkpoint, host=options.host, port=options.port, share=False, block=True, quiet=True
+    )
 
 
 if __name__ == "__main__":

@@ -16,6 +16,7 @@ INDEX can be in a bucket (s3://, gs://, az://). From Python:
     gallery = index.open("my-index")
 """
 
+import contextlib
 import functools
 import logging
 import os
@@ -33,13 +34,12 @@ from data_pipelines.suggestions import counted, suggest
 from zse_jax.checkpoints import reading
 from zse_jax.gallery import cluster, ingest, tables, watching
 from zse_jax.gallery import photos as photos_
-from zse_jax.gallery.encoder import CompiledEncoder
 from zse_jax.gallery.ingest import Changes
+from zse_jax.gallery.loaded import Checkpoint, Loaded, load
 from zse_jax.gallery.photos import File, Found, Places, absolute, in_bucket, listed, path_of, within
 from zse_jax.gallery.tables import REFUSED, Tables
 from zse_jax.gallery.verifying import Verification
 from zse_jax.gallery.verifying import verify as verify
-from zse_jax.retrieval.encoding import fingerprint
 from zse_jax.retrievers.base import Encoder
 from zse_jax.runtime import cli, consistency
 from zse_jax.runtime.console import say
@@ -161,11 +161,15 @@ class Index:
         """
         return path_of(self.tables.by_id(photo, ["file"])["file"])
 
-    def retriever(self, checkpoint: str | os.PathLike | None = None) -> Encoder:
-        """Loads the system of this index.
+    def retriever(self, checkpoint: Checkpoint | None = None) -> Encoder:
+        """Loads the system of this index; arguments and errors as `load`."""
+        return self.load(checkpoint).retriever
+
+    def load(self, checkpoint: Checkpoint | None = None) -> Loaded:
+        """Reads the checkpoint of this index.
 
         Args:
-          checkpoint: current location of its checkpoint; None: the recorded location.
+          checkpoint: its current location, or itself; None: the recorded location.
 
         Raises:
           FileNotFoundError, ValueError: the checkpoint does not exist, or is another one.
@@ -173,7 +177,7 @@ class Index:
         about = self.tables.about
         place = checkpoint or reading.place_of(about["checkpoint"], about["step"])
         try:
-            retriever = reading.load(place)
+            loaded = load(place)
         except FileNotFoundError as error:
             if checkpoint is not None:
                 raise
@@ -181,8 +185,8 @@ class Index:
                 f"The checkpoint of the index {self.uri} no longer exists at {place}: give its new "
                 "location, for example --checkpoint=runs/sketchy."
             ) from error
-        _check(self.tables, fingerprint(retriever), place)
-        return retriever
+        _check(self.tables, loaded)
+        return loaded
 
 
 def open(index: str | os.PathLike) -> Index:
@@ -197,7 +201,7 @@ def open(index: str | os.PathLike) -> Index:
 def build(
     photos: Places,
     index: str | os.PathLike,
-    checkpoint: str | os.PathLike | None = None,
+    checkpoint: Checkpoint | None = None,
     *,
     features: bool | None = None,
     include_hidden: bool = False,
@@ -234,19 +238,17 @@ def build(
     if engine == "ray":
         cluster.start(address)
     uri, found = tables.located(index), Found(photos, include_hidden)
-    table, encoder = _prepared(uri, checkpoint, features)
+    table, loaded = _prepared(uri, checkpoint, features)
     with table.writing():
-        return _added(table, encoder, found, progress, _ray(table, encoder, checkpoint, engine))
+        return _added(table, loaded, found, progress, _ray(table, loaded, engine))
 
 
-def _ray(
-    table: Tables, encoder: CompiledEncoder, checkpoint: str | os.PathLike | None, engine: str
-) -> ingest.Engine | None:
+def _ray(table: Tables, loaded: Loaded, engine: str) -> ingest.Engine | None:
     """The engine "ray" for an index; None for the other one."""
     if engine != "ray":
         return None
-    about, retriever = table.about, encoder.retriever
-    place = reading.absolute(checkpoint or about["checkpoint"])
+    about, retriever = table.about, loaded.retriever
+    place = reading.absolute(loaded.place)
     job = cluster.Job(
         reading.place_of(place, about["step"]), about["fingerprint"], retriever.image_size,
         retriever.preprocessing, about["features"], table.fragment_writer(),
@@ -255,33 +257,31 @@ def _ray(
 
 
 def _prepared(
-    uri: str, checkpoint: str | os.PathLike | None, features: bool | None
-) -> tuple[Tables, CompiledEncoder]:
-    """The tables of a new or an existing index, and its encoder; arguments as for `build`."""
-    if checkpoint is None:
-        checkpoint = _recorded(uri) or reading.DEFAULT
-    step, retriever = reading.load_step(checkpoint)
-    encoder = CompiledEncoder(retriever)
-    config = reading.read_config(checkpoint)
+    uri: str, checkpoint: Checkpoint | None, features: bool | None
+) -> tuple[Tables, Loaded]:
+    """The tables of a new or an existing index, and its checkpoint; arguments as for `build`."""
+    loaded = checkpoint_of(uri, checkpoint)
+    config, encoder = reading.config_of(loaded.retriever), loaded.encoder
+    assert config is not None, "it was read"
     about = {
-        "checkpoint": os.fspath(reading.absolute(checkpoint)),
-        "step": step,
-        "fingerprint": fingerprint(retriever),
+        "checkpoint": os.fspath(reading.absolute(loaded.place)),
+        "step": loaded.step,
+        "fingerprint": loaded.fingerprint,
         "code": consistency.code_digest(*consistency.FEATURE_CODE),
         "system": config.model.system,
-        "image_size": retriever.image_size,
+        "image_size": loaded.retriever.image_size,
         "features": encoder.item_bytes <= FEATURES_UP_TO if features is None else features,
     }
     with tables.locked(uri):
         table = Tables.create(uri, about, encoder.width)
-    _check(table, about["fingerprint"], checkpoint)
-    return table, encoder
+    _check(table, loaded)
+    return table, loaded
 
 
 def sync(
     photos: Places,
     index: str | os.PathLike,
-    checkpoint: str | os.PathLike | None = None,
+    checkpoint: Checkpoint | None = None,
     *,
     features: bool | None = None,
     include_hidden: bool = False,
@@ -302,16 +302,14 @@ def sync(
         photos in one of the places exists any more (then its disk is probably not mounted).
     """
     uri, found = tables.located(index), Found(photos, include_hidden)
-    table, encoder = _prepared(uri, checkpoint, features)
-    return _synced(table, encoder, found, progress)
+    table, loaded = _prepared(uri, checkpoint, features)
+    return _synced(table, loaded, found, progress)
 
 
-def _synced(
-    table: Tables, encoder: CompiledEncoder, found: Found, progress: bool
-) -> tuple[Changes, int]:
+def _synced(table: Tables, loaded: Loaded, found: Found, progress: bool) -> tuple[Changes, int]:
     """Adds and removes photos, as `sync`."""
     with table.writing():
-        changes = _added(table, encoder, found, progress)
+        changes = _added(table, loaded, found, progress)
         places = [str(place) for place in found.places]
         removed = _removed(table, *_gone(table, places)) if changes.gone else 0
     return changes._replace(gone=0), removed
@@ -320,7 +318,7 @@ def _synced(
 def watch(
     photos: Places,
     index: str | os.PathLike,
-    checkpoint: str | os.PathLike | None = None,
+    checkpoint: Checkpoint | None = None,
     *,
     features: bool | None = None,
     include_hidden: bool = False,
@@ -345,14 +343,14 @@ def watch(
             "Photos in a bucket cannot be watched, because a bucket does not report changes: run "
             "`sync` at intervals instead."
         )
-    table, encoder = _prepared(uri, checkpoint, features)
-    show(*_synced(table, encoder, found, progress), place=uri)
+    table, loaded = _prepared(uri, checkpoint, features)
+    show(*_synced(table, loaded, found, progress), place=uri)
     changed = watching.ChangeTimes()
 
     def update() -> None:
         try:
             found = Found(photos, include_hidden)
-            changes, removed = _synced(table, encoder, found, False)
+            changes, removed = _synced(table, loaded, found, False)
         except BlockingIOError:  # another process is writing
             changed.add(time.monotonic())
         except (OSError, ValueError) as error:
@@ -373,7 +371,7 @@ def watch(
 def add(
     index: str | os.PathLike,
     photos: Places,
-    checkpoint: str | os.PathLike | None = None,
+    checkpoint: Checkpoint | None = None,
     *,
     include_hidden: bool = False,
     progress: bool = False,
@@ -391,9 +389,9 @@ def add(
       FileNotFoundError, BlockingIOError, ValueError: as `build`.
     """
     gallery, found = Index(index), Found(photos, include_hidden)
-    encoder = CompiledEncoder(gallery.retriever(checkpoint))
+    loaded = gallery.load(checkpoint)
     with gallery.tables.writing():
-        return _added(gallery.tables, encoder, found, progress)
+        return _added(gallery.tables, loaded, found, progress)
 
 
 def remove(index: str | os.PathLike, photos: Places = ()) -> int:
@@ -430,25 +428,34 @@ def _removed(table: Tables, ids: list[str], refused: list[str]) -> int:
     return len(ids)
 
 
-def _recorded(uri: str) -> str | None:
-    """The checkpoint of the index at `uri`; None if there is no index."""
-    try:
-        about = Tables(uri).about
-    except FileNotFoundError:
-        return None
-    return reading.place_of(about["checkpoint"], about["step"])
+def checkpoint_of(index: str | os.PathLike, checkpoint: Checkpoint | None = None) -> Loaded:
+    """Reads the checkpoint of an index that may not exist yet.
+
+    Args:
+      index: its location.
+      checkpoint: None: the recorded one, or for a new index the model of this package.
+
+    Raises:
+      FileNotFoundError, ValueError: as `zse_jax.load`; or the index is damaged.
+    """
+    if checkpoint is None:
+        checkpoint = reading.DEFAULT
+        with contextlib.suppress(FileNotFoundError):
+            about = Tables(index).about
+            checkpoint = reading.place_of(about["checkpoint"], about["step"])
+    return load(checkpoint)
 
 
 def _added(
     table: Tables,
-    encoder: CompiledEncoder,
+    loaded: Loaded,
     found: Found,
     progress: bool,
     engine: ingest.Engine | None = None,
 ) -> Changes:
     keep = table.about["features"]
     changes = ingest.add(
-        table, encoder, found, keep_features=keep, progress=progress, engine=engine
+        table, loaded.encoder, found, keep_features=keep, progress=progress, engine=engine
     )
     if changes.added or changes.updated:
         prepare(table)
@@ -492,12 +499,12 @@ def _gone(table: Tables, places: Places | None = None) -> tuple[list[str], list[
     return [*out], [one for one, file in refused.items() if is_gone(file)]
 
 
-def _check(table: Tables, found: str, checkpoint: str | os.PathLike) -> None:
-    about = table.about
+def _check(table: Tables, loaded: Loaded) -> None:
+    about, found = table.about, loaded.fingerprint
     if found != about["fingerprint"]:
         raise ValueError(
             f"The index {table.uri} belongs to another checkpoint: {about['checkpoint']}, step "
-            f"{about['step']} (weights {about['fingerprint'][:8]}); {checkpoint} has the weights "
+            f"{about['step']} (weights {about['fingerprint'][:8]}); {loaded.place} has the weights "
             f"{found[:8]}. Embeddings of different weights cannot be compared: give the index's "
             "checkpoint, or build another index."
         )

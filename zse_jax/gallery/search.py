@@ -22,7 +22,6 @@ import contextlib
 import dataclasses
 import functools
 import json
-import os
 import sys
 import threading
 import time
@@ -43,9 +42,9 @@ from zse_jax.checkpoints import reading
 from zse_jax.explain import pages
 from zse_jax.explain.correspondence import Explainer
 from zse_jax.gallery import album, filters, photos, sketch_input
-from zse_jax.gallery.encoder import CompiledEncoder
 from zse_jax.gallery.filters import EVERYTHING, Filter
 from zse_jax.gallery.index import Index
+from zse_jax.gallery.loaded import Checkpoint
 from zse_jax.gallery.results import Hit, Results, to_html, to_json
 from zse_jax.gallery.shortlist import EXPANDED_AMONG, Shortlister
 from zse_jax.gallery.sketch_input import Prepared, Sketch, SketchError
@@ -102,15 +101,20 @@ class Searcher:
       reranks: whether the system scores pairs.
     """
 
-    def __init__(self, gallery: Index, checkpoint: str | os.PathLike | None = None):
-        """Loads the checkpoint named in the index, or the same one from `checkpoint`.
+    def __init__(self, gallery: Index, checkpoint: Checkpoint | None = None):
+        """Loads the checkpoint of the index.
+
+        Args:
+          gallery: the index.
+          checkpoint: its current location, or itself; None: the recorded location.
 
         Raises:
           FileNotFoundError, ValueError: the checkpoint does not exist, is another one, or is
             damaged.
         """
         self.gallery = gallery
-        self.retriever = gallery.retriever(checkpoint)
+        loaded = gallery.load(checkpoint)
+        self.retriever = loaded.retriever
         kinds = self.retriever.rankings
         self._names = {
             "shortlist": next((n for n, kind in kinds.items() if kind == "embedding"), "embedding"),
@@ -118,7 +122,7 @@ class Searcher:
         }
         self.reranks = bool(self._names["rerank"])
         self._calibration = calibration.of_record(reading.record_of(self.retriever))
-        self._encoder = CompiledEncoder(self.retriever)
+        self._encoder = loaded.encoder
         self._explainer: Explainer | None = None
         self._cache: collections.OrderedDict[int, Features] = collections.OrderedDict()
         self._lock = threading.Lock()
@@ -440,7 +444,8 @@ def main(options: flags.FlagValues) -> None:
         sketch_input.existing(sketches[0])  # before the photos are indexed
     where = filters.from_flags(options)
     with contextlib.redirect_stdout(sys.stderr if options.interactive else sys.stdout):
-        searcher = Searcher(Index(album.from_flags(options)), options.checkpoint)
+        index, checkpoint = album.from_flags(options)
+        searcher = Searcher(Index(index), checkpoint)
     if options.explain and not isinstance(searcher.retriever, Explainable):
         raise ValueError(
             f"--explain: {type(searcher.retriever).__name__} compares whole images and has no "

@@ -214,8 +214,8 @@ def test_a_killed_driver_resumes(ray, album, zse, local, tmp_path):
 
 
 def test_errors_of_workers_are_reported(ray, album, zse, tmp_path, monkeypatch):
-    table, encoder = index._prepared(str(tmp_path / "index"), zse, None)
-    job = index._ray(table, encoder, zse, "ray").keywords["job"]
+    table, loaded = index._prepared(str(tmp_path / "index"), zse, None)
+    job = index._ray(table, loaded, "ray").keywords["job"]
     work = cluster.Work(cluster.photos.Candidate(album / "00.png", 1, 1), "0" * 24, False)
     for changed, message in (
         ({"checkpoint": str(tmp_path / "nothing")}, "nothing"),
