@@ -25,6 +25,7 @@ measured is skipped. --plot draws the results that exist, and measures nothing.
 """
 
 import argparse
+import dataclasses
 import datetime
 import json
 import os
@@ -34,7 +35,6 @@ import sys
 import time
 import warnings
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
-from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -60,7 +60,7 @@ _PROBES = (32, 64, 128, 256)
 _GOALS = {"p95_ms": 100, "memory_gb": 4}
 
 
-@dataclass(frozen=True)
+@dataclasses.dataclass(frozen=True)
 class Variant:
     """An index and the settings of its searches.
 
@@ -69,23 +69,29 @@ class Variant:
       settings: of the searches.
       bytes: of the index, per photo of width 512 (an estimate).
       sub_vectors: of a product quantiser.
+      factor: partitions, relative to the square root of the number of photos.
+      training: how the partitions are trained; empty: LanceDB's default, 256 photos a partition and
+        at most 50 iterations.
     """
 
     kind: str
     settings: tuple[dict[str, int], ...]
     bytes: int
     sub_vectors: int = 0
+    factor: int = 1
+    training: Mapping[str, int] = dataclasses.field(default_factory=dict)
 
     def arguments(self, photos: int, width: int) -> dict[str, int]:
         """Arguments of the index."""
-        found = {"num_partitions": self.partitions(photos)}
+        found = {"num_partitions": self.partitions(photos), **self.training}
         if self.sub_vectors:
             found["num_sub_vectors"] = min(self.sub_vectors, width // 4)
         return found
 
     def partitions(self, photos: int) -> int:
-        """The number of partitions: as the product's, or one for each 2^20 photos of a graph."""
-        return max(1, round(photos / 2**20 if "Hnsw" in self.kind else photos**0.5))
+        """The number of partitions; of a graph, one for each 2^20 photos."""
+        most = photos / 2**20 if "Hnsw" in self.kind else self.factor * photos**0.5
+        return max(1, round(most))
 
 
 def _probed(refinements: Sequence[int]) -> tuple[dict[str, int], ...]:
@@ -103,6 +109,9 @@ def _graph(refinements: Sequence[int]) -> tuple[dict[str, int], ...]:
 VARIANTS = {
     "flat": Variant("IvfFlat", _probed([0]), 2048),
     "pq64": Variant("IvfPq", _probed([2, 5, 10]), 72, 64),
+    "pq64-4": Variant(
+        "IvfPq", _probed([2, 5, 10]), 72, 64, 4, {"sample_rate": 32, "max_iterations": 20}
+    ),
     "pq128": Variant("IvfPq", _probed([2, 5, 10]), 136, 128),
     "rq": Variant("IvfRq", _probed([2, 5, 10]), 90),
     "hnsw-sq": Variant("HnswSq", _graph([1, 2]), 720),
@@ -117,6 +126,7 @@ PARTS = ("reindex", "add")
 LABELS = {
     "flat": "LanceDB IVF-Flat (the product's)",
     "pq64": "LanceDB IVF-PQ, 64 bytes",
+    "pq64-4": "LanceDB IVF-PQ, 64 bytes, 4 √N partitions",
     "pq128": "LanceDB IVF-PQ, 128 bytes",
     "rq": "LanceDB IVF-RaBitQ, 1 bit",
     "hnsw-sq": "LanceDB HNSW-SQ",

@@ -38,6 +38,7 @@ from zse_jax.retrieval import scoring
 from zse_jax.retrievers.zse import ZSE
 
 TOKENS, IMAGE, ANCHORS, ANCHOR_WIDTH = 197, 224, 49, 512
+PRODUCTS = "float32", "bfloat16", "int8"  # of matrices, for comparison
 POOLED = 1 + ANCHORS  # tokens of `ZSE.with_pooled_tokens`
 
 # Sketches and photos of the full test sets.
@@ -114,14 +115,20 @@ def times(sides: dict[str, Callable[[], object]], rounds: int) -> dict[str, np.n
 
 
 def matrix_products(dtype: str) -> tuple[Callable[[], object], float]:
-    """Products of square matrices on the device, and their FLOP."""
+    """Products of square matrices on the device, and their FLOP. Of int8, the sums are int32."""
     accelerator = jax.default_backend() != "cpu"
     size, count = (8192, 50) if accelerator else (2048, 20)
-    a, b = (jax.random.normal(jax.random.key(i), (size, size), dtype) / size**0.5 for i in range(2))
+    a, b = (jax.random.normal(jax.random.key(i), (size, size)) / size**0.5 for i in range(2))
+    sums = jnp.int32 if dtype == "int8" else dtype
 
     @jax.jit
     def run(a, b):
-        return jax.lax.fori_loop(0, count, lambda _, x: x @ b, a)
+        def product(_, x):
+            return jax.lax.dot(x, b, preferred_element_type=sums).astype(dtype)
+
+        return jax.lax.fori_loop(0, count, product, a)
+
+    a, b = ((100 * x if dtype == "int8" else x).astype(dtype) for x in (a, b))
 
     return functools.partial(run, a, b), 2 * size**3 * count
 
@@ -267,16 +274,19 @@ def sides_of(variant: Variant, options: argparse.Namespace) -> dict[str, Side]:
 def report(variant: Variant, options: argparse.Namespace) -> None:
     """Measures and prints pairs, images and projections."""
     sides = sides_of(variant, options)
-    products, product_flop = matrix_products(options.dtype)
+    products = {dtype: matrix_products(dtype) for dtype in (options.dtype, *PRODUCTS)}
     seconds = times(
-        {"products": products} | {name: side.run for name, side in sides.items()}, options.rounds
+        {dtype: run for dtype, (run, _) in products.items()}
+        | {name: side.run for name, side in sides.items()},
+        options.rounds,
     )
-    rates = product_flop / seconds["products"]  # By wall and CPU seconds.
-    low, high = rates[:, 0].min() / 1e9, rates[:, 0].max() / 1e9
-    print(
-        f"matrix products, {options.dtype}: {np.median(rates[:, 0]) / 1e9:.0f} GFLOP/s "
-        f"({low:.0f} to {high:.0f} over {options.rounds} rounds)"
-    )
+    for dtype, (_, flop) in products.items():
+        rates = flop / seconds[dtype][:, 0] / 1e9
+        print(
+            f"matrix products, {dtype}: {np.median(rates):.0f} GFLOP/s "
+            f"({rates.min():.0f} to {rates.max():.0f} over {options.rounds} rounds)"
+        )
+    rates = products[options.dtype][1] / seconds[options.dtype]  # by wall and CPU seconds
     print(
         f"{variant.pair_flop() / 1e9:.3f} GFLOP a pair; not counted: "
         f"{variant.projection_flop() / 1e9:.3f} to project an image; "
