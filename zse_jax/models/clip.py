@@ -19,6 +19,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 from flax import nnx
+from jax.typing import DTypeLike
 from jaxtyping import Array, Bool, Float, Int, Int32
 
 from zse_jax.models.layers import Linear, gelu, layer_norm, linear, patches, torch_uniform
@@ -293,7 +294,7 @@ class CLIP(nnx.Module):
         self,
         sizes: CLIPSizes = CLIPSizes(),
         *,
-        dtype: jnp.dtype = jnp.float32,
+        dtype: DTypeLike = jnp.float32,
         rngs: nnx.Rngs,
     ):
         """Random parameters; `zse_jax.pretrained.openai_clip.load` loads the published ones.

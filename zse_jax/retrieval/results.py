@@ -158,7 +158,7 @@ class Evaluation:
         _, counts = np.unique(
             self.photo_labels[np.isin(self.photo_labels, self.sketch_labels)], return_counts=True
         )
-        depth = {"P": counts.max(initial=0), "mAP": self.gallery - 1}
+        depth = {"P": int(np.max(counts, initial=0)), "mAP": self.gallery - 1}
         parts = {name: name.partition("@")[::2] for name in self.metrics}
         return tuple(
             name

@@ -16,6 +16,7 @@ from typing import Any, ClassVar, Literal
 import jax
 import jax.numpy as jnp
 from flax import nnx
+from jax.typing import DTypeLike
 from jaxtyping import Array, Float, Int, Num, UInt8
 
 from zse_jax.losses import (
@@ -142,7 +143,7 @@ class ClipPrompt(Retriever, Explainable):
         delta_weight: float = 0.1,
         shuffle_weight: float = 1.0,
         hardest_negative: bool = True,
-        dtype: jnp.dtype = jnp.float32,
+        dtype: DTypeLike = jnp.float32,
         rngs: nnx.Rngs,
     ):
         """Random weights; `pretrained.openai_clip.load` loads CLIP's.

@@ -12,6 +12,7 @@ from typing import Any, Literal, get_args
 
 import jax.numpy as jnp
 from flax import nnx
+from jax.typing import DTypeLike
 from ml_collections import ConfigDict
 
 from zse_jax.models.rematerialisation import rematerialise
@@ -151,7 +152,7 @@ def system(name: object) -> System:
 def create(
     config: Mapping[str, Any] | ConfigDict,
     *,
-    dtype: str | jnp.dtype = jnp.float32,
+    dtype: DTypeLike = jnp.float32,
     remat: str = "none",
     rngs: nnx.Rngs,
 ) -> Retriever:

@@ -14,6 +14,7 @@ from typing import Any, ClassVar, Literal, NamedTuple, get_args
 import jax
 import jax.numpy as jnp
 from flax import nnx
+from jax.typing import DTypeLike
 from jaxtyping import Array, Float, Num, UInt8
 
 from zse_jax.losses import euclidean_triplet, relation_mse, supervised_contrastive
@@ -113,7 +114,7 @@ class ZSE(Retriever, Explainable):
         relation_weight: float = 4.0,
         contrastive_weight: float = 0.0,
         temperature: float = 0.1,
-        dtype: jnp.dtype = jnp.float32,
+        dtype: DTypeLike = jnp.float32,
         rngs: nnx.Rngs,
     ):
         """Builds the network; every default is the published value.
@@ -142,6 +143,7 @@ class ZSE(Retriever, Explainable):
         Raises:
           ValueError: sizes that are not compatible, or settings that the backbone does not have.
         """
+        dtype = jnp.dtype(dtype)
         if map_norm not in get_args(layers.MapNorm):
             raise ValueError(
                 f"config.model.map_norm={map_norm!r}: choose one of "
