@@ -1,6 +1,7 @@
 """One walker for every folder of a user, and one list of the names that are not the user's."""
 
 import os
+from pathlib import Path
 
 import pytest
 
@@ -66,14 +67,14 @@ def test_folders_of_any_depth_are_walked(tmp_path):
 
 def test_a_folder_that_cannot_be_opened_is_reported(tmp_path, monkeypatch):
     trees.write(tmp_path, ["a/1.jpg", "b/2.jpg"])
-    listdir = os.listdir
+    iterdir = Path.iterdir
 
     def closed(path):
-        if str(path).endswith("a"):
+        if path.name == "a":
             raise PermissionError(13, "Permission denied", str(path))
-        return listdir(path)
+        return iterdir(path)
 
-    monkeypatch.setattr(os, "listdir", closed)
+    monkeypatch.setattr(Path, "iterdir", closed)
     first, second = files.walk(tmp_path)
     assert (first.kind, first.reason) == (
         "closed",

@@ -6,6 +6,7 @@ import os
 import struct
 import subprocess
 import sys
+from pathlib import Path
 
 import numpy as np
 import pillow_heif
@@ -138,14 +139,14 @@ def test_a_folder_without_read_permission_is_reported(album):
 
 
 def test_a_folder_that_cannot_be_opened_is_reported(album, monkeypatch):
-    listdir = os.listdir
+    iterdir = Path.iterdir
 
     def closed(path):
-        if str(path).endswith("deep"):
+        if path.name == "deep":
             raise PermissionError(13, "Permission denied", str(path))
-        return listdir(path)
+        return iterdir(path)
 
-    monkeypatch.setattr(os, "listdir", closed)
+    monkeypatch.setattr(Path, "iterdir", closed)
     found = photos.find([album])
     assert len(found.files) == 4
     assert found.refused == [(album / "deep", "the folder cannot be opened: Permission denied")]
