@@ -118,8 +118,11 @@ def matrix_products(dtype: str) -> tuple[Callable[[], object], float]:
     """Products of square matrices on the device, and their FLOP. Of int8, the sums are int32."""
     accelerator = jax.default_backend() != "cpu"
     size, count = (8192, 50) if accelerator else (2048, 20)
-    a, b = (jax.random.normal(jax.random.key(i), (size, size)) / size**0.5 for i in range(2))
-    sums = jnp.int32 if dtype == "int8" else dtype
+    scale, sums = (100, "int32") if dtype == "int8" else (1, dtype)
+    a, b = (
+        (scale * jax.random.normal(jax.random.key(i), (size, size)) / size**0.5).astype(dtype)
+        for i in range(2)
+    )
 
     @jax.jit
     def run(a, b):
@@ -127,8 +130,6 @@ def matrix_products(dtype: str) -> tuple[Callable[[], object], float]:
             return jax.lax.dot(x, b, preferred_element_type=sums).astype(dtype)
 
         return jax.lax.fori_loop(0, count, product, a)
-
-    a, b = ((100 * x if dtype == "int8" else x).astype(dtype) for x in (a, b))
 
     return functools.partial(run, a, b), 2 * size**3 * count
 

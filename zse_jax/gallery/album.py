@@ -13,7 +13,7 @@ from absl import flags
 
 from zse_jax.checkpoints import reading
 from zse_jax.gallery import index as index_
-from zse_jax.gallery.loaded import Checkpoint, Loaded, load
+from zse_jax.gallery.loaded import Checkpoint, Loaded, checkpoint_of, load
 from zse_jax.gallery.photos import INCLUDE_HIDDEN, Found, Places, absolute, listed
 from zse_jax.runtime.cache import cache_folder
 
@@ -63,16 +63,14 @@ def opened(
     Raises:
       OSError, ValueError: as `place` and `index.sync`.
     """
-    Found(photos, include_hidden)  # a wrong name is an error before a checkpoint is read
+    found = Found(photos, include_hidden)  # a wrong name is an error before a checkpoint is read
     if index is None:
         index = place(photos, checkpoint)
         loaded = load(checkpoint or reading.DEFAULT)
         discard_other(index, loaded)
     else:
-        loaded = index_.checkpoint_of(index, checkpoint)
-    changes, removed = index_.sync(
-        photos, index, loaded, include_hidden=include_hidden, progress=True
-    )
+        loaded = checkpoint_of(index, checkpoint)
+    changes, removed = index_.sync(found, index, loaded, progress=True)
     index_.show(changes, removed, place=os.fspath(index))
     return index, loaded
 

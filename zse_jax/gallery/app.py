@@ -140,7 +140,8 @@ def launch(
 
     Args:
       index: the location of the index.
-      checkpoint: of the index: its current location, or itself; None: the recorded location.
+      checkpoint: of the index: its current location, or the loaded checkpoint; None: the recorded
+        location.
       k: number of photos to show.
       host: the address to listen on; 127.0.0.1 is not reachable from other machines.
       port: None: the first free port from 7860.

@@ -16,7 +16,6 @@ INDEX can be in a bucket (s3://, gs://, az://). From Python:
     gallery = index.open("my-index")
 """
 
-import contextlib
 import functools
 import logging
 import os
@@ -35,7 +34,7 @@ from zse_jax.checkpoints import reading
 from zse_jax.gallery import cluster, ingest, tables, watching
 from zse_jax.gallery import photos as photos_
 from zse_jax.gallery.ingest import Changes
-from zse_jax.gallery.loaded import Checkpoint, Loaded, load
+from zse_jax.gallery.loaded import Checkpoint, Loaded, checkpoint_of, load
 from zse_jax.gallery.photos import File, Found, Places, absolute, in_bucket, listed, path_of, within
 from zse_jax.gallery.tables import REFUSED, Tables
 from zse_jax.gallery.verifying import Verification
@@ -169,7 +168,7 @@ class Index:
         """Reads the checkpoint of this index.
 
         Args:
-          checkpoint: its current location, or itself; None: the recorded location.
+          checkpoint: its current location, or the loaded checkpoint; None: the recorded location.
 
         Raises:
           FileNotFoundError, ValueError: the checkpoint does not exist, or is another one.
@@ -279,7 +278,7 @@ def _prepared(
 
 
 def sync(
-    photos: Places,
+    photos: Places | Found,
     index: str | os.PathLike,
     checkpoint: Checkpoint | None = None,
     *,
@@ -292,7 +291,8 @@ def sync(
     Photos of other places, whose files exist, stay in the index.
 
     Args:
-      photos, index, checkpoint, features, include_hidden, progress: as for `build`.
+      photos: as for `build`, or already found.
+      index, checkpoint, features, include_hidden, progress: as for `build`.
 
     Returns:
       What the addition changed, and the number of photos that were removed.
@@ -301,7 +301,8 @@ def sync(
       FileNotFoundError, FileExistsError, BlockingIOError, ValueError: as `build`; or none of the
         photos in one of the places exists any more (then its disk is probably not mounted).
     """
-    uri, found = tables.located(index), Found(photos, include_hidden)
+    uri = tables.located(index)
+    found = photos if isinstance(photos, Found) else Found(photos, include_hidden)
     table, loaded = _prepared(uri, checkpoint, features)
     return _synced(table, loaded, found, progress)
 
@@ -426,24 +427,6 @@ def _removed(table: Tables, ids: list[str], refused: list[str]) -> int:
     if ids:
         table.tidy()
     return len(ids)
-
-
-def checkpoint_of(index: str | os.PathLike, checkpoint: Checkpoint | None = None) -> Loaded:
-    """Reads the checkpoint of an index that may not exist yet.
-
-    Args:
-      index: its location.
-      checkpoint: None: the recorded one, or for a new index the model of this package.
-
-    Raises:
-      FileNotFoundError, ValueError: as `zse_jax.load`; or the index is damaged.
-    """
-    if checkpoint is None:
-        checkpoint = reading.DEFAULT
-        with contextlib.suppress(FileNotFoundError):
-            about = Tables(index).about
-            checkpoint = reading.place_of(about["checkpoint"], about["step"])
-    return load(checkpoint)
 
 
 def _added(

@@ -1,5 +1,6 @@
 """A checkpoint that a program of the gallery reads once, for the index and for searches."""
 
+import contextlib
 import dataclasses
 import functools
 import os
@@ -7,6 +8,7 @@ from typing import TypeAlias
 
 from zse_jax.checkpoints import reading
 from zse_jax.gallery.encoder import CompiledEncoder
+from zse_jax.gallery.tables import Tables
 from zse_jax.retrieval.encoding import fingerprint
 from zse_jax.retrievers.base import Retriever
 
@@ -16,7 +18,7 @@ class Loaded:
     """A checkpoint that was read.
 
     Attributes:
-      place: what it was read from.
+      place: where it was read from.
       step: its step.
       retriever: its system.
     """
@@ -37,11 +39,11 @@ class Loaded:
 
 
 Checkpoint: TypeAlias = str | os.PathLike | Loaded
-"""What `zse_jax.load` reads, or a checkpoint that was read already."""
+"""What `zse_jax.load` reads, or a checkpoint that has been read."""
 
 
 def load(checkpoint: Checkpoint) -> Loaded:
-    """Reads a checkpoint, unless that was done.
+    """Reads a checkpoint, unless it has been read.
 
     Raises:
       FileNotFoundError, ValueError: as `zse_jax.load`.
@@ -49,3 +51,21 @@ def load(checkpoint: Checkpoint) -> Loaded:
     if isinstance(checkpoint, Loaded):
         return checkpoint
     return Loaded(checkpoint, *reading.load_step(checkpoint))
+
+
+def checkpoint_of(index: str | os.PathLike, checkpoint: Checkpoint | None = None) -> Loaded:
+    """Reads the checkpoint of an index that may not exist yet.
+
+    Args:
+      index: its location.
+      checkpoint: None: the recorded one, or for a new index the model of this package.
+
+    Raises:
+      FileNotFoundError, ValueError: as `zse_jax.load`; or the index is damaged.
+    """
+    if checkpoint is None:
+        checkpoint = reading.DEFAULT
+        with contextlib.suppress(FileNotFoundError):
+            about = Tables(index).about
+            checkpoint = reading.place_of(about["checkpoint"], about["step"])
+    return load(checkpoint)

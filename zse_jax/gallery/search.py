@@ -106,7 +106,7 @@ class Searcher:
 
         Args:
           gallery: the index.
-          checkpoint: its current location, or itself; None: the recorded location.
+          checkpoint: its current location, or the loaded checkpoint; None: the recorded location.
 
         Raises:
           FileNotFoundError, ValueError: the checkpoint does not exist, is another one, or is
