@@ -214,9 +214,9 @@ def _block_metrics(
     result: QueryMetrics = {convention: {} for convention in conventions}
     for name, top in AVERAGE_PRECISION.items():
         head, possible, found = precision, defined, total
-        if top is not None:
-            within = hit & (hit_ranks <= top)
-            head, possible = np.where(within, precision, 0.0), np.minimum(top, defined)
+        if top is not None:  # ranks ascend, so that only the first `top` of them can be `top`
+            within = hit[:, :top] & (hit_ranks[:, :top] <= top)
+            head, possible = np.where(within, precision[:, :top], 0.0), np.minimum(top, defined)
             found = within.sum(axis=1)
         exact = _sum(head)
         for convention in conventions:
@@ -230,7 +230,8 @@ def _block_metrics(
             result[convention][name] = average
     for name, top in PRECISION.items():
         possible = np.minimum(top, defined)
-        share = (hit & (hit_ranks <= np.nan_to_num(possible)[:, None])).sum(axis=1) / possible
+        within = hit[:, :top] & (hit_ranks[:, :top] <= np.nan_to_num(possible)[:, None])
+        share = within.sum(axis=1) / possible
         for convention in conventions:
             result[convention][name] = share
     return result

@@ -213,7 +213,7 @@ def _sort(
         scores = jax.lax.with_sharding_constraint(scores, by_rows)
     is_nan = xp.isnan(scores)
     nan = xp.where(is_nan.any(1), is_nan.argmax(1), -1)
-    keys = _keys(xp, scores)
+    keys = _keys(scores)
     candidates = xp.full(len(keys), keys.shape[1])
     if labels.query_group is not None:
         candidate = xp.equal(labels.gallery_group, labels.query_group[:, None])
@@ -250,15 +250,18 @@ def _sort_on_device(similarity, rows, labels, ties, *, top: int, mesh: Mesh | No
     return jax.lax.with_sharding_constraint(results, NamedSharding(mesh, PartitionSpec()))
 
 
-def _keys(xp: Any, scores: Any) -> Any:
+def _keys(scores: Any) -> Any:
     """Integers that grow as the scores fall, equal for both zeros.
 
     Read as integers, the bits of positive floating-point numbers grow with the number; those of
     negative numbers, without the sign bit, grow as it falls. Integers keep host and device equal
     for subnormal numbers too, which XLA treats as zero in arithmetic.
+
+    The result is `where(bits < 0, bits & max, -bits)`, which takes numpy 4 to 14 times as long.
     """
     bits = scores.view(np.int32 if scores.dtype == np.float32 else np.int64)
-    return xp.where(bits < 0, bits & np.iinfo(bits.dtype).max, -bits)
+    positive = ~(bits >> (8 * bits.dtype.itemsize - 1))  # -1; 0 for negative numbers
+    return (bits ^ (positive | np.iinfo(bits.dtype).min)) - positive
 
 
 def _argsort(
@@ -289,7 +292,7 @@ def _ranks(
     counts = hit.sum(axis=1)
     there = np.arange(counts.max()) < counts[:, None]
     ranks, first, last = (np.zeros(there.shape, np.int32) for _ in range(3))
-    ranks[there] = np.nonzero(hit)[1] + 1
+    ranks[there] = np.flatnonzero(hit) % hit.shape[1] + 1  # np.nonzero takes 9 times as long
     first[:], last[:] = ranks, ranks
     mixed = (tied & (hit[:, 1:] != hit[:, :-1])).any(axis=1)
     if mixed.any():
