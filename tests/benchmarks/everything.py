@@ -38,8 +38,8 @@ COMMANDS = (
     "gallery shortlist --photos=1000000",
     "gallery build --checkpoint=default --rounds=2 --photos-in=ALBUM",
     "gallery start --checkpoint=default --photos-in=ALBUM --rounds=5",
-    "gallery scale --sizes=100000 --only=pq64,codes,faiss-pq64,add,reindex --sketches=50"
-    " --output=SCRATCH",
+    "gallery scale --sizes=100000 --sketches=50 --output=SCRATCH"
+    " --only=half64,half32,pq64,faiss-half64,faiss-pq64,codes,add,reindex",
     "page --photos=100000 --drawings=20",
     "scaling --loop --systems zse --loop-batch=2 --rounds=3",
     "scaling --batch=2",

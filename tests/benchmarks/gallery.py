@@ -9,7 +9,7 @@
 
 `shortlist` writes synthetic embeddings (clusters of 200, like photos of one class) to an index and
 finds the 200 nearest to new embeddings from the same clusters, with our index, faiss's flat index
-and its IVF index with the same number of partitions and probes. They alternate sketch by sketch, so
+and its IVF index with √N partitions, of which it searches 256. They alternate sketch by sketch, so
 that other load on the machine affects them equally. Recall is relative to exact products. Memory is
 measured in a separate process that opens the index and searches.
 
@@ -110,7 +110,7 @@ def shortlist(options: argparse.Namespace) -> None:
     """Compares our shortlists with faiss."""
     import faiss
 
-    from zse_jax.gallery.shortlist import PROBES, Shortlister
+    from zse_jax.gallery.shortlist import Shortlister
     from zse_jax.gallery.tables import Tables
 
     print(describe("lancedb", "faiss-cpu", "numpy"))
@@ -135,13 +135,13 @@ def shortlist(options: argparse.Namespace) -> None:
         ivf.train(every[: 64 * partitions])
         ivf.add(every)
         print(f"faiss IVF of {partitions} partitions: built in {time.perf_counter() - began:.1f} s")
-        ivf.nprobe = PROBES
+        ivf.nprobe = probes = 256
         # Row numbers ascend in the order in which the photos were written.
         numbers = np.sort(table.columns("_rowid").column("_rowid").to_numpy().astype(np.int64))
         sides: dict[str, Any] = {
             "ours": lambda one: np.searchsorted(numbers, shortlister(one, K)[0]),
             "faiss flat": lambda one: flat.search(one[None], K)[1][0],
-            f"faiss IVF, {PROBES} probes": lambda one: ivf.search(one[None], K)[1][0],
+            f"faiss IVF, {probes} probes": lambda one: ivf.search(one[None], K)[1][0],
         }
         times: dict[str, list[float]] = {name: [] for name in sides}
         recall: dict[str, list[float]] = {name: [] for name in sides}

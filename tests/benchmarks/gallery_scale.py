@@ -10,7 +10,11 @@ other, and each setting of a search is measured in a process for itself, after a
 queries. Latency is that of one query at a time. Memory is the peak of that process (without the
 files that the system caches). LanceDB caches at most --cache GB of an index.
 
-faiss's IVF-PQ has the partitions and bytes per photo of LanceDB's. Like LanceDB, the benchmark
+`half64` has the product's settings: codes of half a byte for each four numbers, in few partitions,
+all of which are searched; `half32` and `half16` have codes for each eight and sixteen numbers. The
+other variants have √N partitions and search the nearest of them.
+
+faiss's indexes have the partitions and bytes per photo of LanceDB's. Like LanceDB, the benchmark
 then compares its first candidates by their embeddings, which it reads from the table. Codes are
 the signs of 64 random projections and are searched exhaustively; their recall is that of the
 Hamming distance alone, and is not comparable with that of an index that compares embeddings.
@@ -45,6 +49,7 @@ from tests.benchmarks.ablation import DASH
 from tests.benchmarks.gallery import K, clusters, drawn
 from tests.benchmarks.gallery_scale_process import COMMIT, PHOTOS, chunks, signs, write
 from tests.benchmarks.machine import describe
+from zse_jax.gallery.tables import index_settings
 
 ROOT = Path(__file__).resolve().parents[2]
 
@@ -69,28 +74,29 @@ class Variant:
       settings: of the searches.
       bytes: of the index, per photo of width 512 (an estimate).
       sub_vectors: of a product quantiser.
-      factor: partitions, relative to the square root of the number of photos.
-      training: how the partitions are trained; empty: LanceDB's default, 256 photos a partition and
-        at most 50 iterations.
+      half: codes of half a byte for each sub-vector instead of a byte, in the product's partitions.
     """
 
     kind: str
     settings: tuple[dict[str, int], ...]
     bytes: int
     sub_vectors: int = 0
-    factor: int = 1
-    training: Mapping[str, int] = dataclasses.field(default_factory=dict)
+    half: bool = False
 
-    def arguments(self, photos: int, width: int) -> dict[str, int]:
+    def arguments(self, photos: int, width: int) -> dict[str, Any]:
         """Arguments of the index."""
-        found = {"num_partitions": self.partitions(photos), **self.training}
+        found: dict[str, Any] = {"num_partitions": self.partitions(photos)}
+        if self.half:
+            found = index_settings(photos, width)
         if self.sub_vectors:
             found["num_sub_vectors"] = min(self.sub_vectors, width // 4)
         return found
 
     def partitions(self, photos: int) -> int:
         """The number of partitions; of a graph, one for each 2^20 photos."""
-        most = photos / 2**20 if "Hnsw" in self.kind else self.factor * photos**0.5
+        if self.half:
+            return index_settings(photos, 4)["num_partitions"]
+        most = photos / 2**20 if "Hnsw" in self.kind else photos**0.5
         return max(1, round(most))
 
 
@@ -106,16 +112,21 @@ def _graph(refinements: Sequence[int]) -> tuple[dict[str, int], ...]:
     )
 
 
+_ALL = tuple({"refine": refine} for refine in (1, 2, 5, 10))
+_MOST = tuple({"probes": probes, "refine": 2} for probes in (128, 160, 192))
+
 VARIANTS = {
+    "half64": Variant("IvfPq", _ALL, 72, 128, half=True),
+    "half32": Variant("IvfPq", (*_ALL, *_MOST), 40, 64, half=True),
+    "half16": Variant("IvfPq", _ALL, 24, 32, half=True),
     "flat": Variant("IvfFlat", _probed([0]), 2048),
     "pq64": Variant("IvfPq", _probed([2, 5, 10]), 72, 64),
-    "pq64-4": Variant(
-        "IvfPq", _probed([2, 5, 10]), 72, 64, 4, {"sample_rate": 32, "max_iterations": 20}
-    ),
     "pq128": Variant("IvfPq", _probed([2, 5, 10]), 136, 128),
     "rq": Variant("IvfRq", _probed([2, 5, 10]), 90),
     "hnsw-sq": Variant("HnswSq", _graph([1, 2]), 720),
     "hnsw-pq": Variant("HnswPq", _graph([1, 2, 4, 10]), 270, 64),
+    "faiss-half64": Variant("faiss", _ALL, 72, 128, half=True),
+    "faiss-half16": Variant("faiss", _ALL, 24, 32, half=True),
     "faiss-pq64": Variant("faiss", _probed([2, 5, 10]), 72, 64),
     "faiss-pq128": Variant("faiss", _probed([2, 5, 10]), 136, 128),
     "codes": Variant("codes", ({},), 8),
@@ -124,13 +135,17 @@ VARIANTS = {
 PARTS = ("reindex", "add")
 
 LABELS = {
-    "flat": "LanceDB IVF-Flat (the product's)",
+    "half64": "LanceDB PQ, 64 bytes of 4-bit codes (the product's)",
+    "half32": "LanceDB PQ, 32 bytes of 4-bit codes",
+    "half16": "LanceDB PQ, 16 bytes of 4-bit codes",
+    "flat": "LanceDB IVF-Flat",
     "pq64": "LanceDB IVF-PQ, 64 bytes",
-    "pq64-4": "LanceDB IVF-PQ, 64 bytes, 4 √N partitions",
     "pq128": "LanceDB IVF-PQ, 128 bytes",
     "rq": "LanceDB IVF-RaBitQ, 1 bit",
     "hnsw-sq": "LanceDB HNSW-SQ",
     "hnsw-pq": "LanceDB HNSW-PQ, 64 bytes",
+    "faiss-half64": "faiss PQ, 64 bytes of 4-bit codes",
+    "faiss-half16": "faiss PQ, 16 bytes of 4-bit codes",
     "faiss-pq64": "faiss IVF-PQ, 64 bytes",
     "faiss-pq128": "faiss IVF-PQ, 128 bytes",
     "codes": "64-bit codes",
@@ -329,7 +344,7 @@ class Scale:
                 built = self.task(
                     "build_faiss", index=str(self.index), file=str(file), photos=self.photos,
                     partitions=arguments["num_partitions"],
-                    sub_vectors=arguments["num_sub_vectors"],
+                    sub_vectors=arguments["num_sub_vectors"], half=variant.half,
                 )  # fmt: skip
                 self.results.measured(f"{start}/build", lambda: built)
         elif variant.kind == "codes":
@@ -369,7 +384,6 @@ class Scale:
 
     def upkeep(self) -> None:
         """Measures `add` and `reindex` on an index like the product's."""
-        from zse_jax.gallery.shortlist import PROBES
         from zse_jax.gallery.tables import Tables
 
         photos, more = self.photos, self.photos // 100
@@ -392,7 +406,7 @@ class Scale:
         }
         self.results.measured(f"{photos}/add", lambda: add)
         process, answer = self.start(
-            "search_on", folder=str(folder), index=str(place), probes=PROBES, stop=str(stop),
+            "search_on", folder=str(folder), index=str(place), stop=str(stop),
             started=str(started),
         )  # fmt: skip
         try:
@@ -403,7 +417,7 @@ class Scale:
             with table.writing():
                 table.tidy()
                 tidied = time.time()
-                table.index(round(table.count() ** 0.5))
+                table.index()
             ended = time.time()
             time.sleep(self.options.before / 4)
         finally:
@@ -441,7 +455,7 @@ class Scale:
         table = Tables(place)
         index.prepare(table)
         if not table.is_approximate:  # too few photos for the product
-            table.index(round(table.count() ** 0.5))
+            table.index()
         return middle - began, time.perf_counter() - middle
 
     def start(self, name: str, /, **arguments: Any) -> tuple[subprocess.Popen, Path]:
@@ -567,7 +581,11 @@ def plot(results: Results, file: str) -> None:
     figure = Figure(figsize=(13, 4.8), layout="constrained")
     FigureCanvasAgg(figure)
     axes = figure.subplots(1, 3)
-    comparable = {name: label for name, label in LABELS.items() if name != "codes"}
+    comparable = {
+        name: label
+        for name, label in LABELS.items()
+        if name != "codes" and any(results.of(photos, name) for photos in results.sizes())
+    }
     for number, (name, label) in enumerate(comparable.items()):
         points: dict[int, dict[str, float]] = {}
         for photos in results.sizes():
@@ -580,7 +598,7 @@ def plot(results: Results, file: str) -> None:
             if not drawn_at:
                 continue
             heights = [points[photos][quantity] for photos in drawn_at]
-            color, marker = f"C{number}", "osD^vPX<>"[number]
+            color, marker = f"C{number}", "osD^vPX<>*hpd"[number]
             style = "--" if name.startswith("faiss") else "-"
             axis.plot(drawn_at, heights, style, marker=marker, color=color, label=label)
             for photos, height in zip(drawn_at, heights, strict=True):

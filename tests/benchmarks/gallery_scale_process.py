@@ -90,16 +90,19 @@ def build_lance(index: str, name: str, kind: str, arguments: dict[str, Any]) -> 
     import lancedb.index
 
     table = opened(index, 0.1)
-    config = getattr(lancedb.index, kind)(distance_type="dot", **arguments)
+    config = getattr(lancedb.index, kind)(**{"distance_type": "dot", **arguments})
     began = time.perf_counter()
     table.create_index("embedding", config=config, replace=True, name=name)
     return {"seconds": time.perf_counter() - began}
 
 
 def build_faiss(
-    index: str, file: str, photos: int, partitions: int, sub_vectors: int
+    index: str, file: str, photos: int, partitions: int, sub_vectors: int, half: bool
 ) -> dict[str, Any]:
-    """Builds faiss's IVF-PQ index from the table: trains on the first photos, adds in batches."""
+    """Builds faiss's IVF-PQ index from the table: trains on the first photos, adds in batches.
+
+    `half`: the form with half a byte for each sub-vector.
+    """
     import faiss
 
     began = time.perf_counter()
@@ -111,8 +114,9 @@ def build_faiss(
             break
     training = np.concatenate(sample)
     width = training.shape[1]
-    bits = 8 if wanted >= 256 else 4
-    ivf = faiss.IndexIVFPQ(
+    bits = 4 if half or wanted < 256 else 8
+    form = faiss.IndexIVFPQFastScan if half else faiss.IndexIVFPQ
+    ivf = form(
         faiss.IndexFlatIP(width), width, partitions, sub_vectors, bits, faiss.METRIC_INNER_PRODUCT
     )
     ivf.train(training)
@@ -170,7 +174,7 @@ def search_faiss(
     from zse_jax.gallery.tables import Tables
 
     ivf = faiss.read_index(file)
-    ivf.nprobe = setting["probes"]
+    ivf.nprobe = setting.get("probes", ivf.nlist)
     table, rows = Tables(index), np.load(Path(folder) / "rows.npy", mmap_mode="r")
 
     def search(one: np.ndarray) -> np.ndarray:
@@ -201,7 +205,7 @@ def signs(embeddings: np.ndarray, projection: np.ndarray) -> np.ndarray:
     return np.packbits(embeddings @ projection >= 0, axis=1).view(np.uint32)
 
 
-def search_on(folder: str, index: str, probes: int, stop: str, started: str) -> dict[str, Any]:
+def search_on(folder: str, index: str, stop: str, started: str) -> dict[str, Any]:
     """Searches until the file `stop` exists, each time in the newest commit.
 
     Returns the start (seconds since the epoch), milliseconds and error of every search.
@@ -214,7 +218,7 @@ def search_on(folder: str, index: str, probes: int, stop: str, started: str) -> 
         error, at, began = "", time.time(), time.perf_counter()
         try:
             table.refresh()
-            found, _ = table.nearest(queries[len(searches) % len(queries)], K, probes)
+            found, _ = table.nearest(queries[len(searches) % len(queries)], K)
             if len(found) < K:
                 error = f"{len(found)} photos instead of {K}"
         except Exception as problem:

@@ -449,8 +449,8 @@ def prepare(table: Tables) -> None:
     """Compacts scattered tables; builds the approximate index once there are enough photos."""
     if table.is_scattered:
         table.tidy()
-    if (count := table.count()) > tables.EXACT_UP_TO and not table.is_approximate:
-        table.index(partitions=round(count**0.5))
+    if table.count() > tables.EXACT_UP_TO and not table.is_approximate:
+        table.index()
 
 
 def _inside(table: Tables, name: str, places: Places | None = None) -> dict[str, File]:

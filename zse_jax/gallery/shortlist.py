@@ -1,8 +1,9 @@
 """Finds the photos whose embeddings are nearest to a sketch's.
 
 Up to `tables.EXACT_UP_TO` photos, all embeddings are in memory and compared (a matrix-vector
-product). Above, LanceDB's partitioned index is used, which needs little memory. A search with a
-filter is LanceDB's in both cases, which ranks only the photos that pass it.
+product). Above, LanceDB's approximate index is used, which needs little memory: it compares codes
+of all embeddings, then the embeddings with the nearest codes. A search with a filter is LanceDB's
+in both cases, which ranks only the photos that pass it.
 """
 
 import numpy as np
@@ -10,9 +11,6 @@ from jaxtyping import Float, Int
 
 from zse_jax.gallery.tables import Tables
 from zse_jax.retrieval import expansion
-
-PROBES = 256
-"""Number of partitions of an approximate index that are searched."""
 
 EXPANDED_AMONG = 2048
 """Number of photos nearest to a sketch among which an expanded query searches, at most.
@@ -39,7 +37,7 @@ class Shortlister:
     def __call__(self, embedding: Float[np.ndarray, " d"], count: int, where: str = "") -> Found:
         """The `count` nearest photos; with a condition `where` in SQL, of those that pass it."""
         if self._vectors is None or where:
-            return self._tables.nearest(embedding, count, PROBES, where)
+            return self._tables.nearest(embedding, count, where)
         vectors, rows = self._vectors
         similarity = vectors @ embedding
         top = _largest(similarity, count)

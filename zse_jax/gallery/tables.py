@@ -31,7 +31,17 @@ VERSION = "1"
 """Version of the tables' columns."""
 
 EXACT_UP_TO = 100_000
-"""Photos up to which a search compares all embeddings; above, those of the nearest partitions."""
+"""Photos up to which a search compares all embeddings; above, their codes first."""
+
+PARTITION, MOST_PARTITIONS = 2**14, 256
+"""Photos in a partition of the approximate index, and partitions, of which a search reads all.
+
+Indexes of early versions have more partitions, and a search reads the nearest of them. It then
+misses photos that are in another partition than most photos like them.
+"""
+
+CANDIDATES = 1000
+"""Photos with the nearest codes whose embeddings a search compares, at least."""
 
 DESCRIPTION = "taken", "format"
 """The columns with which photos are filtered. Indexes of early versions do not have them.
@@ -203,22 +213,21 @@ class Tables:
                 yield flat.reshape(-1, self.width), rows
 
     def nearest(
-        self, embedding: Float[np.ndarray, " d"], count: int, probes: int, where: str = ""
+        self, embedding: Float[np.ndarray, " d"], count: int, where: str = ""
     ) -> tuple[Int[np.ndarray, " k"], Float[np.ndarray, " k"]]:
         """Row numbers and similarities of the nearest photos, by the approximate index if any.
 
         Args:
           embedding: of the query.
           count: how many photos.
-          probes: partitions of the approximate index that are searched.
-          where: a condition in SQL: only photos that pass it are searched. If these partitions
-            have fewer than `count` of them, more partitions are searched.
+          where: a condition in SQL: only photos that pass it are searched.
         """
         with opening(self.uri):
             query = (
                 self._photos.search(embedding, vector_column_name="embedding")
                 .distance_type("dot")
-                .nprobes(probes)
+                .nprobes(MOST_PARTITIONS)
+                .refine_factor(-(-CANDIDATES // count))
                 .limit(count)
                 .select(["_distance"])
                 .with_row_id(True)
@@ -353,11 +362,11 @@ class Tables:
         with opening(self.uri):
             return any(index.columns == ["embedding"] for index in self._photos.list_indices())
 
-    def index(self, partitions: int) -> None:
+    def index(self) -> None:
         """Builds the approximate index of the embeddings; replaces an existing one."""
         with opening(self.uri):
-            settings = import_module("lancedb.index").IvfFlat(
-                distance_type="dot", num_partitions=partitions
+            settings = import_module("lancedb.index").IvfPq(
+                **index_settings(self.count(), self.width)
             )
             self._photos.create_index("embedding", config=settings, replace=True)
 
@@ -380,6 +389,23 @@ class Tables:
 
 BUCKETS = ("gs", "s3", "az")
 """The schemes of the buckets that LanceDB reads and writes."""
+
+
+def index_settings(photos: int, width: int) -> dict[str, Any]:
+    """The arguments of LanceDB's `IvfPq` for the approximate index.
+
+    Four numbers of an embedding become half a byte: their place among 16 centres (product
+    quantisation, Jegou et al., PAMI 2011). LanceDB compares such codes several at a time in one
+    instruction, which is faster than to find the right partitions: see docs/scaling.md. It needs an
+    even number of codes that divides the width; without one, a photo has one code of a byte.
+    """
+    numbers = [n for n in range(2, width // 4 + 1, 2) if width % n == 0]
+    return {
+        "distance_type": "dot",
+        "num_partitions": min(max(1, photos // PARTITION), MOST_PARTITIONS),
+        "num_sub_vectors": max(numbers, default=1),
+        "num_bits": 4 if numbers else 8,
+    }
 
 
 def located(uri: str | os.PathLike) -> str:

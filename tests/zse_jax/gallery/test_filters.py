@@ -95,9 +95,11 @@ def test_a_filter_also_limits_an_approximate_search(searcher, monkeypatch):
         for i, v in enumerate(vectors)
     ]
     new.put(rows, False)
-    new.index(partitions=20)
+    monkeypatch.setattr(tables, "PARTITION", 20)
+    new.index()
     assert new.is_approximate
-    numbers, similarity = new.nearest(vectors[7], 10, 1, Filter(folders=("/rare",)).sql)
+    monkeypatch.setattr(tables, "MOST_PARTITIONS", 1)  # an index that has more than are searched
+    numbers, similarity = new.nearest(vectors[7], 10, Filter(folders=("/rare",)).sql)
     assert new.rows(numbers.tolist(), ["path"])[0]["path"] == "/rare/7"
     np.testing.assert_allclose(similarity, np.sort(vectors[7::100] @ vectors[7])[::-1], atol=1e-5)
 

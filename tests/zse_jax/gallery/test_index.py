@@ -409,7 +409,7 @@ def test_above_a_size_the_search_is_approximate_and_finds_the_same(built, album,
     index.add(built, album)
     gallery = index.open(built)
     assert gallery.info()["search"] == "approximate"
-    rows, similarity = gallery.tables.nearest(vectors[7], 10, probes=100)
+    rows, similarity = gallery.tables.nearest(vectors[7], 10)
     found = gallery.tables.rows([int(row) for row in rows], ["path"])
     exact = np.sort(np.concatenate([vectors, gallery.tables.embeddings()[0]]) @ vectors[7])
     assert found[0]["path"] == "x7"
@@ -427,7 +427,7 @@ def test_above_a_size_the_search_is_approximate_and_finds_the_same(built, album,
         ]
         table.put(more, False)
         assert table.is_scattered is scattered
-        rows, similarity = table.nearest(more[3]["embedding"], 1, probes=100)
+        rows, similarity = table.nearest(more[3]["embedding"], 1)
         assert table.rows([int(rows[0])], ["path"])[0]["path"] == f"x{start + 3}"
         assert similarity[0] == pytest.approx(1, abs=1e-5)
     index.prepare(table)
@@ -515,3 +515,51 @@ def test_kills_at_any_time_neither_lose_nor_duplicate_photos(zse, tmp_path):
     for number in range(60):
         photo(tmp_path / "album" / f"{number:03}.png", number)
     assert kills.run(str(zse), tmp_path, 4) >= 3
+
+
+def random_table(place: Path, count: int, width: int) -> tuple[tables.Tables, np.ndarray]:
+    """A table of random embeddings, and the embeddings."""
+    vectors = np.random.default_rng(0).standard_normal((count, width)).astype(np.float32)
+    vectors /= np.linalg.norm(vectors, axis=1, keepdims=True)
+    table = tables.Tables.create(place, {"checkpoint": ""}, width)
+    rows = [{"id": f"{i:024}", "path": f"{i}", "embedding": v} for i, v in enumerate(vectors)]
+    table.put(rows, False)
+    return table, vectors
+
+
+def assert_finds_the_nearest(table: tables.Tables, vectors: np.ndarray, least: float) -> None:
+    """The recall of the first 100 is at least `least`, and the similarities are exact."""
+    found = 0
+    for query in vectors[:10]:
+        rows, similarity = table.nearest(query, 100)
+        np.testing.assert_allclose(similarity, table.embeddings_of(rows) @ query, atol=1e-5)
+        exact = np.sort(vectors @ query)[-100]
+        found += (similarity >= exact - 1e-5).sum()
+    assert found / 1000 >= least
+
+
+@pytest.mark.parametrize("width", [7, 64])
+def test_an_approximate_index_finds_the_nearest(tmp_path, monkeypatch, width):
+    monkeypatch.setattr(tables, "PARTITION", 300)
+    table, vectors = random_table(tmp_path / "index", 4000, width)
+    table.index()
+    assert table.is_approximate
+    assert_finds_the_nearest(table, vectors, 0.98 if width == 64 else 0.8)  # 7: one code of a byte
+
+
+def test_an_approximate_index_of_an_early_version_is_searched(tmp_path):
+    from lancedb.index import IvfFlat
+
+    table, vectors = random_table(tmp_path / "index", 2000, 32)
+    config = IvfFlat(distance_type="dot", num_partitions=45)
+    table._photos.create_index("embedding", config=config)
+    assert_finds_the_nearest(tables.Tables(tmp_path / "index"), vectors, 1)
+
+
+@pytest.mark.parametrize(
+    ("photos", "width", "partitions", "codes"),
+    [(200_000, 1280, 12, 320), (10, 512, 1, 128), (10**7, 6, 256, 1), (10**6, 10, 61, 2)],
+)
+def test_settings_of_an_approximate_index(photos, width, partitions, codes):
+    settings = tables.index_settings(photos, width)
+    assert (settings["num_partitions"], settings["num_sub_vectors"]) == (partitions, codes)
