@@ -52,7 +52,7 @@ ACCURACY: tuple[str, ...] = ("Acc@1", "Acc@5", "Acc@10")
 QueryMetrics = dict[Convention, dict[str, Float[np.ndarray, " q"]]]
 
 # Number of hits processed at once, about 50 bytes each.
-_BLOCK = 2**20
+_BLOCK = 2**17
 
 
 def rank_metrics(
