@@ -91,6 +91,9 @@ _OTHERS = (
 )
 """Starts of files that are often called images, and what they are."""
 
+LIGHT = 192
+"""Mean grey level of visible pixels above which the transparent pixels of a sketch are black."""
+
 
 class UnreadableImageError(ValueError):
     """Encoded bytes that cannot be decoded completely. The message names no file."""
@@ -173,7 +176,9 @@ def decode(encoded: bytes) -> UInt8[np.ndarray, "h w 3"]:
     return decode_file(encoded).rgb
 
 
-def decode_file(encoded: bytes, *, smallest: int = 1, at_least: int = 0) -> Decoded:
+def decode_file(
+    encoded: bytes, *, smallest: int = 1, at_least: int = 0, sketch: bool = False
+) -> Decoded:
     """Decodes an image of one of `FORMATS` to RGB, as an image viewer would show it.
 
     Applies the EXIF orientation, puts transparent pixels on white, and converts palette, grey,
@@ -185,24 +190,26 @@ def decode_file(encoded: bytes, *, smallest: int = 1, at_least: int = 0) -> Deco
       smallest: minimum side in pixels.
       at_least: if not 0, a JPEG may be scaled down by 2, 4 or 8 while it is decoded, which is
         faster; each side keeps this number of pixels.
+      sketch: put transparent pixels on black if they are most of the picture and the others are
+        light, so that light lines remain.
 
     Raises:
       UnreadableImageError: the bytes are not an image, are truncated, or exceed a limit.
     """
     try:
-        return _decoded(encoded, smallest, at_least)
+        return _decoded(encoded, smallest, at_least, sketch)
     except UnreadableImageError as error:
         pixels_only = without_metadata(encoded)
         try:
             if pixels_only != encoded:
-                found = _decoded(pixels_only, smallest, at_least)
+                found = _decoded(pixels_only, smallest, at_least, sketch)
                 return found._replace(damaged_metadata=True)
         except UnreadableImageError:
             pass  # the metadata is not what is wrong
         raise error
 
 
-def _decoded(encoded: bytes, smallest: int, at_least: int) -> Decoded:
+def _decoded(encoded: bytes, smallest: int, at_least: int, sketch: bool) -> Decoded:
     problem = f"its {len(encoded)} bytes do not decode"
     with opened(encoded) as image:
         width, height = image.size
@@ -226,30 +233,30 @@ def _decoded(encoded: bytes, smallest: int, at_least: int) -> Decoded:
         scaled = image.size != (width, height)
         pixels = image.width * image.height if baseline else width * height
         with _LARGE_IMAGE_LOCK if pixels > LARGE_IMAGE else contextlib.nullcontext():
-            found = _pixels(image, problem)
+            found = _pixels(image, problem, sketch)
         if not scaled:
             return found
         turned = _orientation(image)[0] in _ON_THE_SIDE
     return found._replace(width=height if turned else width, height=width if turned else height)
 
 
-def as_rgb(image: Image.Image) -> UInt8[np.ndarray, "h w 3"]:
+def as_rgb(image: Image.Image, *, sketch: bool = False) -> UInt8[np.ndarray, "h w 3"]:
     """The pixels of an image of Pillow, converted as `decode_file` converts those of a file.
 
     Raises:
       UnreadableImageError: it cannot be decoded.
     """
-    return _pixels(image, "it cannot be decoded").rgb
+    return _pixels(image, "it cannot be decoded", sketch).rgb
 
 
-def _pixels(image: Image.Image, problem: str) -> Decoded:
+def _pixels(image: Image.Image, problem: str, sketch: bool) -> Decoded:
     """Decodes an opened image; `problem` starts the message of an error."""
     try:
         image.load()
         orientation, damaged = _orientation(image)
         if orientation in _UPRIGHT:
             image = image.transpose(_UPRIGHT[orientation])
-        rgb = np.asarray(_on_white(image))
+        rgb = np.asarray(_opaque(image, sketch))
     except Exception as error:  # Pillow's codecs raise OSError, SyntaxError, struct.error, ...
         raise UnreadableImageError(f"{problem} ({type(error).__name__}: {error})") from error
     return Decoded(rgb, rgb.shape[1], rgb.shape[0], damaged)
@@ -302,15 +309,22 @@ def _jpeg_pixels(encoded: bytes) -> Iterator[bytes]:
     yield encoded[start:]
 
 
-def _on_white(image: Image.Image) -> Image.Image:
+def _opaque(image: Image.Image, sketch: bool) -> Image.Image:
     if image.mode == "RGB" and "transparency" not in image.info:
         return image
     if image.mode[0] in "IF":
         return Image.fromarray(_eight_bits(image)).convert("RGB")
     if image.has_transparency_data:
         image = image.convert("RGBA")
-        return Image.alpha_composite(Image.new("RGBA", image.size, "white"), image).convert("RGB")
+        ground = "black" if sketch and _is_light(image) else "white"
+        return Image.alpha_composite(Image.new("RGBA", image.size, ground), image).convert("RGB")
     return image.convert("RGB")
+
+
+def _is_light(image: Image.Image) -> bool:
+    """Whether an RGBA image is mostly transparent, and what is visible is nearly white."""
+    grey, alpha = np.asarray(image.convert("L"), np.float32), np.asarray(image)[..., 3]
+    return bool(0 < alpha.mean() < 128 and np.average(grey, weights=alpha) > LIGHT)
 
 
 def _eight_bits(image: Image.Image) -> UInt8[np.ndarray, "h w"]:

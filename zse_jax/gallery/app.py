@@ -80,6 +80,9 @@ def create(backend: Backend) -> Any:
         answer = backend.search(asked)
         return {"html": answer.html, "seen": answer.seen, "unfinished": answer.unfinished}
 
+    def clean(picture: Any) -> dict[str, Any]:
+        return backend.clean(picture)._asdict()
+
     def explain(asked: Any) -> str:
         return backend.explain(asked)
 
@@ -103,7 +106,7 @@ def create(backend: Backend) -> Any:
                         choices=backend.choices,
                     ),
                     js_on_load=template_text("pad.js"),
-                    server_functions=[search],
+                    server_functions=[search, clean],
                     settings={"pen": backend.pen, "pairs": backend.default_pairs},
                     apply_default_css=False,
                     elem_id="pad",

@@ -30,6 +30,7 @@ from zse_jax.gallery.filters import ORIENTATIONS, Filter
 from zse_jax.gallery.photos import path_of
 from zse_jax.gallery.results import Results
 from zse_jax.gallery.search import EXPAND, RERANK, Feedback, Searcher
+from zse_jax.gallery.sketch_cleaning import clean
 from zse_jax.gallery.sketch_input import SketchError, says_too_little
 from zse_jax.retrieval.calibration import LIKELY
 from zse_jax.retrievers.base import Explainable
@@ -90,6 +91,20 @@ class Answer(NamedTuple):
     results: Results | None = None
     seen: str = ""
     unfinished: bool = False
+
+
+class Uploaded(NamedTuple):
+    """A picture of a sketch as the page puts it on the paper.
+
+    Attributes:
+      picture: its data URL: dark lines on white, or the given picture in doubt; "" if unreadable.
+      note: a sentence about what was done, or what is wrong; or "".
+      problem: whether the note is about something wrong.
+    """
+
+    picture: str = ""
+    note: str = ""
+    problem: bool = False
 
 
 Id = Annotated[str, pydantic.Field(pattern=r"^[0-9a-z]{1,64}$")]
@@ -170,7 +185,7 @@ def decoded(drawing: str) -> UInt8[np.ndarray, "h w 3"] | None:
                 f"The drawing has {size[0]} x {size[1]} pixels: use one with at most "
                 f"{LARGEST_SIDE} on each side."
             )
-        image = images.decode(encoded)
+        image = images.decode_file(encoded, sketch=True).rgb
     except (UnreadableImageError, binascii.Error) as error:
         raise SketchError("The drawing is not a picture: draw, or upload a PNG or JPEG.") from error
     return None if image.min() == image.max() else image
@@ -270,6 +285,22 @@ class Backend:
             return Answer(_message(problem=True, text=text))
         except Exception:
             return Answer(_failed("The search"))
+
+    def clean(self, picture: Any) -> Uploaded:
+        """Cleans an uploaded picture (`sketch_cleaning`) before it is scaled to the paper.
+
+        Args:
+          picture: its data URL.
+        """
+        try:
+            pixels = decoded(picture if isinstance(picture, str) else "")
+        except SketchError as error:
+            return Uploaded(note=str(error), problem=True)
+        if pixels is None:
+            return Uploaded(note=f"{BLANK['title']}: choose another picture.", problem=True)
+        cleaned, changes, doubt = clean(pixels)
+        note = f"The picture was cleaned: {', '.join(changes)}." if changes else doubt
+        return Uploaded(pages.image_uri(cleaned, LARGEST_SIDE), note, bool(doubt))
 
     def _is_slow(self, pairs: int) -> bool:
         return pairs * self._seconds_of_pair > SLOW

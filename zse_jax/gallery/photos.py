@@ -481,11 +481,11 @@ def _enough(size: int) -> int:
     return max(THUMBNAIL, size)
 
 
-def decoded(file: File) -> UInt8[np.ndarray, "h w 3"]:
-    """The image in a file; a very large JPEG is scaled down.
+def decoded(file: File, *, sketch: bool = False) -> UInt8[np.ndarray, "h w 3"]:
+    """The image in a file; a very large JPEG is scaled down. For `sketch`, see `decode_file`.
 
     Raises:
       UnreadableImageError, OSError: as `read`.
     """
     encoded, _ = _picture(file, _contents(file))
-    return images.decode_file(encoded, smallest=SMALLEST).rgb
+    return images.decode_file(encoded, smallest=SMALLEST, sketch=sketch).rgb

@@ -117,7 +117,7 @@ def says_too_little(pixels: UInt8[np.ndarray, "h w 3"]) -> bool:
 def _pixels(sketch: Sketch) -> UInt8[np.ndarray, "h w 3"]:
     if isinstance(sketch, Image.Image):
         try:
-            return images.as_rgb(sketch)
+            return images.as_rgb(sketch, sketch=True)
         except UnreadableImageError as error:
             raise SketchError(
                 f"The image of Pillow cannot be used as a sketch: {error}."
@@ -125,7 +125,7 @@ def _pixels(sketch: Sketch) -> UInt8[np.ndarray, "h w 3"]:
     if isinstance(sketch, str | os.PathLike):
         file = existing(sketch)
         try:
-            return photos.decoded(file)
+            return photos.decoded(file, sketch=True)
         except UnreadableImageError as error:
             raise SketchError(
                 f"The sketch {file} cannot be used: {error}. Save it again as PNG or JPEG."

@@ -25,8 +25,8 @@ import numpy as np
 from jax.sharding import Mesh, NamedSharding, PartitionSpec
 from jaxtyping import Bool, Float32, Int, Int32, Real, Shaped
 
-# Similarities sorted at once: by each thread of the host, a few megabytes with the working memory of
-# the sort (fewer wait for Python, more for new pages of memory); on an accelerator, 0.5 GB.
+# Similarities sorted at once: by each thread of the host, a few megabytes with the working memory
+# of the sort (fewer wait for Python, more for new pages of memory); on an accelerator, 0.5 GB.
 _HOST_BLOCK, _DEVICE_BLOCK = 2**18, 2**24
 _THREADS = min(8, os.cpu_count() or 1)
 

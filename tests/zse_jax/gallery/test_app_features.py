@@ -9,6 +9,7 @@ import json
 import time
 import urllib.parse
 
+import cv2
 import numpy as np
 import pytest
 from PIL import Image
@@ -175,6 +176,57 @@ def test_the_eraser_end_of_a_stylus_erases(visitor):
     )
     assert 0 < visitor.ink() < drawn
     assert visitor.page.locator("[data-tool=erase]").get_attribute("aria-pressed") == "false"
+
+
+def paper(kind):
+    """A drawing of a house with a door, at least 1600 x 1200, on a ground of this kind."""
+    factor, width = (2.5, 3) if kind == "large scan" else (1, 14)
+    grey = np.full((round(1200 * factor), round(1600 * factor)), 255, np.uint8)
+    for shape in ([(400, 900), (400, 500), (800, 250), (1200, 500), (1200, 900), (400, 900)],
+                  [(700, 900), (700, 650), (880, 650), (880, 900)]):  # fmt: skip
+        points = (factor * np.array(shape)).astype(int)
+        cv2.polylines(grey, [points], False, 0, width, cv2.LINE_AA)
+    noise = np.random.default_rng(0).normal(0, 3, grey.shape)
+    if kind == "photographed":
+        light = np.linspace(0.55, 0.9, grey.shape[1])
+        pixels = light * (0.45 + 0.55 * (grey / 255)) * 230 + noise
+    elif kind == "chalk":
+        pixels = 30 + 0.7 * (255.0 - grey) + noise
+    elif kind == "ruled":
+        pixels = np.minimum(grey, np.where(np.arange(1200)[:, None] % 50 < 3, 180, 245))
+    else:
+        pixels = grey
+    if kind == "white on transparent":
+        return np.dstack([np.full((1200, 1600, 3), 255, np.uint8), 255 - grey])
+    return np.repeat(np.clip(pixels, 0, 255).astype(np.uint8)[..., None], 3, axis=2)
+
+
+@pytest.mark.parametrize(
+    ("kind", "note"),
+    [
+        ("photographed", "the paper was made white"),
+        ("chalk", "light lines on a dark ground were inverted"),
+        ("white on transparent", "light lines on a dark ground were inverted"),
+        ("large scan", "thin lines were thickened"),
+        ("ruled", "the paper was made white"),
+        ("clean", ""),
+    ],
+)
+def test_an_uploaded_drawing_is_cleaned(visitor, tmp_path, kind, note):
+    Image.fromarray(paper(kind)).save(tmp_path / "drawing.png")
+    visitor.page.set_input_files("input[type=file]:not([capture])", tmp_path / "drawing.png")
+    visitor.settle()
+    assert note in visitor.page.locator(".zse-note").inner_text()
+    assert 0.005 < visitor.ink() < 0.1, "only the lines are dark"
+    wanted = np.array([128, 144, 384, 352])  # those of the house on the canvas
+    assert np.abs(np.array(visitor.bounds()) - wanted).max() < 12
+    visitor.shot(tmp_path, f"app-{kind.replace(' ', '-')}.png")
+
+
+def test_a_blank_upload_says_so(visitor, tmp_path):
+    Image.new("RGB", (50, 50), "white").save(tmp_path / "blank.png")
+    visitor.page.set_input_files("input[type=file]:not([capture])", tmp_path / "blank.png")
+    visitor.page.locator(".zse-note", has_text="choose another picture").wait_for()
 
 
 @pytest.mark.parametrize("kind", ["paste", "drop"])

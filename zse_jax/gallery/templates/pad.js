@@ -1,8 +1,9 @@
 // The drawing area and the options. A query is what is drawn, what was said about photos, the options
 // and the page of results. It is sent as JSON when a stroke pauses or ends and when anything else
 // changes, and it is kept in the address of the page, so that it survives a reload and can be shared.
-// Uploaded pictures are scaled down here; the files are not sent.
-const WHILE_DRAWING = 1000, LARGEST = 20 * 2 ** 20, MOST_UNDONE = 200, RUBBER = 5;
+// Uploaded pictures are scaled down here and cleaned by the server; the files are not sent.
+const WHILE_DRAWING = 1000, MOST_UNDONE = 200, RUBBER = 5;
+const LARGEST = 20 * 2 ** 20, LONGEST = 1600, MOST_SENT = 4 * 2 ** 20;  // of an uploaded picture
 const {pen: PEN, pairs: PAIRS} = props.settings;
 const PAUSE = PAIRS ? 200 : 0;  // a search that scores pairs waits for another stroke
 const canvas = element.querySelector("canvas"), context = canvas.getContext("2d", {alpha: false});
@@ -312,6 +313,17 @@ const pictured = image => {
   return {picture: sheet, source: sheet.toDataURL("image/webp", 0.8)};
 };
 
+// The text of a picture that is sent: not scaled to the canvas yet, so that thin lines remain.
+const sent = image => {
+  const sheet = document.createElement("canvas"), brush = sheet.getContext("2d");
+  const scale = Math.min(1, LONGEST / Math.max(image.width, image.height));
+  [sheet.width, sheet.height] = [image.width, image.height].map(side => Math.max(1, Math.round(side * scale)));
+  brush.imageSmoothingQuality = "high";
+  brush.drawImage(image, 0, 0, sheet.width, sheet.height);
+  const text = sheet.toDataURL("image/webp", 0.9);  // PNG in browsers that cannot
+  return text.length <= MOST_SENT ? text : sheet.toDataURL("image/jpeg", 0.9);
+};
+
 const read = async file => {
   if (!file) return;
   if (file.size > LARGEST) {
@@ -319,9 +331,14 @@ const read = async file => {
     return;
   }
   try {
-    const part = pictured(await createImageBitmap(file));
+    const given = sent(await createImageBitmap(file));
+    say("Cleaning the picture ...");
+    const answer = await server.clean(given);
+    if (!answer?.picture) return say(answer?.note ?? NO_ANSWER, true);
+    const part = pictured(await decoded(answer.picture));
     erase(false);
     replace({...state, like: "", parts: [...state.parts, part]});
+    say(answer.note, answer.problem);
   } catch {
     say("That file is not a picture that this browser can read.", true);
   }
