@@ -69,7 +69,14 @@ def pictures(folder: Path) -> None:
 
 def served(index: Path, port: int) -> tuple[subprocess.Popen, str]:
     """A process that serves the page, and its address."""
-    command = [sys.executable, "-m", "zse_jax.gallery.app", f"--index={index}", f"--port={port}"]
+    command = [
+        sys.executable,
+        "-m",
+        "zse_jax.gallery.app",
+        f"--index={index}",
+        f"--port={port}",
+        "--noopen",
+    ]
     process = subprocess.Popen(command, stdout=subprocess.PIPE, text=True)
     assert process.stdout is not None
     for line in process.stdout:

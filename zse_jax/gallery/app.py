@@ -16,7 +16,9 @@ import functools
 import logging
 import os
 import socket
+import sys
 import tempfile
+import webbrowser
 from collections.abc import Iterator, Sequence
 from typing import Any
 
@@ -138,6 +140,7 @@ def launch(
     share: bool = False,
     block: bool = False,
     quiet: bool = False,
+    show: bool = False,
 ) -> str:
     """Opens an index and serves its page; returns the page's address.
 
@@ -151,6 +154,7 @@ def launch(
       share: let Gradio publish the page for a week.
       block: return only after Ctrl-C.
       quiet: print nothing.
+      show: open the page in the browser of this machine, if it has a screen.
 
     Raises:
       FileNotFoundError, ValueError: as `Index` and `Searcher`.
@@ -161,10 +165,18 @@ def launch(
     backend.warm_up()
     page = create(backend)
     address = serve(page, host=host, port=port, share=share, quiet=quiet)
+    if show and _has_screen():
+        webbrowser.open(address)
     if block:
         say(f"{TITLE}: {address}  (press Ctrl-C to stop)")
         page.block_thread()
     return address
+
+
+def _has_screen() -> bool:
+    """Whether a browser with windows can be opened: not on a server or in a container."""
+    named = any(os.environ.get(name) for name in ("DISPLAY", "WAYLAND_DISPLAY", "BROWSER"))
+    return named or sys.platform in ("darwin", "win32")
 
 
 def serve(
@@ -248,6 +260,8 @@ def define_flags(options: flags.FlagValues, argv: Sequence[str]) -> None:
     flags.DEFINE_string("host", "127.0.0.1", help_, options)
     help_ = "Default: the first free port from 7860."
     flags.DEFINE_integer("port", None, help_, 1, 65535, options)
+    help_ = "Open the page in your browser, if this machine has a screen."
+    flags.DEFINE_bool("open", True, help_, options)
     flags.DEFINE_bool("share", False, "Let Gradio publish the page for a week.", options)
 
 
@@ -264,6 +278,7 @@ def main(options: flags.FlagValues) -> None:
         share=options.share,
         block=True,
         quiet=True,
+        show=options.open,
     )
 
 

@@ -32,7 +32,6 @@ from zse_jax.gallery.results import Results
 from zse_jax.gallery.search import EXPAND, RERANK, Feedback, Searcher
 from zse_jax.gallery.sketch_cleaning import clean
 from zse_jax.gallery.sketch_input import SketchError, says_too_little
-from zse_jax.retrieval.calibration import LIKELY
 from zse_jax.retrievers.base import Explainable
 from zse_jax.runtime.console import say
 
@@ -380,7 +379,7 @@ class Backend:
             pairs=self.most_pairs,
             unfinished=unfinished,
             names=[PurePath(hit.path).name for hit in hits],
-            likely=sum(chance >= LIKELY for chance in chances) if chances else None,
+            likely=results.likely,
             bars=[round(100 * share) for share in shares],
             scores=scores,
             values=values,

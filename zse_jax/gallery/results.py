@@ -14,6 +14,7 @@ from rich.table import Table
 from data_pipelines.suggestions import counted
 from zse_jax.explain import pages
 from zse_jax.explain.correspondence import LINE_STYLES
+from zse_jax.retrieval.calibration import LIKELY
 from zse_jax.runtime.console import duration
 
 
@@ -86,6 +87,17 @@ class Results:
     doubt: str = ""
 
     @property
+    def likely(self) -> int | None:
+        """How many of the hits probably show what was drawn; None without probabilities."""
+        chances = [hit.probability for hit in self.hits if hit.probability is not None]
+        return sum(chance >= LIKELY for chance in chances) if chances else None
+
+    @property
+    def match_text(self) -> str:
+        """A sentence if no photo is a good match; else "", also without probabilities."""
+        return "No good match: the drawing is probably in none of them." if self.likely == 0 else ""
+
+    @property
     def skipped_text(self) -> str:
         """A sentence about `skipped`."""
         photos = counted(self.skipped, "photo", "photos")
@@ -95,17 +107,21 @@ class Results:
         """The hits as a table for a terminal."""
         folder, names = self._names()
         photos = counted(self.photos, "photo", "photos")
+        notes = [f"in {folder}"] if folder else []
         table = Table(
             title=f"The nearest of {photos}, in {_took(self.seconds)}",
-            caption=f"in {folder}" if folder else None,
+            caption="\n".join([*notes, self.match_text]).strip() or None,
         )
         table.add_column("rank", justify="right")
         table.add_column("similarity", justify="right")
+        if self.likely is not None:
+            table.add_column("probability", justify="right")
         table.add_column("by")
         table.add_column("photo", overflow="fold")
         for hit, name in zip(self.hits, names, strict=True):
             by, similarity = self.rankings[hit.stage], f"{hit.similarity:#.4g}"
-            table.add_row(str(hit.rank), similarity, by, name)
+            chance = [_percent(hit.probability)] if self.likely is not None else []
+            table.add_row(str(hit.rank), similarity, *chance, by, name)
         return table
 
     def to_json(self, indent: int | None = 2) -> str:
@@ -128,7 +144,7 @@ class Results:
         return Path(self.about.get("sketch", "the sketch")).name
 
     def _plain(self) -> dict[str, Any]:
-        names = "rank", "similarity", "stage", "id", "path", "width", "height"
+        names = "rank", "similarity", "probability", "stage", "id", "path", "width", "height"
         return {
             **self.about,
             "photos": self.photos,
@@ -140,7 +156,13 @@ class Results:
 
     def _query(self, explained: Sequence[pages.Explained]) -> pages.Query:
         row = [
-            pages.Photo(hit.thumbnail_uri, shown, hit.rank, None, f"{hit.similarity:#.3g}")
+            pages.Photo(
+                hit.thumbnail_uri,
+                shown,
+                hit.rank,
+                None,
+                f"{hit.similarity:#.3g}" if self.likely is None else _percent(hit.probability),
+            )
             for hit, shown in zip(self.hits, self._names()[1], strict=True)
         ]
         note = f"by {self.rankings.get('rerank', self.rankings.get('shortlist'))}"
@@ -179,16 +201,27 @@ def to_html(
         "photos": ", ".join(folders),
         "time": _took(sum(results.seconds for results in searches)),
     }
+    score = "similarity" if first.likely is None else "the probability that they show the drawing"
     return pages.render(
         "pair.html",
         title=f"What {names} {'finds' if len(searches) == 1 else 'find'}",
-        lead=f"The nearest of {counted(first.photos, 'photo', 'photos')}, with their rank and "
-        "similarity.",
-        warnings=[*warnings, *(results.skipped_text for results in searches if results.skipped)],
+        lead=f"The nearest of {counted(first.photos, 'photo', 'photos')}, with rank and {score}.",
+        warnings=[*warnings, *filter(None, map(_warning, searches))],
         queries=[results._query(explained) for results, explained in found],
         facts={name: fact for name, fact in facts.items() if fact},
         line_styles=LINE_STYLES,
     )
+
+
+def _warning(results: Results) -> str:
+    """What the reader of a page must know about one search; "" if nothing."""
+    texts = [results.skipped_text if results.skipped else "", results.match_text]
+    text = " ".join(filter(None, texts))
+    return f"{results._sketch_name}: {text}" if text else ""
+
+
+def _percent(probability: float | None) -> str:
+    return "" if probability is None else f"{100 * probability:.0f} %"
 
 
 def _took(seconds: float) -> str:

@@ -9,7 +9,7 @@ from typing import Any
 import numpy as np
 import pytest
 from flax import nnx
-from PIL import Image, ImageDraw
+from PIL import ExifTags, Image, ImageDraw
 
 from tests.zse_jax import small_systems
 from tests.zse_jax.random_weights import drawn
@@ -26,11 +26,16 @@ def written_checkpoint(folder: Path, system: str = "zse", seed: int = 0) -> Path
     return folder
 
 
-def photo(file: Path, number: int, size: tuple[int, int] = (48, 40)) -> Path:
-    """Writes a random photo, different for each number, in the format of its extension."""
+def photo(file: Path, number: int, size: tuple[int, int] = (48, 40), taken: str = "") -> Path:
+    """Writes a random photo, different for each number, in the format of its extension.
+
+    `taken`: the date and time in its metadata, "2021:05:31 10:00:00".
+    """
     pixels = np.random.default_rng(number).integers(0, 256, (*size[::-1], 3), np.uint8)
     file.parent.mkdir(parents=True, exist_ok=True)
-    Image.fromarray(pixels).save(file)
+    exif = Image.Exif()
+    exif.get_ifd(ExifTags.IFD.Exif)[ExifTags.Base.DateTimeOriginal] = taken
+    Image.fromarray(pixels).save(file, **({"exif": exif} if taken else {}))
     return file
 
 

@@ -1,5 +1,7 @@
 """Photos are searched without an index being named: it is made, found again, and updated."""
 
+from pathlib import Path
+
 import pytest
 
 from tests.zse_jax.gallery.conftest import photo, written_checkpoint
@@ -76,4 +78,14 @@ def test_without_a_cache_folder_the_error_names_the_flag(album, zse, monkeypatch
     (tmp_path / "file").write_text("no folder")
     monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "file"))
     with pytest.raises(OSError, match=r"no place for the index.* --index=my-index"):
+        album_.opened([album], zse)
+
+
+def test_without_a_home_folder_the_error_names_the_flag(album, zse, monkeypatch):
+    def unknown():
+        raise RuntimeError("Could not determine home directory.")
+
+    monkeypatch.delenv("XDG_CACHE_HOME")
+    monkeypatch.setattr(Path, "home", unknown)
+    with pytest.raises(OSError, match=r"no home folder, and XDG_CACHE_HOME .* --index=my-index"):
         album_.opened([album], zse)

@@ -7,10 +7,14 @@ import io
 import json
 import os
 import re
+import signal
 import socket
 import struct
+import subprocess
+import sys
 import threading
 import time
+import urllib.request
 import zlib
 from pathlib import Path
 from urllib.parse import urlsplit
@@ -20,6 +24,7 @@ import pytest
 from absl import flags
 from PIL import Image, ImageDraw
 
+from tests.source import ROOT
 from zse_jax.gallery import app, app_backend, index, middleware, photos
 from zse_jax.gallery.app_backend import Backend
 from zse_jax.gallery.photos import identity
@@ -416,6 +421,49 @@ def run(*argv):
     app.define_flags(options, ["app", *argv])
     cli.parse(options, ["app", *argv])
     app.main(options)
+
+
+@pytest.mark.slow
+@pytest.mark.skipif(sys.platform == "win32", reason="a script stands in for the browser")
+def test_the_command_indexes_a_folder_and_opens_the_page_in_a_browser(album, zse, tmp_path):
+    browser = tmp_path / "browser"
+    browser.write_text(f'#!/bin/sh\necho "$1" > {tmp_path}/opened.part; '
+                       f"mv {tmp_path}/opened.part {tmp_path}/opened\n")  # fmt: skip
+    browser.chmod(0o755)
+    given = {"XDG_CACHE_HOME": str(tmp_path / "cache"), "BROWSER": str(browser)}
+    environment = {name: value for name, value in os.environ.items() if name != "HOME"} | given
+    command = [sys.executable, "-m", "zse_jax.gallery.app", f"--photos={album}"]
+    command += [f"--checkpoint={zse}", "--k=2"]
+    with subprocess.Popen(
+        command, cwd=ROOT, env=environment, stdout=subprocess.PIPE, text=True
+    ) as program:
+        try:
+            printed = ""
+            while "http://" not in printed:
+                line = program.stdout.readline()
+                assert line, printed
+                printed += line
+            assert "photos added" in printed
+            until = time.monotonic() + 30
+            while not (tmp_path / "opened").exists() and time.monotonic() < until:
+                time.sleep(0.1)
+            address = (tmp_path / "opened").read_text().strip()
+            assert address in printed
+            with urllib.request.urlopen(address, timeout=30) as page:
+                assert app.TITLE in page.read().decode()
+            program.send_signal(signal.SIGINT)
+            assert program.wait(timeout=30) in (0, 130)
+        finally:
+            program.kill()
+    assert [*(tmp_path / "cache/zse_jax/albums").iterdir()], "the index is in the cache folder"
+
+
+def test_without_a_screen_no_browser_is_opened(monkeypatch):
+    for name in ("DISPLAY", "WAYLAND_DISPLAY", "BROWSER"):
+        monkeypatch.delenv(name, raising=False)
+    for platform, expected in (("linux", False), ("darwin", True), ("win32", True)):
+        monkeypatch.setattr(sys, "platform", platform)
+        assert app._has_screen() is expected
 
 
 def test_errors_on_the_command_line(tmp_path):

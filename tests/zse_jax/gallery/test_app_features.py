@@ -24,6 +24,9 @@ from .visitor import SNOWMAN, Visitor, check_calm
 pytestmark = pytest.mark.slow
 
 PHOTOS, SHOWN = 15, 6
+TAKEN = 1, 2, 3
+"""Photos that are JPEGs, and record that they were taken on this day of June 2021."""
+
 LINE = [(0.2, 0.2), (0.5, 0.45), (0.8, 0.7)]
 
 PAPER = """kind => {
@@ -46,7 +49,9 @@ def backend(zse, tmp_path_factory):
     folder = tmp_path_factory.mktemp("features")
     for number in range(PHOTOS):
         place, size = ("album/tall", (48, 64)) if number % 5 == 0 else ("album", (64, 48))
-        photo(folder / place / f"a photo with a long name, {number}.png", number, size)
+        taken = f"2021:06:0{number} 10:00:00" if number in TAKEN else ""
+        name = f"a photo with a long name, {number}.{'jpg' if taken else 'png'}"
+        photo(folder / place / name, number, size, taken)
     index.build([folder / "album"], folder / "index", zse)
     made = app_backend.Backend(Searcher(index.open(folder / "index")), k=SHOWN, local=True)
     made.warm_up()
@@ -294,6 +299,21 @@ def test_conditions_limit_the_photos_and_survive_a_reload(visitor, backend):
     visitor.page.locator(".zse-empty", has_text="Choose fewer conditions").wait_for()
 
 
+def test_days_and_file_types_limit_the_photos(visitor):
+    visitor.draw(SNOWMAN)
+    visitor.page.locator(".zse-where summary").click()
+    visitor.page.locator("[data-option=type]").select_option("jpeg")
+    visitor.status("3 nearest of 3 photos")
+    three = visitor.photos()
+    visitor.page.locator("[data-option=after]").fill("2021-06-02")
+    visitor.status("2 nearest of 2 photos")
+    visitor.page.locator("[data-option=before]").fill("2021-06-03")
+    visitor.status("1 nearest of 1 photo")
+    assert set(visitor.photos()) < set(three)
+    visitor.page.locator("[data-option=type]").select_option("png")
+    visitor.page.locator(".zse-empty", has_text="Choose fewer conditions").wait_for()
+
+
 def test_an_uploaded_picture_survives_a_reload(visitor):
     visitor.page.evaluate(PAPER, "paste")
     visitor.settle()
@@ -324,6 +344,13 @@ def test_a_line_says_too_little_and_the_next_stroke_helps(visitor):
     visitor.stroke(LINE)
     visitor.page.locator(".zse-empty", has_text="too little").wait_for()
     visitor.draw([SNOWMAN[0]])
+    visitor.press("clear")
+    visitor.page.wait_for_selector(".zse-empty")
+    visitor.stroke([(0.5, 0.5), (0.5, 0.5)])
+    visitor.page.locator(".zse-empty", has_text="too little").wait_for()
+    assert visitor.ink() > 0, "a dot is shown"
+    visitor.press("undo")
+    visitor.press("undo")
     visitor.press("undo")
     visitor.page.locator(".zse-empty", has_text="too little").wait_for()
 
@@ -387,7 +414,7 @@ def test_what_the_model_sees_is_shown_and_doubt_is_said(visitor):
 def test_photos_have_their_full_name_and_a_bar(visitor):
     visitor.draw(SNOWMAN)
     title = visitor.page.locator("[data-act=open]").first.get_attribute("title")
-    assert title.endswith(".png")
+    assert title.endswith((".png", ".jpg"))
     assert "a photo with a long name" in title
     wide = visitor.page.locator(".zse-bar i").evaluate_all(
         "bars => bars.map(bar => parseInt(bar.style.width))"

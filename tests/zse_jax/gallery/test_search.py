@@ -9,6 +9,7 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+import rich.console
 from absl import flags
 from PIL import Image, ImageDraw
 
@@ -17,6 +18,7 @@ from data_pipelines import images
 from tests.zse_jax.gallery.conftest import photo, written_checkpoint
 from zse_jax.gallery import index, search
 from zse_jax.retrieval import expansion, scoring
+from zse_jax.retrieval.calibration import Calibration
 from zse_jax.runtime import cli
 
 
@@ -198,6 +200,27 @@ def test_a_hit_is_explained(searcher, drawing):
     assert explained.title == f"Why photo 1 ({results.hits[0].file.name})?"
     assert explained.lines.startswith("data:image/webp;base64,")
     assert explained.panels
+
+
+def test_probabilities_are_in_every_form_of_the_results(searcher, drawing, monkeypatch):
+    plain = searcher(drawing, k=2)
+    assert plain.likely is None and plain.match_text == ""
+    assert json.loads(plain.to_json())["hits"][0]["probability"] is None
+    monkeypatch.setattr(searcher, "_calibration", Calibration(0.0, 1.0))
+    good = searcher(drawing, k=2)
+    assert good.likely == 2
+    monkeypatch.setattr(searcher, "_calibration", Calibration(0.0, -3.0))
+    bad = searcher(drawing, k=2)
+    assert bad.likely == 0
+    for results, percent, is_bad in ((good, "73 %", False), (bad, "5 %", True)):
+        console = rich.console.Console(width=200)
+        with console.capture() as shown:
+            console.print(results.table())
+        for text in (shown.get(), results.to_html()):
+            assert text.count(percent) == 2
+            assert ("No good match" in text) is is_bad
+        chance = json.loads(results.to_json())["hits"][0]["probability"]
+        assert chance == pytest.approx(int(percent[:-2]) / 100, abs=0.005)
 
 
 def test_sketches_that_cannot_be_searched_with(searcher, tmp_path):

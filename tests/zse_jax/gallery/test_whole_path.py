@@ -70,7 +70,14 @@ def test_convert_index_search_and_draw(sketchy_folder, browser, tmp_path):
     assert f"nearest of {count:,} photos" in run_command(*command)
     assert len(json.loads(output.read_text())["hits"]) == 20
 
-    command = [sys.executable, "-m", "zse_jax.gallery.app", f"--index={where}", "--k=10"]
+    command = [
+        sys.executable,
+        "-m",
+        "zse_jax.gallery.app",
+        f"--index={where}",
+        "--k=10",
+        "--noopen",
+    ]
     with subprocess.Popen(command, cwd=ROOT, stdout=subprocess.PIPE, text=True) as page:
         try:
             line = first_line(page)
