@@ -389,3 +389,22 @@ def test_a_shifted_image_repeats_its_border(image, right, down):
 def test_mirroring_swaps_left_and_right(image):
     mirrored = images.augment(image, mirrored=True, right=0, down=0)
     np.testing.assert_array_equal(mirrored, image[:, ::-1])
+
+
+@pytest.mark.parametrize(
+    ("line", "ground", "as_sketch"),
+    [(255, 0, 0), (0, 0, 255), (255, 255, 255)],
+    ids=["white on transparent", "black on transparent", "white, transparent corner"],
+)
+def test_light_lines_on_transparent_remain_in_a_sketch(line, ground, as_sketch):
+    pixels = np.full((60, 60, 4), line, np.uint8)
+    pixels[..., 3] = ground
+    pixels[20:23, 5:55] = (line, line, line, 255)
+    pixels[:6, :6, 3] = 0
+    encoded = encode(pixels, "PNG")
+    for rgb in (
+        images.decode_file(encoded, sketch=True).rgb,
+        images.as_rgb(Image.fromarray(pixels), sketch=True),
+    ):
+        assert (rgb[0, 0] == as_sketch).all() and (rgb[21, 30] == line).all()
+    assert (images.decode(encoded)[0, 0] == 255).all(), "photos are on white"
