@@ -15,8 +15,9 @@ and their calibration by
 
     python -m zse_jax.evaluation.calibration --checkpoint=runs/all --into=zse_jax/default_model
 
-where runs/all is the first run of docs/results.md. Training again gives an equivalent model, whose
-weights are not equal to the bit.
+where runs/all is the first run of docs/results.md. Training is deterministic on one machine.
+Another processor or version rounds differently: the model is then equivalent, but not equal to the
+bit. The weights in zse_jax/default_model were trained on the images that its card describes.
 
 Published: none.
 """

@@ -176,7 +176,9 @@ def test_output_files_have_the_suffix_of_their_contents(file):
 
 @pytest.mark.slow
 def test_help_shows_the_launch_command_and_the_flags():
-    shown = started("--help").stdout
+    done = started("--help")
+    shown = done.stdout
+    assert done.returncode == 0
     assert "python -m zse_jax.main --config=configs/sketchy.py" in shown
     assert "--workdir" in shown
     assert len(shown.splitlines()) < 30

@@ -28,10 +28,10 @@ from zse_jax.explain import pages
 from zse_jax.explain.correspondence import LINE_STYLES
 from zse_jax.gallery.filters import ORIENTATIONS, Filter
 from zse_jax.gallery.photos import path_of
-from zse_jax.gallery.results import Results
+from zse_jax.gallery.results import Results, percent
 from zse_jax.gallery.search import EXPAND, RERANK, Feedback, Searcher
 from zse_jax.gallery.sketch_cleaning import clean
-from zse_jax.gallery.sketch_input import SketchError, says_too_little
+from zse_jax.gallery.sketch_input import TOO_LITTLE, SketchError, says_too_little
 from zse_jax.retrievers.base import Explainable
 from zse_jax.runtime.console import say
 
@@ -56,11 +56,6 @@ MOST_FOLDERS = 500
 
 SEEN = 160
 """Side of the picture of what the model sees, in pixels."""
-
-TOO_LITTLE = {
-    "title": "This says too little",
-    "text": "A dot or a single line can be part of anything: draw more of the object.",
-}
 
 NO_QUERY = "The browser sent something that is not a query: reload the page."
 
@@ -296,7 +291,7 @@ class Backend:
         except SketchError as error:
             return Uploaded(note=str(error), problem=True)
         if pixels is None:
-            return Uploaded(note=f"{BLANK['title']}: choose another picture.", problem=True)
+            return Uploaded(note="That picture is blank: choose another picture.", problem=True)
         cleaned, changes, doubt = clean(pixels)
         note = f"The picture was cleaned: {', '.join(changes)}." if changes else doubt
         return Uploaded(pages.image_uri(cleaned, LARGEST_SIDE), note, bool(doubt))
@@ -317,7 +312,7 @@ class Backend:
         if sketch is None:
             return Answer(_message(**BLANK))
         if says_too_little(sketch):
-            return Answer(_message(**TOO_LITTLE))
+            return Answer(_message(title="This says too little", text=TOO_LITTLE))
         where = query.where
         for kind, value in (
             ("folders", where.folder),
@@ -366,7 +361,7 @@ class Backend:
         best = max(hit.similarity for hit in hits)
         if chances:
             shares = chances
-            scores = [f"{100 * chance:.0f} %" for chance in chances]
+            scores = [percent(chance) for chance in chances]
             values = [f"{score} likely" for score in scores]
         else:
             shares = [max(0.0, hit.similarity) / max(best, 1e-9) for hit in hits]

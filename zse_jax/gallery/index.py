@@ -594,7 +594,7 @@ def show(changes: Changes, removed: int | None = None, *, place: str) -> None:
     for text, count in notes.items():
         if count:
             say(f"  {text}: {count:,}")
-    _list("videos skipped", changes.videos, 5)
+    _list("skipped as video", changes.videos, 5)
     _list("skipped", [f"{name}: {reason}" for name, reason in changes.refused])
 
 

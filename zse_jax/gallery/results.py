@@ -95,7 +95,7 @@ class Results:
     @property
     def match_text(self) -> str:
         """A sentence if no photo is a good match; else "", also without probabilities."""
-        return "No good match: the drawing is probably in none of them." if self.likely == 0 else ""
+        return f"No good match: no photo reaches {percent(LIKELY)}." if self.likely == 0 else ""
 
     @property
     def skipped_text(self) -> str:
@@ -120,7 +120,7 @@ class Results:
         table.add_column("photo", overflow="fold")
         for hit, name in zip(self.hits, names, strict=True):
             by, similarity = self.rankings[hit.stage], f"{hit.similarity:#.4g}"
-            chance = [_percent(hit.probability)] if self.likely is not None else []
+            chance = [percent(hit.probability)] if self.likely is not None else []
             table.add_row(str(hit.rank), similarity, *chance, by, name)
         return table
 
@@ -161,7 +161,7 @@ class Results:
                 shown,
                 hit.rank,
                 None,
-                f"{hit.similarity:#.3g}" if self.likely is None else _percent(hit.probability),
+                f"{hit.similarity:#.3g}" if self.likely is None else percent(hit.probability),
             )
             for hit, shown in zip(self.hits, self._names()[1], strict=True)
         ]
@@ -215,13 +215,16 @@ def to_html(
 
 def _warning(results: Results) -> str:
     """What the reader of a page must know about one search; "" if nothing."""
-    texts = [results.skipped_text if results.skipped else "", results.match_text]
+    cleaned = f"It was cleaned: {', '.join(results.changes)}." if results.changes else ""
+    skipped = results.skipped_text if results.skipped else ""
+    texts = [results.doubt or cleaned, results.match_text, skipped]
     text = " ".join(filter(None, texts))
     return f"{results._sketch_name}: {text}" if text else ""
 
 
-def _percent(probability: float | None) -> str:
-    return "" if probability is None else f"{100 * probability:.0f} %"
+def percent(probability: float | None) -> str:
+    """A probability for display, rounded down: what is below a limit is not shown as the limit."""
+    return "" if probability is None else f"{int(100 * probability)} %"
 
 
 def _took(seconds: float) -> str:

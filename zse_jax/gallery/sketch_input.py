@@ -27,6 +27,9 @@ DOT, STRAIGHT = 0.025, 0.06
 width, as a share of its length, at most: all as standard deviations."""
 
 
+TOO_LITTLE = "A dot or a single line can be part of anything: draw more of the object."
+
+
 class SketchError(ValueError):
     """A sketch cannot be used. The message names no file but the sketch."""
 
@@ -39,6 +42,8 @@ def name_of(sketch: Sketch) -> str:
 def existing(sketch: str | os.PathLike) -> Path:
     """The file of a sketch; raises FileNotFoundError if there is none."""
     file = paths.local(sketch, "--sketch")
+    if file.is_dir():
+        raise FileNotFoundError(f"The sketch {file} is a folder: give an image file.")
     if not file.is_file():
         raise FileNotFoundError(f"The sketch {file} does not exist: give an image file.")
     return file
@@ -84,6 +89,8 @@ def prepare(
     """
     name = name or name_of(sketch)
     pixels, changes, doubt = clean(_pixels(sketch))
+    if not doubt and says_too_little(pixels):
+        doubt = TOO_LITTLE
     if (changes or doubt) and isinstance(sketch, str | os.PathLike):
         logger.warning("The sketch %s: %s", name, doubt or f"{', '.join(changes)}.")
     if not ink_share(pixels[None], 1).any():

@@ -57,7 +57,11 @@ def run(main: Main, define_flags: DefineFlags, arguments: Sequence[str] = ()) ->
         if not {"--help", "-h", "--helpfull"} & set(argv):
             with_message(lambda: distributed.initialize(**distributed.from_arguments(argv)))
         with_message(lambda: define_flags(options, argv))
-        return with_message(lambda: parse(options, argv))
+        _show_in_help(options, argv[0])
+        try:
+            return with_message(lambda: parse(options, argv))
+        except SystemExit:  # absl exits with 1 after its help
+            sys.exit(0 if {"--help", "-h", "--helpfull"} & set(argv) else 1)
 
     def guarded(argv: Sequence[str]) -> None:
         quiet()  # again: absl has set its verbosity meanwhile
@@ -68,6 +72,17 @@ def run(main: Main, define_flags: DefineFlags, arguments: Sequence[str] = ()) ->
         with_message(distributed.finish)
 
     app.run(guarded, flags_parser=checked)
+
+
+def _show_in_help(options: flags.FlagValues, program: str) -> None:
+    """Makes --help list the program's flags also if another module defines them.
+
+    The flags of `zse_jax.runtime` are left to --helpfull.
+    """
+    for module, found in options.flags_by_module_dict().items():
+        if module.startswith("zse_jax.") and not module.startswith("zse_jax.runtime."):
+            for flag in found:
+                options.register_key_flag_for_module(program, flag)
 
 
 def with_message(function: Callable[[], Result]) -> Result:

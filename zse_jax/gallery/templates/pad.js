@@ -320,8 +320,11 @@ const sent = image => {
   [sheet.width, sheet.height] = [image.width, image.height].map(side => Math.max(1, Math.round(side * scale)));
   brush.imageSmoothingQuality = "high";
   brush.drawImage(image, 0, 0, sheet.width, sheet.height);
-  const text = sheet.toDataURL("image/webp", 0.9);  // PNG in browsers that cannot
-  return text.length <= MOST_SENT ? text : sheet.toDataURL("image/jpeg", 0.9);
+  for (const kind of [["image/png"], ["image/webp", 0.9], ["image/jpeg", 0.9]]) {
+    const text = sheet.toDataURL(...kind);
+    if (text.length <= MOST_SENT) return text;
+  }
+  throw new Error("too large");
 };
 
 const read = async file => {
