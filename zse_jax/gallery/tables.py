@@ -36,8 +36,8 @@ EXACT_UP_TO = 100_000
 PARTITION, MOST_PARTITIONS = 2**14, 256
 """Photos in a partition of the approximate index, and partitions, of which a search reads all.
 
-Indexes of early versions have more partitions, and a search reads the nearest of them. It then
-misses photos that are in another partition than most photos like them.
+Indexes of early versions have more partitions, of which a search reads the nearest. It misses
+photos in other partitions.
 """
 
 CANDIDATES = 1000
@@ -394,10 +394,11 @@ BUCKETS = ("gs", "s3", "az")
 def index_settings(photos: int, width: int) -> dict[str, Any]:
     """The arguments of LanceDB's `IvfPq` for the approximate index.
 
-    Four numbers of an embedding become half a byte: their place among 16 centres (product
-    quantisation, Jegou et al., PAMI 2011). LanceDB compares such codes several at a time in one
-    instruction, which is faster than to find the right partitions: see docs/scaling.md. It needs an
-    even number of codes that divides the width; without one, a photo has one code of a byte.
+    Each four numbers of an embedding become half a byte, the number of the nearest of 16 centres
+    (product quantisation, Jegou et al., PAMI 2011). LanceDB compares several such codes in one
+    instruction, so that all of them can be compared, which finds more than searching some of many
+    partitions: see docs/scaling.md. It needs an even number of codes that divides the width;
+    without one, a photo has one code of a byte.
     """
     numbers = [n for n in range(2, width // 4 + 1, 2) if width % n == 0]
     return {

@@ -214,7 +214,7 @@ def _block_metrics(
     result: QueryMetrics = {convention: {} for convention in conventions}
     for name, top in AVERAGE_PRECISION.items():
         head, possible, found = precision, defined, total
-        if top is not None:  # ranks ascend, so that only the first `top` of them can be `top`
+        if top is not None:  # ranks ascend: at most the first `top` of them are up to `top`
             within = hit[:, :top] & (hit_ranks[:, :top] <= top)
             head, possible = np.where(within, precision[:, :top], 0.0), np.minimum(top, defined)
             found = within.sum(axis=1)

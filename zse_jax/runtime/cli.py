@@ -60,8 +60,9 @@ def run(main: Main, define_flags: DefineFlags, arguments: Sequence[str] = ()) ->
         _show_in_help(options, argv[0])
         try:
             return with_message(lambda: parse(options, argv))
-        except SystemExit:  # absl exits with 1 after its help
-            sys.exit(0 if {"--help", "-h", "--helpfull"} & set(argv) else 1)
+        except SystemExit as end:
+            helped = end.code == 1 and {"--help", "-h", "--helpfull"} & set(argv)
+            sys.exit(0 if helped else end.code)  # absl ends its help with 1
 
     def guarded(argv: Sequence[str]) -> None:
         quiet()  # again: absl has set its verbosity meanwhile
