@@ -243,6 +243,10 @@ def _decoded(encoded: bytes, smallest: int, at_least: int, sketch: bool) -> Deco
 def as_rgb(image: Image.Image, *, sketch: bool = False) -> UInt8[np.ndarray, "h w 3"]:
     """The pixels of an image of Pillow, converted as `decode_file` converts those of a file.
 
+    Args:
+      image: the image.
+      sketch: as for `decode_file`.
+
     Raises:
       UnreadableImageError: it cannot be decoded.
     """

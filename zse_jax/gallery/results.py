@@ -114,13 +114,14 @@ class Results:
         )
         table.add_column("rank", justify="right")
         table.add_column("similarity", justify="right")
-        if self.likely is not None:
+        is_calibrated = self.likely is not None
+        if is_calibrated:
             table.add_column("probability", justify="right")
         table.add_column("by")
         table.add_column("photo", overflow="fold")
         for hit, name in zip(self.hits, names, strict=True):
             by, similarity = self.rankings[hit.stage], f"{hit.similarity:#.4g}"
-            chance = [percent(hit.probability)] if self.likely is not None else []
+            chance = [percent(hit.probability)] if is_calibrated else []
             table.add_row(str(hit.rank), similarity, *chance, by, name)
         return table
 
@@ -156,13 +157,7 @@ class Results:
 
     def _query(self, explained: Sequence[pages.Explained]) -> pages.Query:
         row = [
-            pages.Photo(
-                hit.thumbnail_uri,
-                shown,
-                hit.rank,
-                None,
-                f"{hit.similarity:#.3g}" if self.likely is None else percent(hit.probability),
-            )
+            pages.Photo(hit.thumbnail_uri, shown, hit.rank, None, _score(hit))
             for hit, shown in zip(self.hits, self._names()[1], strict=True)
         ]
         note = f"by {self.rankings.get('rerank', self.rankings.get('shortlist'))}"
@@ -222,8 +217,13 @@ def _warning(results: Results) -> str:
     return f"{results._sketch_name}: {text}" if text else ""
 
 
+def _score(hit: Hit) -> str:
+    """The probability of a hit, or its similarity, for display."""
+    return percent(hit.probability) or f"{hit.similarity:#.3g}"
+
+
 def percent(probability: float | None) -> str:
-    """A probability for display, rounded down: what is below a limit is not shown as the limit."""
+    """A probability for display, rounded down, so that 49.9 % is not shown as 50 %; None: ""."""
     return "" if probability is None else f"{int(100 * probability)} %"
 
 
