@@ -6,6 +6,7 @@ is the same as `python -m zse_jax.gallery.search --photos=album --sketch=cat.png
 large buffers in huge pages. Imports nothing but the program that it starts.
 """
 
+import gc
 import os
 import runpy
 import sys
@@ -81,7 +82,11 @@ def main() -> None:
             sys.path[0] = os.getcwd()  # noqa: PTH109 - as text, as `python -m` does
         module = COMMANDS[name].module
         sys.argv = [module, *arguments]  # the name is replaced by the module's file
-        runpy.run_module(module, run_name="__main__", alter_sys=True)
+        gc.disable()  # its imports make no garbage; `cli.run` enables the search for it again
+        try:
+            runpy.run_module(module, run_name="__main__", alter_sys=True)
+        finally:
+            gc.enable()
     else:
         sys.exit(
             f"error: there is no command {name!r}{suggest(name, COMMANDS)}. "

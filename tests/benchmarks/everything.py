@@ -46,7 +46,7 @@ COMMANDS = (
 )
 """Arguments of `python -m tests.benchmarks.`, once for each folder of a name in capital letters."""
 
-PACKAGES = "jax", "flax", "numpy", "lancedb", "faiss-cpu"
+PACKAGES = "jax", "flax", "numpy", "pylance", "faiss-cpu"
 
 
 def main(argv: list[str] | None = None) -> int:

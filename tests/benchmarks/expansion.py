@@ -42,7 +42,7 @@ def cost(options: argparse.Namespace) -> None:
     from zse_jax.gallery.shortlist import EXPANDED_AMONG, Shortlister
     from zse_jax.gallery.tables import Tables
 
-    print(describe("jax", "numpy", "lancedb"))
+    print(describe("jax", "numpy", "pylance"))
     centres = gallery.clusters(options.photos, options.width)
     sketches = gallery.drawn(centres, options.sketches, 10**6)
     with tempfile.TemporaryDirectory(dir=options.scratch) as folder:

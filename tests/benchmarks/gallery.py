@@ -24,7 +24,7 @@ disk, and a process that only imports the packages that it needs. They alternate
 the index, and of those that are listed to be sent to the workers of a Ray cluster. Names have 60
 characters.
 
-`scale` compares LanceDB's approximate indexes and faiss on up to ten million embeddings: see
+`scale` compares Lance's approximate indexes and faiss on up to ten million embeddings: see
 gallery_scale.py.
 """
 
@@ -113,7 +113,7 @@ def shortlist(options: argparse.Namespace) -> None:
     from zse_jax.gallery.shortlist import Shortlister
     from zse_jax.gallery.tables import Tables
 
-    print(describe("lancedb", "faiss-cpu", "numpy"))
+    print(describe("pylance", "faiss-cpu", "numpy"))
     photos, width = options.photos, options.width
     centres = clusters(photos, width)
     sketches = drawn(centres, options.sketches, 10**6)
@@ -188,7 +188,7 @@ def build(options: argparse.Namespace) -> None:
     from zse_jax.gallery import index, photos, search
     from zse_jax.gallery.encoder import BATCH, CompiledEncoder
 
-    print(describe("jax", "lancedb", "pillow"))
+    print(describe("jax", "pylance", "pillow"))
     folder = Path(tempfile.mkdtemp(dir=options.scratch))
     if options.untrained:
         options.checkpoint = written(options.untrained, folder / "run")
@@ -245,18 +245,18 @@ def start(options: argparse.Namespace) -> None:
     """Compares a search in a fresh process with its imports."""
     from data_pipelines.builders.doodles import generation
 
-    print(describe("jax", "lancedb"))
+    print(describe("jax", "pylance"))
     folder = Path(tempfile.mkdtemp(dir=options.scratch))
     try:
         Image.fromarray(generation.render("house", 0, "sketch")).save(folder / "house.png")
         search = (
-            *("-m", "zse_jax.gallery.search", f"--photos={options.photos_in}"),
+            *("-m", "zse_jax.commands", "search", f"--photos={options.photos_in}"),
             *(f"--index={folder / 'index'}", f"--sketch={folder / 'house.png'}"),
             f"--checkpoint={options.checkpoint}",
         )
         programs = {
             "search": search,
-            "imports": ("-c", "import jax, flax.nnx, optax, orbax.checkpoint, lancedb"),
+            "imports": ("-c", "import jax, flax.nnx, optax, orbax.checkpoint, lance"),
         }
         seconds: dict[str, list[float]] = {name: [] for name in programs}
         for number in range(options.rounds + 1):  # the first builds the index and compiles
@@ -268,7 +268,7 @@ def start(options: argparse.Namespace) -> None:
         a, b = (statistics.median(seconds[name]) for name in programs)
         print(
             f"medians of {options.rounds}: a search in a fresh process {a:.2f} s; imports of jax, "
-            f"flax, optax, orbax and LanceDB alone {b:.2f} s, ratio {a / b:.2f}"
+            f"flax, optax, orbax and Lance alone {b:.2f} s, ratio {a / b:.2f}"
         )
     finally:
         shutil.rmtree(folder)
@@ -284,7 +284,7 @@ def driver(options: argparse.Namespace) -> None:
     from zse_jax.gallery import ingest, photos
     from zse_jax.gallery.tables import Tables
 
-    print(describe("lancedb", "pyarrow"))
+    print(describe("pylance", "pyarrow"))
     count = options.photos
     files = [Path(f"/photos/{number // 1000:026}/{number:020}.jpg") for number in range(count)]
     about = {"checkpoint": "", "step": 0, "fingerprint": "", "features": False}

@@ -8,13 +8,13 @@ of about 200 photos, like photos of one class; queries are from the same cluster
 relative to the exact 200 nearest. For each size, `VARIANTS` are built on one table, one after the
 other, and each setting of a search is measured in a process for itself, after a warm-up with other
 queries. Latency is that of one query at a time. Memory is the peak of that process (without the
-files that the system caches). LanceDB caches at most --cache GB of an index.
+files that the system caches). Lance caches at most --cache GB of an index.
 
 `half64` has the product's settings: codes of half a byte for each four numbers, in few partitions,
 all of which are searched; `half32` and `half16` have codes for each eight and sixteen numbers. The
 other variants have √N partitions and search the nearest of them.
 
-faiss's indexes have the partitions and bytes per photo of LanceDB's. Like LanceDB, the benchmark
+faiss's indexes have the partitions and bytes per photo of Lance's. Like Lance, the benchmark
 then compares its first candidates by their embeddings, which it reads from the table. Codes are
 the signs of 64 random projections and are searched exhaustively; their recall is that of the
 Hamming distance alone, and is not comparable with that of an index that compares embeddings.
@@ -37,7 +37,6 @@ import shutil
 import subprocess
 import sys
 import time
-import warnings
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
@@ -47,7 +46,7 @@ import numpy as np
 from data_pipelines import paths
 from tests.benchmarks.ablation import DASH
 from tests.benchmarks.gallery import K, clusters, drawn
-from tests.benchmarks.gallery_scale_process import COMMIT, PHOTOS, chunks, signs, write
+from tests.benchmarks.gallery_scale_process import COMMIT, PHOTOS, chunks, opened, signs, write
 from tests.benchmarks.machine import describe
 from zse_jax.gallery.tables import index_settings
 
@@ -70,7 +69,7 @@ class Variant:
     """An index and the settings of its searches.
 
     Attributes:
-      kind: the class of `lancedb.index`, "faiss", or "codes".
+      kind: the name of an index in Lance, "faiss", or "codes".
       settings: of the searches.
       bytes: of the index, per photo of width 512 (an estimate).
       sub_vectors: of a product quantiser.
@@ -96,7 +95,7 @@ class Variant:
         """The number of partitions; of a graph, one for each 2^20 photos."""
         if self.half:
             return index_settings(photos, 4)["num_partitions"]
-        most = photos / 2**20 if "Hnsw" in self.kind else photos**0.5
+        most = photos / 2**20 if "HNSW" in self.kind else photos**0.5
         return max(1, round(most))
 
 
@@ -116,15 +115,15 @@ _ALL = tuple({"refine": refine} for refine in (1, 2, 5, 10))
 _MOST = tuple({"probes": probes, "refine": 2} for probes in (128, 160, 192))
 
 VARIANTS = {
-    "half64": Variant("IvfPq", _ALL, 72, 128, half=True),
-    "half32": Variant("IvfPq", (*_ALL, *_MOST), 40, 64, half=True),
-    "half16": Variant("IvfPq", _ALL, 24, 32, half=True),
-    "flat": Variant("IvfFlat", _probed([0]), 2048),
-    "pq64": Variant("IvfPq", _probed([2, 5, 10]), 72, 64),
-    "pq128": Variant("IvfPq", _probed([2, 5, 10]), 136, 128),
-    "rq": Variant("IvfRq", _probed([2, 5, 10]), 90),
-    "hnsw-sq": Variant("HnswSq", _graph([1, 2]), 720),
-    "hnsw-pq": Variant("HnswPq", _graph([1, 2, 4, 10]), 270, 64),
+    "half64": Variant("IVF_PQ", _ALL, 72, 128, half=True),
+    "half32": Variant("IVF_PQ", (*_ALL, *_MOST), 40, 64, half=True),
+    "half16": Variant("IVF_PQ", _ALL, 24, 32, half=True),
+    "flat": Variant("IVF_FLAT", _probed([0]), 2048),
+    "pq64": Variant("IVF_PQ", _probed([2, 5, 10]), 72, 64),
+    "pq128": Variant("IVF_PQ", _probed([2, 5, 10]), 136, 128),
+    "rq": Variant("IVF_RQ", _probed([2, 5, 10]), 90),
+    "hnsw-sq": Variant("IVF_HNSW_SQ", _graph([1, 2]), 720),
+    "hnsw-pq": Variant("IVF_HNSW_PQ", _graph([1, 2, 4, 10]), 270, 64),
     "faiss-half64": Variant("faiss", _ALL, 72, 128, half=True),
     "faiss-half16": Variant("faiss", _ALL, 24, 32, half=True),
     "faiss-pq64": Variant("faiss", _probed([2, 5, 10]), 72, 64),
@@ -135,15 +134,15 @@ VARIANTS = {
 PARTS = ("reindex", "add")
 
 LABELS = {
-    "half64": "LanceDB PQ, 64 bytes of 4-bit codes (the product's)",
-    "half32": "LanceDB PQ, 32 bytes of 4-bit codes",
-    "half16": "LanceDB PQ, 16 bytes of 4-bit codes",
-    "flat": "LanceDB IVF-Flat",
-    "pq64": "LanceDB IVF-PQ, 64 bytes",
-    "pq128": "LanceDB IVF-PQ, 128 bytes",
-    "rq": "LanceDB IVF-RaBitQ, 1 bit",
-    "hnsw-sq": "LanceDB HNSW-SQ",
-    "hnsw-pq": "LanceDB HNSW-PQ, 64 bytes",
+    "half64": "Lance PQ, 64 bytes of 4-bit codes (the product's)",
+    "half32": "Lance PQ, 32 bytes of 4-bit codes",
+    "half16": "Lance PQ, 16 bytes of 4-bit codes",
+    "flat": "Lance IVF-Flat",
+    "pq64": "Lance IVF-PQ, 64 bytes",
+    "pq128": "Lance IVF-PQ, 128 bytes",
+    "rq": "Lance IVF-RaBitQ, 1 bit",
+    "hnsw-sq": "Lance HNSW-SQ",
+    "hnsw-pq": "Lance HNSW-PQ, 64 bytes",
     "faiss-half64": "faiss PQ, 64 bytes of 4-bit codes",
     "faiss-half16": "faiss PQ, 16 bytes of 4-bit codes",
     "faiss-pq64": "faiss IVF-PQ, 64 bytes",
@@ -496,21 +495,15 @@ class Scale:
         return False
 
     def _indices(self) -> list[str]:
-        import lancedb
-
-        indices = lancedb.connect(str(self.index)).open_table(PHOTOS).list_indices()
-        return [index.name for index in indices]
+        return [index.name for index in opened(str(self.index)).describe_indices()]
 
     def _drop(self) -> None:
         """Deletes the approximate index and its files."""
-        import lancedb
-
-        # No other process reads these versions; the warning is about those that do.
-        warnings.filterwarnings("ignore", "optimize.cleanup_older_than=0. removes")
-        table = lancedb.connect(str(self.index)).open_table(PHOTOS)
-        for index in table.list_indices():
+        table = opened(str(self.index))
+        for index in table.describe_indices():
             table.drop_index(index.name)
-        table.optimize(cleanup_older_than=datetime.timedelta(0), delete_unverified=True)
+        # No other process reads these versions.
+        table.cleanup_old_versions(datetime.timedelta(0), delete_unverified=True)
 
 
 def save(file: Path, values: np.ndarray) -> None:
@@ -658,7 +651,7 @@ def main(options: argparse.Namespace) -> None:
     results = Results(
         output, {name: getattr(options, name) for name in ("width", "sketches", "cache")}
     )
-    machine = describe("lancedb", "faiss-cpu", "numpy")
+    machine = describe("pylance", "faiss-cpu", "numpy")
     results.about["machine"] = machine
     print(machine, flush=True)
     for photos in sizes:

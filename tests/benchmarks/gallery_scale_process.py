@@ -28,13 +28,13 @@ COMMIT = 16 * CHUNK
 """Embeddings of one commit. Files of this size are not compacted, which would copy them all."""
 
 
-def opened(index: str, cache: float) -> Any:
-    """The LanceDB table of an index; `cache`: GB of its partitions that are cached at most."""
-    import lancedb
+def opened(index: str, cache: float = 0.1) -> Any:
+    """The photos of an index in Lance; `cache`: GB of its partitions that are cached at most."""
+    import lance
 
     os.environ.setdefault("LANCE_LOG", "error")
-    session = lancedb.Session(index_cache_size_bytes=int(cache * 2**30))
-    return lancedb.connect(index, session=session).open_table(PHOTOS)
+    session = lance.Session(index_cache_size_bytes=int(cache * 2**30))
+    return lance.dataset(f"{index}/{PHOTOS}.lance", session=session)
 
 
 def vectors(index: str) -> Iterator[np.ndarray]:
@@ -86,13 +86,11 @@ def write_part(index: str, photos: int, width: int, start: int, end: int) -> dic
 
 
 def build_lance(index: str, name: str, kind: str, arguments: dict[str, Any]) -> dict[str, Any]:
-    """Builds an approximate index with this class of `lancedb.index`."""
-    import lancedb.index
-
-    table = opened(index, 0.1)
-    config = getattr(lancedb.index, kind)(**{"distance_type": "dot", **arguments})
+    """Builds an approximate index of this kind."""
+    table = opened(index)
     began = time.perf_counter()
-    table.create_index("embedding", config=config, replace=True, name=name)
+    settings = {"metric": "dot", **arguments}
+    table.create_index("embedding", kind, replace=True, name=name, **settings)
     return {"seconds": time.perf_counter() - began}
 
 
@@ -150,17 +148,15 @@ def timed(search: Callable[[np.ndarray], np.ndarray], folder: str, output: str) 
 def search_lance(
     folder: str, index: str, output: str, cache: float, setting: dict[str, int]
 ) -> dict[str, Any]:
-    """Searches with the approximate index of LanceDB."""
+    """Searches with the approximate index of Lance."""
     table = opened(index, cache)
+    names = {"probes": "nprobes", "refine": "refine_factor", "ef": "ef"}
+    settings = {names[name]: value for name, value in setting.items()}
 
     def search(one: np.ndarray) -> np.ndarray:
-        query = table.search(one, vector_column_name="embedding").distance_type("dot").limit(K)
-        query = query.nprobes(setting["probes"]).select(["_distance"]).with_row_id(True)
-        if setting.get("ef"):
-            query = query.ef(setting["ef"])
-        if setting.get("refine"):
-            query = query.refine_factor(setting["refine"])
-        return query.to_arrow().column("_rowid").to_numpy().astype(np.int64)
+        query = {"column": "embedding", "q": one, "k": K, "metric": "dot", **settings}
+        found = table.to_table(["_distance"], nearest=query, with_row_id=True)
+        return found.column("_rowid").to_numpy().astype(np.int64)
 
     return timed(search, folder, output)
 

@@ -141,7 +141,7 @@ def main() -> None:
     parser.add_argument("--port", type=int, default=7950)
     parser.add_argument("--scratch", help="folder for the index, which is deleted at the end")
     options = parser.parse_args()
-    print(describe("gradio", "lancedb", "jax", "numpy"))
+    print(describe("gradio", "pylance", "jax", "numpy"))
 
     from zse_jax.gallery import index
 

@@ -90,7 +90,7 @@ def test_a_resumed_run_skips_what_is_measured(tmp_path, measured, monkeypatch, c
     measured.clear()
     gallery_scale.main(options(tmp_path, only="pq64"))
     assert not measured
-    assert "| 2,000 | LanceDB IVF-PQ, 64 bytes | 3.0 |" in capsys.readouterr().out
+    assert "| 2,000 | Lance IVF-PQ, 64 bytes | 3.0 |" in capsys.readouterr().out
 
     del saved["measurements"][f"2000/pq64/search/{settings[-1].removeprefix('pq64 ')}"]
     (tmp_path / "results.json").write_text(json.dumps(saved))

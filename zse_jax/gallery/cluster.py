@@ -91,7 +91,7 @@ def start(address: str | None = None) -> None:
     new = address is None and "RAY_ADDRESS" not in os.environ
     local = {"num_cpus": max(2, os.cpu_count() or 1), "include_dashboard": False} if new else {}
     with warnings.catch_warnings():
-        warnings.simplefilter("ignore")  # Lance and LanceDB warn of every started process
+        warnings.simplefilter("ignore")  # Lance warns of every started process
         try:
             ray.init(address, logging_level=logging.ERROR, log_to_driver=False, **local)
         except (ConnectionError, ValueError, RuntimeError) as error:

@@ -1,9 +1,9 @@
 """Finds the photos whose embeddings are nearest to a sketch's.
 
 Up to `tables.EXACT_UP_TO` photos, all embeddings are in memory and compared (a matrix-vector
-product). Above, LanceDB's approximate index is used, which needs little memory: it compares codes
-of all embeddings, then the embeddings with the nearest codes. A search with a filter is LanceDB's
-in both cases, which ranks only the photos that pass it.
+product). Above, Lance's approximate index is used, which needs little memory: it compares codes
+of all embeddings, then the embeddings with the nearest codes. A search with a filter is Lance's in
+both cases, which ranks only the photos that pass it.
 """
 
 import numpy as np

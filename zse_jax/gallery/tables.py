@@ -1,6 +1,6 @@
-"""The tables of an index in LanceDB: the photos, and the files that were refused.
+"""The tables of an index in Lance: the photos, and the files that were refused.
 
-Only this file uses LanceDB. Every write is one atomic commit: after a crash, the tables open at the
+Only this file uses Lance. Every write is one atomic commit: after a crash, the tables open at the
 last commit. The metadata of the index (such as its checkpoint) is in the schema of the table of
 photos, so it exists from the first commit on.
 """
@@ -59,6 +59,8 @@ _KEEP_VERSIONS = datetime.timedelta(hours=1)  # readers may still use them
 
 _AT_ONCE = 1000  # ids in one SQL condition
 
+_SMALL = 100_000  # photos: files with fewer are compacted
+
 _RETRIES = {
     "description": "write fragments",
     "match": ["LanceError(IO)"],
@@ -86,13 +88,15 @@ class Tables:
           ValueError: the index has another version, or cannot be opened.
         """
         self.uri = located(uri)
-        database = _connected(self.uri, create=False)
-        names = set(_names(database))
-        if PHOTOS not in names:
-            raise _missing(self.uri)
         with opening(self.uri):
-            self._photos = database.open_table(PHOTOS)
-            metadata = self._photos.schema.metadata or {}
+            photos = _opened(self.uri, PHOTOS)
+        if photos is None:
+            raise FileNotFoundError(
+                f"There is no index at {self.uri}: build one with `python -m "
+                f"zse_jax.gallery.index build --index={self.uri} --photos=... --checkpoint=...`."
+            )
+        with opening(self.uri):
+            metadata = photos.schema.metadata or {}
             self.about: dict[str, Any] = json.loads(metadata.get(b"zse_jax", b"{}"))
         if self.about.get("version") != VERSION:
             raise ValueError(
@@ -100,11 +104,8 @@ class Tables:
                 f"reads version {VERSION}: build another index."
             )
         with opening(self.uri):
-            self._refused = (
-                database.open_table(REFUSED)
-                if REFUSED in names
-                else database.create_table(REFUSED, schema=_refused_schema(), exist_ok=True)
-            )
+            refused = _created(self.uri, REFUSED, _refused_schema())
+        self._tables = {PHOTOS: photos, REFUSED: refused}
 
     @classmethod
     def create(cls, uri: str | os.PathLike, about: Mapping[str, Any], width: int) -> "Tables":
@@ -124,14 +125,9 @@ class Tables:
                     f"--index={place} contains other files ({', '.join(others[:3])}): give a new "
                     "or an empty folder."
                 )
-        database = _connected(place, create=True)
         with opening(place):
-            names = _names(database)
-            if REFUSED not in names:
-                database.create_table(REFUSED, schema=_refused_schema())
-            if PHOTOS not in names:
-                schema = _photos_schema({**about, "version": VERSION}, width)
-                database.create_table(PHOTOS, schema=schema)
+            _created(place, REFUSED, _refused_schema())
+            _created(place, PHOTOS, _photos_schema({**about, "version": VERSION}, width))
         return cls(place)
 
     @contextlib.contextmanager
@@ -158,8 +154,23 @@ class Tables:
     def refresh(self) -> None:
         """Switches to the newest commit."""
         with opening(self.uri):
-            self._photos.checkout_latest()
-            self._refused.checkout_latest()
+            for name in self._tables:
+                with self._newest(name):
+                    pass
+
+    @property
+    def _photos(self) -> Any:
+        return self._tables[PHOTOS]
+
+    @contextlib.contextmanager
+    def _newest(self, name: str) -> Iterator[Any]:
+        """The newest commit of a table, which becomes the current one at the end.
+
+        A write changes the object of the table, which other threads must not read meanwhile.
+        """
+        table = self._tables[name].checkout_version((None, None))
+        yield table
+        self._tables[name] = table
 
     @property
     def is_described(self) -> bool:
@@ -169,22 +180,19 @@ class Tables:
     def upgrade(self) -> None:
         """Adds the columns of `DESCRIPTION`, empty, to an index of an early version."""
         if not self.is_described:
-            with opening(self.uri):
-                self._photos.add_columns(_description())
+            with opening(self.uri), self._newest(PHOTOS) as table:
+                table.add_columns(_description())
 
     def count(self, table: str = PHOTOS, *, where: str = "") -> int:
         """The number of photos, or of refused files, that pass the condition `where` in SQL."""
         with opening(self.uri):
-            return self._table(table).count_rows(where or None)
+            return self._tables[table].count_rows(where or None)
 
     def columns(self, *names: str, table: str = PHOTOS) -> "pa.Table":
         """Entire columns; "_rowid" gives the row numbers that `rows` takes."""
         with opening(self.uri):
             wanted = [name for name in names if name != "_rowid"]
-            query = self._table(table).search().select(wanted)
-            if "_rowid" in names:
-                query = query.with_row_id(True)
-            return query.to_arrow()
+            return self._tables[table].to_table(wanted, with_row_id="_rowid" in names)
 
     def refused(self) -> list[tuple[str, str]]:
         """The refused files: name and reason, sorted."""
@@ -206,8 +214,7 @@ class Tables:
     ) -> Iterator[tuple[Float[np.ndarray, "b d"], Int[np.ndarray, " b"]]]:
         """The embeddings and row numbers in batches, in the order of `columns`."""
         with opening(self.uri):
-            query = self._photos.search().select(["embedding"]).with_row_id(True)
-            for batch in query.to_batches():
+            for batch in self._photos.to_batches(["embedding"], with_row_id=True):
                 flat = batch.column("embedding").flatten().to_numpy(zero_copy_only=False)
                 rows = batch.column("_rowid").to_numpy().astype(np.int64)
                 yield flat.reshape(-1, self.width), rows
@@ -222,27 +229,25 @@ class Tables:
           count: how many photos.
           where: a condition in SQL: only photos that pass it are searched.
         """
+        query = {
+            "column": "embedding",
+            "q": embedding,
+            "k": count,
+            "metric": "dot",
+            "minimum_nprobes" if where else "nprobes": MOST_PARTITIONS,
+            "refine_factor": -(-CANDIDATES // count),
+        }
         with opening(self.uri):
-            query = (
-                self._photos.search(embedding, vector_column_name="embedding")
-                .distance_type("dot")
-                .nprobes(MOST_PARTITIONS)
-                .refine_factor(-(-CANDIDATES // count))
-                .limit(count)
-                .select(["_distance"])
-                .with_row_id(True)
+            found = self._photos.to_table(
+                ["_distance"], where or None, nearest=query, prefilter=True, with_row_id=True
             )
-            if where:
-                query = query.where(where, prefilter=True).maximum_nprobes(0)  # 0: no limit
-            found = query.to_arrow()
         rows = found.column("_rowid").to_numpy().astype(np.int64)
         return rows, (1 - found.column("_distance").to_numpy()).astype(np.float32)
 
     def embeddings_of(self, rows: Int[np.ndarray, " n"]) -> Float[np.ndarray, "n d"]:
         """The embeddings of the photos with these row numbers, in the same order."""
         with opening(self.uri):
-            query = self._photos.take_row_ids(rows.tolist()).select(["embedding"]).with_row_id()
-            found = query.to_arrow()
+            found = self._taken(rows.tolist(), ["embedding"])
         numbers = found.column("_rowid").to_numpy().astype(np.int64)
         flat = found.column("embedding").combine_chunks().flatten().to_numpy()
         order = np.argsort(numbers)
@@ -254,9 +259,13 @@ class Tables:
             return []
         with opening(self.uri):
             wanted = [int(number) for number in numbers]
-            query = self._photos.take_row_ids(wanted).select([*names]).with_row_id()
-            found = {row["_rowid"]: row for row in query.to_arrow().to_pylist()}
+            found = {row["_rowid"]: row for row in self._taken(wanted, names).to_pylist()}
         return [found[number] for number in wanted if number in found]
+
+    def _taken(self, rows: list[int], names: Sequence[str]) -> "pa.Table":
+        """The photos with these row numbers, which Lance finds without a scan, in any order."""
+        numbers = ", ".join(map(str, rows))
+        return self._photos.to_table([*names], f"_rowid IN ({numbers})", with_row_id=True)
 
     def by_id(self, identity: str, names: Sequence[str]) -> dict[str, Any]:
         """The photo with this id.
@@ -267,8 +276,7 @@ class Tables:
         if not identity.isalnum():
             raise KeyError(f"{identity!r} is not the id of a photo.")
         with opening(self.uri):
-            query = self._photos.search().where(f"id = '{identity}'").select([*names])
-            found = query.limit(1).to_arrow().to_pylist()
+            found = self._photos.to_table([*names], f"id = '{identity}'", limit=1).to_pylist()
         if not found:
             raise KeyError(f"The index {self.uri} has no photo {identity}.")
         return found[0]
@@ -278,16 +286,16 @@ class Tables:
 
         In a bucket they are always replaced: a writer on another machine may have added them.
         """
-        self._put(self._photos, rows, replaced or "://" in self.uri)
+        self._put(PHOTOS, rows, replaced or "://" in self.uri)
 
     def append(self, columns: Mapping[str, Any]) -> None:
         """Adds photos in one commit, given as entire columns; missing columns are null."""
-        with opening(self.uri):
+        with opening(self.uri), self._newest(PHOTOS) as table:
             import pyarrow as pa
 
-            schema, rows = self._photos.schema, len(next(iter(columns.values())))
+            schema, rows = table.schema, len(next(iter(columns.values())))
             arrays = [columns.get(f.name, pa.nulls(rows, f.type)) for f in schema]
-            self._photos.add(pa.Table.from_arrays(arrays, schema=schema))
+            table.insert(pa.Table.from_arrays(arrays, schema=schema))
 
     def fragment_writer(self) -> Any:
         """Writes photos for `commit`, on any machine: a function that can be pickled.
@@ -295,17 +303,14 @@ class Tables:
         Its argument is a table with the schema in its attribute `schema`; its result has a column
         `fragment`.
         """
-        os.environ.setdefault("LANCE_LOG", "error")
-        lance, lance_ray = import_module("lance"), import_module("lance_ray")
+        lance_ray = import_module("lance_ray")
         with opening(self.uri):
-            place = f"{self.uri}/{PHOTOS}.lance"
-            dataset = lance.dataset(place)
             return lance_ray.LanceFragmentWriter(
-                place,
+                _place(self.uri, PHOTOS),
                 schema=self._photos.schema,
                 use_legacy_format=None,
-                data_storage_version=dataset.data_storage_version,
-                enable_stable_row_ids=dataset.has_stable_row_ids,
+                data_storage_version=self._photos.data_storage_version,
+                enable_stable_row_ids=self._photos.has_stable_row_ids,
                 retry_params=_RETRIES,
             )
 
@@ -316,29 +321,31 @@ class Tables:
         """
         if not fragments:
             return
-        lance = import_module("lance")
+        lance = _lance()
         with opening(self.uri):
             added = lance.LanceOperation.Append([pickle.loads(one) for one in fragments])
-            place = f"{self.uri}/{PHOTOS}.lance"
+            place = _place(self.uri, PHOTOS)
             lance.LanceDataset.commit(place, added, read_version=self._photos.version)
-            self._photos.checkout_latest()
+        self.refresh()
 
     def refuse(self, rows: Sequence[Row]) -> None:
         """Adds or replaces refused files in one commit."""
-        self._put(self._refused, rows, True)
+        self._put(REFUSED, rows, True)
 
     def delete(self, identities: Sequence[str], table: str = PHOTOS) -> None:
         """Deletes photos, or refused files."""
-        with opening(self.uri):
-            for start in range(0, len(identities), _AT_ONCE):
-                some = ", ".join(f"'{one}'" for one in identities[start : start + _AT_ONCE])
-                self._table(table).delete(f"id IN ({some})")
+        for start in range(0, len(identities), _AT_ONCE):
+            some = ", ".join(f"'{one}'" for one in identities[start : start + _AT_ONCE])
+            with opening(self.uri), self._newest(table) as changed:
+                changed.delete(f"id IN ({some})")
 
     def tidy(self) -> None:
         """Compacts the fragments of many commits and updates the approximate index."""
-        with opening(self.uri):
-            for table in (self._photos, self._refused):
-                table.optimize(cleanup_older_than=_KEEP_VERSIONS)
+        for name in self._tables:
+            with opening(self.uri), self._newest(name) as table:
+                table.optimize.compact_files()
+                table.optimize.optimize_indices()
+                table.cleanup_old_versions(_KEEP_VERSIONS)
 
     @property
     def is_scattered(self) -> bool:
@@ -348,11 +355,12 @@ class Tables:
         were added after the approximate index was built; searches compare each of these.
         """
         with opening(self.uri):
-            if self._photos.stats()["fragment_stats"]["num_small_fragments"] > MOST_FRAGMENTS:
+            stats = self._photos.stats
+            if stats.dataset_stats(_SMALL)["num_small_files"] > MOST_FRAGMENTS:
                 return True
             new = [
-                self._photos.index_stats(index.name).num_unindexed_rows
-                for index in self._photos.list_indices()
+                stats.index_stats(index.name)["num_unindexed_rows"]
+                for index in self._photos.describe_indices()
             ]
         return max(new, default=0) > MOST_NEW * self.count()
 
@@ -360,23 +368,19 @@ class Tables:
     def is_approximate(self) -> bool:
         """Whether there is an approximate index."""
         with opening(self.uri):
-            return any(index.columns == ["embedding"] for index in self._photos.list_indices())
+            indices = self._photos.describe_indices()
+            return any(index.field_names == ["embedding"] for index in indices)
 
     def index(self) -> None:
         """Builds the approximate index of the embeddings; replaces an existing one."""
-        with opening(self.uri):
-            settings = import_module("lancedb.index").IvfPq(
-                **index_settings(self.count(), self.width)
-            )
-            self._photos.create_index("embedding", config=settings, replace=True)
+        settings = index_settings(self.count(), self.width)
+        with opening(self.uri), self._newest(PHOTOS) as table:
+            table.create_index("embedding", "IVF_PQ", replace=True, **settings)
 
-    def _table(self, name: str) -> Any:
-        return {PHOTOS: self._photos, REFUSED: self._refused}[name]
-
-    def _put(self, table: Any, rows: Sequence[Row], replaced: bool) -> None:
+    def _put(self, name: str, rows: Sequence[Row], replaced: bool) -> None:
         if not rows:
             return
-        with opening(self.uri):
+        with opening(self.uri), self._newest(name) as table:
             import pyarrow as pa
 
             made = pa.Table.from_pylist([*rows], schema=table.schema)
@@ -384,25 +388,25 @@ class Tables:
                 merge = table.merge_insert("id").when_matched_update_all()
                 merge.when_not_matched_insert_all().execute(made)
             else:
-                table.add(made)
+                table.insert(made)
 
 
 BUCKETS = ("gs", "s3", "az")
-"""The schemes of the buckets that LanceDB reads and writes."""
+"""The schemes of the buckets that Lance reads and writes."""
 
 
 def index_settings(photos: int, width: int) -> dict[str, Any]:
-    """The arguments of LanceDB's `IvfPq` for the approximate index.
+    """The arguments of Lance's index "IVF_PQ" for the approximate index.
 
     Each four numbers of an embedding become half a byte, the number of the nearest of 16 centres
-    (product quantisation, Jegou et al., PAMI 2011). LanceDB compares several such codes in one
+    (product quantisation, Jegou et al., PAMI 2011). Lance compares several such codes in one
     instruction, so that all of them can be compared, which finds more than searching some of many
     partitions: see docs/scaling.md. It needs an even number of codes that divides the width;
     without one, a photo has one code of a byte.
     """
     numbers = [n for n in range(2, width // 4 + 1, 2) if width % n == 0]
     return {
-        "distance_type": "dot",
+        "metric": "dot",
         "num_partitions": min(max(1, photos // PARTITION), MOST_PARTITIONS),
         "num_sub_vectors": max(numbers, default=1),
         "num_bits": 4 if numbers else 8,
@@ -449,7 +453,7 @@ def locked(uri: str) -> Iterator[None]:
 
 @contextlib.contextmanager
 def opening(uri: str) -> Iterator[None]:
-    """Converts errors of LanceDB to a ValueError with one short message."""
+    """Converts errors of Lance to a ValueError with one short message."""
     try:
         yield
     except MemoryError:
@@ -462,24 +466,40 @@ def opening(uri: str) -> Iterator[None]:
         ) from error
 
 
-def _connected(uri: str, *, create: bool) -> Any:
-    if not create and "://" not in uri and not Path(uri).is_dir():
-        raise _missing(uri)
+def _lance() -> Any:
     os.environ.setdefault("LANCE_LOG", "error")
-    lancedb = import_module("lancedb")
-    with opening(uri):
-        return lancedb.connect(uri)
+    os.environ.setdefault("LANCE_INCLUDE_VECTOR_CENTROIDS", "false")  # else a warning
+    return import_module("lance")
 
 
-def _missing(uri: str) -> FileNotFoundError:
-    return FileNotFoundError(
-        f"There is no index at {uri}: build one with `python -m zse_jax.gallery.index build "
-        f"--index={uri} --photos=... --checkpoint=...`."
-    )
+def _place(uri: str, name: str) -> str:
+    return f"{uri}/{name}.lance"
 
 
-def _names(database: Any) -> list[str]:
-    return list(database.list_tables().tables)
+def _opened(uri: str, name: str) -> Any:
+    """The newest commit of a table; None if there is no such table."""
+    place = _place(uri, name)
+    if "://" not in uri and not Path(place).is_dir():
+        return None
+    try:
+        return _lance().dataset(place)
+    except ValueError as error:
+        if "://" in uri and "was not found" in str(error):
+            return None
+        raise
+
+
+def _created(uri: str, name: str, schema: "pa.Schema") -> Any:
+    """The newest commit of a table, which is created unless it exists."""
+    table = _opened(uri, name)
+    if table is None:
+        try:
+            return _lance().write_dataset(schema.empty_table(), _place(uri, name), schema=schema)
+        except OSError:
+            table = _opened(uri, name)
+            if table is None:
+                raise
+    return table  # perhaps of another process that created it meanwhile
 
 
 def _description() -> "pa.Schema":

@@ -3,6 +3,7 @@ several processes (`zse_jax.runtime.distributed`), and user errors as one paragr
 and no traceback (unless --debug).
 """
 
+import gc
 import os
 import re
 import sys
@@ -46,6 +47,8 @@ def run(main: Main, define_flags: DefineFlags, arguments: Sequence[str] = ()) ->
       arguments: display names of the positional arguments, all of which are required; or
         `ANY_NUMBER` alone.
     """
+    gc.freeze()  # what the imports made stays: no search for garbage need look at it
+    gc.enable()
     options = flags.FLAGS
     flags.DEFINE_bool("debug", False, "Show the traceback of an error (or set ZSE_DEBUG=1).")
 

@@ -503,7 +503,7 @@ def test_the_program_reports_missing_flags(arguments, message):
 
 @pytest.mark.slow
 def test_the_database_is_imported_when_an_index_is_opened():
-    program = "import sys, zse_jax.gallery.search; print({'lancedb', 'pyarrow'} & {*sys.modules})"
+    program = "import sys, zse_jax.gallery.search; print({'lance', 'pyarrow'} & {*sys.modules})"
     done = subprocess.run(
         [sys.executable, "-c", program], cwd=ROOT, capture_output=True, text=True, check=False
     )
@@ -548,11 +548,8 @@ def test_an_approximate_index_finds_the_nearest(tmp_path, monkeypatch, width):
 
 
 def test_an_approximate_index_of_an_early_version_is_searched(tmp_path):
-    from lancedb.index import IvfFlat
-
     table, vectors = random_table(tmp_path / "index", 2000, 32)
-    config = IvfFlat(distance_type="dot", num_partitions=45)
-    table._photos.create_index("embedding", config=config)
+    table._photos.create_index("embedding", "IVF_FLAT", metric="dot", num_partitions=45)
     assert_finds_the_nearest(tables.Tables(tmp_path / "index"), vectors, 1)
 
 
