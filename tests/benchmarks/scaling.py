@@ -195,6 +195,7 @@ def loop_overhead(system: str, arg: str, samples: int, rounds: int) -> tuple[flo
     config = config_of(
         system, arg,
         **{"train.steps": rounds + 2, "train.batch_size": samples, "evaluation.every": 0,
+           "evaluation.allow_trained": True,  # the same noise is every part of the data
            "checkpoint.every": 0, "log.tensorboard": False, "log.every": 1, "data.workers": 1},
     )  # fmt: skip
     config.evaluation.sketch_stride = config.evaluation.photo_stride = 10

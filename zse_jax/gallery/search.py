@@ -471,7 +471,8 @@ def main(options: flags.FlagValues) -> None:
                 raise
             failed.append(str(error))
     if where and found and not found[0].photos:
-        raise ValueError(f"No photo of the index {searcher.gallery.uri} is {where}.")
+        place = ", ".join(options.photos) or f"the index {searcher.gallery.uri}"
+        raise ValueError(f"No photo of {place} is {where}.")
     for results in found:
         if len(sketches) > 1:
             say(results.about["sketch"])

@@ -34,10 +34,18 @@ EXACT_UP_TO = 100_000
 """Photos up to which a search compares all embeddings; above, their codes first."""
 
 PARTITION, MOST_PARTITIONS = 2**14, 256
-"""Photos in a partition of the approximate index, and partitions, of which a search reads all.
+"""Photos in a partition of the approximate index, and partitions at most."""
 
-Indexes of early versions have more partitions, of which a search reads the nearest. It misses
-photos in other partitions.
+PROBED = 192
+"""Partitions that a search reads: all of them up to 3.1 million photos, above the nearest ones.
+
+It misses photos in the other partitions: see docs/scaling.md.
+"""
+
+FINE_UP_TO = 3_000_000
+"""Photos up to which each four numbers of an embedding have a code; above, each eight of them.
+
+Codes of eight numbers are less accurate, but a search takes half the time.
 """
 
 CANDIDATES = 1000
@@ -234,7 +242,7 @@ class Tables:
             "q": embedding,
             "k": count,
             "metric": "dot",
-            "minimum_nprobes" if where else "nprobes": MOST_PARTITIONS,
+            "minimum_nprobes" if where else "nprobes": PROBED,
             "refine_factor": -(-CANDIDATES // count),
         }
         with opening(self.uri):
@@ -398,13 +406,14 @@ BUCKETS = ("gs", "s3", "az")
 def index_settings(photos: int, width: int) -> dict[str, Any]:
     """The arguments of Lance's index "IVF_PQ" for the approximate index.
 
-    Each four numbers of an embedding become half a byte, the number of the nearest of 16 centres
-    (product quantisation, Jegou et al., PAMI 2011). Lance compares several such codes in one
-    instruction, so that all of them can be compared, which finds more than searching some of many
-    partitions: see docs/scaling.md. It needs an even number of codes that divides the width;
-    without one, a photo has one code of a byte.
+    Each four numbers of an embedding, or each eight (`FINE_UP_TO`), become half a byte, the number
+    of the nearest of 16 centres (product quantisation, Jegou et al., PAMI 2011). Lance compares
+    several such codes in one instruction, so that most of them can be compared, which finds more
+    than searching some of many partitions: see docs/scaling.md. It needs an even number of codes
+    that divides the width; without one, a photo has one code of a byte.
     """
-    numbers = [n for n in range(2, width // 4 + 1, 2) if width % n == 0]
+    together = 4 if photos <= FINE_UP_TO else 8
+    numbers = [n for n in range(2, width // together + 1, 2) if width % n == 0]
     return {
         "metric": "dot",
         "num_partitions": min(max(1, photos // PARTITION), MOST_PARTITIONS),

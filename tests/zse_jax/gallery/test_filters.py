@@ -98,7 +98,7 @@ def test_a_filter_also_limits_an_approximate_search(searcher, monkeypatch):
     monkeypatch.setattr(tables, "PARTITION", 20)
     new.index()
     assert new.is_approximate
-    monkeypatch.setattr(tables, "MOST_PARTITIONS", 1)  # an index that has more than are searched
+    monkeypatch.setattr(tables, "PROBED", 1)  # an index that has more than are searched
     numbers, similarity = new.nearest(vectors[7], 10, Filter(folders=("/rare",)).sql)
     assert new.rows(numbers.tolist(), ["path"])[0]["path"] == "/rare/7"
     np.testing.assert_allclose(similarity, np.sort(vectors[7::100] @ vectors[7])[::-1], atol=1e-5)
@@ -184,3 +184,5 @@ def test_the_program_filters(searcher, folder, drawing, capsys):
     assert "The nearest of 1 photo," in output and "three.jpg" in output
     with pytest.raises(ValueError, match=r"No photo of the index .* is in .*nowhere"):
         test_search.run(*arguments, f"--folder={folder}/nowhere")
+    with pytest.raises(ValueError, match=rf"No photo of {folder} is .*2031"):
+        test_search.run(*arguments, f"--photos={folder}", "--after=2031")

@@ -555,7 +555,14 @@ def test_an_approximate_index_of_an_early_version_is_searched(tmp_path):
 
 @pytest.mark.parametrize(
     ("photos", "width", "partitions", "codes"),
-    [(200_000, 1280, 12, 320), (10, 512, 1, 128), (10**7, 6, 256, 1), (10**6, 10, 61, 2)],
+    [
+        (200_000, 1280, 12, 320),
+        (10, 512, 1, 128),
+        (3_000_000, 512, 183, 128),
+        (3_000_001, 512, 183, 64),
+        (10**7, 6, 256, 1),
+        (10**6, 10, 61, 2),
+    ],
 )
 def test_settings_of_an_approximate_index(photos, width, partitions, codes):
     settings = tables.index_settings(photos, width)
