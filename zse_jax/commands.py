@@ -82,7 +82,8 @@ def main() -> None:
             sys.path[0] = os.getcwd()  # noqa: PTH109 - as text, as `python -m` does
         module = COMMANDS[name].module
         sys.argv = [module, *arguments]  # the name is replaced by the module's file
-        gc.disable()  # its imports make no garbage; `cli.run` enables the search for it again
+        if module.startswith("zse_jax."):
+            gc.disable()  # its imports make no garbage; `cli.run` enables the search for it again
         try:
             runpy.run_module(module, run_name="__main__", alter_sys=True)
         finally:

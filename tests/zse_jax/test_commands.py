@@ -1,5 +1,6 @@
 """`zse-jax NAME` is `python -m MODULE`: one name for each program, listed without a delay."""
 
+import gc
 import os
 import runpy
 import subprocess
@@ -46,6 +47,26 @@ def test_a_command_starts_its_program_as_python_does(monkeypatch, started, tmp_p
     as_main = {"run_name": "__main__", "alter_sys": True}
     assert started == [("zse_jax.gallery.search", ["--photos=album", "--help"], as_main)]
     assert sys.path[0] == str(tmp_path)  # a user's config may import what is beside it
+
+
+@pytest.mark.parametrize(("name", "enabled"), [("search", False), ("check", True)])
+def test_imports_do_not_search_for_garbage(monkeypatch, started, name, enabled):
+    found = []
+    monkeypatch.setattr(runpy, "run_module", lambda *_, **given: found.append(gc.isenabled()))
+    run(monkeypatch, name)
+    assert found == [enabled] and gc.isenabled()
+
+
+@pytest.mark.slow
+def test_a_program_searches_for_garbage_after_its_imports(tmp_path):
+    program = (
+        "import gc; gc.disable(); import zse_jax.runtime.cli as cli\n"
+        "cli.run(lambda options: print(gc.isenabled(), gc.get_freeze_count() > 0), lambda *_: None)"
+    )
+    done = subprocess.run(
+        [sys.executable, "-c", program], cwd=ROOT, capture_output=True, text=True, check=False
+    )
+    assert done.stdout == "True True\n", done.stderr
 
 
 @pytest.mark.parametrize(("platform", "given"), [("linux", None), ("linux", "x"), ("darwin", None)])
