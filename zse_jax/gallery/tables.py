@@ -10,6 +10,7 @@ import datetime
 import json
 import os
 import pickle
+import re
 import tempfile
 from collections.abc import Iterator, Mapping, Sequence
 from importlib import import_module
@@ -468,7 +469,8 @@ def opening(uri: str) -> Iterator[None]:
     except MemoryError:
         raise
     except Exception as error:
-        first = (str(error).strip().splitlines() or [type(error).__name__])[0][:300]
+        first = (str(error).strip().splitlines() or [type(error).__name__])[0]
+        first = re.sub(r", \S+\.rs:\d+:\d+", "", first)[:300]  # places in Lance's own code
         raise ValueError(
             f"The index {uri} cannot be read or written ({first}). If the disk is full, free some "
             "space and run the same command again; if files in it are missing, build it again."
