@@ -2,8 +2,9 @@
 
     zse-jax search --photos=album --sketch=cat.png
 
-is the same as `python -m zse_jax.gallery.search --photos=album --sketch=cat.png`, but on Linux with
-large buffers in huge pages. Imports nothing but the program that it starts.
+is the same as `python -m zse_jax.gallery.search --photos=album --sketch=cat.png`, but starts
+faster, and on Linux has large buffers in huge pages. It imports nothing but the program that it
+starts.
 """
 
 import gc
@@ -83,7 +84,7 @@ def main() -> None:
         module = COMMANDS[name].module
         sys.argv = [module, *arguments]  # the name is replaced by the module's file
         if module.startswith("zse_jax."):
-            gc.disable()  # its imports make no garbage; `cli.run` enables the search for it again
+            gc.disable()  # imports make no garbage; after them, `cli.run` enables it again
         try:
             runpy.run_module(module, run_name="__main__", alter_sys=True)
         finally:

@@ -58,7 +58,7 @@ def test_imports_do_not_search_for_garbage(monkeypatch, started, name, enabled):
 
 
 @pytest.mark.slow
-def test_a_program_searches_for_garbage_after_its_imports(tmp_path):
+def test_a_program_searches_for_garbage_after_its_imports():
     program = (
         "import gc; gc.disable(); import zse_jax.runtime.cli as cli\n"
         "cli.run(lambda options: print(gc.isenabled(), gc.get_freeze_count() > 0), lambda *_: None)"

@@ -451,10 +451,11 @@ def main(options: flags.FlagValues) -> None:
             f"--explain: {type(searcher.retriever).__name__} compares whole images and has no "
             "local evidence."
         )
+    place = ", ".join(options.photos)
     if not searcher.gallery.photos:
         raise ValueError(
-            f"The index {searcher.gallery.uri} contains no photos, so there is nothing to search. "
-            "Name a folder of photos with --photos."
+            f"{place or f'The index {searcher.gallery.uri}'} contains no photos, so there is "
+            "nothing to search. Name a folder of photos with --photos."
         )
     search = functools.partial(
         searcher, k=options.k, rerank=options.rerank, expand=options.expand, where=where
@@ -471,8 +472,7 @@ def main(options: flags.FlagValues) -> None:
                 raise
             failed.append(str(error))
     if where and found and not found[0].photos:
-        place = ", ".join(options.photos) or f"the index {searcher.gallery.uri}"
-        raise ValueError(f"No photo of {place} is {where}.")
+        raise ValueError(f"No photo of {place or f'the index {searcher.gallery.uri}'} is {where}.")
     for results in found:
         if len(sketches) > 1:
             say(results.about["sketch"])

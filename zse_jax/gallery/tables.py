@@ -68,7 +68,7 @@ _KEEP_VERSIONS = datetime.timedelta(hours=1)  # readers may still use them
 
 _AT_ONCE = 1000  # ids in one SQL condition
 
-_SMALL = 100_000  # photos: files with fewer are compacted
+_SMALL = 100_000  # photos: a file with fewer is small
 
 _RETRIES = {
     "description": "write fragments",
@@ -163,23 +163,22 @@ class Tables:
     def refresh(self) -> None:
         """Switches to the newest commit."""
         with opening(self.uri):
-            for name in self._tables:
-                with self._newest(name):
-                    pass
+            self._tables = {name: _newest(table) for name, table in self._tables.items()}
 
     @property
     def _photos(self) -> Any:
         return self._tables[PHOTOS]
 
     @contextlib.contextmanager
-    def _newest(self, name: str) -> Iterator[Any]:
-        """The newest commit of a table, which becomes the current one at the end.
+    def _updating(self, name: str) -> Iterator[Any]:
+        """The newest commit of a table, for writing; the result becomes the current commit.
 
-        A write changes the object of the table, which other threads must not read meanwhile.
+        A write changes the object of the table, so other threads keep reading the former object.
         """
-        table = self._tables[name].checkout_version((None, None))
-        yield table
-        self._tables[name] = table
+        with opening(self.uri):
+            table = _newest(self._tables[name])
+            yield table
+            self._tables[name] = table
 
     @property
     def is_described(self) -> bool:
@@ -189,7 +188,7 @@ class Tables:
     def upgrade(self) -> None:
         """Adds the columns of `DESCRIPTION`, empty, to an index of an early version."""
         if not self.is_described:
-            with opening(self.uri), self._newest(PHOTOS) as table:
+            with self._updating(PHOTOS) as table:
                 table.add_columns(_description())
 
     def count(self, table: str = PHOTOS, *, where: str = "") -> int:
@@ -243,6 +242,7 @@ class Tables:
             "q": embedding,
             "k": count,
             "metric": "dot",
+            # A filtered search reads more partitions until it has enough photos.
             "minimum_nprobes" if where else "nprobes": PROBED,
             "refine_factor": -(-CANDIDATES // count),
         }
@@ -299,7 +299,7 @@ class Tables:
 
     def append(self, columns: Mapping[str, Any]) -> None:
         """Adds photos in one commit, given as entire columns; missing columns are null."""
-        with opening(self.uri), self._newest(PHOTOS) as table:
+        with self._updating(PHOTOS) as table:
             import pyarrow as pa
 
             schema, rows = table.schema, len(next(iter(columns.values())))
@@ -345,13 +345,13 @@ class Tables:
         """Deletes photos, or refused files."""
         for start in range(0, len(identities), _AT_ONCE):
             some = ", ".join(f"'{one}'" for one in identities[start : start + _AT_ONCE])
-            with opening(self.uri), self._newest(table) as changed:
+            with self._updating(table) as changed:
                 changed.delete(f"id IN ({some})")
 
     def tidy(self) -> None:
         """Compacts the fragments of many commits and updates the approximate index."""
         for name in self._tables:
-            with opening(self.uri), self._newest(name) as table:
+            with self._updating(name) as table:
                 table.optimize.compact_files()
                 table.optimize.optimize_indices()
                 table.cleanup_old_versions(_KEEP_VERSIONS)
@@ -383,13 +383,13 @@ class Tables:
     def index(self) -> None:
         """Builds the approximate index of the embeddings; replaces an existing one."""
         settings = index_settings(self.count(), self.width)
-        with opening(self.uri), self._newest(PHOTOS) as table:
+        with self._updating(PHOTOS) as table:
             table.create_index("embedding", "IVF_PQ", replace=True, **settings)
 
     def _put(self, name: str, rows: Sequence[Row], replaced: bool) -> None:
         if not rows:
             return
-        with opening(self.uri), self._newest(name) as table:
+        with self._updating(name) as table:
             import pyarrow as pa
 
             made = pa.Table.from_pylist([*rows], schema=table.schema)
@@ -498,6 +498,11 @@ def _opened(uri: str, name: str) -> Any:
         if "://" in uri and "was not found" in str(error):
             return None
         raise
+
+
+def _newest(table: Any) -> Any:
+    """Another object with the newest commit of a table."""
+    return table.checkout_version((None, None))
 
 
 def _created(uri: str, name: str, schema: "pa.Schema") -> Any:

@@ -47,7 +47,7 @@ def run(main: Main, define_flags: DefineFlags, arguments: Sequence[str] = ()) ->
       arguments: display names of the positional arguments, all of which are required; or
         `ANY_NUMBER` alone.
     """
-    gc.freeze()  # what the imports made stays: no search for garbage need look at it
+    gc.freeze()  # what the imports made is never garbage, so it need not be looked at
     gc.enable()
     options = flags.FLAGS
     flags.DEFINE_bool("debug", False, "Show the traceback of an error (or set ZSE_DEBUG=1).")

@@ -274,6 +274,8 @@ def test_an_index_without_photos_is_not_searched(zse, drawing, tmp_path):
     index.build(tmp_path / "empty", tmp_path / "index", zse)
     with pytest.raises(ValueError, match="contains no photos, so there is nothing to search"):
         run(f"--index={tmp_path}/index", f"--sketch={drawing}")
+    with pytest.raises(ValueError, match=f"^{tmp_path}/empty contains no photos"):
+        run(f"--photos={tmp_path}/empty", f"--index={tmp_path}/index", f"--sketch={drawing}")
 
 
 def test_a_missing_sketch_is_named_before_photos_are_indexed(album, tmp_path):
